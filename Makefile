@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all the set-up they need, inside .venv; the second run skips it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One more wheel index for torch, for instance your mirror of the CPU builds.
+TORCH_INDEX ?=
+# Two compute threads on two busy cores make a step 10 to 30 times slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test test-fast lint clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps torchrec==1.8.0
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[cpu,demo,test]"
+	$(BIN)/python -m nasrec_torchrec.environment
+	touch $@
+
+demo: setup
+	$(BIN)/python -m apps.demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,278 @@
+"""Architectures as values: what each choice block computes, how wide it is and what it reads.
+
+An :class:`Architecture` is one point of a search space (NASRec, arXiv 2207.07187, section 3). It is frozen, hashable,
+validated when it is made, and converts to and from two JSON formats: ours and the one in which the research code
+publishes its results (``{"micro": [...], "macro": [...]}``).
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+# Operator names in the order in which the research code numbers them, per published space.
+_PUBLISHED_OPERATORS: dict[str, tuple[str, ...]] = {
+    "xlarge": (
+        "fully_connected",
+        "dot_product",
+        "sigmoid_gating",
+        "sum",
+        "attention",
+        "embedded_fully_connected",
+    ),
+    "autoctr": ("fully_connected", "dot_product", "embedded_fully_connected"),
+}
+DENSE_OPERATORS: tuple[str, ...] = ("fully_connected", "dot_product", "sigmoid_gating", "sum")
+SPARSE_OPERATORS: tuple[str, ...] = ("embedded_fully_connected", "attention")
+
+_FORMAT = "nasrec-torchrec/architecture/1"
+
+
+@dataclass(frozen=True)
+class BlockArchitecture:
+    """One choice block.
+
+    Args:
+        dense_operators: names of the operators that emit the dense output; their outputs are added.
+        sparse_operators: names of the operators that emit the sparse output; their outputs are added.
+        dense_width: columns of the dense output ``(B, dense_width)``.
+        sparse_width: tokens of the sparse output ``(B, sparse_width, E)``.
+        dense_inputs: blocks whose dense output is read, concatenated in ascending order. 0 is the raw input, i is
+            the output of block i-1 (counted from 0).
+        sparse_inputs: the same for sparse outputs.
+        left_inputs: what the binary operators (``sigmoid_gating``, ``sum``) read on their left side.
+        right_inputs: what they read on their right side.
+        dense_to_sparse: append 8 tokens projected from the dense output to the sparse output.
+        sparse_to_dense: add a factorization machine over the tokens to the dense output.
+
+    Raises:
+        ValueError: for an unknown, missing or repeated operator, a width that is not positive, or inputs that are not
+            distinct non-negative integers.
+    """
+
+    dense_operators: tuple[str, ...]
+    sparse_operators: tuple[str, ...]
+    dense_width: int
+    sparse_width: int
+    dense_inputs: tuple[int, ...]
+    sparse_inputs: tuple[int, ...]
+    left_inputs: tuple[int, ...]
+    right_inputs: tuple[int, ...]
+    dense_to_sparse: bool
+    sparse_to_dense: bool
+
+    def __post_init__(self) -> None:
+        for side, allowed in (("dense", DENSE_OPERATORS), ("sparse", SPARSE_OPERATORS)):
+            names = tuple(sorted(_strings(getattr(self, f"{side}_operators"), f"{side}_operators")))
+            if not names or len(set(names)) != len(names):
+                raise ValueError(f"{side}_operators: expected one or more distinct names, found {names}")
+            unknown = [name for name in names if name not in allowed]
+            if unknown:
+                raise ValueError(f"{side}_operators: unknown operator {unknown}; allowed are {list(allowed)}")
+            object.__setattr__(self, f"{side}_operators", names)
+            width = getattr(self, f"{side}_width")
+            if not _is_int(width) or width <= 0:
+                raise ValueError(f"{side}_width: expected a positive integer, found {width!r}")
+        for name in ("dense_inputs", "sparse_inputs", "left_inputs", "right_inputs"):
+            values = getattr(self, name)
+            if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+                raise ValueError(f"{name}: expected a list of block indices, found {values!r}")
+            values = list(values)
+            if not values or not all(_is_int(v) and v >= 0 for v in values):
+                raise ValueError(f"{name}: expected one or more non-negative integers, found {values}")
+            # Order and repetition carry no meaning: inputs are concatenated in ascending order, each once.
+            object.__setattr__(self, name, tuple(sorted(set(values))))
+        for name in ("dense_to_sparse", "sparse_to_dense"):
+            value = getattr(self, name)
+            if value not in (0, 1, True, False) or not isinstance(value, bool | int):
+                raise ValueError(f"{name}: expected true or false, found {value!r}")
+            object.__setattr__(self, name, bool(value))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A whole network: its choice blocks in order. Equal by content, hashable.
+
+    Args:
+        blocks: one or more :class:`BlockArchitecture`; block i may read outputs 0..i.
+
+    Raises:
+        ValueError: when there is no block, or a block reads an output that does not exist yet.
+
+    Example::
+
+        >>> from nasrec_torchrec import PUBLISHED
+        >>> PUBLISHED["criteo-small"].blocks[0].dense_operators
+        ('fully_connected',)
+    """
+
+    blocks: tuple[BlockArchitecture, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        if not self.blocks:
+            raise ValueError("blocks: an architecture needs at least one choice block, found none")
+        for index, block in enumerate(self.blocks):
+            for name in ("dense_inputs", "sparse_inputs", "left_inputs", "right_inputs"):
+                for source in getattr(block, name):
+                    if source > index:
+                        raise ValueError(
+                            f"block {index}: {name}: input {source} does not exist yet; block {index} may read 0..{index}"
+                        )
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """This architecture in our JSON format."""
+        return json.dumps({"format": _FORMAT, "blocks": [asdict(block) for block in self.blocks]}, indent=indent)
+
+    def to_published_json(self, indent: int | None = None) -> str:
+        """This architecture in the research code's format."""
+        used = {name for block in self.blocks for name in (*block.dense_operators, *block.sparse_operators)}
+        config = next(c for c in ("autoctr", "xlarge") if used <= set(_PUBLISHED_OPERATORS[c]))
+        numbers = {name: number for number, name in enumerate(_PUBLISHED_OPERATORS[config])}
+        micro = [
+            {
+                "active_nodes": sorted(numbers[name] for name in (*b.dense_operators, *b.sparse_operators)),
+                "dense_in_dims": b.dense_width,
+                "sparse_in_dims": b.sparse_width,
+                "dense_sparse_interact": int(b.dense_to_sparse),
+                "deep_fm": int(b.sparse_to_dense),
+            }
+            for b in self.blocks
+        ]
+        macro = [
+            {
+                "dense_idx": list(b.dense_inputs),
+                "sparse_idx": list(b.sparse_inputs),
+                "dense_left_idx": list(b.left_inputs),
+                "dense_right_idx": list(b.right_inputs),
+            }
+            for b in self.blocks
+        ]
+        return json.dumps(
+            {"micro": micro, "macro": macro, "num_blocks": len(self.blocks), "config": config}, indent=indent
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Architecture":
+        """Reads our format and the published one.
+
+        Args:
+            text: the JSON document.
+
+        Raises:
+            ValueError: says what was found, what is allowed and in which block.
+        """
+        try:
+            document = json.loads(text)
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"not a JSON document: {error}") from None
+        if not isinstance(document, dict):
+            raise ValueError(f"expected a JSON object, found {type(document).__name__}")
+        if "blocks" in document:
+            return cls(tuple(_read_blocks(document)))
+        if "micro" in document or "macro" in document:
+            return cls(tuple(_read_published(document)))
+        raise ValueError(
+            "expected the key 'blocks' (our format) or 'micro' and 'macro' (the published format), "
+            f"found the keys {sorted(document)}"
+        )
+
+    def to_dot(self) -> str:
+        """This architecture as a Graphviz document: blocks, operators, widths and connections."""
+        from nasrec_torchrec.drawing import to_dot
+
+        return to_dot(self)
+
+    def to_svg(self) -> str:
+        """This architecture as a standalone SVG picture (drawn without Graphviz)."""
+        from nasrec_torchrec.drawing import to_svg
+
+        return to_svg(self)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _strings(value: object, where: str) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{where}: expected a list of names, found {value!r}")
+    names = tuple(value)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{where}: expected a list of names, found {names}")
+    return names
+
+
+def _entries(document: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    if key not in document:
+        raise ValueError(f"missing key '{key}'; found the keys {sorted(document)}")
+    entries = document[key]
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{key}: expected a list of objects")
+    return entries
+
+
+def _value(entry: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in entry:
+        raise ValueError(f"{where}: missing key '{key}'; found the keys {sorted(entry)}")
+    return entry[key]
+
+
+def _block(index: int, **values: Any) -> BlockArchitecture:
+    try:
+        return BlockArchitecture(**values)
+    except ValueError as error:
+        raise ValueError(f"block {index}: {error}") from None
+
+
+def _read_blocks(document: Mapping[str, Any]) -> Iterable[BlockArchitecture]:
+    if document.get("format", _FORMAT) != _FORMAT:
+        raise ValueError(f"format: expected '{_FORMAT}', found {document['format']!r}")
+    names = {field.name for field in fields(BlockArchitecture)}
+    for index, entry in enumerate(_entries(document, "blocks")):
+        unknown = sorted(set(entry) - names)
+        if unknown:
+            raise ValueError(f"block {index}: unknown keys {unknown}; allowed are {sorted(names)}")
+        yield _block(index, **{name: _value(entry, name, f"block {index}") for name in names})
+
+
+def _read_published(document: Mapping[str, Any]) -> Iterable[BlockArchitecture]:
+    micro, macro = _entries(document, "micro"), _entries(document, "macro")
+    count = document.get("num_blocks", len(micro))
+    if len(micro) != len(macro) or count != len(micro):
+        raise ValueError(
+            f"micro, macro and num_blocks must agree: found {len(micro)} micro blocks, {len(macro)} macro blocks, "
+            f"num_blocks {count}"
+        )
+    nodes: list[list[int]] = []
+    for index, entry in enumerate(micro):
+        active = _value(entry, "active_nodes", f"block {index}")
+        if not isinstance(active, list) or not all(_is_int(node) for node in active):
+            raise ValueError(f"block {index}: active_nodes: expected a list of operator indices, found {active!r}")
+        nodes.append(active)
+    # Without "config" the space still shows: every block has a sparse operator, 4 or 5 in NASRec-Full, 2 in Small.
+    inferred = "xlarge" if any(node > 2 for active in nodes for node in active) else "autoctr"
+    config = document.get("config", inferred)
+    if config not in _PUBLISHED_OPERATORS:
+        raise ValueError(f"config: expected one of {sorted(_PUBLISHED_OPERATORS)}, found {config!r}")
+    operators = _PUBLISHED_OPERATORS[config]
+    for index, (small, large) in enumerate(zip(micro, macro, strict=True)):
+        where = f"block {index}"
+        unknown = [node for node in nodes[index] if not 0 <= node < len(operators)]
+        if unknown:
+            allowed = ", ".join(f"{number} {name}" for number, name in enumerate(operators))
+            raise ValueError(f"{where}: active_nodes: unknown operator {unknown}; '{config}' has {allowed}")
+        names = [operators[node] for node in nodes[index]]
+        yield _block(
+            index,
+            dense_operators=[name for name in names if name in DENSE_OPERATORS],
+            sparse_operators=[name for name in names if name in SPARSE_OPERATORS],
+            dense_width=_value(small, "dense_in_dims", where),
+            sparse_width=_value(small, "sparse_in_dims", where),
+            dense_inputs=_value(large, "dense_idx", where),
+            sparse_inputs=_value(large, "sparse_idx", where),
+            left_inputs=_value(large, "dense_left_idx", where),
+            right_inputs=_value(large, "dense_right_idx", where),
+            dense_to_sparse=_value(small, "dense_sparse_interact", where),
+            sparse_to_dense=_value(small, "deep_fm", where),
+        )

@@ -1,0 +1,1 @@
+"""Whole models: NASRecNet, SuperNet and the published architectures."""

@@ -1,0 +1,205 @@
+"""SuperNet: the shared weights of all architectures of a search space."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.models.nasrecnet import NASRecNet, check_dense_in_features, predict
+from nasrec_torchrec.modules.interaction_arch import InteractionArch
+from nasrec_torchrec.modules.sparse_arch import SparseArch
+from nasrec_torchrec.search_space import SearchSpace
+
+
+class SharedInteractionArch(nn.Module):
+    """Storage for every subnet's parameters; the subnet that runs is an :class:`InteractionArch` of views on it.
+
+    A subnet's parameters are prefix slices of the stored ones, equal in name. They are parameters of their own, with
+    gradients of the subnet's size; an in-place update of them lands in the storage. A step therefore costs what the
+    subnet costs, and a subnet computes what the extracted model computes.
+
+    Args:
+        search_space: the architectures to hold.
+        dense_in_features: columns of the dense features.
+        num_tokens: sparse features.
+        embedding_dim: width of a pooled embedding.
+        use_layernorm: normalise after each linear, over the width in use.
+        device: where the storage lives; ``meta`` is allowed.
+    """
+
+    def __init__(
+        self,
+        search_space: SearchSpace,
+        dense_in_features: int,
+        num_tokens: int,
+        embedding_dim: int,
+        use_layernorm: bool = True,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.search_space = search_space
+        self.use_layernorm = use_layernorm
+        self.storage = InteractionArch(
+            search_space.union(), dense_in_features, num_tokens, embedding_dim, use_layernorm, shared=True, device=device
+        )
+        self.architecture = search_space.sample(torch.Generator().manual_seed(0), "full")
+        # In a list, so that it is not registered: its parameters are views on the storage.
+        self._bound: list[tuple[InteractionArch, list[tuple[nn.Parameter, nn.Parameter]]]] = []
+
+    def set_architecture(self, architecture: Architecture) -> None:
+        """Chooses the subnet that the next forward pass runs.
+
+        Raises:
+            ValueError: when the architecture is not of this search space.
+        """
+        self.search_space.check(architecture)
+        self.architecture = architecture
+        self._bound.clear()
+
+    def subnet(self, architecture: Architecture) -> InteractionArch:
+        """The interaction part that an architecture selects, its parameters being views on the storage."""
+        self.search_space.check(architecture)
+        return self._bind(architecture)[0]
+
+    def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
+        """``(B, F_dense)`` and ``(B, F_sparse, E)`` to logits ``(B, 1)`` of the current subnet."""
+        return self._current()[0](dense_features, embedded_features)
+
+    def active_parameters(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """Pairs of a stored parameter and the current subnet's view on it."""
+        yield from self._current()[1]
+
+    def _current(self) -> tuple[InteractionArch, list[tuple[nn.Parameter, nn.Parameter]]]:
+        # The storage moves when the model is materialised or sent to another device.
+        if self._bound and any(s.data_ptr() != v.data_ptr() or not _alive(s, v) for s, v in self._bound[0][1]):
+            self._bound.clear()
+        if not self._bound:
+            self._bound.append(self._bind(self.architecture))
+        return self._bound[0]
+
+    def _bind(self, architecture: Architecture) -> tuple[InteractionArch, list[tuple[nn.Parameter, nn.Parameter]]]:
+        storage = self.storage
+        subnet = InteractionArch(
+            architecture,
+            storage.dense_in_features,
+            storage.num_tokens,
+            storage.embedding_dim,
+            self.use_layernorm,
+            device=torch.device("meta"),
+        )
+        stored = dict(storage.named_modules())
+        pairs = []
+        for path, module in subnet.named_modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                base = stored[path]._parameters[name]
+                assert base is not None
+                assert all(size <= limit for size, limit in zip(parameter.shape, base.shape, strict=True)), path
+                prefix = tuple(slice(0, size) for size in parameter.shape)
+                view = nn.Parameter(base.detach()[prefix], requires_grad=base.requires_grad)
+                module._parameters[name] = view
+                pairs.append((base, view))
+        return subnet.train(self.training), pairs
+
+
+def _alive(base: nn.Parameter, view: nn.Parameter) -> bool:
+    return base.device == view.device and base.dtype == view.dtype and base.requires_grad == view.requires_grad
+
+
+class SuperNet(nn.Module):
+    """One model that holds the weights of every architecture of a search space (NASRec, section 4).
+
+    Args:
+        embedding_bag_collection: tables shared by all architectures, all of one embedding dimension E.
+        dense_in_features: columns F_dense of the dense features; 0 when there are none.
+        search_space: the architectures to hold.
+        use_layernorm: normalise after each linear, over the width in use.
+        dense_device: where the interaction part lives; ``meta`` is allowed.
+
+    Raises:
+        ValueError: for embedding dimensions that differ, or that an operator cannot use.
+
+    Example::
+
+        >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
+        >>> table = EmbeddingBagConfig(name="t", embedding_dim=16, num_embeddings=50, feature_names=["f"])
+        >>> supernet = SuperNet(EmbeddingBagCollection(tables=[table]), 3, SearchSpace(num_blocks=2))
+        >>> supernet.set_architecture(supernet.search_space.sample())
+        >>> ids = KeyedJaggedTensor.from_lengths_sync(["f"], torch.tensor([1, 2, 3]), torch.tensor([1, 2]))
+        >>> supernet(torch.rand(2, 3), ids).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        embedding_bag_collection: EmbeddingBagCollection,
+        dense_in_features: int,
+        search_space: SearchSpace,
+        use_layernorm: bool = True,
+        dense_device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        check_dense_in_features(dense_in_features)
+        self.sparse_arch = SparseArch(embedding_bag_collection)
+        self.interaction_arch = SharedInteractionArch(
+            search_space,
+            dense_in_features,
+            len(self.sparse_arch.feature_names),
+            self.sparse_arch.embedding_dim,
+            use_layernorm,
+            device=dense_device,
+        )
+
+    @property
+    def search_space(self) -> SearchSpace:
+        return self.interaction_arch.search_space
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture that the next forward pass runs."""
+        return self.interaction_arch.architecture
+
+    def set_architecture(self, architecture: Architecture) -> None:
+        """Chooses the subnet that the next forward pass runs.
+
+        Raises:
+            ValueError: when the architecture is not of this search space.
+        """
+        self.interaction_arch.set_architecture(architecture)
+
+    def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+        """
+        Args:
+            dense_features: ``(B, F_dense)``; ``(B, 0)`` without dense features.
+            sparse_features: ids of every sparse feature, ``stride`` B.
+
+        Returns:
+            Tensor: logits ``(B, 1)`` of the current architecture.
+        """
+        return predict(self, dense_features, sparse_features)
+
+    @torch.no_grad()
+    def extract(self, architecture: Architecture) -> NASRecNet:
+        """A standalone model with copies of the weights that the architecture selects, and of the tables.
+
+        Args:
+            architecture: one of the search space.
+
+        Returns:
+            NASRecNet: computes the same logits. Of an unsharded supernet only.
+        """
+        subnet = self.interaction_arch.subnet(architecture)
+        model = NASRecNet(
+            copy.deepcopy(self.sparse_arch.embedding_bag_collection),
+            subnet.dense_in_features,
+            architecture,
+            self.interaction_arch.use_layernorm,
+            dense_device=next(self.interaction_arch.parameters()).device,
+        )
+        model.interaction_arch.to(next(subnet.parameters()).dtype).load_state_dict(subnet.state_dict())
+        return model

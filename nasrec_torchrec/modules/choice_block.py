@@ -1,0 +1,103 @@
+"""A choice block: the operators and mergers that one block of an architecture selects."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nasrec_torchrec.architecture import BlockArchitecture
+from nasrec_torchrec.modules.dense_to_sparse import DenseToSparse
+from nasrec_torchrec.modules.factorization_machine import FactorizationMachine
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape
+from nasrec_torchrec.modules.registry import OPERATORS
+
+
+class BlockOutputs(NamedTuple):
+    """What a block emits; None where nobody reads it.
+
+    Args:
+        dense: ``(B, dense_width)``.
+        tokens: ``(B, sparse_width, E)``.
+        merged: ``(B, 8, E)``, the tokens of the dense-to-sparse merger.
+    """
+
+    dense: Tensor | None
+    tokens: Tensor | None
+    merged: Tensor | None
+
+
+class ChoiceBlock(nn.Module):
+    """One block of NASRec (arXiv 2207.07187, figure 2).
+
+    The outputs of the dense operators are added, those of the sparse operators too. The dense-to-sparse merger reads
+    the dense output before the factorization machine is added to it.
+
+    Args:
+        architecture: operators, widths and mergers.
+        shape: what the block reads.
+        use_layernorm: normalise after each linear.
+        dense_is_read: whether a later block or the final layer reads the dense output. Parts that nobody reads keep
+            their parameters, as published, but are not computed.
+        sparse_is_read: the same for the sparse output.
+        shared: allocate a supernet's storage, see :class:`~nasrec_torchrec.modules.operator.Operator`.
+        device: where the parameters live; ``meta`` is allowed.
+    """
+
+    def __init__(
+        self,
+        architecture: BlockArchitecture,
+        shape: BlockShape,
+        use_layernorm: bool = False,
+        dense_is_read: bool = True,
+        sparse_is_read: bool = True,
+        shared: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        dense_width, sparse_width = architecture.dense_width, architecture.sparse_width
+        self.dense_operators = nn.ModuleDict(
+            {
+                name: OPERATORS[name](shape, dense_width, use_layernorm, shared, device)
+                for name in architecture.dense_operators
+            }
+        )
+        self.sparse_operators = nn.ModuleDict(
+            {
+                name: OPERATORS[name](shape, sparse_width, use_layernorm, shared, device)
+                for name in architecture.sparse_operators
+            }
+        )
+        self.dense_to_sparse: DenseToSparse | None = None
+        if architecture.dense_to_sparse:
+            self.dense_to_sparse = DenseToSparse(dense_width, shape.embedding_dim, use_layernorm, shared, device)
+        self.sparse_to_dense: FactorizationMachine | None = None
+        if architecture.sparse_to_dense:
+            self.sparse_to_dense = FactorizationMachine(
+                shape.embedding_dim, dense_width, use_layernorm, shared, device
+            )
+        self.dense_is_read = dense_is_read
+        self.sparse_is_read = sparse_is_read
+        self.computes_dense = dense_is_read or (sparse_is_read and architecture.dense_to_sparse)
+        self.computes_tokens = sparse_is_read or (dense_is_read and architecture.sparse_to_dense)
+
+    def forward(self, inputs: BlockInputs) -> BlockOutputs:
+        """
+        Args:
+            inputs: what the block reads.
+
+        Returns:
+            BlockOutputs: what later blocks read.
+        """
+        dense = self._total(self.dense_operators, inputs) if self.computes_dense else None
+        tokens = self._total(self.sparse_operators, inputs) if self.computes_tokens else None
+        merged = None
+        if self.dense_to_sparse is not None and self.sparse_is_read:
+            merged = self.dense_to_sparse(dense)
+        if self.sparse_to_dense is not None and self.dense_is_read:
+            dense = dense + self.sparse_to_dense(tokens)
+        return BlockOutputs(dense, tokens, merged)
+
+    @staticmethod
+    def _total(operators: nn.ModuleDict, inputs: BlockInputs) -> Tensor:
+        first, *rest = (operator(inputs) for operator in operators.values())
+        return sum(rest, start=first)

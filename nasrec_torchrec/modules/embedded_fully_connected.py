@@ -1,0 +1,27 @@
+"""Embedded fully connected layer (EFC): a fully connected layer across tokens."""
+
+import torch
+from torch import Tensor
+
+from nasrec_torchrec.modules.linear import MultiSourceLinear
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, across_tokens, norm
+
+
+class EmbeddedFullyConnected(Operator):
+    """Linear across the N tokens, (LayerNorm over tokens), ReLU; see :class:`Operator` for the arguments."""
+
+    def __init__(
+        self,
+        shape: BlockShape,
+        width: int,
+        use_layernorm: bool = False,
+        shared: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(shape, width, use_layernorm, shared, device)
+        self.linear = MultiSourceLinear(shape.tokens, width, bias=not use_layernorm, device=device)
+        self.norm = norm(width, use_layernorm, device)
+
+    def forward(self, inputs: BlockInputs) -> Tensor:
+        tokens_BEN = self.linear([across_tokens(tokens_BNE) for tokens_BNE in inputs.tokens])
+        return torch.relu(self.norm(tokens_BEN)).transpose(1, 2)

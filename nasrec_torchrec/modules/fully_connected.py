@@ -1,0 +1,26 @@
+"""Fully connected layer (FC)."""
+
+import torch
+from torch import Tensor
+
+from nasrec_torchrec.modules.linear import MultiSourceLinear
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, norm
+
+
+class FullyConnected(Operator):
+    """Linear, (LayerNorm), ReLU over the concatenated dense inputs; see :class:`Operator` for the arguments."""
+
+    def __init__(
+        self,
+        shape: BlockShape,
+        width: int,
+        use_layernorm: bool = False,
+        shared: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(shape, width, use_layernorm, shared, device)
+        self.linear = MultiSourceLinear(shape.dense, width, bias=not use_layernorm, device=device)
+        self.norm = norm(width, use_layernorm, device)
+
+    def forward(self, inputs: BlockInputs) -> Tensor:
+        return torch.relu(self.norm(self.linear(inputs.dense)))

@@ -1,0 +1,145 @@
+"""The interaction part of a NASRecNet: everything between the embeddings and the logit."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.modules.choice_block import ChoiceBlock
+from nasrec_torchrec.modules.dense_to_sparse import NUM_MERGED_TOKENS
+from nasrec_torchrec.modules.linear import MultiSourceLinear
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape
+
+
+class InteractionArch(nn.Module):
+    """Choice blocks and the final linear.
+
+    It holds no embedding table, so that TorchRec's pipelines, which trace a model only down to its sharded modules,
+    treat it as a leaf.
+
+    Args:
+        architecture: what the blocks compute.
+        dense_in_features: columns F_dense of the dense features; 0 when there are none.
+        num_tokens: sparse features F_sparse.
+        embedding_dim: width E of a pooled embedding.
+        use_layernorm: normalise after each linear. Off in the published networks, on in supernets.
+        shared: allocate a supernet's storage, see :class:`~nasrec_torchrec.modules.operator.Operator`.
+        device: where the parameters live; ``meta`` is allowed.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        dense_in_features: int,
+        num_tokens: int,
+        embedding_dim: int,
+        use_layernorm: bool = False,
+        shared: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.dense_in_features = dense_in_features
+        self.num_tokens = num_tokens
+        self.embedding_dim = embedding_dim
+        dense_widths = [dense_in_features]
+        # Tokens of every output, by source name: its own, then those of its dense-to-sparse merger.
+        token_widths = [{"0": num_tokens}]
+        read = _read_outputs(architecture)
+        self.blocks = nn.ModuleList()
+        for index, block in enumerate(architecture.blocks):
+            shape = BlockShape(
+                dense={str(i): dense_widths[i] for i in block.dense_inputs},
+                left={str(i): dense_widths[i] for i in block.left_inputs},
+                right={str(i): dense_widths[i] for i in block.right_inputs},
+                tokens={name: width for i in block.sparse_inputs for name, width in token_widths[i].items()},
+                embedding_dim=embedding_dim,
+            )
+            try:
+                module = ChoiceBlock(block, shape, use_layernorm, *read[index + 1], shared=shared, device=device)
+            except ValueError as error:
+                raise ValueError(f"block {index}: {error}") from None
+            self.blocks.append(module)
+            name = str(index + 1)
+            dense_widths.append(block.dense_width)
+            token_widths.append(
+                {name: block.sparse_width} | ({f"{name}_merged": NUM_MERGED_TOKENS} if block.dense_to_sparse else {})
+            )
+        last = architecture.blocks[-1]
+        features = {"dense": last.dense_width, "tokens": last.sparse_width * embedding_dim}
+        if last.dense_to_sparse:
+            features["merged"] = NUM_MERGED_TOKENS * embedding_dim
+        self.over_arch = MultiSourceLinear(features, 1, device=device)
+
+    def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
+        """
+        Args:
+            dense_features: ``(B, F_dense)``.
+            embedded_features: pooled embeddings ``(B, F_sparse, E)``.
+
+        Returns:
+            Tensor: logits ``(B, 1)``.
+        """
+        return self.over_arch(self.features(dense_features, embedded_features))
+
+    def features(self, dense_features: Tensor, embedded_features: Tensor) -> list[Tensor]:
+        """What the final linear reads: the last block's dense output and its flattened tokens, each ``(B, ...)``."""
+        if isinstance(dense_features, Tensor):  # not while torch.fx traces through
+            self._check(dense_features, embedded_features)
+        dense: list[Tensor | None] = [dense_features]
+        # Tables may be of another precision than the maths on top of them.
+        tokens_BNE = embedded_features.to(dense_features.dtype)
+        tokens = [[tokens_BNE.transpose(1, 2).contiguous().transpose(1, 2)]]
+        for block, choice in zip(self.blocks, self.architecture.blocks, strict=True):
+            outputs = block(
+                BlockInputs(
+                    dense=[dense[i] for i in choice.dense_inputs],
+                    left=[dense[i] for i in choice.left_inputs],
+                    right=[dense[i] for i in choice.right_inputs],
+                    tokens=[group for i in choice.sparse_inputs for group in tokens[i]],
+                )
+            )
+            dense.append(outputs.dense)
+            tokens.append([outputs.tokens] if outputs.merged is None else [outputs.tokens, outputs.merged])
+        return [dense[-1], *(group.flatten(1) for group in tokens[-1])]
+
+    def active_parameters(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """Pairs of a stored parameter and the part of it that is trained: here each parameter with itself."""
+        for parameter in self.parameters():
+            yield parameter, parameter
+
+    def _check(self, dense_features: Tensor, embedded_features: Tensor) -> None:
+        if dense_features.dim() != 2 or dense_features.shape[1] != self.dense_in_features:
+            raise ValueError(
+                f"dense_features: expected shape (B, {self.dense_in_features}), found {tuple(dense_features.shape)}"
+            )
+        if embedded_features.dim() != 3 or embedded_features.shape[1:] != (self.num_tokens, self.embedding_dim):
+            raise ValueError(
+                f"embedded_features: expected shape (B, {self.num_tokens}, {self.embedding_dim}), "
+                f"found {tuple(embedded_features.shape)}"
+            )
+
+
+def _read_outputs(architecture: Architecture) -> list[tuple[bool, bool]]:
+    """For the raw input (0) and each block's output: is its dense, is its sparse side read by anything that counts?"""
+    count = len(architecture.blocks)
+    dense, sparse = [False] * (count + 1), [False] * (count + 1)
+    dense[count] = sparse[count] = True  # the final linear reads the last block
+    for index in reversed(range(count)):
+        block = architecture.blocks[index]
+        computes_dense = dense[index + 1] or (sparse[index + 1] and block.dense_to_sparse)
+        computes_tokens = sparse[index + 1] or (dense[index + 1] and block.sparse_to_dense)
+        names = block.dense_operators if computes_dense else ()
+        if {"fully_connected", "dot_product"} & set(names):
+            for source in block.dense_inputs:
+                dense[source] = True
+        if {"sigmoid_gating", "sum"} & set(names):
+            for source in (*block.left_inputs, *block.right_inputs):
+                dense[source] = True
+        if computes_tokens or "dot_product" in names:
+            for source in block.sparse_inputs:
+                sparse[source] = True
+    return list(zip(dense, sparse, strict=True))
+
+

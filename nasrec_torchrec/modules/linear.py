@@ -1,0 +1,77 @@
+"""Linear layers with the research code's initialisation: Xavier uniform weights, zero bias."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class XavierLinear(nn.Linear):
+    """``nn.Linear`` that starts as the research code's linears do."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class MultiSourceLinear(nn.Module):
+    """A linear layer over the concatenation of several inputs, with one weight per input.
+
+    Equal to ``Linear(torch.cat(inputs, -1))``. The weight is kept in pieces so that a subnet's weight, whatever inputs
+    it reads and however wide they are, is a plain prefix slice of each piece in the supernet. It also saves the
+    concatenation: the pieces accumulate into one output.
+
+    Args:
+        in_features: width of each input, by the name of its source, in the order in which they are passed.
+        out_features: columns of the output.
+        bias: whether a bias is added.
+        device: where the parameters live; ``meta`` is allowed.
+    """
+
+    def __init__(
+        self,
+        in_features: Mapping[str, int],
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = dict(in_features)
+        self.out_features = out_features
+        for source, width in self.in_features.items():
+            weight = nn.Parameter(torch.empty(out_features, width, device=device))
+            self.register_parameter(f"weight_{source}", weight)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, device=device)) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # The bound is that of the whole weight, not of each piece.
+        bound = math.sqrt(6.0 / (sum(self.in_features.values()) + self.out_features))
+        with torch.no_grad():
+            for source in self.in_features:
+                self.weight(source).uniform_(-bound, bound)
+            if self.bias is not None:
+                self.bias.zero_()
+
+    def weight(self, source: str) -> Tensor:
+        """The weight ``(out_features, in_features[source])`` that reads one source."""
+        return getattr(self, f"weight_{source}")
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """
+        Args:
+            inputs: one tensor ``(..., in_features[source])`` per source, in order.
+
+        Returns:
+            Tensor: ``(..., out_features)``.
+        """
+        first, *rest = inputs
+        name, *names = self.in_features
+        rows = first.flatten(0, -2)
+        weight = self.weight(name).t()
+        out = rows @ weight if self.bias is None else torch.addmm(self.bias, rows, weight)
+        for name, source in zip(names, rest, strict=True):
+            out = torch.addmm(out, source.flatten(0, -2), self.weight(name).t())
+        return out.reshape(*first.shape[:-1], self.out_features)

@@ -1,0 +1,93 @@
+"""What every operator of a choice block has in common: what it may read and what it must emit."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Widths of everything a choice block reads, by source name, in the order in which it is read.
+
+    Args:
+        dense: columns of each dense input.
+        left: columns of each left operand of the binary operators.
+        right: columns of each right operand.
+        tokens: tokens of each sparse input. The 8 tokens that a dense-to-sparse merger appends are a source of their
+            own, so that they meet the same weights in every subnet.
+        embedding_dim: width E of a token.
+    """
+
+    dense: dict[str, int]
+    left: dict[str, int]
+    right: dict[str, int]
+    tokens: dict[str, int]
+    embedding_dim: int
+
+
+class BlockInputs(NamedTuple):
+    """The tensors behind a :class:`BlockShape`: dense ones ``(B, width)``, sparse ones ``(B, tokens, E)``."""
+
+    dense: list[Tensor]
+    left: list[Tensor]
+    right: list[Tensor]
+    tokens: list[Tensor]
+
+
+class Operator(nn.Module, ABC):
+    """Base class of the operators. A subclass knows all its shapes when it is constructed.
+
+    Args:
+        shape: what the block reads.
+        width: columns (dense operators) or tokens (sparse operators) of the output.
+        use_layernorm: normalise after each linear; such a linear has no bias.
+        shared: allocate what any subnet of a supernet may need, not just this architecture: no projection is left
+            out because a width happens to fit, and binary operators read one input a side.
+        device: where the parameters live; ``meta`` is allowed.
+    """
+
+    def __init__(
+        self, shape: BlockShape, width: int, use_layernorm: bool, shared: bool, device: torch.device | None
+    ) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, inputs: BlockInputs) -> Tensor:
+        """
+        Args:
+            inputs: what the block reads.
+
+        Returns:
+            Tensor: ``(B, width)`` from a dense operator, ``(B, width, E)`` from a sparse one.
+        """
+
+
+def across_tokens(tokens_BNE: Tensor) -> Tensor:
+    """``(B, N, E)`` as ``(B, E, N)``, so that a linear acts across the tokens.
+
+    Operators hand tokens on in the memory order of the result: between them this is free, and a linear across the
+    tokens is one matrix product.
+    """
+    return tokens_BNE.transpose(1, 2)
+
+
+def norm(width: int, use_layernorm: bool, device: torch.device | None) -> nn.Module:
+    """LayerNorm over the width, or nothing."""
+    return nn.LayerNorm(width, device=device) if use_layernorm else nn.Identity()
+
+
+def padded_width(left: dict[str, int], right: dict[str, int], shared: bool) -> int:
+    """Width at which the binary operators combine their operands; the narrower one is padded with zeros."""
+    if shared:
+        return max(*left.values(), *right.values())
+    return max(sum(left.values()), sum(right.values()))
+
+
+def pad(inputs: list[Tensor], width: int) -> Tensor:
+    """Concatenates the inputs and appends zero columns up to the width."""
+    operand = torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]
+    missing = width - operand.shape[-1]
+    return nn.functional.pad(operand, (0, missing)) if missing else operand

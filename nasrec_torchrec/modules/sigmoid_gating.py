@@ -1,0 +1,35 @@
+"""Sigmoid gating (SG): the left dense operand decides how much of the right one passes."""
+
+import torch
+from torch import Tensor, nn
+
+from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, norm, pad, padded_width
+
+
+class SigmoidGating(Operator):
+    """``sigmoid(linear(left)) * right``, the narrower operand padded with zeros, projected to ``width``.
+
+    The linear maps the left operand to the padded width. The research code's is square there; the columns that
+    only ever meet padding are left out, which changes no output. See :class:`Operator` for the arguments.
+    """
+
+    def __init__(
+        self,
+        shape: BlockShape,
+        width: int,
+        use_layernorm: bool = False,
+        shared: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(shape, width, use_layernorm, shared, device)
+        self.padded_width = padded_width(shape.left, shape.right, shared)
+        self.gate = MultiSourceLinear(shape.left, self.padded_width, bias=True, device=device)
+        self.project: nn.Module = nn.Identity()
+        if shared or self.padded_width != width:
+            self.project = XavierLinear(self.padded_width, width, device=device)
+        self.norm = norm(width, use_layernorm, device)
+
+    def forward(self, inputs: BlockInputs) -> Tensor:
+        gate = torch.sigmoid(self.gate(inputs.left))
+        return self.norm(self.project(gate * pad(inputs.right, self.padded_width)))

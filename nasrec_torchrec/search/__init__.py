@@ -1,0 +1,1 @@
+"""Search over a trained supernet: cost, evaluation of candidates, evolution, report."""

@@ -1,0 +1,216 @@
+"""Search spaces: which architectures exist, how one is drawn, mutated and counted (NASRec, sections 3 and 4.1)."""
+
+import math
+import random
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+
+from nasrec_torchrec.architecture import DENSE_OPERATORS, SPARSE_OPERATORS, Architecture, BlockArchitecture
+
+Strategy = Literal[
+    "single_operator_any_connection",
+    "single_operator_single_connection",
+    "any_operator_any_connection",
+    "full",
+]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The set of architectures that a supernet holds.
+
+    Args:
+        num_blocks: choice blocks of every architecture.
+        dense_operators: dense operators a block may use.
+        sparse_operators: sparse operators a block may use.
+        dense_widths: columns that a dense output may have.
+        sparse_widths: tokens that a sparse output may have.
+        max_inputs: earlier outputs that a block reads at most, on the dense and on the sparse side. The binary
+            operators read exactly one on their left and one on their right.
+
+    Raises:
+        ValueError: for a count that is not positive, an empty choice or an unknown operator.
+
+    Example::
+
+        >>> NASREC_SMALL.cardinality > 10**20
+        True
+        >>> architecture = NASREC_SMALL.sample(torch.Generator().manual_seed(0))
+        >>> NASREC_SMALL.mutate(architecture, torch.Generator()) != architecture
+        True
+    """
+
+    num_blocks: int = 7
+    dense_operators: tuple[str, ...] = DENSE_OPERATORS
+    sparse_operators: tuple[str, ...] = SPARSE_OPERATORS
+    dense_widths: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 768, 1024)
+    sparse_widths: tuple[int, ...] = (16, 32, 48, 64)
+    max_inputs: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "max_inputs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive integer, found {getattr(self, name)}")
+        for name in ("dense_operators", "sparse_operators", "dense_widths", "sparse_widths"):
+            values = tuple(getattr(self, name))
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name}: expected one or more distinct values, found {values}")
+            object.__setattr__(self, name, values)
+        self.union()  # BlockArchitecture checks operators and widths.
+
+    @property
+    def cardinality(self) -> int:
+        """Number of architectures with one dense and one sparse operator per block (what a search ranges over)."""
+        per_block = (
+            len(self.dense_operators)
+            * len(self.sparse_operators)
+            * len(self.dense_widths)
+            * len(self.sparse_widths)
+            * 2  # dense-to-sparse merger
+            * 2  # sparse-to-dense merger
+        )
+        total = 1
+        for block in range(self.num_blocks):
+            available = block + 1
+            subsets = sum(math.comb(available, size) for size in range(1, min(available, self.max_inputs) + 1))
+            total *= per_block * subsets**2 * available**2
+        return total
+
+    def sample(
+        self, generator: torch.Generator | None = None, strategy: Strategy = "single_operator_any_connection"
+    ) -> Architecture:
+        """Draws an architecture.
+
+        Args:
+            generator: source of randomness; ranks that share its seed draw the same architecture.
+            strategy: ``single_operator_any_connection`` (the paper's: one dense and one sparse operator, and
+                1 + Binomial(min(i, max_inputs - 1), 1/2) inputs for block i), ``single_operator_single_connection``
+                (one input), ``any_operator_any_connection`` (also 1 + Binomial operators) or ``full``
+                (everything at its largest; only the operands of the binary operators are drawn).
+        """
+        if strategy not in get_args(Strategy):
+            raise ValueError(f"strategy: expected one of {list(get_args(Strategy))}, found {strategy!r}")
+        rng = _rng(generator)
+        return Architecture(tuple(self._sample_block(index, strategy, rng) for index in range(self.num_blocks)))
+
+    def mutate(self, architecture: Architecture, generator: torch.Generator | None = None) -> Architecture:
+        """Redraws one choice of one block: its connections or its inside with equal chance, as the paper does.
+
+        Unlike there the result always differs from its parent.
+
+        Raises:
+            ValueError: when the architecture is not of this space, or the space has a single architecture.
+        """
+        self.check(architecture)
+        if self.cardinality == 1:
+            raise ValueError("cannot mutate: this search space holds a single architecture")
+        rng = _rng(generator)
+        while True:
+            index = rng.randrange(self.num_blocks)
+            names = rng.choice((_CONNECTION_FIELDS, _INNER_FIELDS))
+            name = rng.choice(names)
+            drawn = self._sample_block(index, "single_operator_any_connection", rng)
+            if name in ("dense_inputs", "sparse_inputs"):
+                # Mutation draws the number of inputs uniformly, path sampling draws it binomially.
+                size = 1 + rng.randrange(min(index + 1, self.max_inputs))
+                drawn = replace(drawn, **{name: tuple(rng.sample(range(index + 1), size))})
+            blocks = list(architecture.blocks)
+            blocks[index] = replace(blocks[index], **{name: getattr(drawn, name)})
+            child = Architecture(tuple(blocks))
+            if child != architecture:
+                return child
+
+    def union(self) -> Architecture:
+        """The architecture that uses everything at its largest: what a supernet has to store."""
+        return Architecture(
+            tuple(
+                BlockArchitecture(
+                    dense_operators=self.dense_operators,
+                    sparse_operators=self.sparse_operators,
+                    dense_width=max(self.dense_widths),
+                    sparse_width=max(self.sparse_widths),
+                    dense_inputs=tuple(range(index + 1)),
+                    sparse_inputs=tuple(range(index + 1)),
+                    left_inputs=tuple(range(index + 1)),
+                    right_inputs=tuple(range(index + 1)),
+                    dense_to_sparse=True,
+                    sparse_to_dense=True,
+                )
+                for index in range(self.num_blocks)
+            )
+        )
+
+    def check(self, architecture: Architecture) -> None:
+        """Raises ValueError when a supernet of this space cannot run the architecture, and says why."""
+        if len(architecture.blocks) != self.num_blocks:
+            raise ValueError(f"expected {self.num_blocks} choice blocks, found {len(architecture.blocks)}")
+        for index, block in enumerate(architecture.blocks):
+            for name in ("dense_operators", "sparse_operators"):
+                unknown = sorted(set(getattr(block, name)) - set(getattr(self, name)))
+                if unknown:
+                    raise ValueError(f"block {index}: {name}: {unknown} not in this space, it has {getattr(self, name)}")
+            for name, allowed in (("dense_width", self.dense_widths), ("sparse_width", self.sparse_widths)):
+                if getattr(block, name) not in allowed:
+                    raise ValueError(f"block {index}: {name}: {getattr(block, name)} not in this space, it has {allowed}")
+            for name in ("left_inputs", "right_inputs"):
+                if len(getattr(block, name)) != 1:
+                    raise ValueError(f"block {index}: {name}: expected one input, found {getattr(block, name)}")
+
+    def _sample_block(self, index: int, strategy: Strategy, rng: random.Random) -> BlockArchitecture:
+        sources = range(index + 1)
+        full = strategy == "full"
+
+        def inputs() -> tuple[int, ...]:
+            if full:
+                return tuple(sources)
+            if strategy == "single_operator_single_connection":
+                return (rng.choice(sources),)
+            return tuple(rng.sample(sources, _one_plus_binomial(min(index, self.max_inputs - 1), rng)))
+
+        def operators(names: tuple[str, ...]) -> tuple[str, ...]:
+            if full:
+                return names
+            if strategy == "any_operator_any_connection":
+                return tuple(rng.sample(names, _one_plus_binomial(len(names) - 1, rng)))
+            return (rng.choice(names),)
+
+        return BlockArchitecture(
+            dense_operators=operators(self.dense_operators),
+            sparse_operators=operators(self.sparse_operators),
+            dense_width=max(self.dense_widths) if full else rng.choice(self.dense_widths),
+            sparse_width=max(self.sparse_widths) if full else rng.choice(self.sparse_widths),
+            dense_inputs=inputs(),
+            sparse_inputs=inputs(),
+            left_inputs=(rng.choice(sources),),
+            right_inputs=(rng.choice(sources),),
+            dense_to_sparse=full or rng.random() < 0.5,
+            sparse_to_dense=full or rng.random() < 0.5,
+        )
+
+
+_CONNECTION_FIELDS = ("dense_inputs", "sparse_inputs", "left_inputs", "right_inputs")
+_INNER_FIELDS = (
+    "dense_operators",
+    "sparse_operators",
+    "dense_width",
+    "sparse_width",
+    "dense_to_sparse",
+    "sparse_to_dense",
+)
+
+
+def _rng(generator: torch.Generator | None) -> random.Random:
+    # One draw from the tensor generator seeds all choices: 70 tensor draws would cost more than a small forward pass.
+    return random.Random(int(torch.randint(2**62, (), generator=generator)))
+
+
+def _one_plus_binomial(trials: int, rng: random.Random) -> int:
+    return 1 + sum(rng.random() < 0.5 for _ in range(trials))
+
+
+NASREC_FULL = SearchSpace()
+NASREC_SMALL = SearchSpace(
+    dense_operators=("fully_connected", "dot_product"), sparse_operators=("embedded_fully_connected",)
+)
