@@ -1,0 +1,1 @@
+"""Schemas, preparation of raw data, and batches of KeyedJaggedTensors."""

@@ -1,0 +1,1 @@
+"""Sharding with DistributedModelParallel, gradient synchronisation of the active path, checkpoints."""

@@ -1,0 +1,103 @@
+"""What model a run trained: enough to build it again, in one small JSON file beside the weights."""
+
+import json
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import nn
+from torchrec.models.dlrm import DLRM
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.models.nasrecnet import NASRecNet
+from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.search_space import SearchSpace
+
+_FORMAT = "nasrec-torchrec/model/1"
+
+
+@dataclass(frozen=True)
+class DLRMLayers:
+    """TorchRec's DLRM, the baseline: sizes of the layers before and after its dot products.
+
+    Args:
+        dense: layers over the dense features; the last must be the embedding dimension.
+        over: layers over the interactions; the last must be 1.
+    """
+
+    dense: tuple[int, ...] = (64, 16)
+    over: tuple[int, ...] = (128, 64, 1)
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model and the data it reads.
+
+    Args:
+        schema: columns and tables.
+        interaction: an architecture (NASRecNet), a search space (SuperNet) or the baseline's layers (DLRM).
+        use_layernorm: normalise after each linear; not for DLRM.
+    """
+
+    schema: Schema
+    interaction: Architecture | SearchSpace | DLRMLayers = field(default_factory=DLRMLayers)
+    use_layernorm: bool = False
+
+    def build(self, device: torch.device | None = None) -> NASRecNet | SuperNet | DLRM:
+        """The model, its tables and its dense part on ``device`` (``meta`` is allowed)."""
+        ebc = EmbeddingBagCollection(tables=self.schema.tables(), is_weighted=self.schema.weighted, device=device)
+        dense = len(self.schema.dense)
+        match self.interaction:
+            case Architecture():
+                return NASRecNet(ebc, dense, self.interaction, self.use_layernorm, device)
+            case SearchSpace():
+                return SuperNet(ebc, dense, self.interaction, self.use_layernorm, device)
+            case DLRMLayers():
+                return DLRM(ebc, dense, list(self.interaction.dense), list(self.interaction.over), device)
+
+    def to_json(self) -> str:
+        kind = {Architecture: "nasrecnet", SearchSpace: "supernet", DLRMLayers: "dlrm"}[type(self.interaction)]
+        interaction = (
+            json.loads(self.interaction.to_json())
+            if isinstance(self.interaction, Architecture)
+            else asdict(self.interaction)
+        )
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "kind": kind,
+                "interaction": interaction,
+                "use_layernorm": self.use_layernorm,
+                "schema": json.loads(self.schema.to_json()),
+            },
+            indent=2,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelDescription":
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: for another format or kind, or a part that is not valid.
+        """
+        document = json.loads(text)
+        if document.get("format") != _FORMAT:
+            raise ValueError(f"model description: expected format '{_FORMAT}', found {document.get('format')!r}")
+        interaction = document["interaction"]
+        match document["kind"]:
+            case "nasrecnet":
+                part: Architecture | SearchSpace | DLRMLayers = Architecture.from_json(json.dumps(interaction))
+            case "supernet":
+                part = SearchSpace(**interaction)
+            case "dlrm":
+                part = DLRMLayers(tuple(interaction["dense"]), tuple(interaction["over"]))
+            case kind:
+                raise ValueError(f"model description: kind: expected nasrecnet, supernet or dlrm, found {kind!r}")
+        return cls(Schema.from_json(json.dumps(document["schema"])), part, document["use_layernorm"])
+
+
+def dense_parameters(model: nn.Module) -> int:
+    """Number of parameters outside of the embedding tables."""
+    tables = {id(p) for m in model.modules() if isinstance(m, EmbeddingBagCollection) for p in m.parameters()}
+    return sum(p.numel() for p in model.parameters() if id(p) not in tables)
