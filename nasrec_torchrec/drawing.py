@@ -1,0 +1,139 @@
+"""Pictures of an architecture: Graphviz text, and an SVG that needs no other program."""
+
+from collections.abc import Iterator
+from html import escape
+
+from nasrec_torchrec.architecture import Architecture, BlockArchitecture
+
+_SHORT = {
+    "fully_connected": "FC",
+    "dot_product": "DP",
+    "sigmoid_gating": "SG",
+    "sum": "Sum",
+    "embedded_fully_connected": "EFC",
+    "attention": "AT",
+}
+_DENSE_COLOR, _SPARSE_COLOR, _MERGER_COLOR = "#2b6cb0", "#c05621", "#6b46c1"
+
+
+def _edges(architecture: Architecture) -> Iterator[tuple[int, int, str]]:
+    """``(output, block, side)`` of every connection that an operator of the block uses; blocks count from 1."""
+    for index, block in enumerate(architecture.blocks, start=1):
+        dense: set[int] = set()
+        if {"fully_connected", "dot_product"} & set(block.dense_operators):
+            dense |= set(block.dense_inputs)
+        if {"sigmoid_gating", "sum"} & set(block.dense_operators):
+            dense |= {*block.left_inputs, *block.right_inputs}
+        yield from ((source, index, "dense") for source in sorted(dense))
+        yield from ((source, index, "sparse") for source in block.sparse_inputs)
+
+
+def _operators(block: BlockArchitecture) -> tuple[str, str, str]:
+    """Captions of a block: dense side, sparse side, mergers."""
+    dense = " + ".join(_SHORT[name] for name in block.dense_operators)
+    sparse = " + ".join(_SHORT[name] for name in block.sparse_operators)
+    mergers = [
+        name
+        for name, used in (("dense→sparse", block.dense_to_sparse), ("FM→dense", block.sparse_to_dense))
+        if used
+    ]
+    tokens = f"{block.sparse_width}{' + 8' if block.dense_to_sparse else ''} tokens"
+    return f"{dense} · {block.dense_width}", f"{sparse} · {tokens}", ", ".join(mergers)
+
+
+def to_dot(architecture: Architecture) -> str:
+    """The architecture as a Graphviz document; blue edges carry dense outputs, orange ones tokens."""
+    lines = [
+        "digraph architecture {",
+        '  rankdir=LR; node [shape=record, style=rounded, fontname="Helvetica"];',
+        '  output_0 [label="input|<dense> dense features|<sparse> embeddings"];',
+    ]
+    for index, block in enumerate(architecture.blocks, start=1):
+        dense, sparse, mergers = _operators(block)
+        merged = f"|{mergers.replace('>', '&gt;')}" if mergers else ""
+        lines.append(f'  output_{index} [label="block {index}|<dense> {dense}|<sparse> {sparse}{merged}"];')
+    for source, target, side in _edges(architecture):
+        color = _DENSE_COLOR if side == "dense" else _SPARSE_COLOR
+        lines.append(f'  output_{source}:{side} -> output_{target}:{side} [color="{color}"];')
+    last = len(architecture.blocks)
+    lines += [
+        '  logit [label="final linear|logit"];',
+        f'  output_{last}:dense -> logit [color="{_DENSE_COLOR}"];',
+        f'  output_{last}:sparse -> logit [color="{_SPARSE_COLOR}"];',
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def to_svg(architecture: Architecture) -> str:
+    """The architecture as SVG: one column per block, dense operators above, sparse operators below.
+
+    An arc leads from each output to each block that reads it: dense ones (blue) above, tokens (orange) below.
+    """
+    box_width, box_height, gap, margin = 132, 46, 46, 20
+    count = len(architecture.blocks)
+    reach = max((target - source for source, target, _ in _edges(architecture)), default=1)
+    arc_space = 26 + 24 * reach
+    top = arc_space + margin
+    width = margin * 2 + (count + 2) * box_width + (count + 1) * gap
+    height = 2 * top + 2 * box_height + 34
+    middle = top + box_height + 17
+
+    def left(column: int) -> int:
+        return margin + column * (box_width + gap)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="Helvetica, Arial, sans-serif" font-size="12" text-anchor="middle">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path d="M0,0 L8,4 L0,8 z" fill="context-stroke"/></marker></defs>',
+    ]
+
+    def box(column: int, side: str, caption: str, color: str) -> None:
+        y = top if side == "dense" else middle + 17
+        parts.append(
+            f'<rect x="{left(column)}" y="{y}" width="{box_width}" height="{box_height}" rx="7" fill="{color}" '
+            f'fill-opacity="0.12" stroke="{color}"/>'
+            f'<text x="{left(column) + box_width / 2}" y="{y + box_height / 2 + 4}">{escape(caption)}</text>'
+        )
+
+    def title(column: int, caption: str) -> None:
+        parts.append(
+            f'<text x="{left(column) + box_width / 2}" y="{middle + 4}" font-weight="bold" fill="#4a5568">'
+            f"{escape(caption)}</text>"
+        )
+
+    def arc(source: int, target: int, side: str) -> None:
+        color = _DENSE_COLOR if side == "dense" else _SPARSE_COLOR
+        start, end = left(source) + box_width * 0.62, left(target) + box_width * 0.38
+        y = top if side == "dense" else middle + 17 + box_height
+        bend = (26 + 24 * (target - source)) * 1.25 * (-1 if side == "dense" else 1)
+        parts.append(
+            f'<path d="M{start:.0f},{y} C{start + 12:.0f},{y + bend:.0f} {end - 12:.0f},{y + bend:.0f} {end:.0f},{y}" '
+            f'fill="none" stroke="{color}" stroke-width="1.6" marker-end="url(#head)"/>'
+        )
+
+    title(0, "input")
+    box(0, "dense", "dense features", _DENSE_COLOR)
+    box(0, "sparse", "embeddings", _SPARSE_COLOR)
+    for index, block in enumerate(architecture.blocks, start=1):
+        dense, sparse, mergers = _operators(block)
+        title(index, f"block {index}")
+        box(index, "dense", dense, _DENSE_COLOR)
+        box(index, "sparse", sparse, _SPARSE_COLOR)
+        if mergers:
+            parts.append(
+                f'<text x="{left(index) + box_width / 2}" y="{height - 6}" fill="{_MERGER_COLOR}" font-size="11">'
+                f"{escape(mergers)}</text>"
+            )
+    title(count + 1, "final linear → logit")
+    for source, target, side in _edges(architecture):
+        arc(source, target, side)
+    for y, color in ((top + box_height / 2, _DENSE_COLOR), (middle + 17 + box_height / 2, _SPARSE_COLOR)):
+        parts.append(
+            f'<path d="M{left(count) + box_width},{y:.0f} L{left(count + 1) + 4},{middle}" fill="none" '
+            f'stroke="{color}" stroke-width="1.6" marker-end="url(#head)"/>'
+        )
+    parts.append("</svg>")
+    return "\n".join(parts) + "\n"
