@@ -33,9 +33,7 @@ def _operators(block: BlockArchitecture) -> tuple[str, str, str]:
     dense = " + ".join(_SHORT[name] for name in block.dense_operators)
     sparse = " + ".join(_SHORT[name] for name in block.sparse_operators)
     mergers = [
-        name
-        for name, used in (("dense→sparse", block.dense_to_sparse), ("FM→dense", block.sparse_to_dense))
-        if used
+        name for name, used in (("dense→sparse", block.dense_to_sparse), ("FM→dense", block.sparse_to_dense)) if used
     ]
     tokens = f"{block.sparse_width}{' + 8' if block.dense_to_sparse else ''} tokens"
     return f"{dense} · {block.dense_width}", f"{sparse} · {tokens}", ", ".join(mergers)

@@ -150,10 +150,14 @@ class SearchSpace:
             for name in ("dense_operators", "sparse_operators"):
                 unknown = sorted(set(getattr(block, name)) - set(getattr(self, name)))
                 if unknown:
-                    raise ValueError(f"block {index}: {name}: {unknown} not in this space, it has {getattr(self, name)}")
+                    raise ValueError(
+                        f"block {index}: {name}: {unknown} not in this space, it has {getattr(self, name)}"
+                    )
             for name, allowed in (("dense_width", self.dense_widths), ("sparse_width", self.sparse_widths)):
                 if getattr(block, name) not in allowed:
-                    raise ValueError(f"block {index}: {name}: {getattr(block, name)} not in this space, it has {allowed}")
+                    raise ValueError(
+                        f"block {index}: {name}: {getattr(block, name)} not in this space, it has {allowed}"
+                    )
             for name in ("left_inputs", "right_inputs"):
                 if len(getattr(block, name)) != 1:
                     raise ValueError(f"block {index}: {name}: expected one input, found {getattr(block, name)}")

@@ -174,7 +174,9 @@ def _ids(table: pa.Table, feature: SparseFeature, file: Path) -> _Column:
     array = _array(table, feature.name, file)
     is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
     if is_list != feature.multi_hot:
-        raise ValueError(f"{what}: expected {'lists of ids' if feature.multi_hot else 'one id a row'}, found {array.type}")
+        raise ValueError(
+            f"{what}: expected {'lists of ids' if feature.multi_hot else 'one id a row'}, found {array.type}"
+        )
     if is_list:
         lengths = np.diff(array.offsets.to_numpy()).astype(np.int32)
         ids = _numbers(array.flatten(), np.int64, what)

@@ -143,9 +143,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         table = pcsv.read_csv(file, parse_options=parse, convert_options=options)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from None
-    return {
-        name.split(":")[0]: np.array(table.column(name).to_pylist(), dtype=str) for name in table.column_names
-    }
+    return {name.split(":")[0]: np.array(table.column(name).to_pylist(), dtype=str) for name in table.column_names}
 
 
 def _lookup(keys: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:

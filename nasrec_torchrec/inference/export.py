@@ -146,4 +146,3 @@ def example_inputs(scoring: ScoringModel, batch_size: int) -> tuple[Tensor, ...]
     inputs = (torch.zeros(batch_size, scoring.interaction_arch.dense_in_features),) if scoring.has_dense else ()
     inputs += (torch.zeros(count, dtype=torch.int64), torch.full((features, batch_size), 2))
     return inputs + ((torch.ones(count),) if scoring.weighted else ())
-

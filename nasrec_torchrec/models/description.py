@@ -22,12 +22,12 @@ class DLRMLayers:
     """TorchRec's DLRM, the baseline: sizes of the layers before and after its dot products.
 
     Args:
-        dense: layers over the dense features; the last must be the embedding dimension.
-        over: layers over the interactions; the last must be 1.
+        dense_layers: over the dense features; the last must be the embedding dimension.
+        over_layers: over the interactions; the last must be 1.
     """
 
-    dense: tuple[int, ...] = (64, 16)
-    over: tuple[int, ...] = (128, 64, 1)
+    dense_layers: tuple[int, ...] = (64, 16)
+    over_layers: tuple[int, ...] = (128, 64, 1)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ModelDescription:
             case SearchSpace():
                 return SuperNet(ebc, dense, self.interaction, self.use_layernorm, device)
             case DLRMLayers():
-                return DLRM(ebc, dense, list(self.interaction.dense), list(self.interaction.over), device)
+                return DLRM(ebc, dense, list(self.interaction.dense_layers), list(self.interaction.over_layers), device)
 
     def to_json(self) -> str:
         kind = {Architecture: "nasrecnet", SearchSpace: "supernet", DLRMLayers: "dlrm"}[type(self.interaction)]
@@ -91,7 +91,7 @@ class ModelDescription:
             case "supernet":
                 part = SearchSpace(**interaction)
             case "dlrm":
-                part = DLRMLayers(tuple(interaction["dense"]), tuple(interaction["over"]))
+                part = DLRMLayers(tuple(interaction["dense_layers"]), tuple(interaction["over_layers"]))
             case kind:
                 raise ValueError(f"model description: kind: expected nasrecnet, supernet or dlrm, found {kind!r}")
         return cls(Schema.from_json(json.dumps(document["schema"])), part, document["use_layernorm"])

@@ -44,7 +44,13 @@ class SharedInteractionArch(nn.Module):
         self.search_space = search_space
         self.use_layernorm = use_layernorm
         self.storage = InteractionArch(
-            search_space.union(), dense_in_features, num_tokens, embedding_dim, use_layernorm, shared=True, device=device
+            search_space.union(),
+            dense_in_features,
+            num_tokens,
+            embedding_dim,
+            use_layernorm,
+            shared=True,
+            device=device,
         )
         self.architecture = search_space.sample(torch.Generator().manual_seed(0), "full")
         # In a list, so that it is not registered: its parameters are views on the storage.

@@ -40,7 +40,9 @@ class Attention(Operator):
         super().__init__(shape, width, use_layernorm, shared, device)
         embedding_dim = shape.embedding_dim
         if embedding_dim % NUM_HEADS:
-            raise ValueError(f"attention needs an embedding_dim that is a multiple of {NUM_HEADS}, found {embedding_dim}")
+            raise ValueError(
+                f"attention needs an embedding_dim that is a multiple of {NUM_HEADS}, found {embedding_dim}"
+            )
         self.head_dim = embedding_dim // NUM_HEADS
         self.linear = MultiSourceLinear(shape.tokens, width, bias=not use_layernorm, device=device)
         self.tokens_norm = norm(width, use_layernorm, device)

@@ -72,9 +72,7 @@ class ChoiceBlock(nn.Module):
             self.dense_to_sparse = DenseToSparse(dense_width, shape.embedding_dim, use_layernorm, shared, device)
         self.sparse_to_dense: FactorizationMachine | None = None
         if architecture.sparse_to_dense:
-            self.sparse_to_dense = FactorizationMachine(
-                shape.embedding_dim, dense_width, use_layernorm, shared, device
-            )
+            self.sparse_to_dense = FactorizationMachine(shape.embedding_dim, dense_width, use_layernorm, shared, device)
         self.dense_is_read = dense_is_read
         self.sparse_is_read = sparse_is_read
         self.computes_dense = dense_is_read or (sparse_is_read and architecture.dense_to_sparse)

@@ -141,5 +141,3 @@ def _read_outputs(architecture: Architecture) -> list[tuple[bool, bool]]:
             for source in block.sparse_inputs:
                 sparse[source] = True
     return list(zip(dense, sparse, strict=True))
-
-

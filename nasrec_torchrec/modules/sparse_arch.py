@@ -25,9 +25,7 @@ class SparseArch(nn.Module):
             raise ValueError(f"embedding_bag_collection: expected one embedding_dim for all tables, found {dims}")
         self.embedding_bag_collection = embedding_bag_collection
         self.embedding_dim: int = configs[0].embedding_dim
-        self.feature_names: list[str] = [
-            name for names in get_embedding_names_by_table(configs) for name in names
-        ]
+        self.feature_names: list[str] = [name for names in get_embedding_names_by_table(configs) for name in names]
         self._rows: dict[str, int] = _rows_by_feature(configs)
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:

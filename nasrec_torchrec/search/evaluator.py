@@ -134,13 +134,10 @@ class Evaluator:
         optimizer = torch.optim.Adagrad([weight, bias], lr=config.finetune_learning_rate, eps=1e-2)
         for step, rows in enumerate(self._steps):
             assert features is not None
-            optimizer.param_groups[0]["lr"] = cosine_with_warmup(
-                step, len(self._steps), config.finetune_learning_rate
-            )
+            optimizer.param_groups[0]["lr"] = cosine_with_warmup(step, len(self._steps), config.finetune_learning_rate)
             batch = features[rows]
             # d loss / d logit by hand: the graph would cost more than the products.
             error = (torch.sigmoid(batch @ weight + bias) - self._finetune.labels[rows]) / rows.numel()
             weight.grad, bias.grad = error @ batch, error.sum().reshape(1)
             optimizer.step()
         return weight, bias
-

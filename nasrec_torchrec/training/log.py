@@ -1,6 +1,7 @@
 """What a run leaves to look at: JSON lines, TensorBoard and one progress bar. Only rank 0 writes."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +10,11 @@ from typing import Any
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+
+def update_interval() -> float:
+    """Seconds between two updates of a progress bar: few lines where they end in a log file."""
+    return 0.5 if sys.stderr.isatty() else 10.0
 
 
 class RunLog:
@@ -22,7 +28,7 @@ class RunLog:
 
     def __init__(self, run_dir: Path, total_steps: int, title: str) -> None:
         self._writes = dist.get_rank() == 0
-        self._bar = tqdm(total=total_steps, desc=title, unit="step", disable=not self._writes, mininterval=1.0)
+        self._bar = tqdm(total=total_steps, desc=title, unit="step", disable=not self._writes, mininterval=update_interval())
         self._start = time.monotonic()
         if self._writes:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -54,4 +60,4 @@ class RunLog:
             self._board.add_scalar(f"{event}/{name}", value, step)
         shown = {name: f"{value:.4g}" for name, value in values.items() if name in ("loss", "samples_per_second")}
         if shown:
-            self._bar.set_postfix(shown)
+            self._bar.set_postfix(shown, refresh=False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc
 from torchrec.metrics.metric_module import RecMetricModule, generate_metric_module
@@ -16,6 +16,8 @@ from torchrec.metrics.metrics_config import (
     RecMetricEnum,
     ThroughputDef,
 )
+
+from nasrec_torchrec.datasets.click_data import ClickData
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,12 @@ def windowed_metrics(batch_size: int, device: torch.device) -> RecMetricModule:
         state_metrics_mapping={},
         device=device,
     )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: ClickData, batch_size: int = 4096) -> ClickMetrics:
+    """Exact metrics of an unsharded model over a split, in this process."""
+    model.eval()
+    batches = data.evaluation_batches(batch_size)
+    logits = torch.cat([model(batch.dense_features, batch.sparse_features).flatten() for batch in batches])
+    return click_metrics(logits, data.labels)

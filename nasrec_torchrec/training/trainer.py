@@ -161,7 +161,9 @@ class Trainer:
                 dist.all_reduce(mean_loss)
                 mean_loss /= self.world_size
                 if not math.isfinite(float(mean_loss)):
-                    raise RuntimeError(f"step {self.step}: the loss is {float(mean_loss)}; a lower learning_rate may help")
+                    raise RuntimeError(
+                        f"step {self.step}: the loss is {float(mean_loss)}; a lower learning_rate may help"
+                    )
                 now = time.monotonic()
                 rows = (self.step - logged_step) * config.batch_size
                 log.write(

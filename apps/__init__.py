@@ -1,0 +1,1 @@
+"""Programs, one per job. They know nothing of torchx: any launcher can start them."""

@@ -1,0 +1,30 @@
+"""Measures a trained model on a split: AUC, log loss, normalized entropy."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+from nasrec_torchrec.cli import run
+from nasrec_torchrec.datasets.prepared import load_split
+from nasrec_torchrec.distributed.checkpoint import load_model
+from nasrec_torchrec.training.metrics import evaluate
+
+
+def main(
+    model: Path, data: Path, split: Literal["train", "validation", "test"] = "test", batch_size: int = 4096
+) -> None:
+    """Measures a trained model in one process, whatever number of ranks trained it, and prints JSON.
+
+    Args:
+        model: run folder of a training.
+        data: prepared data set.
+        split: which rows.
+        batch_size: rows of a forward pass.
+    """
+    _, trained = load_model(model)
+    print(json.dumps({split: asdict(evaluate(trained, load_split(data, split), batch_size))}))
+
+
+if __name__ == "__main__":
+    run(main)

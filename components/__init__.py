@@ -1,0 +1,1 @@
+"""torchx components: how each program under apps/ is launched."""

@@ -1,0 +1,166 @@
+"""One torchx component per program.
+
+Each takes the program's required arguments; any other flag of the program follows after ``--``, for instance
+``torchx run components/nasrec.py:train_supernet --data d --out o -j 1x2 -- --epochs 3``.
+"""
+
+import torchx
+from torchx import specs
+from torchx.components import dist, utils
+
+# One compute thread a rank: with more, ranks that share cores wait for each other most of the time.
+# The second lets gloo ranks meet again after one was killed and restarted.
+_RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def _arguments(flags: dict[str, str], more: tuple[str, ...]) -> list[str]:
+    return [text for flag, value in flags.items() for text in (f"--{flag}", value)] + list(more)
+
+
+def _program(name: str, flags: dict[str, str], more: tuple[str, ...], memory: int, image: str) -> specs.AppDef:
+    """A program in one process."""
+    arguments = _arguments(flags, more)
+    return utils.python(*arguments, m=f"apps.{name}", name=name, image=image, cpu=2, memMB=memory)
+
+
+def _ranks(
+    name: str, flags: dict[str, str], more: tuple[str, ...], j: str, gpu: int, memory: int, retries: int, image: str
+) -> specs.AppDef:
+    """A program in ``j`` processes that form one process group."""
+    return dist.ddp(
+        *_arguments(flags, more),
+        m=f"apps.{name}",
+        name=name,
+        image=image,
+        j=j,
+        gpu=gpu,
+        memMB=memory,
+        env=_RANK_ENVIRONMENT,
+        max_retries=retries,
+    )
+
+
+def prepare_data(
+    *flags: str, out: str, dataset: str = "movielens100k", memory: int = 8192, image: str = torchx.IMAGE
+) -> specs.AppDef:
+    """Prepares a data set: schema, manifest and one Parquet file per split.
+
+    Args:
+        flags: more flags of apps.prepare_data
+        out: folder that receives the data set
+        dataset: which one
+        memory: MB
+        image: container or folder that holds this project
+    """
+    return _program("prepare_data", {"out": out, "dataset": dataset}, flags, memory, image)
+
+
+def train_supernet(
+    *flags: str,
+    data: str,
+    out: str,
+    j: str = "1x1",
+    gpu: int = 0,
+    memory: int = 8192,
+    retries: int = 0,
+    image: str = torchx.IMAGE,
+) -> specs.AppDef:
+    """Trains a supernet over all ranks.
+
+    Args:
+        flags: more flags of apps.train_supernet
+        data: prepared data set
+        out: run folder
+        j: hosts x ranks per host
+        gpu: GPUs per host
+        memory: MB per host
+        retries: restarts after a failed rank
+        image: container or folder that holds this project
+    """
+    return _ranks("train_supernet", {"data": data, "out": out}, flags, j, gpu, memory, retries, image)
+
+
+def train(
+    *flags: str,
+    data: str,
+    out: str,
+    architecture: str = "dlrm",
+    j: str = "1x1",
+    gpu: int = 0,
+    memory: int = 8192,
+    retries: int = 0,
+    image: str = torchx.IMAGE,
+) -> specs.AppDef:
+    """Trains NASRecNets from scratch, or TorchRec's DLRM, over all ranks and keeps the best.
+
+    Args:
+        flags: more flags of apps.train
+        data: prepared data set
+        out: run folder
+        architecture: JSON file or folder of them, a published name, or dlrm
+        j: hosts x ranks per host
+        gpu: GPUs per host
+        memory: MB per host
+        retries: restarts after a failed rank
+        image: container or folder that holds this project
+    """
+    named = {"data": data, "out": out, "architecture": architecture}
+    return _ranks("train", named, flags, j, gpu, memory, retries, image)
+
+
+def search(
+    *flags: str, supernet: str, data: str, out: str, memory: int = 8192, image: str = torchx.IMAGE
+) -> specs.AppDef:
+    """Searches a trained supernet for the best architectures.
+
+    Args:
+        flags: more flags of apps.search
+        supernet: run folder of the supernet
+        data: prepared data set
+        out: receives results, picture and architectures
+        memory: MB
+        image: container or folder that holds this project
+    """
+    return _program("search", {"supernet": supernet, "data": data, "out": out}, flags, memory, image)
+
+
+def evaluate(*flags: str, model: str, data: str, memory: int = 8192, image: str = torchx.IMAGE) -> specs.AppDef:
+    """Measures a trained model on a split.
+
+    Args:
+        flags: more flags of apps.evaluate
+        model: run folder of a training
+        data: prepared data set
+        memory: MB
+        image: container or folder that holds this project
+    """
+    return _program("evaluate", {"model": model, "data": data}, flags, memory, image)
+
+
+def export(*flags: str, model: str, out: str, memory: int = 8192, image: str = torchx.IMAGE) -> specs.AppDef:
+    """Exports a trained NASRecNet to one file that needs PyTorch alone.
+
+    Args:
+        flags: more flags of apps.export
+        model: run folder of a training
+        out: receives model.pt2 and model.json
+        memory: MB
+        image: container or folder that holds this project
+    """
+    return _program("export", {"model": model, "out": out}, flags, memory, image)
+
+
+def score(
+    *flags: str, package: str, data: str, out: str, memory: int = 8192, image: str = torchx.IMAGE
+) -> specs.AppDef:
+    """Scores the rows of a Parquet file with an exported model.
+
+    Args:
+        flags: more flags of apps.score
+        package: folder that apps.export wrote
+        data: Parquet file or folder of them
+        out: Parquet file to write
+        memory: MB
+        image: container or folder that holds this project
+    """
+    return _program("score", {"package": package, "data": data, "out": out}, flags, memory, image)
