@@ -29,7 +29,10 @@ def main(
     if not isinstance(model, SuperNet):
         raise ValueError(f"{supernet}: expected the run of a supernet, found a {type(model).__name__}")
     evaluator = Evaluator(model, load_split(data, "train"), load_split(data, "validation"), evaluation)
-    with SearchLog(out) as log, tqdm(total=evolution.evaluations, desc="search", unit="candidate", mininterval=update_interval()) as bar:
+    with (
+        SearchLog(out) as log,
+        tqdm(total=evolution.evaluations, desc="search", unit="candidate", mininterval=update_interval()) as bar,
+    ):
         for candidate in evolve(model.search_space, evaluator, evolution):
             log.add(candidate)
             bar.update()

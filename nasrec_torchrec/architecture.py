@@ -88,6 +88,13 @@ class BlockArchitecture:
                 raise ValueError(f"{name}: expected true or false, found {value!r}")
             object.__setattr__(self, name, bool(value))
 
+    def computes(self, dense_is_read: bool, sparse_is_read: bool) -> tuple[bool, bool]:
+        """Whether the dense and the sparse operators have to run, given which outputs are read."""
+        return (
+            dense_is_read or (sparse_is_read and self.dense_to_sparse),
+            sparse_is_read or (dense_is_read and self.sparse_to_dense),
+        )
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -177,6 +184,49 @@ class Architecture:
             f"found the keys {sorted(document)}"
         )
 
+    def outputs_read(self) -> list[tuple[bool, bool]]:
+        """For the raw input (0) and each block's output: is its dense, is its sparse side read by what counts?"""
+        count = len(self.blocks)
+        dense, sparse = [False] * (count + 1), [False] * (count + 1)
+        dense[count] = sparse[count] = True  # the final linear reads the last block
+        for index in reversed(range(count)):
+            block = self.blocks[index]
+            operators = block.dense_operators if block.computes(dense[index + 1], sparse[index + 1])[0] else ()
+            if _reads_dense_inputs(operators):
+                for source in block.dense_inputs:
+                    dense[source] = True
+            if _reads_operands(operators):
+                for source in (*block.left_inputs, *block.right_inputs):
+                    dense[source] = True
+            if block.computes(dense[index + 1], sparse[index + 1])[1] or "dot_product" in operators:
+                for source in block.sparse_inputs:
+                    sparse[source] = True
+        return list(zip(dense, sparse, strict=True))
+
+    def canonical(self) -> "Architecture":
+        """The same network with every choice that cannot matter set to one value: equal forms compute the same."""
+        blocks = []
+        for block, (dense, sparse) in zip(self.blocks, self.outputs_read()[1:], strict=True):
+            computes_dense, computes_tokens = block.computes(dense, sparse)
+            operators = block.dense_operators if computes_dense else ()
+            reads_tokens = computes_tokens or "dot_product" in operators
+            reads_operands = _reads_operands(operators)
+            blocks.append(
+                BlockArchitecture(
+                    dense_operators=operators or DENSE_OPERATORS[:1],
+                    sparse_operators=block.sparse_operators if computes_tokens else SPARSE_OPERATORS[:1],
+                    dense_width=block.dense_width if computes_dense else 1,
+                    sparse_width=block.sparse_width if computes_tokens else 1,
+                    dense_inputs=block.dense_inputs if _reads_dense_inputs(operators) else (0,),
+                    sparse_inputs=block.sparse_inputs if reads_tokens else (0,),
+                    left_inputs=block.left_inputs if reads_operands else (0,),
+                    right_inputs=block.right_inputs if reads_operands else (0,),
+                    dense_to_sparse=block.dense_to_sparse and sparse,
+                    sparse_to_dense=block.sparse_to_dense and dense,
+                )
+            )
+        return Architecture(tuple(blocks))
+
     def to_dot(self) -> str:
         """This architecture as a Graphviz document: blocks, operators, widths and connections."""
         from nasrec_torchrec.drawing import to_dot
@@ -188,6 +238,14 @@ class Architecture:
         from nasrec_torchrec.drawing import to_svg
 
         return to_svg(self)
+
+
+def _reads_dense_inputs(operators: Iterable[str]) -> bool:
+    return bool({"fully_connected", "dot_product"} & set(operators))
+
+
+def _reads_operands(operators: Iterable[str]) -> bool:
+    return bool({"sigmoid_gating", "sum"} & set(operators))
 
 
 def _is_int(value: object) -> bool:

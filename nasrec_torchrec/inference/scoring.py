@@ -38,7 +38,9 @@ def score_parquet(folder: Path, data: Path, out: Path, batch_size: int = 4096) -
         raise ValueError(f"{folder / 'model.pt2'}: cannot be loaded: {str(error).splitlines()[0]}") from None
     scores = []
     total = -(-len(rows) // batch_size)
-    for batch in tqdm(rows.evaluation_batches(batch_size), total=total, desc="score", unit="batch", mininterval=update_interval()):
+    for batch in tqdm(
+        rows.evaluation_batches(batch_size), total=total, desc="score", unit="batch", mininterval=update_interval()
+    ):
         sparse = batch.sparse_features
         inputs = {
             "dense": batch.dense_features,

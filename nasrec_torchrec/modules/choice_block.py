@@ -75,8 +75,7 @@ class ChoiceBlock(nn.Module):
             self.sparse_to_dense = FactorizationMachine(shape.embedding_dim, dense_width, use_layernorm, shared, device)
         self.dense_is_read = dense_is_read
         self.sparse_is_read = sparse_is_read
-        self.computes_dense = dense_is_read or (sparse_is_read and architecture.dense_to_sparse)
-        self.computes_tokens = sparse_is_read or (dense_is_read and architecture.sparse_to_dense)
+        self.computes_dense, self.computes_tokens = architecture.computes(dense_is_read, sparse_is_read)
 
     def forward(self, inputs: BlockInputs) -> BlockOutputs:
         """

@@ -46,7 +46,7 @@ class InteractionArch(nn.Module):
         dense_widths = [dense_in_features]
         # Tokens of every output, by source name: its own, then those of its dense-to-sparse merger.
         token_widths = [{"0": num_tokens}]
-        read = _read_outputs(architecture)
+        read = architecture.outputs_read()
         self.blocks = nn.ModuleList()
         for index, block in enumerate(architecture.blocks):
             shape = BlockShape(
@@ -119,25 +119,3 @@ class InteractionArch(nn.Module):
                 f"embedded_features: expected shape (B, {self.num_tokens}, {self.embedding_dim}), "
                 f"found {tuple(embedded_features.shape)}"
             )
-
-
-def _read_outputs(architecture: Architecture) -> list[tuple[bool, bool]]:
-    """For the raw input (0) and each block's output: is its dense, is its sparse side read by anything that counts?"""
-    count = len(architecture.blocks)
-    dense, sparse = [False] * (count + 1), [False] * (count + 1)
-    dense[count] = sparse[count] = True  # the final linear reads the last block
-    for index in reversed(range(count)):
-        block = architecture.blocks[index]
-        computes_dense = dense[index + 1] or (sparse[index + 1] and block.dense_to_sparse)
-        computes_tokens = sparse[index + 1] or (dense[index + 1] and block.sparse_to_dense)
-        names = block.dense_operators if computes_dense else ()
-        if {"fully_connected", "dot_product"} & set(names):
-            for source in block.dense_inputs:
-                dense[source] = True
-        if {"sigmoid_gating", "sum"} & set(names):
-            for source in (*block.left_inputs, *block.right_inputs):
-                dense[source] = True
-        if computes_tokens or "dot_product" in names:
-            for source in block.sparse_inputs:
-                sparse[source] = True
-    return list(zip(dense, sparse, strict=True))

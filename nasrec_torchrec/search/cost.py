@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchrec.datasets.utils import Batch
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
@@ -54,3 +56,11 @@ def cost(
     }
     parameters = sum(parameter.numel() for parameter in arch.parameters())
     return Cost(counter.get_total_flops() // 2, parameters, by_module)
+
+
+@torch.no_grad()
+def model_multiply_adds(model: nn.Module, batch: Batch) -> int:
+    """Multiply-adds per example of any click model, counted on a batch."""
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(batch.dense_features, batch.sparse_features)
+    return counter.get_total_flops() // 2 // batch.dense_features.shape[0]

@@ -36,7 +36,7 @@ class EvaluationConfig:
     finetune_batch_size: int = 512
     finetune_learning_rate: float = 0.04
     evaluation_rows: int = 150 * 8192
-    chunk_size: int = 8192
+    chunk_size: int = 1024
     finetune_seed: int = 0
 
 

@@ -47,7 +47,8 @@ class EvolutionConfig:
 def evolve(
     space: SearchSpace, evaluate: Callable[[Architecture], Candidate], config: EvolutionConfig
 ) -> Iterator[Candidate]:
-    """Searches, and yields each candidate as soon as it is evaluated; none is evaluated twice.
+    """Searches, and yields each candidate as soon as it is evaluated; no network is
+    evaluated twice, however it is written.
 
     Args:
         space: to draw and mutate in.
@@ -67,9 +68,9 @@ def evolve(
 
     def novel(architecture: Architecture) -> Architecture:
         # Walks on from a known architecture, so that an exhausted neighbourhood cannot hold the search up.
-        while architecture in seen:
+        while architecture.canonical() in seen:
             architecture = space.mutate(architecture, generator)
-        seen.add(architecture)
+        seen.add(architecture.canonical())
         return architecture
 
     alive: deque[Candidate] = deque(maxlen=config.population)

@@ -28,7 +28,9 @@ class RunLog:
 
     def __init__(self, run_dir: Path, total_steps: int, title: str) -> None:
         self._writes = dist.get_rank() == 0
-        self._bar = tqdm(total=total_steps, desc=title, unit="step", disable=not self._writes, mininterval=update_interval())
+        self._bar = tqdm(
+            total=total_steps, desc=title, unit="step", disable=not self._writes, mininterval=update_interval()
+        )
         self._start = time.monotonic()
         if self._writes:
             run_dir.mkdir(parents=True, exist_ok=True)

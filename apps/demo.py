@@ -1,0 +1,146 @@
+"""The whole road on MovieLens-100K: prepare, train a supernet, search it, retrain, compare, export, score."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.cli import run
+from nasrec_torchrec.datasets.prepared import load_split
+from nasrec_torchrec.distributed.checkpoint import load_model
+from nasrec_torchrec.files import read_text, write_text
+from nasrec_torchrec.search.cost import model_multiply_adds
+from nasrec_torchrec.search_space import SearchSpace
+from nasrec_torchrec.training.metrics import click_metrics, evaluate
+
+SPACE = SearchSpace(num_blocks=3, dense_widths=(16, 32, 64, 128), sparse_widths=(8, 16, 32))
+# Every model is tuned with three trials: three learning rates, or the three best candidates at the middle one.
+LEARNING_RATES = (0.05, 0.1, 0.2)
+TRAINING = ["--epochs", "2", "--batch_size", "256"]
+
+
+def main(out: Path = Path("runs/demo"), ranks: int = 2, seed: int = 0) -> None:
+    """Runs prepare, train_supernet, search, train, export and score through torchx, and prints a table of test metrics.
+
+    Args:
+        out: receives everything: data, runs, report.html, the exported model.
+        ranks: processes of the distributed parts.
+        seed: of the supernet, the search, the random architecture and all trainings.
+    """
+    started = time.perf_counter()
+    data, seeds = out / "data", ["--seed", str(seed)]
+    component("prepare_data", out=data)
+    space = [
+        *("--num_blocks", str(SPACE.num_blocks)),
+        *("--dense_widths", json.dumps(SPACE.dense_widths)),
+        *("--sparse_widths", json.dumps(SPACE.sparse_widths)),
+    ]
+    supernet = ["--epochs", "4", "--batch_size", "256", "--learning_rate", "0.1", "--full_path_steps", "100"]
+    component("train_supernet", *space, *supernet, *seeds, data=data, out=out / "supernet", j=f"1x{ranks}")
+    evolution = ["--population", "32", "--generations", "8", "--children", "8", "--tournament", "16"]
+    finetuning = ["--finetune_steps", "60", "--finetune_batch_size", "256", "--top_k", "3"]
+    component("search", *evolution, *finetuning, *seeds, supernet=out / "supernet", data=data, out=out / "search")
+    random_architecture = SPACE.sample(torch.Generator().manual_seed(seed))
+    write_text(out / "random.json", random_architecture.to_json())
+    tuned = ["--learning_rates", json.dumps(LEARNING_RATES)]
+    candidates = {
+        "DLRM": ("dlrm", "dlrm", tuned),
+        "random NASRecNet": ("random", str(out / "random.json"), tuned),
+        "searched NASRecNet": ("nasrecnet", str(out / "search" / "architectures"), ["--learning_rate", "0.1"]),
+    }
+    rows = []
+    for title, (name, architecture, rates) in candidates.items():
+        arguments = {"data": data, "out": out / name, "architecture": architecture, "j": f"1x{ranks}"}
+        component("train", *TRAINING, *rates, *seeds, **arguments)
+        rows.append(table_row(title, out / name, data))
+    component("export", model=out / "nasrecnet", out=out / "export")
+    scores = out / "scores.parquet"
+    component("score", package=out / "export", data=data / "test.parquet", out=scores)
+
+    exported = pq.read_table(scores)
+    probability = torch.from_numpy(exported["probability"].to_numpy())
+    again = click_metrics(torch.logit(probability.double()), torch.from_numpy(exported["label"].to_numpy()))
+    table = format_table(rows)
+    write_text(out / "report.json", json.dumps(rows, indent=2))
+    write_report(out, table)
+    print(f"\nMovieLens-100K, test split ({again.rows} rows), one seed, best of three trials each on validation:\n")
+    print(table)
+    print(f"\nThe exported model's test log loss, from its scores: {again.log_loss:.4f}")
+    print(f"Report: {out}/report.html   TensorBoard: tensorboard --logdir {out}")
+    print(f"Took {time.perf_counter() - started:.0f} s.")
+
+
+def component(name: str, *flags: str, **arguments: Any) -> None:
+    """Launches one of our torchx components on this machine and waits for it."""
+    command = ["torchx", "run", "--scheduler", "local_cwd", "--wait", "--log", f"components/nasrec.py:{name}"]
+    for argument, value in arguments.items():
+        command += [f"-{argument}" if argument == "j" else f"--{argument}", str(value)]
+    command += ["--", *flags] if flags else []
+    print(f"\n$ {' '.join(command)}", flush=True)
+    # The scheduler starts `python` and `torchrun` by name: they must be those of this environment.
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(command, env=environment)
+    if result.returncode:
+        raise ValueError(f"torchx component {name} failed with exit code {result.returncode}; its output is above")
+
+
+def table_row(title: str, run_dir: Path, data: Path) -> dict[str, Any]:
+    """Test metrics and cost of the best trial of a run."""
+    _, model = load_model(run_dir)
+    best = json.loads(read_text(run_dir / "metrics.json"))["best"]
+    test = load_split(data, "test")
+    metrics = evaluate(model, test)
+    return {
+        "model": title,
+        "auc": metrics.auc,
+        "log_loss": metrics.log_loss,
+        "parameters": best["dense_parameters"],
+        "multiply_adds": model_multiply_adds(model, test.select(torch.arange(8))),
+        "training_seconds": best["training_seconds"],
+    }
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown, which a terminal shows well too."""
+    lines = [
+        "| model              |    AUC | log loss | parameters* | multiply-adds | training |",
+        "|--------------------|-------:|---------:|------------:|--------------:|---------:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['model']:<18} | {row['auc']:.4f} | {row['log_loss']:8.4f} | {row['parameters']:>11,} "
+            f"| {row['multiply_adds']:>13,} | {row['training_seconds']:>6.1f} s |"
+        )
+    lines.append("\n*without the embedding tables, which are the same for all")
+    return "\n".join(lines)
+
+
+def write_report(out: Path, table: str) -> None:
+    """One page: the table, the search's picture and the drawing of the winner."""
+    winner = Architecture.from_json(json.dumps(json.loads(read_text(out / "nasrecnet" / "model.json"))["interaction"]))
+    write_text(out / "nasrecnet" / "architecture.svg", winner.to_svg())
+    write_text(
+        out / "report.html",
+        f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>NASRec on MovieLens-100K</title>
+<style>body{{font-family:sans-serif;max-width:1100px;margin:2em auto}}img{{max-width:100%}}</style></head><body>
+<h1>NASRec on MovieLens-100K</h1>
+<h2>Test split</h2><pre>{escape(table)}</pre>
+<h2>The searched architecture</h2><img src="nasrecnet/architecture.svg" alt="the searched architecture">
+<h2>The search</h2><img src="search/search.png" alt="candidates over time, and loss against multiply-adds">
+</body></html>
+""",
+    )
+
+
+if __name__ == "__main__":
+    run(main)
