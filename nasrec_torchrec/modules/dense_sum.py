@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.modules.linear import XavierLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, norm, pad, padded_width
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operand, Operator, norm, padded_width
 
 
 class DenseSum(Operator):
@@ -19,12 +19,13 @@ class DenseSum(Operator):
         device: torch.device | None = None,
     ) -> None:
         super().__init__(shape, width, use_layernorm, shared, device)
-        self.padded_width = padded_width(shape.left, shape.right, shared)
+        padded = padded_width(shape.left, shape.right, shared)
+        self.left = Operand(shape.left, padded)
+        self.right = Operand(shape.right, padded)
         self.project: nn.Module = nn.Identity()
-        if shared or self.padded_width != width:
-            self.project = XavierLinear(self.padded_width, width, bias=not use_layernorm, device=device)
+        if shared or padded != width:
+            self.project = XavierLinear(padded, width, bias=not use_layernorm, device=device)
         self.norm = norm(width, use_layernorm, device)
 
     def forward(self, inputs: BlockInputs) -> Tensor:
-        total = pad(inputs.left, self.padded_width) + pad(inputs.right, self.padded_width)
-        return self.norm(self.project(total))
+        return self.norm(self.project(self.left(inputs.left) + self.right(inputs.right)))

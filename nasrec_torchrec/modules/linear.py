@@ -11,7 +11,8 @@ class XavierLinear(nn.Linear):
     """``nn.Linear`` that starts as the research code's linears do."""
 
     def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.weight)
+        if self.in_features:  # a model without dense features has linears over nothing, which emit their bias
+            nn.init.xavier_uniform_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -48,7 +49,7 @@ class MultiSourceLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         # The bound is that of the whole weight, not of each piece.
-        bound = math.sqrt(6.0 / (sum(self.in_features.values()) + self.out_features))
+        bound = math.sqrt(6.0 / max(1, sum(self.in_features.values()) + self.out_features))
         with torch.no_grad():
             for source in self.in_features:
                 self.weight(source).uniform_(-bound, bound)

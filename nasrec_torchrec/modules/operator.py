@@ -79,15 +79,25 @@ def norm(width: int, use_layernorm: bool, device: torch.device | None) -> nn.Mod
     return nn.LayerNorm(width, device=device) if use_layernorm else nn.Identity()
 
 
+class Operand(nn.Module):
+    """One side of a binary operator: its inputs concatenated and padded with zeros to the wider side's width.
+
+    Args:
+        inputs: width of each input.
+        width: columns of the result, at least those of the inputs.
+    """
+
+    def __init__(self, inputs: dict[str, int], width: int) -> None:
+        super().__init__()
+        self.missing = width - sum(inputs.values())
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        operand = torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]
+        return nn.functional.pad(operand, (0, self.missing)) if self.missing else operand
+
+
 def padded_width(left: dict[str, int], right: dict[str, int], shared: bool) -> int:
     """Width at which the binary operators combine their operands; the narrower one is padded with zeros."""
     if shared:
         return max(*left.values(), *right.values())
     return max(sum(left.values()), sum(right.values()))
-
-
-def pad(inputs: list[Tensor], width: int) -> Tensor:
-    """Concatenates the inputs and appends zero columns up to the width."""
-    operand = torch.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]
-    missing = width - operand.shape[-1]
-    return nn.functional.pad(operand, (0, missing)) if missing else operand

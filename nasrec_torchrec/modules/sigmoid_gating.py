@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, norm, pad, padded_width
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operand, Operator, norm, padded_width
 
 
 class SigmoidGating(Operator):
@@ -23,13 +23,14 @@ class SigmoidGating(Operator):
         device: torch.device | None = None,
     ) -> None:
         super().__init__(shape, width, use_layernorm, shared, device)
-        self.padded_width = padded_width(shape.left, shape.right, shared)
-        self.gate = MultiSourceLinear(shape.left, self.padded_width, bias=True, device=device)
+        padded = padded_width(shape.left, shape.right, shared)
+        self.right = Operand(shape.right, padded)
+        self.gate = MultiSourceLinear(shape.left, padded, bias=True, device=device)
         self.project: nn.Module = nn.Identity()
-        if shared or self.padded_width != width:
-            self.project = XavierLinear(self.padded_width, width, device=device)
+        if shared or padded != width:
+            self.project = XavierLinear(padded, width, device=device)
         self.norm = norm(width, use_layernorm, device)
 
     def forward(self, inputs: BlockInputs) -> Tensor:
         gate = torch.sigmoid(self.gate(inputs.left))
-        return self.norm(self.project(gate * pad(inputs.right, self.padded_width)))
+        return self.norm(self.project(gate * self.right(inputs.right)))

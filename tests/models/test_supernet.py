@@ -1,0 +1,120 @@
+"""The supernet is storage, the subnet is the model."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, SearchSpace, SuperNet
+from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
+from support import SMALL_SPACE, make_ebc, make_kjt
+
+
+def _step(supernet: SuperNet, optimizer: ActiveSliceAdagrad, dense: torch.Tensor, kjt) -> None:
+    optimizer.zero_grad()
+    logits = supernet(dense, kjt)
+    F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits)).backward()
+    optimizer.step()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", [NASREC_FULL, NASREC_SMALL], ids=["full", "small"])
+def test_subnets_equal_extracted_models_and_a_step_touches_only_their_slices(space: SearchSpace):
+    supernet = SuperNet(make_ebc(26), 13, space)
+    interaction = supernet.interaction_arch
+    optimizer = ActiveSliceAdagrad(interaction.parameters(), interaction.active_parameters, lr=0.1)
+    dense, kjt = torch.randn(8, 13), make_kjt(26, 8)
+    generator = torch.Generator().manual_seed(0)
+    untouched = {name: parameter.detach().clone() for name, parameter in interaction.named_parameters()}
+    for _ in range(100):
+        architecture = space.sample(generator)
+        supernet.set_architecture(architecture)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                supernet(dense, kjt), supernet.extract(architecture)(dense, kjt), rtol=0, atol=1e-6
+            )
+        _step(supernet, optimizer, dense, kjt)
+        active = {id(stored): view for stored, view in interaction.active_parameters()}
+        for name, parameter in interaction.named_parameters():
+            before = untouched[name]
+            view = active.get(id(parameter))
+            if view is not None and view.grad is not None:
+                prefix = tuple(slice(0, size) for size in view.shape)
+                before[prefix] = parameter.detach()[prefix]
+            assert torch.equal(before, parameter), f"{name} changed outside of the active slice"
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2), st.sampled_from(["any_operator_any_connection", "full"]))
+def test_every_strategy_equals_its_extracted_model(seed, dense, strategy):
+    space = SearchSpace(3, dense_widths=(16, 36, 128), sparse_widths=(4, 6, 9))  # 36 and 128 skip projections
+    supernet = SuperNet(make_ebc(6), dense, space)
+    architecture = space.sample(torch.Generator().manual_seed(seed), strategy)
+    supernet.set_architecture(architecture)
+    dense_x, kjt = torch.randn(3, dense), make_kjt(6, 3, max_length=2)
+    torch.testing.assert_close(
+        supernet(dense_x, kjt), supernet.extract(architecture)(dense_x, kjt), rtol=0, atol=1e-6
+    )
+
+
+def test_active_slice_adagrad_is_adagrad_on_the_whole_supernet():
+    torch.manual_seed(0)
+    ours = SuperNet(make_ebc(4), 3, SMALL_SPACE)
+    interaction = ours.interaction_arch
+    reference = {name: p.detach().clone().requires_grad_() for name, p in interaction.named_parameters()}
+    optimizer = ActiveSliceAdagrad(interaction.parameters(), interaction.active_parameters, lr=0.1)
+    whole = torch.optim.Adagrad(reference.values(), lr=0.1, eps=1e-2)
+    dense, kjt = torch.randn(16, 3), make_kjt(4, 16)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        ours.set_architecture(SMALL_SPACE.sample(generator))
+        _step(ours, optimizer, dense, kjt)
+        names = {id(parameter): name for name, parameter in interaction.named_parameters()}
+        for parameter in reference.values():
+            parameter.grad = torch.zeros_like(parameter)
+        for stored, view in interaction.active_parameters():
+            if view.grad is not None:
+                reference[names[id(stored)]].grad[tuple(slice(0, s) for s in view.shape)] = view.grad
+        whole.step()
+    for name, parameter in interaction.named_parameters():
+        torch.testing.assert_close(parameter, reference[name])
+
+
+def test_gradients_have_the_size_of_the_subnet():
+    supernet = SuperNet(make_ebc(26), 13, NASREC_FULL)
+    supernet.set_architecture(PUBLISHED["criteo-full"])
+    views = [view for _, view in supernet.interaction_arch.active_parameters()]
+    stored = sum(parameter.numel() for parameter in supernet.interaction_arch.parameters())
+    assert sum(view.numel() for view in views) < 0.05 * stored
+    pointers = {p.untyped_storage().data_ptr() for p in supernet.interaction_arch.parameters()}
+    assert all(view.untyped_storage().data_ptr() in pointers for view in views)
+
+
+def test_views_follow_the_storage():
+    supernet = SuperNet(make_ebc(4), 3, SMALL_SPACE)
+    dense, kjt = torch.randn(2, 3), make_kjt(4, 2)
+    before = supernet(dense, kjt)
+    supernet.interaction_arch.double()
+    torch.testing.assert_close(supernet(dense.double(), kjt).float(), before)
+    state = {name: torch.zeros_like(value) for name, value in supernet.state_dict().items()}
+    supernet.load_state_dict(state)
+    assert not supernet(dense.double(), kjt).any()
+
+
+def test_meta_storage_can_be_materialised():
+    supernet = SuperNet(make_ebc(4, device="meta"), 3, SMALL_SPACE, dense_device=torch.device("meta"))
+    assert all(parameter.is_meta for parameter in supernet.parameters())
+    supernet.to_empty(device="cpu")
+    for module in supernet.modules():
+        if list(module.parameters(recurse=False)) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert supernet(torch.randn(2, 3), make_kjt(4, 2)).shape == (2, 1)
+
+
+def test_architectures_of_another_space_are_refused():
+    supernet = SuperNet(make_ebc(4), 3, SMALL_SPACE)
+    with pytest.raises(ValueError, match="expected 3 choice blocks, found 7"):
+        supernet.set_architecture(PUBLISHED["criteo-full"])
+    wide = SearchSpace(3, dense_widths=(64,)).sample(torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="block 0: dense_width: 64 not in this space"):
+        supernet.extract(wide)

@@ -1,0 +1,102 @@
+"""What several tests build: small tables, random rows, ranks."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from nasrec_torchrec import SearchSpace
+from nasrec_torchrec.datasets.click_data import ClickData
+from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+
+# Vectors of the original implementation and real rows; only some machines have them.
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+SMALL_SPACE = SearchSpace(num_blocks=3, dense_widths=(16, 24, 32), sparse_widths=(4, 6, 9))
+
+
+def make_ebc(
+    num_features: int, embedding_dim: int = 16, rows: int = 50, device: str = "cpu", is_weighted: bool = False
+) -> EmbeddingBagCollection:
+    """Tables t0, t1, ... for features f0, f1, ..."""
+    tables = [
+        EmbeddingBagConfig(name=f"t{i}", embedding_dim=embedding_dim, num_embeddings=rows, feature_names=[f"f{i}"])
+        for i in range(num_features)
+    ]
+    return EmbeddingBagCollection(tables=tables, device=torch.device(device), is_weighted=is_weighted)
+
+
+def make_kjt(
+    num_features: int, batch_size: int, seed: int = 0, rows: int = 50, max_length: int = 1, weighted: bool = False
+) -> KeyedJaggedTensor:
+    """Random ids; bags of exactly one id, or of 0 to ``max_length`` ids."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_features * batch_size,)
+    lengths = torch.ones(shape, dtype=torch.int64)
+    if max_length > 1:
+        lengths = torch.randint(0, max_length + 1, shape, generator=generator)
+    count = int(lengths.sum())
+    return KeyedJaggedTensor(
+        [f"f{i}" for i in range(num_features)],
+        torch.randint(0, rows, (count,), generator=generator),
+        lengths=lengths,
+        weights=torch.rand(count, generator=generator) if weighted else None,
+    )
+
+
+def make_schema(num_dense: int = 3, num_features: int = 4, rows: int = 50, weighted: bool = False) -> Schema:
+    """Features f0, f1, ...; the last one is multi-hot, or all are when weighted."""
+    sparse = tuple(
+        SparseFeature(
+            f"f{i}",
+            rows,
+            multi_hot=weighted or i == num_features - 1,
+            weighted=weighted,
+            pooling="mean" if i == num_features - 1 and not weighted else "sum",
+        )
+        for i in range(num_features)
+    )
+    return Schema("label", tuple(f"d{i}" for i in range(num_dense)), sparse)
+
+
+def make_click_data(schema: Schema, count: int, seed: int = 0) -> ClickData:
+    """Random rows whose label depends on the first feature's id."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.ones(len(schema.sparse), count, dtype=torch.int64)
+    for index, feature in enumerate(schema.sparse):
+        if feature.multi_hot:
+            lengths[index] = torch.randint(0, 4, (count,), generator=generator)
+    total = int(lengths.sum())
+    ids = torch.randint(0, schema.sparse[0].num_embeddings, (total,), generator=generator)
+    weights = torch.rand(total, generator=generator) if schema.weighted else None
+    sparse = KeyedJaggedTensor(schema.feature_names, ids, lengths=lengths.flatten(), weights=weights)
+    first = ids[:count] if lengths[0].eq(1).all() else torch.randint(0, 2, (count,), generator=generator)
+    noise = torch.rand(count, generator=generator)
+    labels = ((first % 2 == 0).float() * 0.5 + noise > 0.75).float()
+    return ClickData(torch.randn(count, len(schema.dense), generator=generator), sparse, labels)
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Runs ``function(*arguments)`` on gloo ranks, each a process, and returns their results."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_rank, args=(world_size, folder, function, arguments), nprocs=world_size)
+        return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+def _rank(rank: int, world_size: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
+    try:
+        torch.save(function(*arguments), f"{folder}/{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

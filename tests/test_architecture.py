@@ -1,0 +1,107 @@
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, Architecture
+from nasrec_torchrec.search_space import SearchSpace
+from support import SHARED
+
+STRATEGIES = (
+    "single_operator_any_connection",
+    "single_operator_single_connection",
+    "any_operator_any_connection",
+    "full",
+)
+
+
+@given(st.integers(0, 2**40), st.sampled_from([NASREC_FULL, NASREC_SMALL]), st.sampled_from(STRATEGIES))
+def test_json_round_trips_in_both_formats(seed: int, space: SearchSpace, strategy):
+    architecture = space.sample(torch.Generator().manual_seed(seed), strategy)
+    for text in (architecture.to_json(), architecture.to_published_json()):
+        again = Architecture.from_json(text)
+        assert again == architecture and hash(again) == hash(architecture)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_architectures_equal_the_published_files(name: str):
+    file = SHARED / "published" / f"{name}.json"
+    if not file.exists():
+        pytest.skip("the published files are not on this machine")
+    assert Architecture.from_json(file.read_text()) == PUBLISHED[name]
+
+
+def test_published_format_needs_no_config_key():
+    for architecture in PUBLISHED.values():
+        document = json.loads(architecture.to_published_json())
+        del document["config"], document["num_blocks"]
+        assert Architecture.from_json(json.dumps(document)) == architecture
+
+
+def test_order_and_repetition_of_inputs_carry_no_meaning():
+    document = json.loads(PUBLISHED["criteo-small"].to_json())
+    document["blocks"][3]["sparse_inputs"] = [2, 0, 2]
+    assert Architecture.from_json(json.dumps(document)) == PUBLISHED["criteo-small"]
+
+
+def _ours(change):
+    document = json.loads(PUBLISHED["criteo-full"].to_json())
+    change(document["blocks"])
+    return json.dumps(document)
+
+
+def _theirs(change):
+    document = json.loads(PUBLISHED["criteo-full"].to_published_json())
+    change(document)
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_ours(lambda b: b[2].update(dense_operators=["conv"])), r"block 2: .*unknown operator \['conv'\]; allowed"),
+        (_ours(lambda b: b[3].update(dense_inputs=[5])), r"block 3: .*5 does not exist yet; block 3 may read 0..3"),
+        (_ours(lambda b: b[1].pop("dense_width")), r"block 1: missing key 'dense_width'"),
+        (_ours(lambda b: b[1].update(width=3)), r"block 1: unknown keys \['width'\]"),
+        (_ours(lambda b: b[0].update(dense_width=0)), r"block 0: dense_width: expected a positive integer, found 0"),
+        (_ours(lambda b: b[0].update(sparse_width=1.5)), r"block 0: sparse_width: .*found 1.5"),
+        (_ours(lambda b: b[0].update(left_inputs=[])), r"block 0: left_inputs: .*found \[\]"),
+        (_ours(lambda b: b[0].update(dense_inputs="0")), r"block 0: dense_inputs: .*found '0'"),
+        (_ours(lambda b: b[0].update(dense_to_sparse="no")), r"block 0: dense_to_sparse: .*found 'no'"),
+        (_ours(lambda b: b.clear()), r"at least one choice block"),
+        (_theirs(lambda d: d["micro"][2].update(active_nodes=[0, 9])), r"block 2: .*unknown operator \[9\]"),
+        (_theirs(lambda d: d["micro"][2].update(active_nodes=[0, 1])), r"block 2: sparse_operators: .*one or more"),
+        (_theirs(lambda d: d["macro"][1].update(dense_idx=[2])), r"block 1: .*2 does not exist yet"),
+        (_theirs(lambda d: d["macro"][1].pop("sparse_idx")), r"block 1: missing key 'sparse_idx'"),
+        (_theirs(lambda d: d["micro"][0].update(dense_in_dims=0)), r"block 0: dense_width: .*found 0"),
+        (_theirs(lambda d: d.pop("macro")), r"missing key 'macro'"),
+        (_theirs(lambda d: d["macro"].pop()), r"found 7 micro blocks, 6 macro blocks"),
+        (_theirs(lambda d: d.update(config="huge")), r"config: expected one of .*found 'huge'"),
+        ("[]", "expected a JSON object, found list"),
+        ("{", "not a JSON document"),
+        ("{}", r"expected the key 'blocks'"),
+    ],
+)
+def test_bad_json_is_one_clear_error(text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        Architecture.from_json(text)
+
+
+def test_a_published_file_may_be_a_plain_choice_block_document():
+    assert Architecture.from_json(json.dumps({"micro": [_MICRO], "macro": [_MACRO]})).blocks[0].dense_width == 16
+
+
+_MICRO = {"active_nodes": [0, 2], "dense_in_dims": 16, "sparse_in_dims": 16, "dense_sparse_interact": 0, "deep_fm": 0}
+_MACRO = {"dense_idx": [0], "sparse_idx": [0], "dense_left_idx": [0], "dense_right_idx": [0]}
+
+
+def test_drawings_show_operators_widths_and_connections():
+    architecture = PUBLISHED["criteo-full"]
+    dot, svg = architecture.to_dot(), architecture.to_svg()
+    for text in ("SG · 128", "AT · 64 + 8 tokens", "DP · 768", "FM→dense".replace(">", "&gt;")):
+        assert text in dot and text in svg
+    assert "output_4:dense -> output_5:dense" in dot
+    # one arc per connection, and the two edges into the final linear
+    assert svg.count("<path d=\"M") == dot.count(" -> ") + 1
