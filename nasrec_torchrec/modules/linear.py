@@ -75,4 +75,4 @@ class MultiSourceLinear(nn.Module):
         out = rows @ weight if self.bias is None else torch.addmm(self.bias, rows, weight)
         for name, source in zip(names, rest, strict=True):
             out = torch.addmm(out, source.flatten(0, -2), self.weight(name).t())
-        return out.reshape(*first.shape[:-1], self.out_features)
+        return out.view(first.shape[:-1] + (self.out_features,))
