@@ -17,7 +17,9 @@ from nasrec_torchrec.training.log import update_interval
 def main(
     supernet: Path, data: Path, out: Path, evolution: EvolutionConfig, evaluation: EvaluationConfig, top_k: int = 15
 ) -> None:
-    """Runs regularized evolution over a trained supernet; every candidate's last layer is fine-tuned before it is ranked.
+    """Runs regularized evolution over a trained supernet.
+
+    Every candidate's last layer is fine-tuned before it is ranked on the validation split.
 
     Args:
         supernet: run folder of a supernet's training.

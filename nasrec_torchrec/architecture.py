@@ -124,7 +124,8 @@ class Architecture:
                 for source in getattr(block, name):
                     if source > index:
                         raise ValueError(
-                            f"block {index}: {name}: input {source} does not exist yet; block {index} may read 0..{index}"
+                            f"block {index}: {name}: input {source} does not exist yet; "
+                            f"block {index} may read 0..{index}"
                         )
 
     def to_json(self, indent: int | None = 2) -> str:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import SHARED
 
 from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, Architecture
 from nasrec_torchrec.search_space import SearchSpace
-from support import SHARED
 
 STRATEGIES = (
     "single_operator_any_connection",
@@ -104,4 +104,4 @@ def test_drawings_show_operators_widths_and_connections():
         assert text in dot and text in svg
     assert "output_4:dense -> output_5:dense" in dot
     # one arc per connection, and the two edges into the final linear
-    assert svg.count("<path d=\"M") == dot.count(" -> ") + 1
+    assert svg.count('<path d="M') == dot.count(" -> ") + 1

@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import SMALL_SPACE
 
 from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, SearchSpace
-from support import SMALL_SPACE
 
 
 def test_published_architectures_lie_in_their_space():

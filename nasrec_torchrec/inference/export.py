@@ -20,7 +20,8 @@ class ScoringModel(nn.Module):
     """A NASRecNet whose tables are one stacked table, looked up with plain PyTorch.
 
     Inputs are tensors: dense features ``(B, F_dense)`` (left out when there are none), ``ids`` ``(T,)`` int64 of all
-    features, feature by feature, ``lengths`` ``(F_sparse, B)`` int64, and for weighted collections ``weights`` ``(T,)``.
+    features, feature by feature, ``lengths`` ``(F_sparse, B)`` int64, and for weighted collections ``weights``
+    ``(T,)``.
     Ids outside of a feature's table are looked up as 0, the missing id: no id reads another table.
 
     Args:

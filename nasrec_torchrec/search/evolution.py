@@ -1,4 +1,7 @@
-"""Regularized evolution over the architectures of a supernet (NASRec, section 4.2; E. Real et al., arXiv 1802.01548)."""
+"""Regularized evolution over the architectures of a supernet (NASRec, section 4.2).
+
+The algorithm is that of E. Real et al., arXiv 1802.01548: the oldest die, not the worst.
+"""
 
 import random
 from collections import deque

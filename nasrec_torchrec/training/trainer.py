@@ -82,6 +82,7 @@ class Trainer:
     """
 
     def __init__(self, description: ModelDescription, config: TrainConfig, run_dir: Path, device: torch.device) -> None:
+        self.description = description
         self.config = config
         self.run_dir = run_dir
         self.device = device
@@ -103,9 +104,6 @@ class Trainer:
         self.optimizer = CombinedOptimizer([self.dmp.fused_optimizer, self.dense_optimizer])
         # Every rank draws the same paths.
         self._paths = torch.Generator().manual_seed(config.seed)
-        if self.rank == 0:
-            save_description(run_dir, description)
-            write_text(run_dir / "config.json", json.dumps(asdict(config), indent=2))
 
     def train(self, data: ClickData, validation: ClickData | None = None) -> ClickMetrics | None:
         """Trains for the configured epochs and leaves a checkpoint.
@@ -118,6 +116,9 @@ class Trainer:
         """
         config = self.config
         check_batch_size(config.batch_size, self.world_size, len(data))
+        if self.rank == 0:
+            save_description(self.run_dir, self.description)
+            write_text(self.run_dir / "config.json", json.dumps(asdict(config), indent=2))
         steps_per_epoch = len(data) // config.batch_size
         total_steps = config.epochs * steps_per_epoch
         best: tuple[ClickMetrics, Path] | None = None

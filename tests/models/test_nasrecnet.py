@@ -12,6 +12,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.random import RandomState
+from support import SHARED, SMALL_SPACE, make_ebc, make_kjt
 from torch import fx
 from torch.nn import functional as F
 from torchrec.datasets.utils import Batch
@@ -27,7 +28,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, Architecture, NASRecNet, load_research_state_dict
 from nasrec_torchrec.search.cost import cost
-from support import SHARED, SMALL_SPACE, make_ebc, make_kjt
 
 GOLDEN = sorted(SHARED.glob("golden/fixed_*.json"))
 golden = pytest.mark.parametrize("file", GOLDEN or [Path("absent")], ids=lambda file: file.stem)
@@ -101,7 +101,9 @@ def test_gradients_and_training_steps_equal_the_original(file: Path):
         assert norm.item() == pytest.approx(expected["grad_norm_before_clip"][step], rel=1e-4)
         optimizer.step()
     logits = model(dense, kjt).flatten()
-    torch.testing.assert_close(logits, torch.tensor(expected["logits_after"], dtype=torch.float64), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits, torch.tensor(expected["logits_after"], dtype=torch.float64), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_research_weights_that_do_not_fit_are_refused():
@@ -188,7 +190,9 @@ def test_weighted_features():
         (torch.zeros(2, 3), make_kjt(4, 2), r"missing \['f4'\]; found the keys \['f0', 'f1', 'f2', 'f3'\]"),
         (
             torch.zeros(2, 3),
-            KeyedJaggedTensor([f"f{i}" for i in range(5)], torch.tensor([0, 1] * 3 + [50, 1] * 2), torch.ones(10).int()),
+            KeyedJaggedTensor(
+                [f"f{i}" for i in range(5)], torch.tensor([0, 1] * 3 + [50, 1] * 2), torch.ones(10).int()
+            ),
             "feature 'f3': id 50 is outside of 0..49",
         ),
         (

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import SMALL_SPACE, make_ebc, make_kjt
 from torch.nn import functional as F
 
 from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, SearchSpace, SuperNet
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
-from support import SMALL_SPACE, make_ebc, make_kjt
 
 
 def _step(supernet: SuperNet, optimizer: ActiveSliceAdagrad, dense: torch.Tensor, kjt) -> None:
@@ -52,9 +52,7 @@ def test_every_strategy_equals_its_extracted_model(seed, dense, strategy):
     architecture = space.sample(torch.Generator().manual_seed(seed), strategy)
     supernet.set_architecture(architecture)
     dense_x, kjt = torch.randn(3, dense), make_kjt(6, 3, max_length=2)
-    torch.testing.assert_close(
-        supernet(dense_x, kjt), supernet.extract(architecture)(dense_x, kjt), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(supernet(dense_x, kjt), supernet.extract(architecture)(dense_x, kjt), rtol=0, atol=1e-6)
 
 
 def test_active_slice_adagrad_is_adagrad_on_the_whole_supernet():

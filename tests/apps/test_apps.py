@@ -1,0 +1,110 @@
+"""The programs as a user starts them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support import make_click_data, make_schema
+
+from nasrec_torchrec import PUBLISHED
+from nasrec_torchrec.datasets.prepared import write_prepared
+
+APPS = ["prepare_data", "train_supernet", "search", "train", "evaluate", "export", "score", "demo"]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _run(command: list[str], expected: int = 0) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == expected, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def _app(name: str, *arguments: object, expected: int = 0) -> subprocess.CompletedProcess[str]:
+    return _run([sys.executable, "-m", f"apps.{name}", *map(str, arguments)], expected)
+
+
+def _prepared(folder: Path) -> Path:
+    schema = make_schema()
+    splits = {}
+    for seed, (name, rows) in enumerate({"train": 400, "validation": 100, "test": 101}.items()):
+        data = make_click_data(schema, rows, seed)
+        columns = {"label": data.labels.numpy()}
+        columns |= {name: data.dense[:, index].numpy() for index, name in enumerate(schema.dense)}
+        for feature in schema.sparse:
+            ids = [bag.tolist() for bag in data.sparse[feature.name].to_dense()]
+            columns[feature.name] = pa.array(ids, pa.list_(pa.int64())) if feature.multi_hot else [i for (i,) in ids]
+        splits[name] = pa.table(columns)
+    write_prepared(folder, schema, splits, "random rows")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", APPS)
+def test_help_names_flags_and_types(name: str):
+    text = _app(name, "--help").stdout
+    assert "--config" in text and "type:" in text and "Args:" not in text
+
+
+@pytest.mark.slow
+def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
+    data = _prepared(tmp_path / "data")
+
+    def launch(name: str, *flags: str, **arguments: object) -> None:
+        named = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
+        more = ["--", *flags] if flags else []
+        scheduler = ["torchx", "run", "--scheduler", "local_cwd", "--wait"]
+        ranks = ["-j", "1x2"] if name.startswith("train") else []
+        _run([*scheduler, f"components/nasrec.py:{name}", *named, *ranks, *more])
+
+    space = ["--num_blocks", "2", "--dense_widths", "[16,32]", "--sparse_widths", "[4,8]"]
+    fast = ["--batch_size", "40", "--learning_rate", "0.05"]
+    launch("train_supernet", *space, *fast, "--full_path_steps", "5", data=data, out=tmp_path / "supernet")
+    search = ["--population", "4", "--generations", "2", "--children", "2", "--tournament", "2", "--top_k", "2"]
+    finetuning = ["--finetune_steps", "5", "--finetune_batch_size", "20"]
+    launch("search", *search, *finetuning, supernet=tmp_path / "supernet", data=data, out=tmp_path / "search")
+    architectures = tmp_path / "search" / "architectures"
+    launch("train", *fast, data=data, out=tmp_path / "model", architecture=architectures)
+    trials = json.loads((tmp_path / "model" / "metrics.json").read_text())
+    losses = [trial["validation"]["log_loss"] for trial in trials["trials"]]
+    assert len(losses) == 2 and trials["best"]["validation"]["log_loss"] == min(losses)
+
+    printed = _app("evaluate", "--model", tmp_path / "model", "--data", data, "--split", "validation").stdout
+    assert json.loads(printed)["validation"]["log_loss"] == pytest.approx(min(losses), abs=1e-5)
+    _app("export", "--model", tmp_path / "model", "--out", tmp_path / "export")
+    scored = ["--package", tmp_path / "export", "--data", data / "test.parquet", "--out", tmp_path / "scores.parquet"]
+    _app("score", *scored)
+    assert pq.read_table(tmp_path / "scores.parquet").num_rows == 101
+    assert list((tmp_path / "supernet" / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train", ["--data", "absent", "--out", "o"], "absent/schema.json: cannot be read"),
+        ("train", ["--data", "DATA", "--out", "OUT", "--batch_size", "0"], "batch_size: expected a positive number"),
+        ("train", ["--data", "DATA", "--out", "OUT", "--architecture", "absent.json"], "absent.json: cannot be read"),
+        ("train", ["--data", "DATA", "--out", "OUT", "--batch_size", "4000"], "do not fit into a split of 400 rows"),
+        ("train", ["--data", "DATA", "--out", "OUT", "--architecture", "BAD"], "block 0: .*unknown operator"),
+        ("train_supernet", ["--data", "DATA", "--out", "OUT", "--num_blocks", "0"], "num_blocks: expected a positive"),
+        ("evaluate", ["--model", "absent", "--data", "DATA"], "absent/model.json: not a model description"),
+        ("score", ["--package", "absent", "--data", "DATA", "--out", "OUT"], "absent/model.json: cannot be read"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path, name, arguments, message):
+    bad = tmp_path / "bad.json"
+    bad.write_text(PUBLISHED["criteo-small"].to_json().replace("fully_connected", "conv", 1))
+    places = {"DATA": str(_prepared(tmp_path / "data")), "OUT": str(tmp_path / "out"), "BAD": str(bad)}
+    result = _app(name, *(places.get(argument, argument) for argument in arguments), expected=2)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.stderr
+    assert re.search(message, line), line
+    assert not (tmp_path / "out").exists(), "a refused run must leave nothing behind"

@@ -1,0 +1,31 @@
+from torchx.components.component_test_base import ComponentTestCase
+from torchx.specs.finder import get_component
+
+from components import nasrec
+
+
+class NasrecComponentsTest(ComponentTestCase):
+    def test_every_component_is_valid(self) -> None:
+        for name in ("prepare_data", "train_supernet", "train", "search", "evaluate", "export", "score"):
+            self.validate(nasrec, name)
+
+
+def test_ranks_and_flags_reach_the_program():
+    app = nasrec.train_supernet("--epochs", "3", data="d", out="o", j="2x4", gpu=4, retries=2)
+    (role,) = app.roles
+    assert role.num_replicas == 2 and role.max_retries == 2 and role.resource.gpu == 4
+    command = " ".join(role.args)
+    assert "--nproc_per_node 4" in command and "-m apps.train_supernet --data d --out o --epochs 3" in command
+    assert role.env["OMP_NUM_THREADS"] == "1" and role.env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+def test_programs_of_one_process_get_their_flags():
+    (role,) = nasrec.search("--top_k", "2", supernet="s", data="d", out="o").roles
+    expected = ["-m", "apps.search", "--supernet", "s", "--data", "d", "--out", "o", "--top_k", "2"]
+    assert role.args == expected and role.num_replicas == 1
+
+
+def test_components_are_found_by_entry_point_beside_torchx_own():
+    assert get_component("nasrec.train").name == "nasrec.train"
+    assert get_component("dist.ddp").name == "dist.ddp"
+    assert get_component("utils.python").name == "utils.python"

@@ -1,0 +1,160 @@
+"""Two gloo ranks against one, sharded for real."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from support import SMALL_SPACE, make_click_data, make_schema, run_ranks
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from nasrec_torchrec.datasets.click_data import check_batch_size
+from nasrec_torchrec.distributed.checkpoint import latest_checkpoint, load_checkpoint, load_model
+from nasrec_torchrec.distributed.gradient_sync import average_gradients
+from nasrec_torchrec.models.description import DLRMLayers, ModelDescription
+from nasrec_torchrec.training.metrics import evaluate
+from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
+from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+
+SCHEMA = make_schema()
+INTERACTIONS = {
+    "supernet": SMALL_SPACE,
+    "nasrecnet": SMALL_SPACE.sample(torch.Generator().manual_seed(3)),
+    "dlrm": DLRMLayers((32, 16), (16, 1)),
+}
+
+
+def _train(kind: str, sharding_type: str | None, run_dir: str) -> dict[str, float]:
+    description = ModelDescription(SCHEMA, INTERACTIONS[kind], use_layernorm=kind == "supernet")
+    config = TrainConfig(
+        batch_size=50, learning_rate=0.05, full_path_steps=10, log_every=1, sharding_type=sharding_type, seed=1
+    )
+    trainer = Trainer(description, config, Path(run_dir), torch.device("cpu"))
+    expected_bytes = []
+
+    def count(*_: object) -> None:
+        active = [view for _, view in trainer.model.interaction_arch.active_parameters()]
+        expected_bytes.append(sum(p.grad.numel() * 4 for p in active if p.grad is not None) - trainer.bytes_reduced)
+
+    if kind == "supernet":
+        trainer.dense_optimizer._optimizer.register_step_pre_hook(count)
+    trainer.train(make_click_data(SCHEMA, 1000))
+    metrics = trainer.evaluate(make_click_data(SCHEMA, 333, seed=5))
+    return {
+        "log_loss": metrics.log_loss,
+        "auc": metrics.auc,
+        "rows": metrics.rows,
+        "unexpected_bytes": float(sum(map(abs, expected_bytes))) if dist.get_world_size() > 1 else 0.0,
+    }
+
+
+def _losses(run_dir: Path) -> list[float]:
+    events = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [event["loss"] for event in events if event["event"] == "train"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", INTERACTIONS)
+def test_two_ranks_follow_the_loss_curve_of_one(kind: str, tmp_path: Path):
+    alone = run_ranks(1, _train, kind, None, str(tmp_path / "one"))[0]
+    curve = _losses(tmp_path / "one")
+    assert len(curve) == 20
+    for sharding_type in ("table_wise", "row_wise"):
+        folder = tmp_path / sharding_type
+        ranks = run_ranks(2, _train, kind, sharding_type, str(folder))
+        assert _losses(folder) == pytest.approx(curve, abs=1e-5)
+        for result in ranks:
+            assert result["rows"] == 333
+            assert result["log_loss"] == pytest.approx(alone["log_loss"], abs=1e-5)
+            assert result["unexpected_bytes"] == 0, "more or less than the active slices was reduced"
+        # One process reads what two ranks wrote, without a process group.
+        _, model = load_model(folder)
+        if kind != "supernet":
+            read = evaluate(model, make_click_data(SCHEMA, 333, seed=5))
+            assert read.log_loss == pytest.approx(alone["log_loss"], abs=1e-5)
+
+
+def _local(value: torch.Tensor | ShardedTensor) -> torch.Tensor:
+    return value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
+
+
+def test_a_checkpoint_restores_model_and_optimizer(one_rank, tmp_path: Path):
+    description = ModelDescription(SCHEMA, INTERACTIONS["supernet"], use_layernorm=True)
+    data = make_click_data(SCHEMA, 200)
+
+    def make(run_dir: Path) -> Trainer:
+        return Trainer(description, TrainConfig(batch_size=50, learning_rate=0.05), run_dir, torch.device("cpu"))
+
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    first.train(data)
+    load_checkpoint(latest_checkpoint(tmp_path / "a"), second.dmp, second.optimizer)
+    for (name, value), restored in zip(
+        first.dense_optimizer.state_dict()["state"].items(),
+        second.dense_optimizer.state_dict()["state"].values(),
+        strict=True,
+    ):
+        assert torch.equal(value["sum"], restored["sum"]), name
+    assert any(value["sum"].any() for value in first.dense_optimizer.state_dict()["state"].values())
+    # The next epoch is the same, from the restored weights and from the original ones.
+    second.step, second._paths = first.step, torch.Generator().manual_seed(9)
+    first._paths.manual_seed(9)
+    first.train(data)
+    second.train(data)
+    for (name, value), other in zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(_local(value), _local(other)), name
+
+
+def test_the_best_epoch_is_kept(one_rank, tmp_path: Path):
+    description = ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"])
+    config = TrainConfig(epochs=6, batch_size=20, learning_rate=0.2)  # overfits at once
+    trainer = Trainer(description, config, tmp_path, torch.device("cpu"))
+    validation = make_click_data(SCHEMA, 300, seed=7)
+    kept = trainer.train(make_click_data(SCHEMA, 100), validation)
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [event["log_loss"] for event in events if event["event"] == "validation"]
+    assert kept.log_loss == min(losses) < losses[-1]
+    assert trainer.evaluate(validation).log_loss == pytest.approx(kept.log_loss, rel=1e-5)
+    assert evaluate(load_model(tmp_path)[1], validation).log_loss == pytest.approx(kept.log_loss, rel=1e-5)
+
+
+def test_damaged_runs_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"model.json: not a model description: .*cannot be read"):
+        load_model(tmp_path)
+    description = ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"])
+    (tmp_path / "model.json").write_text(description.to_json())
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        load_model(tmp_path)
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected format"):
+        load_model(tmp_path)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="positive multiple of the 2 ranks, found 51"):
+        check_batch_size(51, 2, 1000)
+    with pytest.raises(ValueError, match="100 rows do not fit into a split of 20 rows"):
+        check_batch_size(100, 1, 20)
+
+
+def test_an_unknown_sharding_type_is_refused(one_rank, tmp_path: Path):
+    description = ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"])
+    with pytest.raises(ValueError, match=r"sharding_type: expected one of .*found 'diagonal'"):
+        Trainer(description, TrainConfig(sharding_type="diagonal"), tmp_path, torch.device("cpu"))
+
+
+def _mean_of_ranks() -> torch.Tensor:
+    gradients = [torch.full((2, 3), float(dist.get_rank())), torch.full((1,), 10.0 * dist.get_rank())]
+    count = average_gradients(gradients)
+    return torch.cat([g.flatten() for g in gradients] + [torch.tensor([float(count)])])
+
+
+def test_gradients_are_averaged_in_one_all_reduce():
+    for result in run_ranks(2, _mean_of_ranks):
+        assert result.tolist() == [0.5] * 6 + [5.0, 28.0]
+
+
+def test_adagrad_has_no_negative_learning_rate():
+    with pytest.raises(ValueError, match="expected 0 or more"):
+        ActiveSliceAdagrad([nn.Parameter(torch.ones(1))], lambda: [], lr=-1.0)

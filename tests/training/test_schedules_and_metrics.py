@@ -1,0 +1,67 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import SHARED
+
+from nasrec_torchrec.training.metrics import click_metrics
+from nasrec_torchrec.training.schedules import cosine_with_warmup, full_path_probability
+from nasrec_torchrec.training.trainer import TrainConfig
+
+
+def test_learning_rates_equal_the_original():
+    file = SHARED / "golden" / "lr_schedule.json"
+    if not file.exists():
+        pytest.skip("the original's curve is not on this machine")
+    case = json.loads(file.read_text())["cases"][0]
+    total, warmup = case["first_cycle_steps"], case["warmup_steps"]
+    for step, expected in enumerate(case["lr"][:total]):
+        ours = cosine_with_warmup(step, total, case["max_lr"], warmup / total)
+        assert ours == pytest.approx(expected, abs=1e-9)
+
+
+def test_schedule_starts_peaks_and_ends():
+    assert cosine_with_warmup(0, 100, 0.1) == 1e-8
+    assert cosine_with_warmup(10, 100, 0.1) == 0.1
+    assert cosine_with_warmup(100, 100, 0.1) == cosine_with_warmup(500, 100, 0.1) == 1e-8
+    assert cosine_with_warmup(0, 100, 0.1, warmup_fraction=0) == 0.1
+
+
+def test_the_full_path_fades_out():
+    assert [full_path_probability(step, 10) for step in (0, 5, 10, 99)] == [1.0, 0.5, 0.0, 0.0]
+    assert full_path_probability(0, 0) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 1)), min_size=2, max_size=40))
+def test_auc_and_log_loss_are_exact(rows):
+    logits = torch.tensor([float(logit) for logit, _ in rows])
+    labels = torch.tensor([float(label) for _, label in rows])
+    metrics = click_metrics(logits, labels)
+    positive, negative = logits[labels == 1].tolist(), logits[labels == 0].tolist()
+    if positive and negative:
+        wins = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
+        assert metrics.auc == pytest.approx(wins / (len(positive) * len(negative)), abs=1e-6)
+        rate = len(positive) / len(rows)
+        entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+        assert metrics.normalized_entropy == pytest.approx(metrics.log_loss / entropy)
+    else:
+        assert math.isnan(metrics.auc)
+    losses = [math.log1p(math.exp(-logit if label else logit)) for logit, label in rows]
+    assert metrics.log_loss == pytest.approx(sum(losses) / len(losses))
+    assert metrics.rows == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected a positive number, found 0"),
+        ({"learning_rate": -1.0}, "learning_rate: expected a positive number, found -1.0"),
+        ({"warmup_fraction": 2.0}, r"warmup_fraction: expected 0..1, found 2.0"),
+    ],
+)
+def test_bad_configs_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**arguments)
