@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -44,7 +45,7 @@ def main(out: Path = Path("runs/demo"), ranks: int = 2, seed: int = 0) -> None:
         *("--dense_widths", json.dumps(SPACE.dense_widths)),
         *("--sparse_widths", json.dumps(SPACE.sparse_widths)),
     ]
-    supernet = ["--epochs", "4", "--batch_size", "256", "--learning_rate", "0.1", "--full_path_steps", "100"]
+    supernet = ["--epochs", "8", "--batch_size", "256", "--learning_rate", "0.05", "--full_path_steps", "100"]
     component("train_supernet", *space, *supernet, *seeds, data=data, out=out / "supernet", j=f"1x{ranks}")
     evolution = ["--population", "32", "--generations", "8", "--children", "8", "--tournament", "16"]
     finetuning = ["--finetune_steps", "60", "--finetune_batch_size", "256", "--top_k", "3"]
@@ -67,8 +68,8 @@ def main(out: Path = Path("runs/demo"), ranks: int = 2, seed: int = 0) -> None:
     component("score", package=out / "export", data=data / "test.parquet", out=scores)
 
     exported = pq.read_table(scores)
-    probability = torch.from_numpy(exported["probability"].to_numpy())
-    again = click_metrics(torch.logit(probability.double()), torch.from_numpy(exported["label"].to_numpy()))
+    probability, label = (torch.tensor(exported[name].to_pylist()) for name in ("probability", "label"))
+    again = click_metrics(torch.logit(probability.double()), label)
     table = format_table(rows)
     write_text(out / "report.json", json.dumps(rows, indent=2))
     write_report(out, table)
@@ -85,7 +86,7 @@ def component(name: str, *flags: str, **arguments: Any) -> None:
     for argument, value in arguments.items():
         command += [f"-{argument}" if argument == "j" else f"--{argument}", str(value)]
     command += ["--", *flags] if flags else []
-    print(f"\n$ {' '.join(command)}", flush=True)
+    print(f"\n$ {shlex.join(command)}", flush=True)
     # The scheduler starts `python` and `torchrun` by name: they must be those of this environment.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     result = subprocess.run(command, env=environment)

@@ -3,7 +3,7 @@
 import math
 import random
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -111,13 +111,12 @@ class SearchSpace:
             index = rng.randrange(self.num_blocks)
             names = rng.choice((_CONNECTION_FIELDS, _INNER_FIELDS))
             name = rng.choice(names)
-            drawn = self._sample_block(index, "single_operator_any_connection", rng)
+            value: Any = getattr(self._sample_block(index, "single_operator_any_connection", rng), name)
             if name in ("dense_inputs", "sparse_inputs"):
                 # Mutation draws the number of inputs uniformly, path sampling draws it binomially.
-                size = 1 + rng.randrange(min(index + 1, self.max_inputs))
-                drawn = replace(drawn, **{name: tuple(rng.sample(range(index + 1), size))})
+                value = tuple(rng.sample(range(index + 1), 1 + rng.randrange(min(index + 1, self.max_inputs))))
             blocks = list(architecture.blocks)
-            blocks[index] = replace(blocks[index], **{name: getattr(drawn, name)})
+            blocks[index] = replace(blocks[index], **{name: value})
             child = Architecture(tuple(blocks))
             if child != architecture:
                 return child

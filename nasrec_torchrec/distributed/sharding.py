@@ -60,7 +60,7 @@ def parallelize(model: nn.Module, device: torch.device, sharding_type: str | Non
     """
     if sharding_type is not None and sharding_type not in SHARDING_TYPES:
         raise ValueError(f"sharding_type: expected one of {list(SHARDING_TYPES)}, found {sharding_type!r}")
-    sharders: list[ModuleSharder[nn.Module]] = [AllTypesSharder()]  # type: ignore[list-item]
+    sharders: list[ModuleSharder[nn.Module]] = [AllTypesSharder()]
     weights = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
     dmp = DistributedModelParallel(
         model,

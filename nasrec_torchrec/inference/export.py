@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,11 @@ class ScoringModel(nn.Module):
     Args:
         model: unsharded.
     """
+
+    table: Tensor
+    start: Tensor
+    rows: Tensor
+    mean: Tensor
 
     def __init__(self, model: NASRecNet) -> None:
         super().__init__()
@@ -113,7 +119,7 @@ def export(model: NASRecNet, schema: Schema, folder: Path) -> ExportedModel:
     scoring = ScoringModel(model.eval()).eval()
     example = example_inputs(scoring, batch_size=3)
     batch, ids = torch.export.Dim("batch", min=1, max=2**20), torch.export.Dim("ids", min=0, max=2**31 - 1)
-    shapes: list[dict[int, object]] = [{0: batch}] if scoring.has_dense else []
+    shapes: list[dict[int, Any]] = [{0: batch}] if scoring.has_dense else []
     shapes += [{0: ids}, {1: batch}] + ([{0: ids}] if scoring.weighted else [])
     with torch.no_grad():
         program = torch.export.export(scoring, example, dynamic_shapes=(tuple(shapes),), strict=False)
@@ -144,6 +150,8 @@ def example_inputs(scoring: ScoringModel, batch_size: int) -> tuple[Tensor, ...]
     """Inputs of the right shapes: two ids in every bag."""
     features = scoring.rows.numel()
     count = 2 * features * batch_size
-    inputs = (torch.zeros(batch_size, scoring.interaction_arch.dense_in_features),) if scoring.has_dense else ()
+    inputs: tuple[Tensor, ...] = ()
+    if scoring.has_dense:
+        inputs += (torch.zeros(batch_size, scoring.interaction_arch.dense_in_features),)
     inputs += (torch.zeros(count, dtype=torch.int64), torch.full((features, batch_size), 2))
     return inputs + ((torch.ones(count),) if scoring.weighted else ())

@@ -75,14 +75,16 @@ class NASRecNet(nn.Module):
             ValueError: for a missing feature, dense features of the wrong width and, on the CPU, for an id outside
                 of its table.
         """
-        return predict(self, dense_features, sparse_features)
+        return predict(self.sparse_arch, self.interaction_arch, dense_features, sparse_features)
 
 
-def predict(model: nn.Module, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
+def predict(
+    sparse_arch: SparseArch, interaction_arch: nn.Module, dense_features: Tensor, sparse_features: KeyedJaggedTensor
+) -> Tensor:
     """The forward pass that NASRecNet and SuperNet share."""
     if isinstance(sparse_features, KeyedJaggedTensor):  # not while a pipeline traces through
-        model.sparse_arch.check(sparse_features)
-    return model.interaction_arch(dense_features, model.sparse_arch(sparse_features))
+        sparse_arch.check(sparse_features)
+    return interaction_arch(dense_features, sparse_arch(sparse_features))
 
 
 def check_dense_in_features(count: int) -> None:

@@ -177,6 +177,7 @@ def _translate(name: str, space: str, tables: list[str]) -> tuple[str, str]:
 @torch.no_grad()
 def _copy(module: nn.Module, attribute: str, value: Tensor, name: str) -> set[nn.Parameter]:
     """Copies one tensor, in pieces where the module keeps one weight per source, and returns what was filled."""
+    targets: list[nn.Parameter]
     if attribute == "weight" and isinstance(module, MultiSourceLinear):
         targets = [module.weight(source) for source in module.in_features]
     else:

@@ -81,7 +81,7 @@ class SharedInteractionArch(nn.Module):
 
     def _current(self) -> tuple[InteractionArch, list[tuple[nn.Parameter, nn.Parameter]]]:
         # The storage moves when the model is materialised or sent to another device.
-        if self._bound and any(s.data_ptr() != v.data_ptr() or not _alive(s, v) for s, v in self._bound[0][1]):
+        if self._bound and not all(_is_view(view, stored) for stored, view in self._bound[0][1]):
             self._bound.clear()
         if not self._bound:
             self._bound.append(self._bind(self.architecture))
@@ -113,8 +113,13 @@ class SharedInteractionArch(nn.Module):
         return subnet.train(self.training), pairs
 
 
-def _alive(base: nn.Parameter, view: nn.Parameter) -> bool:
-    return base.device == view.device and base.dtype == view.dtype and base.requires_grad == view.requires_grad
+def _is_view(view: nn.Parameter, stored: nn.Parameter) -> bool:
+    return (
+        view.data_ptr() == stored.data_ptr()
+        and view.device == stored.device
+        and view.dtype == stored.dtype
+        and view.requires_grad == stored.requires_grad
+    )
 
 
 class SuperNet(nn.Module):
@@ -187,7 +192,7 @@ class SuperNet(nn.Module):
         Returns:
             Tensor: logits ``(B, 1)`` of the current architecture.
         """
-        return predict(self, dense_features, sparse_features)
+        return predict(self.sparse_arch, self.interaction_arch, dense_features, sparse_features)
 
     @torch.no_grad()
     def extract(self, architecture: Architecture) -> NASRecNet:

@@ -1,6 +1,7 @@
 """The interaction part of a NASRecNet: everything between the embeddings and the logit."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,10 +88,10 @@ class InteractionArch(nn.Module):
         """What the final linear reads: the last block's dense output and its flattened tokens, each ``(B, ...)``."""
         if isinstance(dense_features, Tensor):  # not while torch.fx traces through
             self._check(dense_features, embedded_features)
-        dense: list[Tensor | None] = [dense_features]
+        dense: list[Any] = [dense_features]  # None where nobody reads a block's dense output
         # Tables may be of another precision than the maths on top of them.
         tokens_BNE = embedded_features.to(dense_features.dtype)
-        tokens = [[tokens_BNE.transpose(1, 2).contiguous().transpose(1, 2)]]
+        tokens: list[list[Any]] = [[tokens_BNE.transpose(1, 2).contiguous().transpose(1, 2)]]
         for block, choice in zip(self.blocks, self.architecture.blocks, strict=True):
             outputs = block(
                 BlockInputs(

@@ -44,6 +44,7 @@ class MultiSourceLinear(nn.Module):
         for source, width in self.in_features.items():
             weight = nn.Parameter(torch.empty(out_features, width, device=device))
             self.register_parameter(f"weight_{source}", weight)
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, device=device)) if bias else None)
         self.reset_parameters()
 
@@ -56,7 +57,7 @@ class MultiSourceLinear(nn.Module):
             if self.bias is not None:
                 self.bias.zero_()
 
-    def weight(self, source: str) -> Tensor:
+    def weight(self, source: str) -> nn.Parameter:
         """The weight ``(out_features, in_features[source])`` that reads one source."""
         return getattr(self, f"weight_{source}")
 

@@ -129,7 +129,8 @@ class Evaluator:
         last = subnet.over_arch
         with torch.no_grad():
             weight = torch.cat([last.weight(source) for source in last.in_features], dim=1).flatten().clone()
-            bias = last.bias.clone()
+            assert last.bias is not None
+            bias = last.bias.detach().clone()
         features = self._features(subnet, self._finetune) if self._steps else None
         optimizer = torch.optim.Adagrad([weight, bias], lr=config.finetune_learning_rate, eps=1e-2)
         for step, rows in enumerate(self._steps):
