@@ -13,6 +13,7 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@# Without dependencies: torchrec's wheel would bring the CUDA build of FBGEMM. pip will mention it as missing.
 	$(BIN)/python -m pip install --quiet --no-deps torchrec==1.8.0
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[cpu,demo,test]"
 	$(BIN)/python -m nasrec_torchrec.environment

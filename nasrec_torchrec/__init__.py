@@ -1,8 +1,11 @@
 """NASRec for TorchRec: neural architecture search by weight sharing for click-through-rate models."""
 
-from nasrec_torchrec import environment
+import sys
 
-if not environment.is_running_as_command():
+# `python -m nasrec_torchrec.environment` prints the explanation itself.
+if "nasrec_torchrec.environment" not in sys.orig_argv:
+    from nasrec_torchrec import environment
+
     environment.require()
 
     from nasrec_torchrec.architecture import Architecture, BlockArchitecture

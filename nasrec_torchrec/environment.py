@@ -137,12 +137,6 @@ def require() -> None:
         raise ImportError(f"\n{found}")
 
 
-def is_running_as_command() -> bool:
-    """True for ``python -m nasrec_torchrec.environment``, which prints the explanation itself."""
-    arguments = sys.orig_argv
-    return "-m" in arguments and arguments[arguments.index("-m") + 1 : arguments.index("-m") + 2] == [__name__]
-
-
 def main() -> int:
     found = inspect()
     print(found)
