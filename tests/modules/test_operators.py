@@ -89,6 +89,22 @@ def test_attention_equals_torch_multihead_attention():
     torch.testing.assert_close(operator(inputs), expected)
 
 
+@pytest.mark.parametrize(("left", "right"), [(3, 7), (7, 3), (5, 5)])
+@pytest.mark.parametrize("name", ["sigmoid_gating", "sum"])
+def test_binary_operators_pad_the_narrower_operand(name, left, right):
+    shape = BlockShape({"0": 2}, {"0": left}, {"1": right}, {"0": 4}, embedding_dim=16)
+    operator = OPERATORS[name](shape, 9, False, shared=False, device=None)
+    inputs = _inputs(shape, 4)
+    padded = max(left, right)
+    a, b = (F.pad(x[0], (0, padded - x[0].shape[1])) for x in (inputs.left, inputs.right))
+    if name == "sigmoid_gating":
+        square = F.pad(operator.gate.weight("0"), (0, padded - left), value=123.0)  # meets only padding
+        expected = operator.project(torch.sigmoid(F.linear(a, square, operator.gate.bias)) * b)
+    else:
+        expected = operator.project(a + b)
+    torch.testing.assert_close(operator(inputs), expected)
+
+
 def test_attention_says_which_embedding_dim_it_needs():
     shape = BlockShape({"0": 5}, {"0": 5}, {"0": 5}, {"0": 6}, embedding_dim=10)
     with pytest.raises(ValueError, match="multiple of 8, found 10"):
