@@ -5,12 +5,12 @@ from pathlib import Path
 
 from nasrec_torchrec import PUBLISHED, Architecture
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.prepared import load_schema, load_split
+from nasrec_torchrec.datasets.prepared import SPLITS, load_schema, load_split
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.files import read_text
 from nasrec_torchrec.models.description import DLRMLayers, ModelDescription
 from nasrec_torchrec.training.trainer import TrainConfig
-from nasrec_torchrec.training.trials import train_best
+from nasrec_torchrec.training.trials import Splits, train_best
 
 
 def main(
@@ -21,11 +21,13 @@ def main(
     architecture: str = "dlrm",
     use_layernorm: bool = False,
     learning_rates: tuple[float, ...] = (),
+    seeds: tuple[int, ...] = (),
 ) -> None:
     """Trains over all processes that the launcher started, and keeps what does best on the validation split.
 
-    With several architectures or learning rates each pair is one trial. The best epoch of the best trial becomes the
-    run's checkpoint; metrics.json lists all trials.
+    With several architectures or learning rates each pair is one trial, repeated with every seed. The pair of the
+    lowest mean validation log loss wins; its best seed, at its best epoch, becomes the run's checkpoint.
+    metrics.json lists all trials, with test metrics that took no part in the choice.
 
     Args:
         data: prepared data set.
@@ -34,6 +36,7 @@ def main(
             criteo-small, or dlrm.
         use_layernorm: normalise after each linear of a NASRecNet.
         learning_rates: to try, instead of the one learning_rate.
+        seeds: to repeat every trial with, instead of the one seed.
     """
     schema = load_schema(data)
     interactions: list[Architecture | DLRMLayers]
@@ -50,11 +53,11 @@ def main(
         best = train_best(
             descriptions,
             learning_rates or (config.learning_rate,),
+            seeds or (config.seed,),
             config,
             out,
             device,
-            load_split(data, "train"),
-            load_split(data, "validation"),
+            Splits(*(load_split(data, split) for split in SPLITS)),
         )
     if best is not None:
         print(json.dumps(best))

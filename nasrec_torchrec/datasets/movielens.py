@@ -29,6 +29,9 @@ _SHA256 = {
 DENSE = ("age", "release_year")
 SINGLE = ("user", "item", "gender", "age_group", "occupation", "zip_prefix", "release_decade", "hour", "weekday")
 GENRES = "genres"
+# Values seen less often in training share id 0. Most users of the later splits are new: without this the embedding
+# that they all get would never have been trained.
+MIN_COUNT = {"user": 60, "item": 5, "zip_prefix": 20}
 
 
 def fetch(folder: Path) -> None:
@@ -61,7 +64,8 @@ def prepare(folder: Path, source: Path | None = None, embedding_dim: int = 16) -
         embedding_dim: width of the tables.
 
     Returns:
-        Schema: of the data set. Ids are numbered in the training split; 0 is any value not seen there.
+        Schema: of the data set. Ids are numbered in the training split; 0 is any value that is not seen there, or
+        too rarely (``MIN_COUNT``).
 
     Raises:
         ValueError: when a file is missing or damaged.
@@ -90,7 +94,8 @@ def prepare(folder: Path, source: Path | None = None, embedding_dim: int = 16) -
         columns[name] = pa.array(scaled.astype(np.float32))
     sparse = []
     for name in SINGLE:
-        dictionary = np.unique(values[name][train])
+        dictionary, counts = np.unique(values[name][train], return_counts=True)
+        dictionary = dictionary[counts >= MIN_COUNT.get(name, 1)]
         columns[name] = pa.array(_ids(values[name], dictionary))
         sparse.append(SparseFeature(name, len(dictionary) + 1))
     genres = [text.split() for text in values[GENRES]]
