@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -160,8 +159,9 @@ def _lookup(keys: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
     return found
 
 
-def _ids(values: np.ndarray, dictionary: Sequence[str] | np.ndarray) -> np.ndarray:
+def _ids(values: np.ndarray, dictionary: np.ndarray) -> np.ndarray:
     """1 + position in the sorted dictionary, 0 where the value is not in it."""
-    dictionary = np.asarray(dictionary)
+    if not len(dictionary):
+        return np.zeros(len(values), np.int32)
     position = np.searchsorted(dictionary, values).clip(max=len(dictionary) - 1)
     return np.where(dictionary[position] == values, position + 1, 0).astype(np.int32)

@@ -46,6 +46,10 @@ def test_ratings_become_clicks_split_by_time(source: Path, tmp_path: Path):
     genres = [len(ids) for ids in data.sparse["genres"].to_dense()]
     assert genres == [1 + int(row[1]) % 2 for row in kept[: len(data)]]
     assert data.dense.mean(0).abs().max() < 1e-5
+    assert not data.sparse["user"].values().any(), "users of fewer ratings than MIN_COUNT share id 0"
+    items = [row[1] for row in kept[: len(data)]]
+    rare = [items.count(item) < movielens.MIN_COUNT["item"] for item in items]
+    assert (data.sparse["item"].values() == 0).tolist() == rare
     assert schema.feature_names == list(data.sparse.keys())
 
 
