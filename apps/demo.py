@@ -18,7 +18,7 @@ import torch
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import load_split
-from nasrec_torchrec.distributed.checkpoint import load_model
+from nasrec_torchrec.distributed.checkpoint import load_description, load_model
 from nasrec_torchrec.files import read_text, write_text
 from nasrec_torchrec.search.cost import model_multiply_adds
 from nasrec_torchrec.search_space import SearchSpace
@@ -136,7 +136,8 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def write_report(out: Path, table: str) -> None:
     """One page: the table, the search's picture and the drawing of the winner."""
-    winner = Architecture.from_json(json.dumps(json.loads(read_text(out / "nasrecnet" / "model.json"))["interaction"]))
+    winner = load_description(out / "nasrecnet").interaction
+    assert isinstance(winner, Architecture)
     write_text(out / "nasrecnet" / "architecture.svg", winner.to_svg())
     write_text(
         out / "report.html",

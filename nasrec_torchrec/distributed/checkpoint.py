@@ -19,15 +19,17 @@ from nasrec_torchrec.models.supernet import SuperNet
 _MODEL_FILE = "model.json"
 
 
-def save_description(run_dir: Path, description: ModelDescription) -> None:
-    """Writes what the run trains; call it on rank 0."""
-    write_text(run_dir / _MODEL_FILE, description.to_json())
-
-
-def save_checkpoint(run_dir: Path, step: int, model: DistributedModelParallel, optimizer: KeyedOptimizer) -> Path:
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    description: ModelDescription,
+    model: DistributedModelParallel,
+    optimizer: KeyedOptimizer,
+) -> Path:
     """Writes all ranks' shards to ``run_dir/checkpoints/step-<step>`` and drops older checkpoints; collective.
 
-    The folder takes its name only when it is complete.
+    The folder takes its name only when it is complete: with the description of the model in it, it can be loaded
+    whatever happens to the run afterwards.
     """
     folder = run_dir / "checkpoints"
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
@@ -37,6 +39,7 @@ def save_checkpoint(run_dir: Path, step: int, model: DistributedModelParallel, o
     dist.barrier()
     dcp.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint_id=str(temporary))
     if dist.get_rank() == 0:
+        write_text(temporary / _MODEL_FILE, description.to_json())
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         for other in folder.glob("step-*"):
@@ -67,15 +70,16 @@ def latest_checkpoint(run_dir: Path) -> Path:
 
 
 def load_description(run_dir: Path) -> ModelDescription:
-    """What a run trained.
+    """What the newest checkpoint of a run holds.
 
     Raises:
-        ValueError: when the folder is not a run's or its description is damaged.
+        ValueError: when the run has no complete checkpoint or its description is damaged.
     """
+    file = latest_checkpoint(run_dir) / _MODEL_FILE
     try:
-        return ModelDescription.from_json(read_text(run_dir / _MODEL_FILE))
+        return ModelDescription.from_json(read_text(file))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{run_dir / _MODEL_FILE}: not a model description: {error}") from None
+        raise ValueError(f"{file}: not a model description: {error}") from None
 
 
 def load_model(run_dir: Path) -> tuple[ModelDescription, NASRecNet | SuperNet | DLRM]:

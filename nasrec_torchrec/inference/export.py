@@ -14,7 +14,7 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.files import atomic_path, write_text
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 
-_FORMAT = "nasrec-torchrec/package/1"
+PACKAGE_FORMAT = "nasrec-torchrec/package/1"
 
 
 class ScoringModel(nn.Module):
@@ -134,7 +134,7 @@ def export(model: NASRecNet, schema: Schema, folder: Path) -> ExportedModel:
             compiled.rename(temporary)
     names = (["dense"] if scoring.has_dense else []) + ["ids", "lengths"] + (["weights"] if scoring.weighted else [])
     document = {
-        "format": _FORMAT,
+        "format": PACKAGE_FORMAT,
         "torch": torch.__version__,
         "inputs": names,
         "input_types": {"dense": "float32", "ids": "int64", "lengths": "int64", "weights": "float32"},

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from nasrec_torchrec.datasets.click_data import ClickData
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.files import atomic_path, read_text
+from nasrec_torchrec.inference.export import PACKAGE_FORMAT
 from nasrec_torchrec.training.log import update_interval
 
 
@@ -30,6 +31,8 @@ def score_parquet(folder: Path, data: Path, out: Path, batch_size: int = 4096) -
         ValueError: when the package or the rows cannot be read.
     """
     manifest = json.loads(read_text(folder / "model.json"))
+    if not isinstance(manifest, dict) or manifest.get("format") != PACKAGE_FORMAT:
+        raise ValueError(f"{folder / 'model.json'}: expected a manifest of format '{PACKAGE_FORMAT}'")
     schema = Schema.from_json(json.dumps(manifest["schema"]))
     rows = ClickData.from_parquet(data, schema)
     try:

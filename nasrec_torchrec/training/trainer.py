@@ -18,7 +18,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from nasrec_torchrec.datasets.click_data import ClickData, check_batch_size
-from nasrec_torchrec.distributed.checkpoint import load_checkpoint, save_checkpoint, save_description
+from nasrec_torchrec.distributed.checkpoint import load_checkpoint, save_checkpoint
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
 from nasrec_torchrec.distributed.sharding import parallelize
 from nasrec_torchrec.files import write_text
@@ -117,7 +117,6 @@ class Trainer:
         config = self.config
         check_batch_size(config.batch_size, self.world_size, len(data))
         if self.rank == 0:
-            save_description(self.run_dir, self.description)
             write_text(self.run_dir / "config.json", json.dumps(asdict(config), indent=2))
         steps_per_epoch = len(data) // config.batch_size
         total_steps = config.epochs * steps_per_epoch
@@ -131,13 +130,16 @@ class Trainer:
                 metrics = self.evaluate(validation)
                 log.write("validation", self.step, **asdict(metrics))
                 if best is None or metrics.log_loss < best[0].log_loss:
-                    best = metrics, save_checkpoint(self.run_dir, self.step, self.dmp, self.optimizer)
+                    best = metrics, self._save()
         if best is None:
-            save_checkpoint(self.run_dir, self.step, self.dmp, self.optimizer)
+            self._save()
             return None
         if not best[1].name.endswith(f"{self.step:08d}"):
             load_checkpoint(best[1], self.dmp, self.optimizer)
         return best[0]
+
+    def _save(self) -> Path:
+        return save_checkpoint(self.run_dir, self.step, self.description, self.dmp, self.optimizer)
 
     def _train_epoch(self, batches: Iterator[Batch], total_steps: int, log: RunLog) -> None:
         config = self.config

@@ -84,7 +84,7 @@ def train_best(
         return None
     best = min(trials, key=lambda trial: trial["mean_validation_log_loss"])
     kept = run_dir / min(best["runs"], key=_validation_loss)["folder"]
-    for name in ("checkpoints", "config.json", "model.json"):
+    for name in ("checkpoints", "config.json"):
         target = run_dir / name
         shutil.rmtree(target, ignore_errors=True)
         (kept / name).replace(target)

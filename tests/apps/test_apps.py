@@ -97,7 +97,7 @@ def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
         ("train", ["--data", "DATA", "--out", "OUT", "--batch_size", "4000"], "do not fit into a split of 400 rows"),
         ("train", ["--data", "DATA", "--out", "OUT", "--architecture", "BAD"], "block 0: .*unknown operator"),
         ("train_supernet", ["--data", "DATA", "--out", "OUT", "--num_blocks", "0"], "num_blocks: expected a positive"),
-        ("evaluate", ["--model", "absent", "--data", "DATA"], "absent/model.json: not a model description"),
+        ("evaluate", ["--model", "absent", "--data", "DATA"], "absent: no complete checkpoint"),
         ("score", ["--package", "absent", "--data", "DATA", "--out", "OUT"], "absent/model.json: cannot be read"),
     ],
 )

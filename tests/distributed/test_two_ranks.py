@@ -120,15 +120,37 @@ def test_the_best_epoch_is_kept(one_rank, tmp_path: Path):
 
 
 def test_damaged_runs_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"model.json: not a model description: .*cannot be read"):
-        load_model(tmp_path)
-    description = ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"])
-    (tmp_path / "model.json").write_text(description.to_json())
     with pytest.raises(ValueError, match="no complete checkpoint"):
         load_model(tmp_path)
-    (tmp_path / "model.json").write_text("{}")
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        load_model(tmp_path)
+    (folder / ".metadata").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"model.json: not a model description: .*cannot be read"):
+        load_model(tmp_path)
+    (folder / "model.json").write_text("{}")
     with pytest.raises(ValueError, match="expected format"):
         load_model(tmp_path)
+    (folder / "model.json").write_text(ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"]).to_json())
+    with pytest.raises(ValueError, match="step-00000001: the checkpoint cannot be read"):
+        load_model(tmp_path)
+
+
+def test_a_failed_run_leaves_the_last_checkpoint_loadable(one_rank, tmp_path: Path, monkeypatch):
+    data = make_click_data(SCHEMA, 100)
+    device = torch.device("cpu")
+    Trainer(ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"]), TrainConfig(batch_size=50), tmp_path, device).train(
+        data
+    )
+    before = load_model(tmp_path)[1].state_dict()
+    monkeypatch.setattr("torch.distributed.checkpoint.save", lambda *_, **__: 1 / 0)
+    other = Trainer(ModelDescription(SCHEMA, INTERACTIONS["dlrm"]), TrainConfig(batch_size=50), tmp_path, device)
+    with pytest.raises(ZeroDivisionError):
+        other.train(data)
+    description, model = load_model(tmp_path)
+    assert description.interaction == INTERACTIONS["nasrecnet"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused():

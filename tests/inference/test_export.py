@@ -94,6 +94,9 @@ def test_unknown_ids_are_the_missing_id_and_rows_are_scored_in_order(tmp_path: P
     (tmp_path / "model.pt2").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"model.pt2: cannot be loaded"):
         score_parquet(tmp_path, tmp_path / "rows.parquet", tmp_path / "more.parquet")
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model.json: expected a manifest of format"):
+        score_parquet(tmp_path, tmp_path / "rows.parquet", tmp_path / "more.parquet")
     assert not (tmp_path / "more.parquet").exists()
 
 
