@@ -39,6 +39,11 @@ class EvaluationConfig:
     chunk_size: int = 1024
     finetune_seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("finetune_steps", "finetune_batch_size", "evaluation_rows", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive integer, found {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -131,10 +136,9 @@ class Evaluator:
             weight = torch.cat([last.weight(source) for source in last.in_features], dim=1).flatten().clone()
             assert last.bias is not None
             bias = last.bias.detach().clone()
-        features = self._features(subnet, self._finetune) if self._steps else None
+        features = self._features(subnet, self._finetune)
         optimizer = torch.optim.Adagrad([weight, bias], lr=config.finetune_learning_rate, eps=1e-2)
         for step, rows in enumerate(self._steps):
-            assert features is not None
             optimizer.param_groups[0]["lr"] = cosine_with_warmup(step, len(self._steps), config.finetune_learning_rate)
             batch = features[rows]
             # d loss / d logit by hand: the graph would cost more than the products.

@@ -1,6 +1,7 @@
 """What a search leaves: every candidate, the best architectures and a picture."""
 
 import json
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,8 +55,10 @@ class SearchLog:
             "best": [_record(order[id(candidate)], candidate) for candidate in best],
         }
         write_text(self.folder / "results.json", json.dumps(document, indent=2))
+        folder = self.folder / "architectures"
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier search may have kept more
         for rank, candidate in enumerate(best, start=1):
-            path = self.folder / "architectures" / f"rank-{rank:02d}"
+            path = folder / f"rank-{rank:02d}"
             write_text(path.with_suffix(".json"), candidate.architecture.to_json())
             write_text(path.with_suffix(".svg"), candidate.architecture.to_svg())
         with atomic_path(self.folder / "search.png") as temporary:
