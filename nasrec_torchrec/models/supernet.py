@@ -183,6 +183,14 @@ class SuperNet(nn.Module):
         """
         self.interaction_arch.set_architecture(architecture)
 
+    def active_parameters(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """Pairs of a stored parameter of the interaction part and the current subnet's view on it.
+
+        Gradients arrive on the views. An optimizer that is made of ``supernet.parameters()`` would see none of them;
+        :class:`~nasrec_torchrec.training.optimizers.ActiveSliceAdagrad` takes this method and updates the views.
+        """
+        return self.interaction_arch.active_parameters()
+
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         """
         Args:

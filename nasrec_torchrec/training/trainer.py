@@ -215,8 +215,9 @@ class Trainer:
         config = self.config
         optimizer: torch.optim.Optimizer
         if isinstance(self.model, SuperNet):
-            active = self.model.interaction_arch.active_parameters
-            optimizer = ActiveSliceAdagrad(parameters, active, config.learning_rate, config.adagrad_eps)
+            optimizer = ActiveSliceAdagrad(
+                parameters, self.model.active_parameters, config.learning_rate, config.adagrad_eps
+            )
         else:
             optimizer = torch.optim.Adagrad(parameters, config.learning_rate, eps=config.adagrad_eps)
         optimizer.register_step_pre_hook(lambda *_: self._average_and_clip())
@@ -225,7 +226,7 @@ class Trainer:
     def _average_and_clip(self) -> None:
         trained: list[nn.Parameter] = self._dense
         if isinstance(self.model, SuperNet):
-            trained = [view for _, view in self.model.interaction_arch.active_parameters()]
+            trained = [view for _, view in self.model.active_parameters()]
         with_gradient = [parameter for parameter in trained if parameter.grad is not None]
         self.bytes_reduced = average_gradients([p.grad for p in with_gradient if p.grad is not None])
         self.gradient_norm = nn.utils.clip_grad_norm_(with_gradient, self.config.gradient_clip)
