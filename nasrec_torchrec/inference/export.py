@@ -117,12 +117,8 @@ def export(model: NASRecNet, schema: Schema, folder: Path) -> ExportedModel:
             f"the model reads the features {model.sparse_arch.feature_names}, the schema has {schema.feature_names}"
         )
     scoring = ScoringModel(model.eval()).eval()
-    example = example_inputs(scoring, batch_size=3)
-    batch, ids = torch.export.Dim("batch", min=1, max=2**20), torch.export.Dim("ids", min=0, max=2**31 - 1)
-    shapes: list[dict[int, Any]] = [{0: batch}] if scoring.has_dense else []
-    shapes += [{0: ids}, {1: batch}] + ([{0: ids}] if scoring.weighted else [])
     with torch.no_grad():
-        program = torch.export.export(scoring, example, dynamic_shapes=(tuple(shapes),), strict=False)
+        program = trace(scoring)
         folder.mkdir(parents=True, exist_ok=True)
         package, manifest = folder / "model.pt2", folder / "model.json"
         # The options allow AOTI_RUNTIME_CHECK_INPUTS=1 to refuse inputs of a wrong type instead of misreading them.
@@ -144,6 +140,15 @@ def export(model: NASRecNet, schema: Schema, folder: Path) -> ExportedModel:
     }
     write_text(manifest, json.dumps(document, indent=2))
     return ExportedModel(package, manifest)
+
+
+def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:
+    """The model as a ``torch.export`` program of any batch size and any number of ids."""
+    batch, ids = torch.export.Dim("batch", min=1, max=2**20), torch.export.Dim("ids", min=0, max=2**31 - 1)
+    shapes: list[dict[int, Any]] = [{0: batch}] if scoring.has_dense else []
+    shapes += [{0: ids}, {1: batch}] + ([{0: ids}] if scoring.weighted else [])
+    example = example_inputs(scoring, batch_size=3)
+    return torch.export.export(scoring, example, dynamic_shapes=(tuple(shapes),), strict=False)
 
 
 def example_inputs(scoring: ScoringModel, batch_size: int) -> tuple[Tensor, ...]:

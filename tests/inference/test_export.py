@@ -7,11 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import SMALL_SPACE, make_click_data, make_schema
 
 from nasrec_torchrec import PUBLISHED, Architecture, NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.inference.export import export
+from nasrec_torchrec.inference.export import ScoringModel, export, trace
 from nasrec_torchrec.inference.scoring import score_parquet
 from nasrec_torchrec.models.description import ModelDescription
 
@@ -20,6 +22,8 @@ import sys
 for name in ("nasrec_torchrec", "torchrec", "fbgemm_gpu"):
     sys.modules[name] = None  # any import of it fails
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 model = torch._inductor.aoti_load_package(sys.argv[1])
 inputs = torch.load(sys.argv[2], weights_only=True)
 torch.save([model(*batch) for batch in inputs], sys.argv[3])
@@ -68,6 +72,18 @@ def test_the_package_equals_the_model_in_a_process_without_this_package(case: st
     assert Architecture.from_json(json.dumps(manifest["architecture"])) == architecture
     assert Schema.from_json(json.dumps(manifest["schema"])) == schema
     assert not list(tmp_path.glob(".*"))
+
+
+@settings(max_examples=6)
+@given(st.integers(0, 2**40), st.booleans(), st.integers(0, 3))
+def test_any_architecture_exports(seed: int, use_layernorm: bool, num_dense: int):
+    schema = make_schema(num_dense=num_dense)
+    generator = torch.Generator().manual_seed(seed)
+    model = _model(schema, SMALL_SPACE.sample(generator, "any_operator_any_connection"), use_layernorm)
+    program = trace(ScoringModel(model).eval()).module()
+    for batch_size in (1, 9):
+        inputs, logits = _inputs(model, schema, batch_size)
+        torch.testing.assert_close(program(*inputs), logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
