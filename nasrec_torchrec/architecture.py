@@ -88,6 +88,13 @@ class BlockArchitecture:
                 raise ValueError(f"{name}: expected true or false, found {value!r}")
             object.__setattr__(self, name, bool(value))
 
+    @property
+    def dense_sources(self) -> tuple[int, ...]:
+        """The dense outputs that the dense operators read, in ascending order."""
+        sources = self.dense_inputs if _reads_dense_inputs(self.dense_operators) else ()
+        operands = (*self.left_inputs, *self.right_inputs) if _reads_operands(self.dense_operators) else ()
+        return tuple(sorted({*sources, *operands}))
+
     def computes(self, dense_is_read: bool, sparse_is_read: bool) -> tuple[bool, bool]:
         """Whether the dense and the sparse operators have to run, given which outputs are read."""
         return (
@@ -192,14 +199,11 @@ class Architecture:
         dense[count] = sparse[count] = True  # the final linear reads the last block
         for index in reversed(range(count)):
             block = self.blocks[index]
-            operators = block.dense_operators if block.computes(dense[index + 1], sparse[index + 1])[0] else ()
-            if _reads_dense_inputs(operators):
-                for source in block.dense_inputs:
+            computes_dense, computes_tokens = block.computes(dense[index + 1], sparse[index + 1])
+            if computes_dense:
+                for source in block.dense_sources:
                     dense[source] = True
-            if _reads_operands(operators):
-                for source in (*block.left_inputs, *block.right_inputs):
-                    dense[source] = True
-            if block.computes(dense[index + 1], sparse[index + 1])[1] or "dot_product" in operators:
+            if computes_tokens or (computes_dense and "dot_product" in block.dense_operators):
                 for source in block.sparse_inputs:
                     sparse[source] = True
         return list(zip(dense, sparse, strict=True))

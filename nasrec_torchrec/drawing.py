@@ -19,12 +19,7 @@ _DENSE_COLOR, _SPARSE_COLOR, _MERGER_COLOR = "#2b6cb0", "#c05621", "#6b46c1"
 def _edges(architecture: Architecture) -> Iterator[tuple[int, int, str]]:
     """``(output, block, side)`` of every connection that an operator of the block uses; blocks count from 1."""
     for index, block in enumerate(architecture.blocks, start=1):
-        dense: set[int] = set()
-        if {"fully_connected", "dot_product"} & set(block.dense_operators):
-            dense |= set(block.dense_inputs)
-        if {"sigmoid_gating", "sum"} & set(block.dense_operators):
-            dense |= {*block.left_inputs, *block.right_inputs}
-        yield from ((source, index, "dense") for source in sorted(dense))
+        yield from ((source, index, "dense") for source in block.dense_sources)
         yield from ((source, index, "sparse") for source in block.sparse_inputs)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, across_tokens, norm
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, across_tokens, laid_across, norm
 
 NUM_HEADS = 8
 # The published networks start the LayerNorms of the residual branches at this weight.
@@ -62,4 +62,4 @@ class Attention(Operator):
         attended = self.project_heads(heads.transpose(1, 2).flatten(2))
         attended = self.attention_norm(attended + tokens_BNE)
         out_BNE = self.output_norm(attended + self.contract(torch.relu(self.expand(attended))))
-        return out_BNE.transpose(1, 2).contiguous().transpose(1, 2)
+        return laid_across(out_BNE)

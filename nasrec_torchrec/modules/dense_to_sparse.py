@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.modules.linear import XavierLinear
-from nasrec_torchrec.modules.operator import norm
+from nasrec_torchrec.modules.operator import laid_across, norm
 
 NUM_MERGED_TOKENS = 8
 
@@ -42,4 +42,4 @@ class DenseToSparse(nn.Module):
     def forward(self, dense: Tensor) -> Tensor:
         """``(B, dense_width)`` to ``(B, 8, E)``."""
         merged_BNE = self.norm(self.project(dense)).unflatten(-1, (NUM_MERGED_TOKENS, self.embedding_dim))
-        return merged_BNE.transpose(1, 2).contiguous().transpose(1, 2)
+        return laid_across(merged_BNE)

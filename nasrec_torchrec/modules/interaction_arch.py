@@ -1,6 +1,5 @@
 """The interaction part of a NASRecNet: everything between the embeddings and the logit."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.modules.choice_block import ChoiceBlock
 from nasrec_torchrec.modules.dense_to_sparse import NUM_MERGED_TOKENS
 from nasrec_torchrec.modules.linear import MultiSourceLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, laid_across
 
 
 class InteractionArch(nn.Module):
@@ -91,7 +90,7 @@ class InteractionArch(nn.Module):
         dense: list[Any] = [dense_features]  # None where nobody reads a block's dense output
         # Tables may be of another precision than the maths on top of them.
         tokens_BNE = embedded_features.to(dense_features.dtype)
-        tokens: list[list[Any]] = [[tokens_BNE.transpose(1, 2).contiguous().transpose(1, 2)]]
+        tokens: list[list[Any]] = [[laid_across(tokens_BNE)]]
         for block, choice in zip(self.blocks, self.architecture.blocks, strict=True):
             outputs = block(
                 BlockInputs(
@@ -104,11 +103,6 @@ class InteractionArch(nn.Module):
             dense.append(outputs.dense)
             tokens.append([outputs.tokens] if outputs.merged is None else [outputs.tokens, outputs.merged])
         return [dense[-1], *(group.flatten(1) for group in tokens[-1])]
-
-    def active_parameters(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        """Pairs of a stored parameter and the part of it that is trained: here each parameter with itself."""
-        for parameter in self.parameters():
-            yield parameter, parameter
 
     def _check(self, dense_features: Tensor, embedded_features: Tensor) -> None:
         if dense_features.dim() != 2 or dense_features.shape[1] != self.dense_in_features:

@@ -74,6 +74,11 @@ def across_tokens(tokens_BNE: Tensor) -> Tensor:
     return tokens_BNE.transpose(1, 2)
 
 
+def laid_across(tokens_BNE: Tensor) -> Tensor:
+    """The same ``(B, N, E)`` in the memory order that makes :func:`across_tokens` free: one copy, not one a reader."""
+    return across_tokens(tokens_BNE).contiguous().transpose(1, 2)
+
+
 def norm(width: int, use_layernorm: bool, device: torch.device | None) -> nn.Module:
     """LayerNorm over the width, or nothing."""
     return nn.LayerNorm(width, device=device) if use_layernorm else nn.Identity()

@@ -84,15 +84,12 @@ def evolve(
     for generation in range(config.generations):
         parent = min(rng.sample(list(alive), config.tournament), key=lambda member: member.metrics.log_loss)
         mutations = num_mutations(generation, config.generations)
-
-        def child(start: Architecture = parent.architecture, mutations: int = mutations) -> Architecture:
-            for _ in range(mutations):
-                start = space.mutate(start, generator)
-            return start
-
         children = []
         for _ in range(config.children):
-            children.append(evaluate(novel(child())))
+            child = parent.architecture
+            for _ in range(mutations):
+                child = space.mutate(child, generator)
+            children.append(evaluate(novel(child)))
             yield children[-1]
         alive.extend(children)
 
