@@ -226,14 +226,14 @@ def _train_in_torchrecs_idiom() -> torch.Tensor:
     ebc = make_ebc(5, device="meta")
     model = NASRecNet(ebc, dense_in_features=3, architecture=PUBLISHED["criteo-full"], dense_device=device)
     train_model = DLRMTrain(model)
-    apply_optimizer_in_backward(torch.optim.Adagrad, ebc.parameters(), {"lr": 0.05})
+    apply_optimizer_in_backward(torch.optim.Adagrad, ebc.parameters(), {"lr": 0.005})
     dmp = DistributedModelParallel(train_model, device=device)
     dense = KeyedOptimizerWrapper(
-        dict(in_backward_optimizer_filter(dmp.named_parameters())), lambda p: torch.optim.Adagrad(p, lr=0.05)
+        dict(in_backward_optimizer_filter(dmp.named_parameters())), lambda p: torch.optim.Adagrad(p, lr=0.005)
     )
     pipeline = TrainPipelineSparseDist(dmp, CombinedOptimizer([dmp.fused_optimizer, dense]), device)
     kjt = make_kjt(5, 64, max_length=3)
-    batches = iter([Batch(torch.randn(64, 3), kjt, (kjt.lengths()[:64] > 1).float()) for _ in range(30)])
+    batches = iter([Batch(torch.randn(64, 3), kjt, (kjt.lengths()[:64] > 1).float())] * 30)
     losses = torch.stack([pipeline.progress(batches)[0].detach() for _ in range(30)])
     assert len(pipeline._pipelined_modules) == 1, "the embedding collection must take part in the pipeline"
     return losses
