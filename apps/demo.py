@@ -17,7 +17,7 @@ import torch
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.prepared import load_split
+from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.distributed.checkpoint import load_description, load_model
 from nasrec_torchrec.files import read_text, write_text
 from nasrec_torchrec.search.cost import model_multiply_adds
@@ -40,7 +40,7 @@ def main(out: Path = Path("runs/demo"), ranks: int = 2, seed: int = 0) -> None:
     """
     started = time.perf_counter()
     data, seeds = out / "data", ["--seed", str(seed)]
-    component("prepare_data", out=data)
+    component("prepare_data", "--overwrite", "true", out=data)
     space = [
         *("--num_blocks", str(SPACE.num_blocks)),
         *("--dense_widths", json.dumps(SPACE.dense_widths)),
@@ -67,7 +67,7 @@ def main(out: Path = Path("runs/demo"), ranks: int = 2, seed: int = 0) -> None:
         rows.append(table_row(title, out / name, data))
     component("export", model=out / "nasrecnet", out=out / "export")
     scores = out / "scores.parquet"
-    component("score", package=out / "export", data=data / "test.parquet", out=scores)
+    component("score", package=out / "export", data=data / "test", out=scores)
 
     exported = pq.read_table(scores)
     probability, label = (torch.tensor(exported[name].to_pylist()) for name in ("probability", "label"))
@@ -103,7 +103,7 @@ def table_row(title: str, run_dir: Path, data: Path) -> dict[str, Any]:
     """Cost, and test metrics over the seeds, of the trial that did best on validation."""
     _, model = load_model(run_dir)
     best = json.loads(read_text(run_dir / "metrics.json"))["best"]
-    rows = load_split(data, "test").select(torch.arange(8))
+    rows = open_split(data, "test").read(0).select(torch.arange(8))
     return {
         "model": title,
         "auc": [run["test"]["auc"] for run in best["runs"]],

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.prepared import load_split
+from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.distributed.checkpoint import load_model
 from nasrec_torchrec.training.metrics import evaluate
 
@@ -23,7 +23,7 @@ def main(
         batch_size: rows of a forward pass.
     """
     _, trained = load_model(model)
-    print(json.dumps({split: asdict(evaluate(trained, load_split(data, split), batch_size))}))
+    print(json.dumps({split: asdict(evaluate(trained, open_split(data, split), batch_size))}))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.prepared import load_split
+from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.distributed.checkpoint import load_model
 from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.search.evaluator import EvaluationConfig, Evaluator
 from nasrec_torchrec.search.evolution import EvolutionConfig, evolve
 from nasrec_torchrec.search.report import SearchLog
-from nasrec_torchrec.training.log import update_interval
 
 
 def main(
@@ -30,7 +30,7 @@ def main(
     _, model = load_model(supernet)
     if not isinstance(model, SuperNet):
         raise ValueError(f"{supernet}: expected the run of a supernet, found a {type(model).__name__}")
-    evaluator = Evaluator(model, load_split(data, "train"), load_split(data, "validation"), evaluation)
+    evaluator = Evaluator(model, open_split(data, "train").load(), open_split(data, "validation").load(), evaluation)
     with (
         SearchLog(out) as log,
         tqdm(total=evolution.evaluations, desc="search", unit="candidate", mininterval=update_interval()) as bar,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from nasrec_torchrec import PUBLISHED, Architecture
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.prepared import SPLITS, load_schema, load_split
+from nasrec_torchrec.datasets.prepared import load_schema, open_split
+from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.files import read_text
 from nasrec_torchrec.models.description import DLRMLayers, ModelDescription
@@ -57,7 +58,7 @@ def main(
             config,
             out,
             device,
-            Splits(*(load_split(data, split) for split in SPLITS)),
+            Splits(*(open_split(data, split) for split in SPLITS)),
         )
     if best is not None:
         print(json.dumps(best))

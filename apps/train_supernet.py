@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.prepared import load_schema, load_split
+from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.search_space import SearchSpace
@@ -21,7 +21,7 @@ def main(data: Path, out: Path, space: SearchSpace, config: TrainConfig, use_lay
     with process_group() as device:
         description = ModelDescription(load_schema(data), space, use_layernorm)
         trainer = Trainer(description, config, out, device)
-        trainer.train(load_split(data, "train"))
+        trainer.train(open_split(data, "train"))
 
 
 if __name__ == "__main__":

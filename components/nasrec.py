@@ -17,9 +17,11 @@ def _arguments(flags: dict[str, str], more: tuple[str, ...]) -> list[str]:
     return [text for flag, value in flags.items() for text in (f"--{flag}", value)] + list(more)
 
 
-def _program(name: str, flags: dict[str, str], more: tuple[str, ...], memory: int, image: str) -> specs.AppDef:
+def _program(
+    name: str, flags: dict[str, str], more: tuple[str, ...], memory: int, image: str, *subcommand: str
+) -> specs.AppDef:
     """A program in one process."""
-    arguments = _arguments(flags, more)
+    arguments = [*subcommand, *_arguments(flags, more)]
     return utils.python(*arguments, m=f"apps.{name}", name=name, image=image, cpu=2, memMB=memory)
 
 
@@ -43,16 +45,16 @@ def _ranks(
 def prepare_data(
     *flags: str, out: str, dataset: str = "movielens100k", memory: int = 8192, image: str = torchx.IMAGE
 ) -> specs.AppDef:
-    """Prepares a data set: schema, manifest and one Parquet file per split.
+    """Prepares a data set: schema, manifest, and sharded Parquet files per split.
 
     Args:
-        flags: more flags of apps.prepare_data
+        flags: more flags of apps.prepare_data, such as --source
         out: folder that receives the data set
-        dataset: which one
+        dataset: criteo, criteo1tb, avazu, kdd2012, frappe, movielens100k, or table for any files with a schema
         memory: MB
         image: container or folder that holds this project
     """
-    return _program("prepare_data", {"out": out, "dataset": dataset}, flags, memory, image)
+    return _program("prepare_data", {"out": out}, flags, memory, image, dataset)
 
 
 def train_supernet(

@@ -1,5 +1,6 @@
 """Command lines from types: what the programs under apps/ share."""
 
+import inspect
 import logging
 import sys
 import warnings
@@ -11,41 +12,67 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 
-def run(main: Callable[..., None]) -> None:
+def run(*commands: Callable[..., None]) -> None:
     """Parses the command line of a program and runs it.
 
-    Every parameter of ``main`` becomes a flag, and so does every field of a parameter that is a dataclass; help and
-    defaults come from docstrings and types. ``--config file.yaml`` reads flags from a file.
+    Every parameter of a command becomes a flag, and so does every field of a parameter that is a dataclass; a
+    positional-only parameter is an argument without a flag. Help and defaults come from docstrings and types.
+    ``--config file.yaml`` reads flags from a file.
     A ValueError, which is how wrong input is reported everywhere, ends in one line and exit code 2.
 
     Args:
-        main: the program.
+        commands: the program; several become subcommands, named like the functions.
     """
     _quiet_libraries()
-    parser = ArgumentParser(prog=main.__module__ if main.__module__ != "__main__" else None, description=_summary(main))
-    parser.add_argument("--config", action="config", help="YAML or JSON file with any of the flags below")
-    configs: dict[str, type] = {}
-    for name, parameter in signature(main).parameters.items():
-        if is_dataclass(parameter.annotation):
-            configs[name] = parameter.annotation  # type: ignore[assignment]
-    parser.add_function_arguments(main, skip=set(configs))
-    for kind in configs.values():
-        parser.add_class_arguments(kind)
-    values: dict[str, Any] = vars(parser.parse_args())
+    if len(commands) == 1:
+        (main,) = commands
+        values = vars(_parser(main, main.__module__ if main.__module__ != "__main__" else None).parse_args())
+    else:
+        parser = ArgumentParser(description=_summary(sys.modules[commands[0].__module__]))
+        subcommands = parser.add_subcommands()
+        for command in commands:
+            subcommands.add_subcommand(command.__name__, _parser(command, None), help=_summary(command).split("\n")[0])
+        parsed = parser.parse_args()
+        (main,) = (command for command in commands if command.__name__ == parsed.subcommand)
+        values = vars(parsed[parsed.subcommand])
     values.pop("config")
     try:
         arguments: dict[str, Any] = {}
-        for name, kind in configs.items():
-            fields = {field: values.pop(field) for field in signature(kind).parameters}
-            arguments[name] = kind(**fields)
-        main(**arguments, **values)
+        for name, kind in _dataclasses(main).items():
+            arguments[name] = kind(**{field: values.pop(field) for field in signature(kind).parameters})
+        arguments |= values
+        positional = [arguments.pop(name) for name in _positional(main)]
+        main(*positional, **arguments)
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 
-def _summary(main: Callable[..., None]) -> str:
-    return (main.__doc__ or "").split("Args:")[0].strip()
+def _parser(main: Callable[..., None], name: str | None) -> ArgumentParser:
+    parser = ArgumentParser(prog=name, description=_summary(main))
+    parser.add_argument("--config", action="config", help="YAML or JSON file with any of the flags below")
+    configs = _dataclasses(main)
+    parser.add_function_arguments(main, skip=set(configs), as_positional=bool(_positional(main)))
+    for kind in configs.values():
+        parser.add_class_arguments(kind)
+    return parser
+
+
+def _dataclasses(main: Callable[..., None]) -> dict[str, type]:
+    return {
+        name: parameter.annotation
+        for name, parameter in signature(main).parameters.items()
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
+    }
+
+
+def _positional(main: Callable[..., None]) -> list[str]:
+    parameters = signature(main).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_ONLY]
+
+
+def _summary(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").split("Args:")[0].strip()
 
 
 def _quiet_libraries() -> None:

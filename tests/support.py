@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -15,7 +17,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec import SearchSpace
 from nasrec_torchrec.datasets.click_data import ClickData
-from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
 
 # Vectors of the original implementation and real rows; only some machines have them.
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -64,7 +67,7 @@ def make_schema(num_dense: int = 3, num_features: int = 4, rows: int = 50, weigh
         )
         for i in range(num_features)
     )
-    return Schema("label", tuple(f"d{i}" for i in range(num_dense)), sparse)
+    return Schema("label", tuple(DenseFeature(f"d{i}") for i in range(num_dense)), sparse)
 
 
 def make_click_data(schema: Schema, count: int, seed: int = 0) -> ClickData:
@@ -82,6 +85,30 @@ def make_click_data(schema: Schema, count: int, seed: int = 0) -> ClickData:
     noise = torch.rand(count, generator=generator)
     labels = ((first % 2 == 0).float() * 0.5 + noise > 0.75).float()
     return ClickData(torch.randn(count, len(schema.dense), generator=generator), sparse, labels)
+
+
+def click_table(data: ClickData, schema: Schema) -> pa.Table:
+    """Rows in memory as the columns of a prepared file."""
+    columns = {schema.label: pa.array(data.labels.numpy().astype("int8"))}
+    for index, feature in enumerate(schema.dense):
+        columns[feature.name] = pa.array(data.dense[:, index].numpy())
+    for feature in schema.sparse:
+        bags = data.sparse[feature.name]
+        offsets, values = bags.offsets().int().numpy(), bags.values().int().numpy()
+        columns[feature.name] = pa.ListArray.from_arrays(offsets, values) if feature.multi_hot else pa.array(values)
+        if feature.weights_column:
+            columns[feature.weights_column] = pa.ListArray.from_arrays(offsets, bags.weights().numpy())
+    return pa.table(columns)
+
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="click-files-")
+
+
+def make_click_files(schema: Schema, count: int, seed: int = 0, row_group: int = 64) -> ClickFiles:
+    """The rows of :func:`make_click_data` in a Parquet file with small row groups."""
+    file = Path(tempfile.mkdtemp(dir=_FOLDER.name)) / "part-000000.parquet"
+    pq.write_table(click_table(make_click_data(schema, count, seed), schema), file, row_group_size=row_group)
+    return ClickFiles.open(file.parent, schema)
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

@@ -1,12 +1,10 @@
-"""A split of a prepared data set in memory, and batches of it."""
+"""Rows in memory, decoded from Parquet, and batches cut out of them."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torchrec.datasets.utils import Batch
@@ -17,185 +15,232 @@ from nasrec_torchrec.datasets.schema import Schema, SparseFeature
 
 @dataclass(frozen=True)
 class ClickData:
-    """All rows of a split.
+    """Rows of a data set.
 
     Args:
         dense: ``(N, F_dense)`` float32.
-        sparse: ids of the N rows, feature by feature, ``stride`` N.
+        sparse: int32 or int64 ids of the N rows, feature by feature, ``stride`` N. Batches have int64 ids.
         labels: ``(N,)`` float32 of 0 and 1.
+        one_id_each: every row is known to have exactly one id of every feature, which makes cutting cheaper.
     """
 
     dense: Tensor
     sparse: KeyedJaggedTensor
     labels: Tensor
+    one_id_each: bool = False
 
     def __len__(self) -> int:
         return self.labels.numel()
 
     def select(self, rows: Tensor) -> Batch:
-        """The rows ``(B,)`` of the split as a batch."""
+        """The rows ``(B,)`` as a batch."""
         sparse = self.sparse
-        # Bags lie feature by feature: bag f * N + row holds the row's ids of feature f.
-        first_bag = torch.arange(len(sparse.keys())).unsqueeze(1) * len(self)
-        bags = (first_bag + rows).flatten()
-        lengths = sparse.lengths()[bags]
-        ends = lengths.cumsum(0)
-        shifts = sparse.offsets()[bags] - (ends - lengths)
-        total = int(ends[-1])
-        positions = torch.repeat_interleave(shifts, lengths, output_size=total) + torch.arange(total)
+        features, count = len(sparse.keys()), rows.numel()
         weights = sparse.weights_or_none()
+        if self.one_id_each:
+            lengths = torch.ones(features * count, dtype=torch.int32)
+            values = sparse.values().view(features, -1).index_select(1, rows).flatten()
+            if weights is not None:
+                weights = weights.view(features, -1).index_select(1, rows).flatten()
+        else:
+            # Bags lie feature by feature: bag f * N + row holds the row's ids of feature f.
+            bags = (torch.arange(features).unsqueeze(1) * len(self) + rows).flatten()
+            lengths = sparse.lengths()[bags]
+            ends = lengths.cumsum(0)
+            shifts = sparse.offsets()[bags] - (ends - lengths)
+            total = int(ends[-1]) if count else 0
+            positions = torch.repeat_interleave(shifts, lengths, output_size=total) + torch.arange(total)
+            values = sparse.values()[positions]
+            weights = None if weights is None else weights[positions]
         return Batch(
-            dense_features=self.dense[rows],
+            dense_features=self.dense.index_select(0, rows),
             sparse_features=KeyedJaggedTensor(
-                sparse.keys(),
-                sparse.values()[positions],
-                lengths=lengths,
-                weights=None if weights is None else weights[positions],
-                stride=rows.numel(),
+                sparse.keys(), values.long(), lengths=lengths, weights=weights, stride=count
             ),
-            labels=self.labels[rows],
+            labels=self.labels.index_select(0, rows),
         )
-
-    def training_batches(
-        self, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Batch]:
-        """This rank's share of every global batch of a shuffled epoch.
-
-        The global batches depend on the seed and the epoch only, not on the number of ranks. Rows that do not fill a
-        last batch sit the epoch out, so that all ranks take equally many steps.
-
-        Args:
-            batch_size: rows of a global batch, a multiple of ``world_size``.
-            seed: of the run.
-            epoch: 0-based.
-            rank: this rank.
-            world_size: ranks.
-        """
-        check_batch_size(batch_size, world_size, len(self))
-        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(self)))
-        share = batch_size // world_size
-        for start in range(0, len(self) // batch_size * batch_size, batch_size):
-            first = start + rank * share
-            yield self.select(order[first : first + share])
-
-    def evaluation_batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """This rank's share of all rows in order: rank r holds every ``world_size``-th row, r first.
-
-        The shares are padded with repeated rows to equal lengths; :meth:`restore` drops those again.
-        """
-        per_rank = -(-len(self) // world_size)
-        rows = (torch.arange(per_rank) * world_size + rank).clamp(max=len(self) - 1)
-        for chunk in rows.split(max(1, batch_size // world_size)):
-            yield self.select(chunk)
-
-    def restore(self, gathered: Tensor, world_size: int = 1) -> Tensor:
-        """Values of all ranks' evaluation rows, concatenated by rank, in the order of the split, each row once."""
-        return gathered.reshape(world_size, -1).t().flatten()[: len(self)]
 
     @classmethod
-    def from_parquet(cls, path: Path, schema: Schema) -> "ClickData":
-        """Reads one split: a Parquet file, or a folder of them in the order of their names.
+    def from_table(cls, table: pa.Table, schema: Schema, where: str, order: np.ndarray | None = None) -> "ClickData":
+        """Decodes and checks prepared rows.
+
+        Args:
+            table: with the schema's columns.
+            schema: of a prepared data set.
+            where: the rows come from, for errors.
+            order: ``(N,)`` of the rows; unset, that of the table.
 
         Raises:
-            ValueError: for a file that is missing, damaged or lacks a column, a label other than 0 and 1, a dense
-                value that is not finite, or an id outside of its table; with file and row.
+            ValueError: for a missing value, a label other than 0 and 1, a dense value that is not finite, an id
+                outside of its table, or a column of another type; with column and row.
         """
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not files or not files[0].exists():
-            raise ValueError(f"{path}: no Parquet file found")
-        parts = [_read_file(file, schema) for file in files]
-        names = schema.feature_names
-        by_feature = [[part[2][name] for part in parts] for name in names]
-        weights = None
-        if schema.weighted:
-            weights = torch.cat([weights for columns in by_feature for _, _, weights in columns])
-        sparse = KeyedJaggedTensor(
-            names,
-            values=torch.cat([values for columns in by_feature for values, _, _ in columns]),
-            lengths=torch.cat([lengths for columns in by_feature for _, lengths, _ in columns]),
-            weights=weights,
+        rows = table.num_rows
+        labels = torch.empty(rows)
+        raw = _copy(_array(table, schema.label, where), labels, f"{where}: column '{schema.label}'", order)
+        _require((raw == 0) | (raw == 1), raw, f"{where}: column '{schema.label}': expected 0 or 1")
+        dense = torch.empty(rows, len(schema.dense))
+        for index, feature in enumerate(schema.dense):
+            what = f"{where}: column '{feature.name}'"
+            raw = _copy(_array(table, feature.name, where), dense[:, index], what, order)
+            _require_finite(raw, what)
+        one_id_each = not any(feature.multi_hot for feature in schema.sparse)
+        if not one_id_each:
+            columns = [_bags(table, feature, where, order) for feature in schema.sparse]
+            values = torch.cat([ids for ids, _, _ in columns])
+            lengths = torch.cat([lengths for _, lengths, _ in columns])
+            weights = torch.cat([weights for _, _, weights in columns]) if schema.weighted else None
+        else:
+            values = torch.empty(len(schema.sparse), rows, dtype=_id_type(schema))
+            for ids, sparse in zip(values, schema.sparse, strict=True):
+                what = f"{where}: column '{sparse.name}'"
+                array = _array(table, sparse.name, where)
+                _require_ids(array, sparse, what)
+                _copy(array, ids, what, order)
+            # One number that is read again and again.
+            lengths = torch.ones((), dtype=torch.int32).expand(values.numel())
+            values, weights = values.flatten(), None
+        keyed = KeyedJaggedTensor(schema.feature_names, values, lengths=lengths, weights=weights, stride=rows)
+        return cls(dense, keyed, labels, one_id_each)
+
+
+Rows = tuple[ClickData, int, int]  # rows first..last-1 of some data
+
+
+def join(parts: Sequence[Rows]) -> Batch:
+    """Successive rows of several pieces of data with the same features as one batch."""
+    sparse = [data.sparse for data, _, _ in parts]
+    keys = sparse[0].keys()
+
+    def cut(tensors: Sequence[Tensor]) -> Tensor:
+        """Of tensors with a number per feature and row, the wanted rows."""
+        views = [tensor.view(len(keys), -1) for tensor in tensors]
+        return torch.cat([v[:, first:last] for v, (_, first, last) in zip(views, parts, strict=True)], dim=1).flatten()
+
+    def cut_bags(tensors: Sequence[Tensor]) -> Tensor:
+        """Of tensors with a number per id, those of the wanted rows."""
+        if all(data.one_id_each for data, _, _ in parts):
+            return cut(tensors)
+        spans = [_spans(*part) for part in parts]
+        return torch.cat(
+            [tensor[slice(*span[f])] for f in range(len(keys)) for tensor, span in zip(tensors, spans, strict=True)]
         )
-        return cls(torch.cat([part[0] for part in parts]), sparse, torch.cat([part[1] for part in parts]))
+
+    lengths = cut([part.lengths() for part in sparse])
+    weights = None if sparse[0].weights_or_none() is None else cut_bags([part.weights() for part in sparse])
+    return Batch(
+        dense_features=torch.cat([data.dense[first:last] for data, first, last in parts]),
+        sparse_features=KeyedJaggedTensor(
+            keys,
+            cut_bags([part.values() for part in sparse]).long(),
+            lengths=lengths,
+            weights=weights,
+            stride=lengths.numel() // len(keys),
+        ),
+        labels=torch.cat([data.labels[first:last] for data, first, last in parts]),
+    )
 
 
-def check_batch_size(batch_size: int, world_size: int, rows: int) -> None:
-    """Raises ValueError for a batch size that the ranks cannot share or the data cannot fill."""
-    if batch_size < 1 or batch_size % world_size:
-        raise ValueError(f"batch_size: expected a positive multiple of the {world_size} ranks, found {batch_size}")
-    if rows < batch_size:
-        raise ValueError(f"batch_size: {batch_size} rows do not fit into a split of {rows} rows")
+def _spans(data: ClickData, first: int, last: int) -> list[tuple[int, int]]:
+    """Per feature the first and the last position, exclusive, of the ids of rows ``first`` to ``last - 1``."""
+    start_of_feature = torch.arange(len(data.sparse.keys())) * len(data)
+    starts, ends = (data.sparse.offsets()[start_of_feature + row].tolist() for row in (first, last))
+    return list(zip(starts, ends, strict=True))
 
 
-_Column = tuple[Tensor, Tensor, Tensor]  # ids, lengths, weights (empty when unweighted)
-
-
-def _read_file(file: Path, schema: Schema) -> tuple[Tensor, Tensor, dict[str, _Column]]:
-    weights = [f"{feature.name}_weights" for feature in schema.sparse if feature.weighted]
-    columns = [schema.label, *schema.dense, *schema.feature_names, *weights]
-    try:
-        available = pq.read_schema(file).names
-        missing = [name for name in columns if name not in available]
-        if missing:
-            raise ValueError(f"{file}: missing columns {missing}; found {available}")
-        table = pq.read_table(file, columns=columns).combine_chunks()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable Parquet file: {error}") from None
-    labels = _floats(table, schema.label, file)
-    _require((labels == 0) | (labels == 1), labels, f"{file}: column '{schema.label}': expected 0 or 1")
-    dense = np.empty((table.num_rows, len(schema.dense)), np.float32)
-    for index, name in enumerate(schema.dense):
-        dense[:, index] = _floats(table, name, file)
-        _require(np.isfinite(dense[:, index]), dense[:, index], f"{file}: column '{name}': expected finite numbers")
-    sparse = {feature.name: _ids(table, feature, file) for feature in schema.sparse}
-    return torch.from_numpy(dense), torch.from_numpy(labels), sparse
-
-
-def _array(table: pa.Table, name: str, file: Path) -> pa.Array:
-    column = table.column(name)
-    array = column.chunk(0) if column.num_chunks else pa.array([], column.type)
-    if array.null_count:
-        raise ValueError(f"{file}: column '{name}': {array.null_count} values are missing")
+def _array(table: pa.Table, name: str, where: str) -> pa.Array:
+    column = table.column(name).combine_chunks()
+    array = column.chunk(0) if isinstance(column, pa.ChunkedArray) and column.num_chunks else column
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.array([], array.type)
+    _require_all(array, f"{where}: column '{name}'")
     return array
 
 
-def _numbers(array: pa.Array, kind: type, what: str) -> np.ndarray:
-    wanted = pa.types.is_integer if kind is np.int64 else lambda t: pa.types.is_integer(t) or pa.types.is_floating(t)
-    if not wanted(array.type):
-        raise ValueError(f"{what}: expected {'integers' if kind is np.int64 else 'numbers'}, found {array.type}")
-    return array.to_numpy(zero_copy_only=False).astype(kind)
+def _require_all(array: pa.Array, what: str) -> None:
+    if array.null_count:
+        raise ValueError(f"{what}: {array.null_count} values are missing")
 
 
-def _floats(table: pa.Table, name: str, file: Path) -> np.ndarray:
-    return _numbers(_array(table, name, file), np.float32, f"{file}: column '{name}'")
-
-
-def _ids(table: pa.Table, feature: SparseFeature, file: Path) -> _Column:
-    what = f"{file}: column '{feature.name}'"
-    array = _array(table, feature.name, file)
-    is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
-    if is_list != feature.multi_hot:
-        raise ValueError(
-            f"{what}: expected {'lists of ids' if feature.multi_hot else 'one id a row'}, found {array.type}"
-        )
-    if is_list:
-        lengths = np.diff(array.offsets.to_numpy()).astype(np.int32)
-        ids = _numbers(array.flatten(), np.int64, what)
+def _copy(array: pa.Array, out: Tensor, what: str, order: np.ndarray | None = None) -> np.ndarray:
+    """Writes a column's numbers in the given order to a tensor, and returns them in their own."""
+    kind = array.type
+    if not (pa.types.is_integer(kind) or (pa.types.is_floating(kind) and out.is_floating_point())):
+        expected = "numbers" if out.is_floating_point() else "integers"
+        raise ValueError(f"{what}: expected {expected}, found {kind}")
+    raw = array.to_numpy()
+    if order is None:
+        out.numpy()[...] = raw
+    elif raw.dtype == out.numpy().dtype and out.is_contiguous():
+        np.take(raw, order, out=out.numpy(), mode="clip")
     else:
-        lengths = np.ones(len(array), np.int32)
-        ids = _numbers(array, np.int64, what)
-    inside = (ids >= 0) & (ids < feature.num_embeddings)
-    if not inside.all():
-        position = int(np.argmin(inside))
-        row = int(np.searchsorted(np.cumsum(lengths), position, side="right"))
-        raise ValueError(f"{what}: row {row}: id {ids[position]} is outside of 0..{feature.num_embeddings - 1}")
-    weights = np.empty(0, np.float32)
-    if feature.weighted:
-        name = f"{feature.name}_weights"
-        weight_lists = _array(table, name, file)
-        if not np.array_equal(np.diff(weight_lists.offsets.to_numpy()), lengths):
-            raise ValueError(f"{file}: column '{name}': expected as many weights as ids in every row")
-        weights = _numbers(weight_lists.flatten(), np.float32, f"{file}: column '{name}'")
-    return torch.from_numpy(ids), torch.from_numpy(lengths), torch.from_numpy(weights)
+        out.numpy()[...] = np.take(raw, order)
+    return raw
+
+
+def _id_type(schema: Schema) -> torch.dtype:
+    """int32 where it suffices: half as many bytes to shuffle."""
+    return torch.int32 if max(feature.num_embeddings or 0 for feature in schema.sparse) < 2**31 else torch.int64
+
+
+def _bags(
+    table: pa.Table, feature: SparseFeature, where: str, order: np.ndarray | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, lengths, and weights (empty when unweighted) of a feature."""
+    array = _array(table, feature.name, where)
+    what = f"{where}: column '{feature.name}'"
+    if _is_list(array) != feature.multi_hot:
+        expected = "lists of ids" if feature.multi_hot else "one id a row"
+        raise ValueError(f"{what}: expected {expected}, found {array.type}")
+    lists = _array(table, feature.weights_column, where) if feature.weights_column else None
+    if lists is not None and (not _is_list(lists) or not torch.equal(_lengths(lists), _lengths(array))):
+        raise ValueError(f"{where}: column '{feature.weights_column}': expected as many weights as ids in every row")
+    _require_all(_flat(array), what)
+    ends = _lengths(array).cumsum(0).numpy()
+    _require_ids(_flat(array), feature, what, ends)
+    if lists is not None:
+        what = f"{where}: column '{feature.weights_column}'"
+        _require_all(_flat(lists), what)
+        _require_finite(_copy(_flat(lists), torch.empty(len(_flat(lists))), what), what)
+    if order is not None:
+        places = pa.array(order)
+        array, lists = array.take(places), None if lists is None else lists.take(places)
+    ids = torch.empty(len(_flat(array)), dtype=torch.int64)
+    _copy(_flat(array), ids, what)
+    weights = torch.empty(0 if lists is None else len(ids))
+    if lists is not None:
+        _copy(_flat(lists), weights, what)
+    return ids, _lengths(array), weights
+
+
+def _flat(array: pa.Array) -> pa.Array:
+    return array.flatten() if _is_list(array) else array
+
+
+def _is_list(array: pa.Array) -> bool:
+    return bool(pa.types.is_list(array.type) or pa.types.is_large_list(array.type))
+
+
+def _lengths(array: pa.Array) -> Tensor:
+    if not _is_list(array):
+        return torch.ones(len(array), dtype=torch.int32)
+    return torch.from_numpy(np.diff(array.offsets.to_numpy()).astype(np.int32))
+
+
+def _require_ids(array: pa.Array, feature: SparseFeature, what: str, ends: np.ndarray | None = None) -> None:
+    assert feature.num_embeddings is not None
+    if not pa.types.is_integer(array.type):
+        raise ValueError(f"{what}: expected integers, found {array.type}")
+    raw = array.to_numpy()
+    if len(raw) and (raw.min() < 0 or raw.max() >= feature.num_embeddings):
+        position = int(np.argmax((raw < 0) | (raw >= feature.num_embeddings)))
+        row = position if ends is None else int(np.searchsorted(ends, position, side="right"))
+        raise ValueError(f"{what}: row {row}: id {raw[position]} is outside of 0..{feature.num_embeddings - 1}")
+
+
+def _require_finite(raw: np.ndarray, what: str) -> None:
+    # Finite float32 numbers cannot add up to anything else in float64.
+    if raw.dtype != np.float32 or not np.isfinite(raw.sum(dtype=np.float64)):
+        _require(np.isfinite(raw), raw, f"{what}: expected finite numbers")
 
 
 def _require(good: np.ndarray, values: np.ndarray, message: str) -> None:

@@ -14,9 +14,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
 
-from nasrec_torchrec.datasets.prepared import write_prepared
-from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.datasets import preparation
+from nasrec_torchrec.datasets.preparation import PreparationConfig, RawData
+from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.splits import SplitConfig
 
 _PACKAGE = "recbole==1.2.1"
 _FOLDER = "recbole/dataset_example/ml-100k"
@@ -28,8 +31,8 @@ _SHA256 = {
 DENSE = ("age", "release_year")
 SINGLE = ("user", "item", "gender", "age_group", "occupation", "zip_prefix", "release_decade", "hour", "weekday")
 GENRES = "genres"
-# Values seen less often in training share id 0. Most users of the later splits are new: without this the embedding
-# that they all get would never have been trained.
+# Values seen less often in training share the id of unknown ones. Most users of the later splits are new: without this
+# the embedding that they all get would never have been trained.
 MIN_COUNT = {"user": 60, "item": 5, "zip_prefix": 20}
 
 
@@ -54,61 +57,52 @@ def fetch(folder: Path) -> None:
                 (folder / name).write_bytes(content)
 
 
-def prepare(folder: Path, source: Path | None = None, embedding_dim: int = 16) -> Schema:
+def prepare(out: Path, source: Path | None = None, embedding_dim: int = 16, overwrite: bool = False) -> Schema:
     """Writes MovieLens-100K as a prepared data set.
 
     Args:
-        folder: receives the data set.
+        out: receives the data set.
         source: holds ``ml-100k.{inter,item,user}``; None fetches them.
         embedding_dim: width of the tables.
+        overwrite: replace another data set at the same place.
 
     Returns:
-        Schema: of the data set. Ids are numbered in the training split; 0 is any value that is not seen there, or
-        too rarely (``MIN_COUNT``).
+        Schema: of the data set.
 
     Raises:
         ValueError: when a file is missing or damaged.
     """
-    with tempfile.TemporaryDirectory() as download:
+    with tempfile.TemporaryDirectory() as folder:
         if source is None:
-            source = Path(download)
+            source = Path(folder)
             fetch(source)
         ratings, items, users = (_read(source / f"ml-100k.{name}") for name in ("inter", "item", "user"))
-    rating = ratings["rating"].astype(np.float64)
-    keep = rating != 3
-    order = np.argsort(ratings["timestamp"][keep].astype(np.int64), kind="stable")
-    rows = {name: column[keep][order] for name, column in ratings.items()}
-    values = _features(rows, items, users)
-    label = (rows["rating"].astype(np.float64) > 3).astype(np.int8)
-
-    total = len(label)
-    cuts = {"train": (0, total * 8 // 10), "validation": (total * 8 // 10, total * 9 // 10)}
-    cuts["test"] = (total * 9 // 10, total)
-    train = slice(*cuts["train"])
-    columns: dict[str, pa.Array] = {"label": pa.array(label)}
-    for name in DENSE:
-        number = values[name].astype(np.float64)
-        known = number[train][~np.isnan(number[train])]
-        scaled = (np.where(np.isnan(number), known.mean(), number) - known.mean()) / known.std()
-        columns[name] = pa.array(scaled.astype(np.float32))
-    sparse = []
-    for name in SINGLE:
-        dictionary, counts = np.unique(values[name][train], return_counts=True)
-        dictionary = dictionary[counts >= MIN_COUNT.get(name, 1)]
-        columns[name] = pa.array(_ids(values[name], dictionary))
-        sparse.append(SparseFeature(name, len(dictionary) + 1))
-    genres = [text.split() for text in values[GENRES]]
-    flat = np.array([genre for row in genres for genre in row])
-    offsets = np.cumsum([0, *(len(row) for row in genres)]).astype(np.int32)
-    dictionary = np.unique(flat[: offsets[cuts["train"][1]]])
-    columns[GENRES] = pa.ListArray.from_arrays(offsets, _ids(flat, dictionary))
-    sparse.append(SparseFeature(GENRES, len(dictionary) + 1, multi_hot=True, pooling="mean"))
-
-    schema = Schema("label", DENSE, tuple(sparse), embedding_dim)
-    table = pa.table(columns)
-    splits = {name: table.slice(start, stop - start) for name, (start, stop) in cuts.items()}
-    write_prepared(folder, schema, splits, "MovieLens-100K, rating > 3 against rating < 3, split 80/10/10 by time")
-    return schema
+        rating = ratings["rating"].astype(np.float64)
+        rows = {name: column[rating != 3] for name, column in ratings.items()}
+        values = _features(rows, items, users)
+        table = pa.table(
+            {name: pa.array(column, from_pandas=True) for name, column in values.items()}
+            | {"rating": rating[rating != 3], "timestamp": rows["timestamp"].astype(np.int64)}
+        )
+        joined = Path(folder) / "movielens100k.parquet"
+        pq.write_table(table, joined)
+        raw = RawData(
+            (str(joined),),
+            Schema(
+                "rating",
+                tuple(DenseFeature(name, "standardize") for name in DENSE),
+                (
+                    *(SparseFeature(name, ids="dictionary", min_count=MIN_COUNT.get(name, 1)) for name in SINGLE),
+                    SparseFeature(GENRES, ids="dictionary", multi_hot=True, separator=" ", pooling="mean"),
+                ),
+                embedding_dim,
+                label_above=3,
+            ),
+            split=SplitConfig("time", "timestamp"),
+            title="MovieLens-100K, rating > 3 against rating < 3, split 80/10/10 by time",
+            identity=hashlib.sha256(joined.read_bytes()).hexdigest(),
+        )
+        return preparation.prepare(raw, out, PreparationConfig(max_rejects=0, overwrite=overwrite))
 
 
 def _features(
@@ -126,11 +120,11 @@ def _features(
         "item": rows["item_id"],
         "gender": users["gender"][user],
         "age": age,
-        "age_group": age // 10,
+        "age_group": (age // 10).astype(np.int64),
         "occupation": users["occupation"][user],
         "zip_prefix": users["zip_code"].astype("U2")[user],
         "release_year": year,
-        "release_decade": np.nan_to_num(year, nan=0) // 10,
+        "release_decade": (np.nan_to_num(year, nan=0) // 10).astype(np.int64),
         GENRES: items["class"][item],
         "hour": (when - days).astype("timedelta64[h]").astype(np.int64),
         # 1970-01-01 was a Thursday; 0 is Monday.
@@ -157,11 +151,3 @@ def _lookup(keys: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
     if not np.array_equal(keys[found], wanted):
         raise ValueError(f"MovieLens-100K: a rating names a {what} that does not exist")
     return found
-
-
-def _ids(values: np.ndarray, dictionary: np.ndarray) -> np.ndarray:
-    """1 + position in the sorted dictionary, 0 where the value is not in it."""
-    if not len(dictionary):
-        return np.zeros(len(values), np.int32)
-    position = np.searchsorted(dictionary, values).clip(max=len(dictionary) - 1)
-    return np.where(dictionary[position] == values, position + 1, 0).astype(np.int32)

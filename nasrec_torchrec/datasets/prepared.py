@@ -1,47 +1,66 @@
-"""A prepared data set on disk: ``schema.json``, ``manifest.json`` and one Parquet file per split."""
+"""A prepared data set on disk.
 
+``schema.json``, ``manifest.json`` (rows, positives and a checksum per file), ``train/``, ``validation/`` and ``test/``
+with Parquet files, ``dictionaries/`` with the words that ids stand for, and ``rejects.jsonl``.
+"""
+
+import hashlib
 import json
-import os
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nasrec_torchrec.datasets.click_data import ClickData
+from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.files import read_text
+from nasrec_torchrec.datasets.splits import SPLITS
+from nasrec_torchrec.files import atomic_path, read_text
 
-SPLITS = ("train", "validation", "test")
+SCHEMA, MANIFEST, DICTIONARIES = "schema.json", "manifest.json", "dictionaries"
+MANIFEST_FORMAT = "nasrec-torchrec/dataset/1"
+# Rows that are decoded, checked and shuffled together.
+ROW_GROUP = 65_536
 
 
-def write_prepared(folder: Path, schema: Schema, splits: Mapping[str, pa.Table], source: str) -> None:
-    """Writes a data set; the folder appears only when it is complete, and replaces an earlier one.
+def write_rows(file: Path, rows: pa.Table, label: str) -> dict[str, Any]:
+    """Writes prepared rows as one Parquet file, and returns its entry in the manifest."""
+    with atomic_path(file) as temporary:
+        pq.write_table(rows, temporary, row_group_size=ROW_GROUP, compression="zstd", compression_level=1)
+    positives = pc.sum(rows.column(label)).as_py() or 0
+    return {
+        "name": file.name,
+        "rows": rows.num_rows,
+        "positives": int(positives),
+        "bytes": file.stat().st_size,
+        "sha256": sha256(file),
+    }
 
-    Args:
-        folder: where to.
-        schema: of the tables.
-        splits: a table per name in ``SPLITS``.
-        source: where the rows come from, for the manifest.
+
+def sha256(file: Path) -> str:
+    """Checksum of a file's content."""
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared data set.
+
+    Raises:
+        ValueError: when there is none or it is damaged.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+    path = folder / MANIFEST
     try:
-        (temporary / "schema.json").write_text(schema.to_json())
-        counts = {}
-        for name in SPLITS:
-            pq.write_table(splits[name], temporary / f"{name}.parquet", row_group_size=65_536)
-            positives = pc.sum(splits[name].column(schema.label)).as_py()
-            counts[name] = {"rows": splits[name].num_rows, "positives": int(positives or 0)}
-        manifest = {"source": source, "splits": counts}
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        manifest = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not a JSON document: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        raise ValueError(f"{path}: expected a manifest of format '{MANIFEST_FORMAT}'")
+    return manifest
 
 
 def load_schema(folder: Path) -> Schema:
@@ -50,15 +69,15 @@ def load_schema(folder: Path) -> Schema:
     Raises:
         ValueError: when there is none or it is damaged.
     """
-    return Schema.from_json(read_text(folder / "schema.json"))
+    return Schema.from_json(read_text(folder / SCHEMA))
 
 
-def load_split(folder: Path, split: str) -> ClickData:
-    """One split of a prepared data set, in memory.
+def open_split(folder: Path, split: str) -> ClickFiles:
+    """One split of a prepared data set.
 
     Raises:
         ValueError: for an unknown split, or a file that does not fit the schema.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {list(SPLITS)}, found {split!r}")
-    return ClickData.from_parquet(folder / f"{split}.parquet", load_schema(folder))
+    return ClickFiles.open(folder / split, load_schema(folder))

@@ -1,80 +1,154 @@
-"""What the columns of a prepared data set mean."""
+"""What the columns of a data set mean, before and after preparation."""
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+import yaml
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
-_FORMAT = "nasrec-torchrec/schema/1"
+_FORMAT = "nasrec-torchrec/schema/2"
+Transform = Literal["none", "log1p", "standardize"]
+IdRule = Literal["id", "modulo", "hex", "hash", "dictionary"]
+# Prepared ids below this are taken: 0 is a missing value, 1 one that the dictionary does not hold.
+FIRST_WORD = 2
+
+
+@dataclass(frozen=True)
+class DenseFeature:
+    """A number per row.
+
+    Args:
+        name: of the raw column, the prepared column and the feature.
+        transform: ``none``; ``log1p``, which is log(max(x, 0) + 1); ``standardize``, which is (x - mean) / deviation
+            with both measured on the training split. A missing number becomes 0 after any of them.
+        mean: measured by preparation, for ``standardize``.
+        deviation: likewise; never 0.
+    """
+
+    name: str
+    transform: Transform = "none"
+    mean: float | None = None
+    deviation: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name, "dense feature")
+        _check_choice(self.transform, Transform, f"{self.name}: transform")
+        for what in ("mean", "deviation"):
+            value = getattr(self, what)
+            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+                raise ValueError(f"{self.name}: {what}: expected a finite number, found {value!r}")
+        if self.deviation is not None and self.deviation <= 0:
+            raise ValueError(f"{self.name}: deviation: expected a positive number, found {self.deviation!r}")
 
 
 @dataclass(frozen=True)
 class SparseFeature:
-    """A categorical feature. Prepared ids are 0..num_embeddings-1; 0 means missing or unknown.
+    """A categorical feature. Prepared ids are 0..num_embeddings-1; 0 means missing.
 
     Args:
-        name: column and feature name.
-        num_embeddings: rows of its table.
-        multi_hot: the column holds a list of ids per row instead of one.
-        weighted: a column ``<name>_weights`` holds a float per id.
+        name: of the raw column, the prepared column and the feature.
+        num_embeddings: rows of its table. With a dictionary it may be left out: preparation counts the words.
+        ids: how a raw value becomes an id: ``id`` takes it as it is; ``modulo`` is value % (num_embeddings - 1) + 1 of
+            an integer, where -1 counts as missing; ``hex`` the same of hexadecimal text; ``hash`` the same of a hash
+            of the text; ``dictionary`` numbers the values of the training split from 2 on, the most frequent first,
+            and gives 1 to all others.
+        min_count: a value seen less often in the training split is not put into the dictionary.
+        multi_hot: a row holds a list of values instead of one.
+        separator: between the values of a list in raw text.
+        weighted: a column ``<name>_weights`` holds a number per value.
         pooling: ``sum`` or ``mean`` of a row's embeddings.
+        table: name of the embedding table, ``t_<name>`` when left out. Features that name the same table share it,
+            and its dictionary.
     """
 
     name: str
-    num_embeddings: int
+    num_embeddings: int | None = None
+    ids: IdRule = "id"
+    min_count: int = 1
     multi_hot: bool = False
+    separator: str = "|"
     weighted: bool = False
-    pooling: str = "sum"
+    pooling: Literal["sum", "mean"] = "sum"
+    table: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name or "." in self.name:
-            raise ValueError(f"sparse feature: name: expected a non-empty name without '.', found {self.name!r}")
-        if not isinstance(self.num_embeddings, int) or self.num_embeddings < 1:
-            raise ValueError(f"{self.name}: num_embeddings: expected a positive integer, found {self.num_embeddings!r}")
-        if self.pooling not in ("sum", "mean"):
-            raise ValueError(f"{self.name}: pooling: expected 'sum' or 'mean', found {self.pooling!r}")
+        _check_name(self.name, "sparse feature")
+        _check_choice(self.ids, IdRule, f"{self.name}: ids")
+        _check_choice(self.pooling, Literal["sum", "mean"], f"{self.name}: pooling")
+        if not self.table:
+            object.__setattr__(self, "table", f"t_{self.name}")
+        _check_name(self.table, f"{self.name}: table")
+        least = {"id": 1, "dictionary": FIRST_WORD}.get(self.ids, 2)
+        rows = self.num_embeddings
+        if rows is None and self.ids != "dictionary":
+            raise ValueError(f"{self.name}: num_embeddings: only a dictionary can do without")
+        if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or not least <= rows < 2**63):
+            raise ValueError(f"{self.name}: num_embeddings: expected an integer, {least} or more, found {rows!r}")
+        if not isinstance(self.min_count, int) or self.min_count < 1:
+            raise ValueError(f"{self.name}: min_count: expected a positive integer, found {self.min_count!r}")
+        for flag in ("multi_hot", "weighted"):
+            if not isinstance(getattr(self, flag), bool):
+                raise ValueError(f"{self.name}: {flag}: expected true or false, found {getattr(self, flag)!r}")
+        if not isinstance(self.separator, str) or not self.separator:
+            raise ValueError(f"{self.name}: separator: expected some text, found {self.separator!r}")
         if self.weighted and not self.multi_hot:
             raise ValueError(f"{self.name}: weighted: only a multi_hot feature can be weighted")
+
+    @property
+    def weights_column(self) -> str | None:
+        return f"{self.name}_weights" if self.weighted else None
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Columns of a prepared data set.
+    """Columns of a data set.
 
     Args:
-        label: column of 0 and 1.
-        dense: columns of floats, already transformed.
-        sparse: categorical features, one table each.
-        embedding_dim: width E of all tables.
+        label: column of 0 and 1, or of numbers when ``label_above`` is given.
+        dense: numeric features; a name alone stands for a feature without transform.
+        sparse: categorical features.
+        embedding_dim: width E of all tables. It is one number because the interaction modules stack the embeddings.
+        label_above: numbers above it are clicks, the others are none.
 
     Raises:
-        ValueError: for repeated names, no sparse feature, or a mix of weighted and unweighted features (TorchRec
-            weights a whole collection or none of it).
+        ValueError: for repeated names, no sparse feature, features that share a table and disagree about it, or a mix
+            of weighted and unweighted features (TorchRec weights a whole collection or none of it).
     """
 
     label: str
-    dense: tuple[str, ...]
-    sparse: tuple[SparseFeature, ...]
+    dense: tuple[DenseFeature, ...] = ()
+    sparse: tuple[SparseFeature, ...] = field(default=())
     embedding_dim: int = 16
+    label_above: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dense", tuple(self.dense))
+        _check_name(self.label, "label")
+        dense = tuple(DenseFeature(entry) if isinstance(entry, str) else entry for entry in self.dense)
+        object.__setattr__(self, "dense", dense)
         object.__setattr__(self, "sparse", tuple(self.sparse))
-        names = [self.label, *self.dense, *(feature.name for feature in self.sparse)]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
         if repeated:
             raise ValueError(f"schema: columns named more than once: {repeated}")
         if not self.sparse:
             raise ValueError("schema: sparse: expected at least one feature, found none")
         if not isinstance(self.embedding_dim, int) or self.embedding_dim < 1:
             raise ValueError(f"schema: embedding_dim: expected a positive integer, found {self.embedding_dim!r}")
+        if self.label_above is not None and not isinstance(self.label_above, (int, float)):
+            raise ValueError(f"schema: label_above: expected a number, found {self.label_above!r}")
         if len({feature.weighted for feature in self.sparse}) > 1:
             raise ValueError("schema: sparse: either every feature is weighted or none is")
+        for table, features in self.features_by_table().items():
+            for key in ("num_embeddings", "ids", "min_count", "pooling"):
+                values = {feature.name: getattr(feature, key) for feature in features}
+                if len(set(values.values())) > 1:
+                    raise ValueError(
+                        f"schema: table '{table}': expected one {key} for all its features, found {values}"
+                    )
 
     @property
     def weighted(self) -> bool:
@@ -84,21 +158,37 @@ class Schema:
     def feature_names(self) -> list[str]:
         return [feature.name for feature in self.sparse]
 
+    @property
+    def columns(self) -> list[str]:
+        """Every column that the schema reads."""
+        weights = [feature.weights_column for feature in self.sparse if feature.weights_column]
+        return [self.label, *(feature.name for feature in self.dense), *self.feature_names, *weights]
+
+    def features_by_table(self) -> dict[str, list[SparseFeature]]:
+        tables: dict[str, list[SparseFeature]] = {}
+        for feature in self.sparse:
+            tables.setdefault(feature.table, []).append(feature)
+        return tables
+
     def tables(self) -> list[EmbeddingBagConfig]:
-        """One table per sparse feature, initialised Xavier normal."""
+        """The embedding tables, initialised Xavier normal.
+
+        Raises:
+            ValueError: when a dictionary was not counted yet.
+        """
         return [
             EmbeddingBagConfig(
-                name=f"t_{feature.name}",
+                name=name,
                 embedding_dim=self.embedding_dim,
-                num_embeddings=feature.num_embeddings,
-                feature_names=[feature.name],
-                pooling=PoolingType.MEAN if feature.pooling == "mean" else PoolingType.SUM,
+                num_embeddings=_counted(features[0]),
+                feature_names=[feature.name for feature in features],
+                pooling=PoolingType.MEAN if features[0].pooling == "mean" else PoolingType.SUM,
                 # The deviation is that of the whole table, also where a shard of it is initialised.
                 init_fn=partial(
-                    torch.nn.init.normal_, std=math.sqrt(2.0 / (feature.num_embeddings + self.embedding_dim))
+                    torch.nn.init.normal_, std=math.sqrt(2.0 / (_counted(features[0]) + self.embedding_dim))
                 ),
             )
-            for feature in self.sparse
+            for name, features in self.features_by_table().items()
         ]
 
     def to_json(self) -> str:
@@ -106,28 +196,67 @@ class Schema:
 
     @classmethod
     def from_json(cls, text: str) -> "Schema":
-        """Reads what :meth:`to_json` wrote.
+        """Reads what :meth:`to_json` wrote, or the same as YAML; what has a default may be left out.
 
         Raises:
             ValueError: says which key is missing, unknown or wrong.
         """
         try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"schema: not a JSON document: {error}") from None
-        if not isinstance(document, dict) or document.pop("format", _FORMAT) != _FORMAT:
-            raise ValueError(f"schema: expected an object of format '{_FORMAT}'")
+            document = yaml.safe_load(text)  # JSON is YAML
+        except yaml.YAMLError as error:
+            raise ValueError(f"schema: neither JSON nor YAML: {error}") from None
+        if not isinstance(document, dict):
+            raise ValueError(f"schema: expected an object with the keys {_keys(cls)}, found {type(document).__name__}")
+        if document.pop("format", _FORMAT) != _FORMAT:
+            raise ValueError(f"schema: expected the format '{_FORMAT}'")
         _check_keys(document, cls, "schema")
-        sparse = document["sparse"]
-        if not isinstance(sparse, list) or not all(isinstance(entry, dict) for entry in sparse):
-            raise ValueError("schema: sparse: expected a list of objects")
-        for entry in sparse:
-            _check_keys(entry, SparseFeature, f"schema: sparse feature {entry.get('name')!r}")
-        return cls(**{**document, "sparse": tuple(SparseFeature(**entry) for entry in sparse)})
+        dense = [
+            entry if isinstance(entry, str) else _feature(entry, DenseFeature)
+            for entry in _list_of(document, "dense", (dict, str))
+        ]
+        sparse = [_feature(entry, SparseFeature) for entry in _list_of(document, "sparse", (dict,))]
+        return cls(**{**document, "dense": tuple(dense), "sparse": tuple(sparse)})
+
+
+def _counted(feature: SparseFeature) -> int:
+    if feature.num_embeddings is None:
+        raise ValueError(
+            f"{feature.name}: num_embeddings is not known yet: preparation fills it in; take the prepared schema.json"
+        )
+    return feature.num_embeddings
+
+
+def _list_of(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> list[Any]:
+    entries = document.get(key, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, kinds) for entry in entries):
+        raise ValueError(f"schema: {key}: expected a list of {'objects' if str not in kinds else 'names or objects'}")
+    return entries
+
+
+def _feature(entry: Mapping[str, Any], kind: type) -> Any:
+    _check_keys(entry, kind, f"schema: feature {entry.get('name')!r}")
+    return kind(**entry)
+
+
+def _keys(kind: type) -> list[str]:
+    return [entry.name for entry in fields(kind)]
 
 
 def _check_keys(entry: Mapping[str, Any], kind: type, where: str) -> None:
-    allowed = [field.name for field in fields(kind)]
-    required = {"label", "dense", "sparse"} if kind is Schema else {"name", "num_embeddings"}
-    if not required <= set(entry) or not set(entry) <= set(allowed):
-        raise ValueError(f"{where}: expected the keys {allowed}, found {sorted(entry)}")
+    required = {item.name for item in fields(kind) if item.default is MISSING}
+    if not required <= set(entry) or not set(entry) <= set(_keys(kind)):
+        raise ValueError(
+            f"{where}: expected the keys {_keys(kind)}, of which {sorted(required)} must be there, "
+            f"found {sorted(map(str, entry))}"
+        )
+
+
+def _check_name(name: Any, what: str) -> None:
+    # TorchRec builds module paths and Parquet builds nested columns from dotted names.
+    if not isinstance(name, str) or not name or "." in name:
+        raise ValueError(f"{what}: expected a non-empty name without '.', found {name!r}")
+
+
+def _check_choice(value: Any, kind: Any, what: str) -> None:
+    if value not in get_args(kind):
+        raise ValueError(f"{what}: expected one of {list(get_args(kind))}, found {value!r}")

@@ -1,7 +1,6 @@
 """What a run leaves to look at: JSON lines, TensorBoard and one progress bar. Only rank 0 writes."""
 
 import json
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -11,10 +10,7 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-
-def update_interval() -> float:
-    """Seconds between two updates of a progress bar: few lines where they end in a log file."""
-    return 0.5 if sys.stderr.isatty() else 10.0
+from nasrec_torchrec.progress import update_interval
 
 
 class RunLog:

@@ -17,7 +17,7 @@ from torchrec.metrics.metrics_config import (
     ThroughputDef,
 )
 
-from nasrec_torchrec.datasets.click_data import ClickData
+from nasrec_torchrec.datasets.reader import ClickFiles
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,11 @@ def windowed_metrics(batch_size: int, device: torch.device) -> RecMetricModule:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: ClickData, batch_size: int = 4096) -> ClickMetrics:
+def evaluate(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> ClickMetrics:
     """Exact metrics of an unsharded model over a split, in this process."""
     model.eval()
-    batches = data.evaluation_batches(batch_size)
-    logits = torch.cat([model(batch.dense_features, batch.sparse_features).flatten() for batch in batches])
-    return click_metrics(logits, data.labels)
+    logits, labels = [], []
+    for batch in files.evaluation_batches(batch_size):
+        logits.append(model(batch.dense_features, batch.sparse_features).flatten())
+        labels.append(batch.labels)
+    return click_metrics(torch.cat(logits), torch.cat(labels))

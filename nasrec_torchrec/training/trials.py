@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nasrec_torchrec.datasets.click_data import ClickData
+from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
 from nasrec_torchrec.training.trainer import TrainConfig, Trainer
@@ -23,9 +23,9 @@ from nasrec_torchrec.training.trainer import TrainConfig, Trainer
 class Splits:
     """Rows to train on, rows that decide, and rows that are only reported."""
 
-    train: ClickData
-    validation: ClickData
-    test: ClickData
+    train: ClickFiles
+    validation: ClickFiles
+    test: ClickFiles
 
 
 def train_best(

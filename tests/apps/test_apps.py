@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support import make_click_data, make_schema
+from support import click_table, make_click_data, make_schema
 
 from nasrec_torchrec import PUBLISHED
-from nasrec_torchrec.datasets.prepared import write_prepared
+from nasrec_torchrec.datasets.preparation import RawData, prepare
+from nasrec_torchrec.datasets.splits import SplitConfig
 
 APPS = ["prepare_data", "train_supernet", "search", "train", "evaluate", "export", "score", "demo"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,17 +32,13 @@ def _app(name: str, *arguments: object, expected: int = 0) -> subprocess.Complet
 
 
 def _prepared(folder: Path) -> Path:
-    schema = make_schema()
-    splits = {}
+    schema, raw = make_schema(), folder.with_name("raw")
+    raw.mkdir()
+    files = []
     for seed, (name, rows) in enumerate({"train": 400, "validation": 100, "test": 101}.items()):
-        data = make_click_data(schema, rows, seed)
-        columns = {"label": data.labels.numpy()}
-        columns |= {name: data.dense[:, index].numpy() for index, name in enumerate(schema.dense)}
-        for feature in schema.sparse:
-            ids = [bag.tolist() for bag in data.sparse[feature.name].to_dense()]
-            columns[feature.name] = pa.array(ids, pa.list_(pa.int64())) if feature.multi_hot else [i for (i,) in ids]
-        splits[name] = pa.table(columns)
-    write_prepared(folder, schema, splits, "random rows")
+        files.append(str(raw / f"{name}.parquet"))
+        pq.write_table(click_table(make_click_data(schema, rows, seed), schema), files[-1])
+    prepare(RawData(tuple(files), schema, split=SplitConfig("given")), folder)
     return folder
 
 
@@ -81,7 +77,7 @@ def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
     printed = _app("evaluate", "--model", tmp_path / "model", "--data", data, "--split", "validation").stdout
     assert json.loads(printed)["validation"]["log_loss"] == pytest.approx(min(losses), abs=1e-5)
     _app("export", "--model", tmp_path / "model", "--out", tmp_path / "export")
-    scored = ["--package", tmp_path / "export", "--data", data / "test.parquet", "--out", tmp_path / "scores.parquet"]
+    scored = ["--package", tmp_path / "export", "--data", data / "test", "--out", tmp_path / "scores.parquet"]
     _app("score", *scored)
     assert pq.read_table(tmp_path / "scores.parquet").num_rows == 101
     assert list((tmp_path / "supernet" / "tensorboard").iterdir())

@@ -23,6 +23,8 @@ def test_programs_of_one_process_get_their_flags():
     (role,) = nasrec.search("--top_k", "2", supernet="s", data="d", out="o").roles
     expected = ["-m", "apps.search", "--supernet", "s", "--data", "d", "--out", "o", "--top_k", "2"]
     assert role.args == expected and role.num_replicas == 1
+    (role,) = nasrec.prepare_data("--source", "s", out="o", dataset="criteo").roles
+    assert role.args == ["-m", "apps.prepare_data", "criteo", "--out", "o", "--source", "s"]
 
 
 def test_components_are_found_by_entry_point_beside_torchx_own():

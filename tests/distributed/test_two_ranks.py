@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from support import SMALL_SPACE, make_click_data, make_schema, run_ranks
+from support import SMALL_SPACE, make_click_files, make_schema, run_ranks
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from nasrec_torchrec.datasets.click_data import check_batch_size
 from nasrec_torchrec.distributed.checkpoint import latest_checkpoint, load_checkpoint, load_model
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
 from nasrec_torchrec.models.description import DLRMLayers, ModelDescription
@@ -40,8 +39,8 @@ def _train(kind: str, sharding_type: str | None, run_dir: str) -> dict[str, floa
 
     if kind == "supernet":
         trainer.dense_optimizer._optimizer.register_step_pre_hook(count)
-    trainer.train(make_click_data(SCHEMA, 1000))
-    metrics = trainer.evaluate(make_click_data(SCHEMA, 333, seed=5))
+    trainer.train(make_click_files(SCHEMA, 1000))
+    metrics = trainer.evaluate(make_click_files(SCHEMA, 333, seed=5))
     return {
         "log_loss": metrics.log_loss,
         "auc": metrics.auc,
@@ -72,7 +71,7 @@ def test_two_ranks_follow_the_loss_curve_of_one(kind: str, tmp_path: Path):
         # One process reads what two ranks wrote, without a process group.
         _, model = load_model(folder)
         if kind != "supernet":
-            read = evaluate(model, make_click_data(SCHEMA, 333, seed=5))
+            read = evaluate(model, make_click_files(SCHEMA, 333, seed=5))
             assert read.log_loss == pytest.approx(alone["log_loss"], abs=1e-5)
 
 
@@ -82,7 +81,7 @@ def _local(value: torch.Tensor | ShardedTensor) -> torch.Tensor:
 
 def test_a_checkpoint_restores_model_and_optimizer(one_rank, tmp_path: Path):
     description = ModelDescription(SCHEMA, INTERACTIONS["supernet"], use_layernorm=True)
-    data = make_click_data(SCHEMA, 200)
+    data = make_click_files(SCHEMA, 200)
 
     def make(run_dir: Path) -> Trainer:
         return Trainer(description, TrainConfig(batch_size=50, learning_rate=0.05), run_dir, torch.device("cpu"))
@@ -110,8 +109,8 @@ def test_the_best_epoch_is_kept(one_rank, tmp_path: Path):
     description = ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"])
     config = TrainConfig(epochs=6, batch_size=20, learning_rate=0.2)  # overfits at once
     trainer = Trainer(description, config, tmp_path, torch.device("cpu"))
-    validation = make_click_data(SCHEMA, 300, seed=7)
-    kept = trainer.train(make_click_data(SCHEMA, 100), validation)
+    validation = make_click_files(SCHEMA, 300, seed=7)
+    kept = trainer.train(make_click_files(SCHEMA, 100), validation)
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [event["log_loss"] for event in events if event["event"] == "validation"]
     assert kept.log_loss == min(losses) < losses[-1]
@@ -138,7 +137,7 @@ def test_damaged_runs_are_refused(tmp_path: Path):
 
 
 def test_a_failed_run_leaves_the_last_checkpoint_loadable(one_rank, tmp_path: Path, monkeypatch):
-    data = make_click_data(SCHEMA, 100)
+    data = make_click_files(SCHEMA, 100)
     device = torch.device("cpu")
     Trainer(ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"]), TrainConfig(batch_size=50), tmp_path, device).train(
         data
@@ -151,13 +150,6 @@ def test_a_failed_run_leaves_the_last_checkpoint_loadable(one_rank, tmp_path: Pa
     description, model = load_model(tmp_path)
     assert description.interaction == INTERACTIONS["nasrecnet"]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_a_batch_that_ranks_cannot_share_is_refused():
-    with pytest.raises(ValueError, match="positive multiple of the 2 ranks, found 51"):
-        check_batch_size(51, 2, 1000)
-    with pytest.raises(ValueError, match="100 rows do not fit into a split of 20 rows"):
-        check_batch_size(100, 1, 20)
 
 
 def test_an_unknown_sharding_type_is_refused(one_rank, tmp_path: Path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import SMALL_SPACE, make_click_data, make_ebc, make_schema
+from support import SMALL_SPACE, make_click_data, make_click_files, make_ebc, make_schema
 from torch.nn import functional as F
 
 from nasrec_torchrec import SearchSpace, SuperNet
@@ -32,10 +32,10 @@ def _score(architecture) -> Candidate:
 
 def test_evaluation_is_finetuning_of_the_extracted_models_last_layer():
     supernet = _supernet()
-    data, validation = make_click_data(make_schema(), 200), make_click_data(make_schema(), 150, seed=1)
+    data, held_out = make_click_data(make_schema(), 200), make_click_files(make_schema(), 150, seed=1)
     config = EvaluationConfig(finetune_steps=12, finetune_batch_size=32, chunk_size=64)
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
-    evaluator = Evaluator(supernet, data, validation, config)
+    evaluator = Evaluator(supernet, data, held_out.load(), config)
     for seed in range(5):
         architecture = SMALL_SPACE.sample(torch.Generator().manual_seed(seed))
         candidate = evaluator(architecture)
@@ -51,7 +51,7 @@ def test_evaluation_is_finetuning_of_the_extracted_models_last_layer():
             optimizer.zero_grad()
             F.binary_cross_entropy_with_logits(logits, batch.labels).backward()
             optimizer.step()
-        expected = evaluate(model, validation)
+        expected = evaluate(model, held_out)
         assert candidate.metrics.log_loss == pytest.approx(expected.log_loss, rel=1e-4)
         assert candidate.metrics.auc == pytest.approx(expected.auc, abs=1e-4)
         assert candidate.parameters == sum(p.numel() for p in model.interaction_arch.parameters())

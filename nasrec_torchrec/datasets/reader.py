@@ -1,0 +1,415 @@
+"""Streams a split from Parquet: batches for every rank, in an order that a few numbers describe.
+
+Think of the rows of an epoch as one line: the row groups in an order drawn from the seed and the epoch, and the rows of
+each in an order drawn from the same and the row group. The line is cut into equal *streams*, and a global batch takes
+as many rows from each. Ranks serve whole streams. So
+
+- every rank reads row groups of its own; only the one at each cut is opened on both sides of it, for different rows,
+- all ranks take equally many steps,
+- the global batches are the same for every number of ranks that divides the number of streams,
+- and "which rows are left" is a list of intervals, whatever the numbers of ranks were until then.
+"""
+
+import math
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torchrec.datasets.utils import Batch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from nasrec_torchrec.datasets.click_data import ClickData, Rows, join
+from nasrec_torchrec.datasets.schema import Schema
+
+Interval = tuple[int, int]  # rows first..last-1 of an epoch's line
+_MIN_STREAMS = 8
+# Batches that the background process may be ahead.
+_PREFETCH = 4
+
+
+@dataclass(frozen=True)
+class ClickFiles:
+    """The Parquet files of a split.
+
+    Args:
+        schema: of a prepared data set.
+        files: in order.
+        groups: of every row group its file, its number there, and its rows.
+    """
+
+    schema: Schema
+    files: tuple[Path, ...]
+    groups: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def open(cls, path: Path, schema: Schema) -> "ClickFiles":
+        """Reads the metadata of a Parquet file, or of a folder of them in the order of their names.
+
+        Raises:
+            ValueError: for a file that is missing, damaged or lacks a column.
+        """
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not files or not files[0].exists():
+            raise ValueError(f"{path}: no Parquet file found")
+        groups = []
+        for index, file in enumerate(files):
+            with _reading(file), pq.ParquetFile(file) as opened:
+                available = opened.schema_arrow.names
+                missing = [name for name in schema.columns if name not in available]
+                if missing:
+                    raise ValueError(f"{file}: missing columns {missing}; found {available}")
+                for group in range(opened.num_row_groups):
+                    groups.append((index, group, opened.metadata.row_group(group).num_rows))
+        return cls(schema, tuple(files), tuple(groups))
+
+    def __len__(self) -> int:
+        return sum(rows for _, _, rows in self.groups)
+
+    def read(self, group: int, order: np.ndarray | None = None) -> ClickData:
+        """Decodes and checks a row group.
+
+        Args:
+            group: which one.
+            order: of its rows; unset, that of the file.
+
+        Raises:
+            ValueError: when the file is damaged or holds what the schema does not allow; rows count from the row
+                group's first.
+        """
+        index, number, _ = self.groups[group]
+        file = self.files[index]
+        with _reading(file), pq.ParquetFile(file, memory_map=True) as opened:
+            table = opened.read_row_group(number, columns=self.schema.columns, use_threads=False)
+        return ClickData.from_table(table, self.schema, f"{file}: row group {number}", order)
+
+    def load(self) -> ClickData:
+        """All rows in memory.
+
+        Raises:
+            ValueError: see :meth:`read`.
+        """
+        tables = []
+        for file in self.files:
+            with _reading(file):
+                tables.append(pq.read_table(file, columns=self.schema.columns))
+        name = self.files[0] if len(self.files) == 1 else self.files[0].parent
+        return ClickData.from_table(pa.concat_tables(tables), self.schema, str(name))
+
+    def evaluation_batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """This rank's share of all rows in order: one contiguous part for each rank.
+
+        Every rank yields equally many batches of equal sizes: where the rows do not suffice the last one is repeated,
+        and :meth:`restore` drops those again.
+
+        Args:
+            batch_size: rows of a global batch.
+            rank: this rank.
+            world_size: ranks.
+        """
+        if not len(self):
+            return
+        per_rank = math.ceil(len(self) / world_size)
+        share = max(1, batch_size // world_size)
+        rows = _Line(self, None)
+        for start in range(0, per_rank, share):
+            first = rank * per_rank + start
+            wanted = min(share, per_rank - start)
+            last = min(first + wanted, len(self))
+            parts = list(rows.read(first, last))
+            if first + wanted > last:
+                parts += list(rows.read(len(self) - 1, len(self))) * (first + wanted - max(first, last))
+            rows.forget()
+            yield join(parts)
+
+    def restore(self, gathered: Tensor) -> Tensor:
+        """Values of all ranks' evaluation rows, concatenated by rank, without the repeated ones."""
+        return gathered.flatten()[: len(self)]
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A part of an epoch that was read with one batch size and number of streams.
+
+    ``rows`` are the intervals of the line that were left when it began.
+    """
+
+    rows: tuple[Interval, ...]
+    batch_size: int
+    streams: int
+    steps: int = 0
+
+    @property
+    def stream_length(self) -> int:
+        return _count(self.rows) // self.streams
+
+    @property
+    def total_steps(self) -> int:
+        return self.stream_length // (self.batch_size // self.streams)
+
+    def step(self, stream: int, step: int) -> list[Interval]:
+        """The rows of a stream that a step takes.
+
+        Every second stream runs backwards. So two neighbours are at their common row group at the same time, and a
+        rank that serves both reads it once.
+        """
+        share = self.batch_size // self.streams
+        start, end = stream * self.stream_length, (stream + 1) * self.stream_length
+        if stream % 2:
+            return _slice(self.rows, end - (step + 1) * share, end - step * share)
+        return _slice(self.rows, start + step * share, start + (step + 1) * share)
+
+    def left(self) -> tuple[Interval, ...]:
+        """The intervals that no step has taken, with those that no step would take."""
+        taken = self.steps * (self.batch_size // self.streams)
+        left: list[Interval] = []
+        for stream in range(self.streams):
+            start, end = stream * self.stream_length, (stream + 1) * self.stream_length
+            left += _slice(self.rows, start + (0 if stream % 2 else taken), end - (taken if stream % 2 else 0))
+        left += _slice(self.rows, self.streams * self.stream_length, _count(self.rows))
+        return tuple(_merged(left))
+
+
+class TrainingReader:
+    """Shuffled batches of one rank, epoch after epoch.
+
+    Rows that do not fill a last global batch sit an epoch out, other ones in every epoch.
+
+    Args:
+        files: of the split.
+        batch_size: rows of a global batch, a multiple of ``world_size``.
+        seed: of the order.
+        rank: this rank.
+        world_size: ranks.
+        background: decode in a process of its own, which may be some batches ahead. If it dies, the next batch raises
+            RuntimeError; an error in it is raised here with its traceback.
+        pin_memory: hand out batches in page-locked memory, for CUDA.
+
+    Raises:
+        ValueError: for a batch size that the ranks cannot share or the rows cannot fill.
+    """
+
+    def __init__(
+        self,
+        files: ClickFiles,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        background: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(f"batch_size: expected a positive multiple of the {world_size} ranks, found {batch_size}")
+        if len(files) < batch_size:
+            raise ValueError(f"batch_size: {batch_size} rows do not fit into a split of {len(files)} rows")
+        self.files, self.batch_size, self.seed = files, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.background, self.pin_memory = background, pin_memory
+        self.streams = _streams(batch_size, world_size)
+        self.epoch = 0
+        self._stage = self._first_stage()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch that is read with this number of ranks from its beginning."""
+        return self._first_stage().total_steps
+
+    @property
+    def steps_left(self) -> int:
+        """Steps until the current epoch ends."""
+        return self._stage.total_steps - self._stage.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch; at its end the next epoch begins."""
+        for batch in self._batches():
+            self._stage = replace(self._stage, steps=self._stage.steps + 1)
+            yield batch
+        self.epoch += 1
+        self._stage = self._first_stage()
+
+    def state_dict(self, ahead: int = 0) -> dict[str, Any]:
+        """The position, the same on every rank and readable by any number of ranks.
+
+        Args:
+            ahead: batches that were handed out and do not count yet, because a pipeline still holds them.
+        """
+        stage = self._stage
+        assert 0 <= ahead <= stage.steps, f"only {stage.steps} batches were handed out in this epoch, not {ahead}"
+        return {
+            "seed": self.seed,
+            "rows": len(self.files),
+            "epoch": self.epoch,
+            "intervals": [list(interval) for interval in stage.rows],
+            "batch_size": stage.batch_size,
+            "streams": stage.streams,
+            "steps": stage.steps - ahead,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where another reader of the same split and seed was.
+
+        With as many streams as it had the batches are those that it would have read. Otherwise all rows that it did
+        not reach are dealt anew.
+
+        Raises:
+            ValueError: for the position of another split or seed.
+        """
+        for key, mine in (("seed", self.seed), ("rows", len(self.files))):
+            if state[key] != mine:
+                raise ValueError(f"position in the data: expected {key} {mine}, found {state[key]}")
+        self.epoch = state["epoch"]
+        rows = tuple((int(first), int(last)) for first, last in state["intervals"])
+        stage = _Stage(rows, state["batch_size"], state["streams"], state["steps"])
+        if stage.batch_size != self.batch_size or stage.streams % self.world_size:
+            stage = _Stage(stage.left(), self.batch_size, self.streams)
+        self._stage = stage
+
+    def _first_stage(self) -> _Stage:
+        return _Stage(((0, len(self.files)),), self.batch_size, self.streams)
+
+    def _batches(self) -> Iterator[Batch]:
+        plan = _Plan(self.files, self._stage, (self.seed, self.epoch), self.rank, self.world_size)
+        if not self.background:
+            yield from plan.batches()
+            return
+        # A fork would copy the locks that other threads of this process hold; a server that has everything imported
+        # forks quickly and has no such threads.
+        multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+        loader = DataLoader(
+            plan,
+            batch_size=None,
+            num_workers=1,
+            prefetch_factor=_PREFETCH,
+            pin_memory=self.pin_memory,
+            multiprocessing_context="forkserver",
+        )
+        for dense, values, lengths, weights, labels in loader:
+            sparse = KeyedJaggedTensor(self.files.schema.feature_names, values, weights, lengths, stride=labels.numel())
+            yield Batch(dense, sparse, labels)
+
+
+@dataclass(frozen=True)
+class _Plan(IterableDataset):
+    """What a rank reads in the rest of an epoch; small enough to be sent to another process."""
+
+    files: ClickFiles
+    stage: _Stage
+    key: tuple[int, int]
+    rank: int
+    world_size: int
+
+    def batches(self) -> Iterator[Batch]:
+        stage, line = self.stage, _Line(self.files, self.key)
+        mine = stage.streams // self.world_size
+        for step in range(stage.steps, stage.total_steps):
+            parts: list[Rows] = []
+            for stream in range(self.rank * mine, (self.rank + 1) * mine):
+                for first, last in stage.step(stream, step):
+                    parts += line.read(first, last)
+            line.forget()
+            yield join(parts)
+
+    def __iter__(self) -> Iterator[tuple[Tensor | None, ...]]:
+        torch.set_num_threads(1)
+        for batch in self.batches():
+            sparse = batch.sparse_features
+            yield batch.dense_features, sparse.values(), sparse.lengths(), sparse.weights_or_none(), batch.labels
+
+
+class _Line:
+    """The rows of an epoch in their order, decoded on demand, one row group at a time.
+
+    Args:
+        files: of the split.
+        key: seed and epoch of the order, None for the order of the files.
+    """
+
+    def __init__(self, files: ClickFiles, key: tuple[int, int] | None) -> None:
+        self._files, self._key = files, key
+        self._groups = np.arange(len(files.groups))
+        if key is not None:
+            self._groups = _shuffled(len(files.groups), *key)
+        sizes = [files.groups[group][2] for group in self._groups]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._held: dict[int, ClickData] = {}
+        self._used: set[int] = set()
+
+    def read(self, first: int, last: int) -> Iterator[Rows]:
+        """Rows ``first`` to ``last - 1`` of the line."""
+        place = int(np.searchsorted(self._starts, first, side="right")) - 1
+        while first < last:
+            start, end = int(self._starts[place]), int(self._starts[place + 1])
+            until = min(last, end)
+            if until > first:
+                yield self._group(place), first - start, until - start
+            first, place = until, place + 1
+
+    def forget(self) -> None:
+        """Drops the row groups that were not read since the last call."""
+        self._held = {place: data for place, data in self._held.items() if place in self._used}
+        self._used = set()
+
+    def _group(self, place: int) -> ClickData:
+        self._used.add(place)
+        if place not in self._held:
+            group = int(self._groups[place])
+            order = None
+            if self._key is not None:
+                order = _shuffled(self._files.groups[group][2], *self._key, group)
+            self._held[place] = self._files.read(group, order)
+        return self._held[place]
+
+
+def _shuffled(count: int, *key: int) -> np.ndarray:
+    """0..count-1 in an order that depends on the key alone."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def _streams(batch_size: int, world_size: int) -> int:
+    """The smallest multiple of the ranks, 8 or more if possible, that divides the batch size."""
+    divisors = [n for n in range(world_size, batch_size + 1, world_size) if batch_size % n == 0]
+    return next((n for n in divisors if n >= _MIN_STREAMS), divisors[-1])
+
+
+def _count(intervals: Sequence[Interval]) -> int:
+    return sum(last - first for first, last in intervals)
+
+
+def _slice(intervals: Sequence[Interval], start: int, stop: int) -> list[Interval]:
+    """Rows ``start`` to ``stop - 1`` of intervals laid end to end."""
+    result: list[Interval] = []
+    for first, last in intervals:
+        length = last - first
+        if start < length and stop > 0:
+            result.append((first + max(start, 0), first + min(stop, length)))
+        start, stop = start - length, stop - length
+    return result
+
+
+def _merged(intervals: Sequence[Interval]) -> list[Interval]:
+    """The same rows in rising order, with as few intervals as possible."""
+    result: list[Interval] = []
+    for first, last in sorted(interval for interval in intervals if interval[0] < interval[1]):
+        if result and result[-1][1] == first:
+            result[-1] = result[-1][0], last
+        else:
+            result.append((first, last))
+    return result
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: not a readable Parquet file: {error}") from None
