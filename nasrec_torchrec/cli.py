@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,28 +12,31 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+_FLAG = re.compile(r"(?<=^--)\w[\w-]*")
+
 
 def run(*commands: Callable[..., None]) -> None:
     """Parses the command line of a program and runs it.
 
     Every parameter of a command becomes a flag, and so does every field of a parameter that is a dataclass; a
     positional-only parameter is an argument without a flag. Help and defaults come from docstrings and types.
-    ``--config file.yaml`` reads flags from a file.
+    ``--config file.yaml`` reads flags from a file. A flag may be written with hyphens for underscores.
     A ValueError, which is how wrong input is reported everywhere, ends in one line and exit code 2.
 
     Args:
         commands: the program; several become subcommands, named like the functions.
     """
     _quiet_libraries()
+    words = [_FLAG.sub(lambda flag: flag[0].replace("-", "_"), word) for word in sys.argv[1:]]
     if len(commands) == 1:
         (main,) = commands
-        values = vars(_parser(main, main.__module__ if main.__module__ != "__main__" else None).parse_args())
+        values = vars(_parser(main, main.__module__ if main.__module__ != "__main__" else None).parse_args(words))
     else:
         parser = ArgumentParser(description=_summary(sys.modules[commands[0].__module__]))
         subcommands = parser.add_subcommands()
         for command in commands:
             subcommands.add_subcommand(command.__name__, _parser(command, None), help=_summary(command).split("\n")[0])
-        parsed = parser.parse_args()
+        parsed = parser.parse_args(words)
         (main,) = (command for command in commands if command.__name__ == parsed.subcommand)
         values = vars(parsed[parsed.subcommand])
     values.pop("config")

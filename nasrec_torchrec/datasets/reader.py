@@ -292,7 +292,15 @@ class TrainingReader:
             pin_memory=self.pin_memory,
             multiprocessing_context="forkserver",
         )
-        for dense, values, lengths, weights, labels in loader:
+        batches = iter(loader)
+        while True:
+            try:
+                dense, values, lengths, weights, labels = next(batches)
+            except StopIteration:
+                return
+            except (ConnectionError, EOFError, FileNotFoundError) as error:
+                # It died while it handed over a tensor, before the loader looked after it.
+                raise RuntimeError(f"the process that reads {self.files.files[0].parent} died: {error!r}") from error
             sparse = KeyedJaggedTensor(self.files.schema.feature_names, values, weights, lengths, stride=labels.numel())
             yield Batch(dense, sparse, labels)
 

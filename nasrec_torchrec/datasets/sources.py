@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 import fsspec
 import numpy as np
@@ -22,6 +22,8 @@ from iopath.common.file_io import PathManager
 path_manager = PathManager()
 
 _LONGEST_LINE = 64 << 20
+# Lines that a misplaced quote can at most take with it.
+_LONGEST_VALUE = 100
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class TextFormat:
     """How lines become columns. One line is one row; Parquet files need none of this.
 
     Args:
-        delimiter: between two columns, one character.
+        delimiter: between two columns, one character; ``\\t`` is a tab.
         columns: their names; left out, the first line of each file holds them.
         quoting: values may stand in double quotes, with a quote inside written twice.
         missing: texts that mean that there is no value.
@@ -41,6 +43,7 @@ class TextFormat:
     missing: tuple[str, ...] = ("",)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "delimiter", self.delimiter.replace("\\t", "\t"))
         object.__setattr__(self, "columns", tuple(self.columns))
         object.__setattr__(self, "missing", tuple(self.missing))
         if len(self.delimiter.encode()) != 1 or self.delimiter in '"\r\n':
@@ -227,35 +230,46 @@ def read_lines(
     assert isinstance(data, bytes)
     if not data.endswith(b"\n"):
         data += b"\n"
-    rejected: dict[int, str] = {}
     if b"\r" in data:
         data = data.replace(b"\r\n", b"\n")
-    suspects = _lines_with(data, text_format)
     numbers = np.arange(piece.first_line, piece.first_line + data.count(b"\n"))
-    if suspects:
-        # Arrow would take what follows for a part of the same row, or one line for two rows.
+    rejected: dict[int, str] = {}
+
+    def without(bad: dict[int, str]) -> tuple[bytes, np.ndarray]:
+        rejected.update((int(numbers[index]), reason) for index, reason in bad.items())
         lines = data.split(b"\n")[:-1]
-        for index, reason in suspects.items():
-            rejected[int(numbers[index])] = reason
-        data = b"".join(line + b"\n" for index, line in enumerate(lines) if index not in suspects)
-        numbers = np.delete(numbers, list(suspects))
-    wrong: list[tuple[int, str]] = []
+        kept = b"".join(line + b"\n" for index, line in enumerate(lines) if index not in bad)
+        return kept, np.delete(numbers, list(bad))
 
-    def skip(row: Any) -> str:
-        reason = f"expected {row.expected_columns} columns, found {row.actual_columns}"
-        wrong.append((row.number - 1, reason))
-        return "skip"
+    # Arrow would take the lines after such a one for a part of the same row, or one line for two rows.
+    bad: dict[int, str] = {}
+    if text_format.quoting and b'"' in data:
+        bad = _badly_quoted(_lines(data), piece.first_line > 1, re.escape(text_format.delimiter))
+    if b"\r" in data:
+        returns = pc.match_substring(_lines(data), b"\r").to_numpy(zero_copy_only=False)
+        bad |= dict.fromkeys(map(int, np.flatnonzero(returns)), "a carriage return inside of the line")
+    if bad:
+        data, numbers = without(bad)
+    try:
+        table = _columns(data, names, wanted, text_format)
+    except pa.ArrowInvalid:
+        # Arrow names one such line at most.
+        data, numbers = without(_badly_divided(_lines(data), len(names), text_format))
+        table = _columns(data, names, wanted, text_format)
+    assert table.num_rows == len(numbers)
+    return table, numbers, rejected
 
-    if not len(numbers):
-        return pa.table({name: pa.array([], pa.binary()) for name in wanted}), numbers, rejected
-    table = pcsv.read_csv(
+
+def _columns(data: bytes, names: Sequence[str], wanted: Sequence[str], text_format: TextFormat) -> pa.Table:
+    if not data:
+        return pa.table({name: pa.array([], pa.binary()) for name in wanted})
+    return pcsv.read_csv(
         pa.BufferReader(data),
         read_options=pcsv.ReadOptions(column_names=list(names), use_threads=False, block_size=len(data) + 1),
         parse_options=pcsv.ParseOptions(
             delimiter=text_format.delimiter,
             quote_char='"' if text_format.quoting else False,
             ignore_empty_lines=False,
-            invalid_row_handler=skip,
         ),
         convert_options=pcsv.ConvertOptions(
             column_types={name: pa.binary() for name in wanted},
@@ -265,31 +279,57 @@ def read_lines(
             check_utf8=False,
         ),
     )
-    rejected |= {int(numbers[index]): reason for index, reason in wrong}
-    numbers = np.delete(numbers, [index for index, _ in wrong])
-    assert table.num_rows == len(numbers)
-    return table, numbers, rejected
 
 
-def _lines_with(data: bytes, text_format: TextFormat) -> dict[int, str]:
-    """Lines that are not one row each: index and what is wrong."""
-    found: dict[int, str] = {}
-    quotes = text_format.quoting and b'"' in data
-    returns = b"\r" in data
-    if quotes or returns:
-        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
-        offsets = pa.py_buffer(np.concatenate([[0], ends]).astype(np.int32))
-        lines = pa.Array.from_buffers(pa.binary(), len(ends), [None, offsets, pa.py_buffer(data)])
-        if returns:
-            for index in np.flatnonzero(pc.match_substring(lines, b"\r").to_numpy(zero_copy_only=False)):
-                found[int(index)] = "a carriage return inside of the line"
-        if quotes:
-            delimiter = re.escape(text_format.delimiter)
-            value = f'(?:"(?:[^"]|"")*"|[^"{delimiter}]*)'
-            closed = pc.match_substring_regex(lines, f"^(?s:{value}(?:{delimiter}{value})*)\n$")
-            for index in np.flatnonzero(~closed.to_numpy(zero_copy_only=False)):
-                found.setdefault(int(index), "a quote inside of a value, or one that is not closed on its line")
+def _lines(data: bytes) -> pa.Array:
+    """Lines with their ends."""
+    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
+    offsets = pa.py_buffer(np.concatenate([[0], ends]).astype(np.int32))
+    return pa.Array.from_buffers(pa.binary(), len(ends), [None, offsets, pa.py_buffer(data)])
+
+
+def _badly_divided(lines: pa.Array, columns: int, text_format: TextFormat) -> dict[int, str]:
+    """Lines with another number of columns, as index and reason."""
+    if text_format.quoting:
+        lines = pc.replace_substring_regex(lines, '"(?:[^"]|"")*"', "")
+    found = pc.count_substring(lines, text_format.delimiter).to_numpy(zero_copy_only=False) + 1
+    wrong = np.flatnonzero(found != columns)
+    return {int(index): f"expected {columns} columns, found {found[index]}" for index in wrong}
+
+
+def _badly_quoted(lines: pa.Array, continued: bool, delimiter: str) -> dict[int, str]:
+    """Lines with a misplaced quote, and all lines of a quoted value that goes over several of them."""
+    inside = '(?:[^"]|"")*'
+    value = f'(?:"{inside}"|[^"{delimiter}]*)'
+
+    def matches(pattern: str, some: pa.Array) -> np.ndarray:
+        return pc.match_substring_regex(some, f"^(?s:{pattern})\n$").to_numpy(zero_copy_only=False)
+
+    suspects = np.flatnonzero(~matches(f"{value}(?:{delimiter}{value})*", lines))
+    found = dict.fromkeys(map(int, suspects), "a quote inside of a value, or one that is not closed on its line")
+    # A line inside of such a value can look like a row, and must not become one. Where values that go over several
+    # lines are the only fault, the lines with an odd number of quotes open and close them in turn.
+    odd = pc.count_substring(lines.take(pa.array(suspects)), '"').to_numpy(zero_copy_only=False) % 2 == 1
+    suspects = suspects[odd]
+    some = lines.take(pa.array(suspects))
+    opens = matches(f'(?:{value}{delimiter})*"{inside}', some)
+    closes = matches(f'{inside}"(?:{delimiter}{value})*', some)
+    first: int | None = 0 if continued else None  # of the lines that may lie inside of a value
+    for index, opening, closing in zip(map(int, suspects), opens, closes, strict=True):
+        if closing and first is not None and not (first == 0 and opening):
+            _span(found, first, index)
+            first = None
+        else:
+            first = index + 1 if opening else None
+    if first:
+        _span(found, first, len(lines))
     return found
+
+
+def _span(found: dict[int, str], first: int, last: int) -> None:
+    if last - first <= _LONGEST_VALUE:
+        for index in range(first, last):
+            found[index] = "inside of a quoted value that goes over several lines"
 
 
 def _require_columns(uri: str, wanted: Sequence[str], found: Sequence[str]) -> None:

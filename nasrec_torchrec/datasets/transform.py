@@ -93,6 +93,8 @@ def _column(table: pa.Table, name: str) -> pa.Array:
     array: pa.Array = column.chunk(0) if isinstance(column, pa.ChunkedArray) and column.num_chunks else column
     if isinstance(array, pa.ChunkedArray):
         array = pa.array([], array.type)
+    if pa.types.is_null(array.type):
+        return array.cast(pa.string())
     return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
 
 
@@ -114,6 +116,8 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _show(value: Any) -> str:
+    if value is None:
+        return "nothing"
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
     return repr(text if len(text) <= 40 else text[:40] + "...")
 
@@ -212,8 +216,10 @@ def _numbers(flat: pa.Array, refused: Rejects) -> pa.Array:
             numbers = text.cast(pa.float64())
         except pa.ArrowInvalid:
             numbers = _per_distinct(text, _float, pa.float64(), refused, expected)
-    elif pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_boolean(flat.type):
-        numbers = (flat.cast(pa.int8()) if pa.types.is_boolean(flat.type) else flat).cast(pa.float64(), safe=False)
+    elif pa.types.is_boolean(flat.type):
+        numbers = flat.cast(pa.int8()).cast(pa.float64())
+    elif pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type) or pa.types.is_decimal(flat.type):
+        numbers = flat.cast(pa.float64(), safe=False)
     else:
         raise ValueError(f"expected numbers, found {flat.type}")
     infinite = pc.fill_null(pc.is_inf(numbers), False).to_numpy(zero_copy_only=False)

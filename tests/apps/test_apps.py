@@ -15,7 +15,17 @@ from nasrec_torchrec import PUBLISHED
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.splits import SplitConfig
 
-APPS = ["prepare_data", "train_supernet", "search", "train", "evaluate", "export", "score", "demo"]
+APPS = [
+    "prepare_data table",
+    "prepare_data describe",
+    "train_supernet",
+    "search",
+    "train",
+    "evaluate",
+    "export",
+    "score",
+    "demo",
+]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,7 +38,7 @@ def _run(command: list[str], expected: int = 0) -> subprocess.CompletedProcess[s
 
 
 def _app(name: str, *arguments: object, expected: int = 0) -> subprocess.CompletedProcess[str]:
-    return _run([sys.executable, "-m", f"apps.{name}", *map(str, arguments)], expected)
+    return _run([sys.executable, "-m", *f"apps.{name}".split(), *map(str, arguments)], expected)
 
 
 def _prepared(folder: Path) -> Path:

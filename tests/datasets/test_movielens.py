@@ -1,3 +1,4 @@
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nasrec_torchrec.datasets import movielens
-from nasrec_torchrec.datasets.prepared import load_split
+from nasrec_torchrec.datasets.prepared import open_split
+from nasrec_torchrec.datasets.schema import FIRST_WORD
+from nasrec_torchrec.datasets.splits import SPLITS
 
 
 @pytest.fixture
@@ -31,26 +34,36 @@ def test_ratings_become_clicks_split_by_time(source: Path, tmp_path: Path):
     schema = movielens.prepare(tmp_path / "data", source)
     raw = [line.split("\t") for line in (source / "ml-100k.inter").read_text().splitlines()[1:]]
     kept = sorted((row for row in raw if row[2] != "3"), key=lambda row: int(row[3]))
-    splits = {name: pq.read_table(tmp_path / "data" / f"{name}.parquet") for name in ("train", "validation", "test")}
-    labels = [label for table in splits.values() for label in table["label"].to_pylist()]
-    assert labels == [int(float(row[2]) > 3) for row in kept]
-    assert splits["train"].num_rows == len(kept) * 8 // 10
-    hours = np.array([int(row[3]) for row in kept]).astype("datetime64[s]").astype(object)
-    feature = [h for table in splits.values() for h in table["hour"].to_pylist()]
-    known = sorted({time.hour for time in hours[: splits["train"].num_rows]})
-    assert feature == [known.index(t.hour) + 1 if t.hour in known else 0 for t in hours]
-    weekdays = [d for table in splits.values() for d in table["weekday"].to_pylist()]
-    known = sorted({time.weekday() for time in hours[: splits["train"].num_rows]})
-    assert weekdays == [known.index(t.weekday()) + 1 if t.weekday() in known else 0 for t in hours]
-    data = load_split(tmp_path / "data", "train")
-    genres = [len(ids) for ids in data.sparse["genres"].to_dense()]
-    assert genres == [1 + int(row[1]) % 2 for row in kept[: len(data)]]
-    assert data.dense.mean(0).abs().max() < 1e-5
-    assert not data.sparse["user"].values().any(), "users of fewer ratings than MIN_COUNT share id 0"
-    items = [row[1] for row in kept[: len(data)]]
+    splits = {name: open_split(tmp_path / "data", name).load() for name in SPLITS}
+    train = splits["train"]
+    assert [len(data) for data in splits.values()] == [
+        round(len(kept) * 0.8),
+        round(len(kept) * 0.9) - round(len(kept) * 0.8),
+        len(kept) - round(len(kept) * 0.9),
+    ]
+    # Within a split rows keep the order of the file.
+    times = [int(row[3]) for row in kept]
+    ends = {"train": times[len(train) - 1], "test": times[-len(splits["test"])]}
+    rows = [row for row in raw if row[2] != "3" and int(row[3]) <= ends["train"]]
+    assert train.labels.tolist() == [float(int(row[2]) > 3) for row in rows]
+    genres = [len(ids) for ids in train.sparse["genres"].to_dense()]
+    assert genres == [1 + int(row[1]) % 2 for row in rows]
+    assert train.dense.mean(0).abs().max() < 1e-5
+    assert abs(float(train.dense[:, 0].std(correction=0)) - 1) < 1e-5, "age is never missing"
+    # Few ratings: every user is rarer than MIN_COUNT and gets the id of unknown ones.
+    assert train.sparse["user"].values().unique().tolist() == [1]
+    items = [row[1] for row in rows]
     rare = [items.count(item) < movielens.MIN_COUNT["item"] for item in items]
-    assert (data.sparse["item"].values() == 0).tolist() == rare
-    assert schema.feature_names == list(data.sparse.keys())
+    assert train.sparse["item"].values().eq(1).tolist() == rare
+    for name in ("train", "test"):
+        chosen = [row for row in raw if row[2] != "3"]
+        chosen = [row for row in chosen if (int(row[3]) >= ends["test"] if name == "test" else row in rows)]
+        for feature, read in (("hour", lambda when: when.hour), ("weekday", lambda when: when.weekday())):
+            words = pq.read_table(tmp_path / "data" / "dictionaries" / f"t_{feature}.parquet")["word"].to_pylist()
+            values = [str(read(datetime.fromtimestamp(int(row[3]), timezone.utc))) for row in chosen]
+            ids = [words.index(value) + FIRST_WORD if value in words else 1 for value in values]
+            assert splits[name].sparse[feature].values().tolist() == ids
+    assert schema.feature_names == list(train.sparse.keys())
 
 
 @pytest.mark.parametrize("name", ["user", "item", "inter"])
