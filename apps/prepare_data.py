@@ -11,7 +11,6 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import TextFormat
 from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.datasets.statistics import measure
-from nasrec_torchrec.files import read_text
 
 
 def criteo(
@@ -104,7 +103,7 @@ def table(
         schema: JSON or YAML file.
         out: folder that receives the data set.
     """
-    raw = RawData(tuple(source.split(",")), Schema.from_json(read_text(schema)), text_format, split)
+    raw = RawData(tuple(source.split(",")), Schema.read(schema), text_format, split)
     _prepare(raw, out, config)
 
 

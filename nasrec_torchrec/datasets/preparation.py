@@ -133,7 +133,7 @@ def prepare(raw: RawData, out: Path, config: PreparationConfig | None = None) ->
         if read_manifest(out)["job"] != job.identity:
             raise ValueError(f"{out}: holds a data set prepared from something else; --overwrite true replaces it")
         print(f"{out} is up to date: the same files were prepared in the same way")
-        return Schema.from_json((out / SCHEMA).read_text())
+        return Schema.read(out / SCHEMA)
     for file in files:
         sources.check_source(file, job.wanted, raw.text_format)
     with _work_folder(out, job) as work:

@@ -69,7 +69,7 @@ def load_schema(folder: Path) -> Schema:
     Raises:
         ValueError: when there is none or it is damaged.
     """
-    return Schema.from_json(read_text(folder / SCHEMA))
+    return Schema.read(folder / SCHEMA)
 
 
 def open_split(folder: Path, split: str) -> ClickFiles:

@@ -62,15 +62,19 @@ def avazu(file: str, max_num_embeddings: int, embedding_dim: int) -> RawData:
 
 def kdd_2012(folder: str, max_num_embeddings: int, embedding_dim: int) -> RawData:
     """KDD Cup 2012 track 2: ``training.txt`` joined with ``userid_profile.txt``; one click or more is a click."""
-    dense = tuple(DenseFeature(name, "log1p") for name in ("impression", "depth", "position"))
-    schema = Schema("click", dense, _hex(_KDD, max_num_embeddings), embedding_dim, label_above=0)
     return RawData(
         (f"{folder}/training.txt",),
-        schema,
+        kdd_schema(max_num_embeddings, embedding_dim),
         TextFormat("\t", _KDD_COLUMNS, quoting=False),
         title="KDD Cup 2012 track 2",
         derivation=_user_profile(f"{folder}/userid_profile.txt"),
     )
+
+
+def kdd_schema(max_num_embeddings: int, embedding_dim: int) -> Schema:
+    """The columns of KDD Cup 2012 after its files are joined."""
+    dense = tuple(DenseFeature(name, "log1p") for name in ("impression", "depth", "position"))
+    return Schema("click", dense, _hex(_KDD, max_num_embeddings), embedding_dim, label_above=0)
 
 
 def frappe(folder: Path, embedding_dim: int) -> RawData:

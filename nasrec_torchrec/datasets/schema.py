@@ -5,11 +5,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 import yaml
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+
+from nasrec_torchrec.files import read_text
 
 _FORMAT = "nasrec-torchrec/schema/2"
 Transform = Literal["none", "log1p", "standardize"]
@@ -195,6 +198,19 @@ class Schema:
         return json.dumps({"format": _FORMAT, **asdict(self)}, indent=2)
 
     @classmethod
+    def read(cls, path: Path) -> "Schema":
+        """Reads a JSON or YAML file.
+
+        Raises:
+            ValueError: says which file, and what is wrong.
+        """
+        text = read_text(path)
+        try:
+            return cls.from_json(text)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    @classmethod
     def from_json(cls, text: str) -> "Schema":
         """Reads what :meth:`to_json` wrote, or the same as YAML; what has a default may be left out.
 
@@ -207,8 +223,9 @@ class Schema:
             raise ValueError(f"schema: neither JSON nor YAML: {error}") from None
         if not isinstance(document, dict):
             raise ValueError(f"schema: expected an object with the keys {_keys(cls)}, found {type(document).__name__}")
-        if document.pop("format", _FORMAT) != _FORMAT:
-            raise ValueError(f"schema: expected the format '{_FORMAT}'")
+        found = document.pop("format", _FORMAT)
+        if found != _FORMAT:
+            raise ValueError(f"schema: expected the format '{_FORMAT}', found {found!r}")
         _check_keys(document, cls, "schema")
         dense = [
             entry if isinstance(entry, str) else _feature(entry, DenseFeature)

@@ -254,7 +254,7 @@ def _float32(flat: pa.Array, numbers: pa.Array, refused: Rejects) -> pa.Array:
 def _label(table: pa.Table, schema: Schema, rejects: Rejects) -> pa.Array:
     column = _column(table, schema.label)
     refused: Rejects = {}
-    numbers = _numbers(column, refused)
+    numbers = _numbers(column, {})
     if schema.label_above is None:
         clicks = pc.equal(numbers, 1.0)
         fits = pc.or_(clicks, pc.equal(numbers, 0.0))

@@ -1,5 +1,6 @@
 """The programs as a user starts them."""
 
+import gzip
 import json
 import os
 import re
@@ -93,6 +94,34 @@ def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
     assert list((tmp_path / "supernet" / "tensorboard").iterdir())
 
 
+_SCHEMA = """
+label: clicked
+dense: [{name: price, transform: log1p}]
+sparse:
+  - {name: shop, ids: dictionary, min_count: 2}
+  - {name: tags, ids: hash, num_embeddings: 1000, multi_hot: true}
+"""
+
+
+@pytest.mark.slow
+def test_any_table_is_prepared_and_described(tmp_path: Path):
+    lines = [f"{n % 2}\t{n}.5\tshop {n % 7}\t{'|'.join('abc'[: n % 4])}\n" for n in range(300)]
+    lines[9] = "yes\t1\tx\ty\n"
+    (tmp_path / "log.tsv.gz").write_bytes(gzip.compress("".join(["clicked\tprice\tshop\ttags\n", *lines]).encode()))
+    (tmp_path / "schema.yaml").write_text(_SCHEMA)
+    flags = ["--source", tmp_path / "log.tsv.gz", "--schema", tmp_path / "schema.yaml", "--delimiter", r"\t"]
+    refused = _app("prepare_data table", *flags, "--out", tmp_path / "data", "--max-rejects", "0", expected=2)
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert "1 of 300 rows were rejected" in line and "line 11: label 'clicked': expected 0 or 1, found 'yes'" in line
+    assert not (tmp_path / "data").exists()
+    done = _app("prepare_data table", *flags, "--out", tmp_path / "data")
+    report = json.loads(done.stdout)
+    assert report["rejected"] == 1 and sum(split["rows"] for split in report["splits"].values()) == 299
+    assert "row/s" in done.stderr, "progress with a rate"
+    text = _app("prepare_data describe", tmp_path / "data").stdout
+    assert "shop 0" in text and (tmp_path / "data" / "statistics.png").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
@@ -104,6 +133,13 @@ def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
         ("train", ["--data", "DATA", "--out", "OUT", "--architecture", "BAD"], "block 0: .*unknown operator"),
         ("train_supernet", ["--data", "DATA", "--out", "OUT", "--num_blocks", "0"], "num_blocks: expected a positive"),
         ("evaluate", ["--model", "absent", "--data", "DATA"], "absent: no complete checkpoint"),
+        ("prepare_data criteo", ["--source", "absent", "--out", "OUT"], "absent: cannot be opened"),
+        (
+            "prepare_data table",
+            ["--source", "BAD", "--schema", "BAD", "--out", "OUT"],
+            "bad.json: schema: expected the format",
+        ),
+        ("prepare_data describe", ["absent"], "absent/manifest.json: cannot be read"),
         ("score", ["--package", "absent", "--data", "DATA", "--out", "OUT"], "absent/model.json: cannot be read"),
     ],
 )

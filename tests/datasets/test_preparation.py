@@ -473,7 +473,7 @@ def test_any_text_is_read_exactly_or_rejected_row_by_row(tmp_path_factory, table
     for cells in rows:
         # latin-1 carries every byte through the csv module as one character.
         buffer = io.StringIO(newline="")
-        writer = csv.writer(buffer, delimiter=delimiter, quoting=quoting, lineterminator="\n")
+        writer = csv.writer(buffer, delimiter=delimiter, quoting=quoting, lineterminator="\r\n")
         writer.writerow([raw.decode("latin-1") for raw, _ in cells])
         text = buffer.getvalue().encode("latin-1").replace(b"\r\n", b"\n")
         whole = text.count(b"\n") == 1 and b"\r" not in text
