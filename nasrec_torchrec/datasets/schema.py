@@ -218,9 +218,13 @@ class Schema:
             ValueError: says which key is missing, unknown or wrong.
         """
         try:
-            document = yaml.safe_load(text)  # JSON is YAML
-        except yaml.YAMLError as error:
-            raise ValueError(f"schema: neither JSON nor YAML: {error}") from None
+            # Not all JSON is YAML: PyYAML takes 1e+30 for text.
+            document = json.loads(text)
+        except json.JSONDecodeError:
+            try:
+                document = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ValueError(f"schema: neither JSON nor YAML: {error}") from None
         if not isinstance(document, dict):
             raise ValueError(f"schema: expected an object with the keys {_keys(cls)}, found {type(document).__name__}")
         found = document.pop("format", _FORMAT)

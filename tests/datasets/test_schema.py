@@ -10,7 +10,7 @@ from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
 
 SHARED_TABLE = Schema(
     "y",
-    (DenseFeature("d", "standardize", 1.5, 2.0), DenseFeature("e", "log1p")),
+    (DenseFeature("d", "standardize", 5e29, 1e-9), DenseFeature("e", "log1p")),
     (
         SparseFeature("seen", 20, "hash", multi_hot=True, separator=" ", pooling="mean", table="item"),
         SparseFeature("item", 20, "hash", pooling="mean", table="item"),

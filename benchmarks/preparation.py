@@ -1,0 +1,49 @@
+"""Rows per second and peak memory of apps/prepare_data.py on Criteo-shaped text, from short to long files.
+
+    python benchmarks/preparation.py
+
+Each preparation is a process of its own, start-up included, and its peak memory is what the system counted for it.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from criteo_shaped import write_text
+
+from nasrec_torchrec.cli import run
+
+
+def main(rows: tuple[int, ...] = (1_000_000, 8_000_000), dataset: str = "criteo") -> None:
+    """Prepares generated rows and prints what it took.
+
+    Args:
+        rows: of the files, one after the other.
+        dataset: subcommand of apps/prepare_data.py that reads Criteo's columns.
+    """
+    lines = []
+    for count in rows:
+        with tempfile.TemporaryDirectory() as folder:
+            text = Path(folder) / "train.txt"
+            write_text(text, count)
+            command = [sys.executable, "-m", "apps.prepare_data", dataset]
+            started = time.perf_counter()
+            process = subprocess.Popen([*command, "--source", str(text), "--out", f"{folder}/data"])
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - started
+            if status:
+                sys.exit(f"the preparation of {count:,} rows failed")
+            size = sum(file.stat().st_size for file in Path(folder, "data").rglob("*.parquet"))
+        lines.append(
+            f"{count:>12,} {count / seconds:>12,.0f} {seconds:>9.1f} {usage.ru_maxrss / 1024:>12,.0f}"
+            f" {size / count:>14.0f}"
+        )
+    print(f"{'rows':>12} {'rows/s':>12} {'seconds':>9} {'peak MiB':>12} {'bytes per row':>14}")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    run(main)
