@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -128,29 +129,29 @@ def prepare(raw: RawData, out: Path, config: PreparationConfig | None = None) ->
     """
     config = config or PreparationConfig()
     files = sources.expand(raw.files)
-    job = _Job(raw, files, config)
+    job = _Job(raw, files, config, out)
     if out.exists() and not config.overwrite:
         if read_manifest(out)["job"] != job.identity:
             raise ValueError(f"{out}: holds a data set prepared from something else; --overwrite true replaces it")
-        print(f"{out} is up to date: the same files were prepared in the same way")
+        print(f"{out} is up to date: the same files were prepared in the same way", file=sys.stderr)
         return Schema.read(out / SCHEMA)
     for file in files:
         sources.check_source(file, job.wanted, raw.text_format)
-    with _work_folder(out, job) as work:
+    with _work_folder(job) as work:
         parts = _parse_sources(job, work)
         if not any(part["rows"] for part in parts):
             raise ValueError(f"{', '.join(files[:3])}: no row could be read")
         schema, dictionaries, assigned = _fit(job, work, parts)
         _write_splits(job, work, parts, schema, dictionaries, assigned)
-        _finish(job, work, parts, schema, out)
+        _finish(job, work, parts, schema)
     return schema
 
 
 class _Job:
     """A preparation, and what makes it the same as another one."""
 
-    def __init__(self, raw: RawData, files: Sequence[str], config: PreparationConfig) -> None:
-        self.raw, self.files, self.config = raw, files, config
+    def __init__(self, raw: RawData, files: Sequence[str], config: PreparationConfig, out: Path) -> None:
+        self.raw, self.files, self.config, self.out = raw, files, config, out
         self.schema, self.split = raw.schema, raw.split
         self.threads = config.threads or os.cpu_count() or 1
         key = [raw.split.split_column] if raw.split.split_column else []
@@ -190,15 +191,15 @@ def _fingerprint(file: str) -> list[Any]:
 
 
 @contextmanager
-def _work_folder(out: Path, job: _Job) -> Iterator[Path]:
+def _work_folder(job: _Job) -> Iterator[Path]:
     """The folder of an unfinished preparation: an earlier one of the same job is continued, any other is dropped."""
-    work = out.with_name(f".{out.name}.preparing")
+    work = job.out.with_name(f".{job.out.name}.preparing")
     work.mkdir(parents=True, exist_ok=True)
-    with (out.parent / f"{work.name}.lock").open("w") as lock:
+    with (job.out.parent / f"{work.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ValueError(f"{out}: another process is preparing it") from None
+            raise ValueError(f"{job.out}: another process is preparing it") from None
         identity = work / "job"
         if not identity.exists() or identity.read_text() != job.identity:
             shutil.rmtree(work)
@@ -334,7 +335,7 @@ def _check_rejects(job: _Job, work: Path, rows: int, rejected: int) -> None:
     """Raises ValueError when too many rows were rejected."""
     if rejected <= job.config.max_rejects * (rows + rejected):
         return
-    collected = work.with_name(work.name.removeprefix(".").removesuffix(".preparing") + f".{_REJECTS}")
+    collected = job.out.with_name(f"{job.out.name}.{_REJECTS}")
     _collect_rejects(work, collected)
     with collected.open() as file:
         first = json.loads(file.readline())
@@ -469,7 +470,7 @@ def _write_splits(
             pq.write_table(pa.table({"word": words}), temporary)
 
 
-def _finish(job: _Job, work: Path, parts: Sequence[Mapping[str, Any]], schema: Schema, out: Path) -> None:
+def _finish(job: _Job, work: Path, parts: Sequence[Mapping[str, Any]], schema: Schema) -> None:
     """Describes the data set and puts it in its place."""
     records = [json.loads((work / "splits" / f"{number:06d}.json").read_text()) for number in range(len(parts))]
     described: dict[str, Any] = {}
@@ -497,8 +498,9 @@ def _finish(job: _Job, work: Path, parts: Sequence[Mapping[str, Any]], schema: S
         "splits": described,
     }
     write_text(data / MANIFEST, json.dumps(manifest, indent=2))
-    if out.exists():
+    if job.out.exists():
         # Two renames: a reader finds the old data set or the new one, or for an instant none.
         old = work / "replaced"
-        out.rename(old)
-    data.rename(out)
+        job.out.rename(old)
+    data.rename(job.out)
+    job.out.with_name(f"{job.out.name}.{_REJECTS}").unlink(missing_ok=True)

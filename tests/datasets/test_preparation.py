@@ -214,7 +214,7 @@ def test_rejected_rows_are_told_with_line_and_reason(text: Path, tmp_path: Path)
     assert not out.exists()
     early = (tmp_path / "data.rejects.jsonl").read_text()
     prepare(raw, out, PreparationConfig(max_rejects=0.05))
-    assert (out / "rejects.jsonl").read_text() == early
+    assert (out / "rejects.jsonl").read_text() == early and not (tmp_path / "data.rejects.jsonl").exists()
     rejects = {entry["line"]: entry["reason"] for entry in map(json.loads, early.splitlines())}
     assert rejects == {
         8: "label 'click': expected 0 or 1, found '2'",
@@ -245,7 +245,7 @@ def test_a_finished_data_set_is_neither_repeated_nor_overwritten(text: Path, tmp
     schema = prepare(raw, out)
     before = _contents(out), out.stat().st_mtime_ns
     assert prepare(raw, out, PreparationConfig(threads=1)) == schema
-    assert "up to date" in capsys.readouterr().out and (_contents(out), out.stat().st_mtime_ns) == before
+    assert "up to date" in capsys.readouterr().err and (_contents(out), out.stat().st_mtime_ns) == before
     other = RawData((str(text),), SCHEMA, split=SplitConfig("time", "when"))
     with pytest.raises(ValueError, match="holds a data set prepared from something else; --overwrite true replaces it"):
         prepare(other, out)
