@@ -18,7 +18,7 @@ import torch
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import open_split
-from nasrec_torchrec.distributed.checkpoint import load_description, load_model
+from nasrec_torchrec.distributed.checkpoint import kept_checkpoint, load_model, read_description
 from nasrec_torchrec.files import read_text, write_text
 from nasrec_torchrec.search.cost import model_multiply_adds
 from nasrec_torchrec.search_space import SearchSpace
@@ -27,7 +27,7 @@ from nasrec_torchrec.training.metrics import click_metrics
 SPACE = SearchSpace(num_blocks=3, dense_widths=(16, 32, 64, 128), sparse_widths=(8, 16, 32))
 # Every model is tuned with two trials, each repeated with three seeds: two learning rates, or the two best candidates.
 LEARNING_RATES = (0.1, 0.2)
-TRAINING = ["--epochs", "2", "--batch_size", "256"]
+TRAINING = ["--epochs", "2", "--batch_size", "256", "--resume", "never"]
 
 
 def main(out: Path = Path("runs/demo"), ranks: int = 2, seed: int = 0) -> None:
@@ -47,6 +47,7 @@ def main(out: Path = Path("runs/demo"), ranks: int = 2, seed: int = 0) -> None:
         *("--sparse_widths", json.dumps(SPACE.sparse_widths)),
     ]
     supernet = ["--epochs", "6", "--batch_size", "256", "--learning_rate", "0.05", "--full_path_steps", "100"]
+    supernet += ["--resume", "never"]
     component("train_supernet", *space, *supernet, *seeds, data=data, out=out / "supernet", j=f"1x{ranks}")
     evolution = ["--population", "32", "--generations", "8", "--children", "8", "--tournament", "16"]
     finetuning = ["--finetune_steps", "60", "--finetune_batch_size", "256", "--top_k", "2"]
@@ -135,7 +136,7 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def write_report(out: Path, table: str) -> None:
     """One page: the table, the search's picture and the drawing of the winner."""
-    winner = load_description(out / "nasrecnet").interaction
+    winner = read_description(kept_checkpoint(out / "nasrecnet")).interaction
     assert isinstance(winner, Architecture)
     write_text(out / "nasrecnet" / "architecture.svg", winner.to_svg())
     write_text(

@@ -216,7 +216,7 @@ class TrainingReader:
         self.background, self.pin_memory = background, pin_memory
         self.streams = _streams(batch_size, world_size)
         self.epoch = 0
-        self._stage = self._first_stage()
+        self._stage = self._finished = self._first_stage()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -233,6 +233,7 @@ class TrainingReader:
         for batch in self._batches():
             self._stage = replace(self._stage, steps=self._stage.steps + 1)
             yield batch
+        self._finished = self._stage
         self.epoch += 1
         self._stage = self._first_stage()
 
@@ -242,12 +243,14 @@ class TrainingReader:
         Args:
             ahead: batches that were handed out and do not count yet, because a pipeline still holds them.
         """
-        stage = self._stage
+        stage, epoch = self._stage, self.epoch
+        if ahead and not stage.steps:
+            stage, epoch = self._finished, epoch - 1
         assert 0 <= ahead <= stage.steps, f"only {stage.steps} batches were handed out in this epoch, not {ahead}"
         return {
             "seed": self.seed,
             "rows": len(self.files),
-            "epoch": self.epoch,
+            "epoch": epoch,
             "intervals": [list(interval) for interval in stage.rows],
             "batch_size": stage.batch_size,
             "streams": stage.streams,

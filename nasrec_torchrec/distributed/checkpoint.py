@@ -1,12 +1,17 @@
-"""Checkpoints of sharded models, readable by one process without sharding."""
+"""Checkpoints of sharded models: written beside the training, and readable by any number of ranks or none."""
 
+import json
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM, DLRMTrain
 from torchrec.optim.keyed import KeyedOptimizer
@@ -16,66 +21,152 @@ from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.supernet import SuperNet
 
-_MODEL_FILE = "model.json"
+_FOLDER, _MODEL_FILE, _PROGRESS_FILE, _BEST_FILE = "checkpoints", "model.json", "progress.json", "best.json"
 
 
-def save_checkpoint(
-    run_dir: Path,
-    step: int,
-    description: ModelDescription,
-    model: DistributedModelParallel,
-    optimizer: KeyedOptimizer,
-) -> Path:
-    """Writes all ranks' shards to ``run_dir/checkpoints/step-<step>`` and drops older checkpoints; collective.
+class Checkpoints:
+    """Writes ``run_dir/checkpoints/step-<step>`` while the training goes on; every method is collective.
 
-    The folder takes its name only when it is complete: with the description of the model in it, it can be loaded
-    whatever happens to the run afterwards.
+    A folder takes its name when it is complete. Then older ones are dropped, but for the last few and the best.
+
+    Args:
+        run_dir: of the run.
+        description: of the model, put into every checkpoint.
+        model: sharded.
+        optimizer: of the tables and the dense part.
+        keep: how many of the last checkpoints stay.
+        replace: drop what an earlier run left there, once there is a first checkpoint of this one.
     """
-    folder = run_dir / "checkpoints"
-    final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
-    if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
-    dcp.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint_id=str(temporary))
-    if dist.get_rank() == 0:
-        write_text(temporary / _MODEL_FILE, description.to_json())
-        shutil.rmtree(final, ignore_errors=True)
+
+    def __init__(
+        self,
+        run_dir: Path,
+        description: ModelDescription,
+        model: DistributedModelParallel,
+        optimizer: KeyedOptimizer,
+        keep: int = 2,
+        replace: bool = False,
+    ) -> None:
+        self._folder, self._keep = run_dir / _FOLDER, keep
+        self._description, self._model, self._optimizer = description, model, optimizer
+        self._stale = sorted(self._folder.glob("step-*")) if replace else []
+        # Ranks talk about a checkpoint in the background while they talk about the next step.
+        self._group = dist.new_group(backend="gloo")
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif self._pending is not None:
+            # What was begun is finished if the other ranks still live.
+            with suppress(Exception, dcp.api.CheckpointException):
+                self._pending.result(timeout=60)
+        self._pool.shutdown(wait=False)
+
+    def save(self, step: int, progress: dict[str, Any], best: bool = False) -> None:
+        """Copies the state and returns; :meth:`wait`, or the next call, raises what went wrong with writing it.
+
+        Args:
+            step: names the checkpoint.
+            progress: JSON values to come back to.
+            best: the one that is kept and loaded for use, until another one is the best.
+        """
+        self.wait()
+        temporary = self._folder / f".step-{step:08d}.tmp"
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            write_text(temporary / _MODEL_FILE, self._description.to_json())
+            write_text(temporary / _PROGRESS_FILE, json.dumps(progress))
+        dist.barrier(self._group)
+        written = dcp.async_save(
+            self._state(), checkpoint_id=str(temporary), process_group=self._group, async_stager=BlockingAsyncStager()
+        )
+        assert isinstance(written, Future)
+        self._pending = self._pool.submit(self._publish, written, temporary, step, best)
+
+    def wait(self) -> None:
+        """Until the last checkpoint has its name."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+            dist.barrier(self._group)
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restores model and optimizer from a checkpoint of any number of ranks.
+
+        Returns:
+            dict: the progress it was saved with.
+        """
+        state = self._state()
+        dcp.load(state, checkpoint_id=str(folder))
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        return json.loads(read_text(folder / _PROGRESS_FILE))
+
+    def _state(self) -> dict[str, Any]:
+        return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def _publish(self, written: "Future[Any]", temporary: Path, step: int, best: bool) -> None:
+        written.result()
+        if dist.get_rank() != 0:
+            return
+        final = self._folder / f"step-{step:08d}"
+        if final.exists():
+            shutil.rmtree(final)
         temporary.rename(final)
-        for other in folder.glob("step-*"):
-            if other != final:
+        stale, self._stale = self._stale, []
+        if stale:
+            (self._folder / _BEST_FILE).unlink(missing_ok=True)
+        if best:
+            write_text(self._folder / _BEST_FILE, json.dumps({"folder": final.name}))
+        kept = {final, _best(self._folder), *_complete(self._folder)[-self._keep :]} - (set(stale) - {final})
+        for other in self._folder.glob("step-*"):
+            if other not in kept:
                 shutil.rmtree(other)
-    dist.barrier()
-    return final
 
 
-def load_checkpoint(folder: Path, model: DistributedModelParallel, optimizer: KeyedOptimizer) -> None:
-    """Restores what :func:`save_checkpoint` wrote, on any number of ranks; collective."""
-    state: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    dcp.load(state, checkpoint_id=str(folder))
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+def _complete(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("step-*/.metadata"))
 
 
-def latest_checkpoint(run_dir: Path) -> Path:
-    """The newest complete checkpoint of a run.
+def _best(folder: Path) -> Path | None:
+    with suppress(OSError, ValueError, KeyError):
+        found: Path = folder / json.loads((folder / _BEST_FILE).read_text())["folder"]
+        return found if (found / ".metadata").exists() else None
+    return None
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run, from which it would go on; None when there is none."""
+    complete = _complete(run_dir / _FOLDER)
+    return complete[-1] if complete else None
+
+
+def kept_checkpoint(run_dir: Path) -> Path:
+    """The checkpoint of a run that is meant for use: the best on validation, or else the newest.
 
     Raises:
         ValueError: when the run has none.
     """
-    complete = sorted(p.parent for p in (run_dir / "checkpoints").glob("step-*/.metadata"))
-    if not complete:
-        raise ValueError(f"{run_dir}: no complete checkpoint found under checkpoints/")
-    return complete[-1]
+    found = _best(run_dir / _FOLDER) or latest_checkpoint(run_dir)
+    if found is None:
+        raise ValueError(f"{run_dir}: no complete checkpoint found under {_FOLDER}/")
+    return found
 
 
-def load_description(run_dir: Path) -> ModelDescription:
-    """What the newest checkpoint of a run holds.
+def read_description(folder: Path) -> ModelDescription:
+    """The description of the model in a checkpoint.
 
     Raises:
-        ValueError: when the run has no complete checkpoint or its description is damaged.
+        ValueError: when it is damaged.
     """
-    file = latest_checkpoint(run_dir) / _MODEL_FILE
+    file = folder / _MODEL_FILE
     try:
         return ModelDescription.from_json(read_text(file))
     except (KeyError, TypeError, ValueError) as error:
@@ -83,7 +174,7 @@ def load_description(run_dir: Path) -> ModelDescription:
 
 
 def load_model(run_dir: Path) -> tuple[ModelDescription, NASRecNet | SuperNet | DLRM]:
-    """Loads a run's newest checkpoint, written by any number of ranks, into an unsharded model on the CPU.
+    """Loads a run's checkpoint for use, written by any number of ranks, into an unsharded model on the CPU.
 
     Args:
         run_dir: folder of a training run.
@@ -94,8 +185,8 @@ def load_model(run_dir: Path) -> tuple[ModelDescription, NASRecNet | SuperNet | 
     Raises:
         ValueError: when the run has no complete checkpoint or it cannot be read.
     """
-    description = load_description(run_dir)
-    folder = latest_checkpoint(run_dir)
+    folder = kept_checkpoint(run_dir)
+    description = read_description(folder)
     model = description.build(torch.device("cpu"))
     wrapped = DLRMTrain(model)
     state = {"model": wrapped.state_dict()}

@@ -1,6 +1,7 @@
 """Sharding a model with TorchRec's planner and DistributedModelParallel."""
 
 import os
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -8,12 +9,16 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+QuantizedComms = Literal["none", "fp16", "bf16"]
+# A float32 weight and Adagrad's float32 sum.
+_BYTES = 8
 SHARDING_TYPES: tuple[str, ...] = tuple(kind.value for kind in ShardingType if kind is not ShardingType.DATA_PARALLEL)
 
 
@@ -43,24 +48,38 @@ class BroadcastWrapper(DataParallelWrapper):
                     dist.broadcast(parameter.detach(), src=0, group=env.process_group)
 
 
-def parallelize(model: nn.Module, device: torch.device, sharding_type: str | None = None) -> DistributedModelParallel:
+def parallelize(
+    model: nn.Module,
+    device: torch.device,
+    sharding_type: str | None = None,
+    quantized_comms: QuantizedComms = "none",
+) -> DistributedModelParallel:
     """Plans, shards and wraps a model over the current process group.
 
     Args:
         model: holds an EmbeddingBagCollection with an optimizer applied in backward.
         device: this rank's device.
         sharding_type: one of ``SHARDING_TYPES`` for all tables; None lets the planner choose.
+        quantized_comms: how embeddings and their gradients are sent between ranks.
 
     Returns:
         DistributedModelParallel: all of whose ranks hold the same dense parameters. Weights that are not on the
         meta device are kept, those of the tables too.
 
     Raises:
-        ValueError: for an unknown sharding type, or when no plan fits the machine.
+        ValueError: for an unknown sharding type, quantized communication on the CPU, or when no plan fits the machine.
     """
     if sharding_type is not None and sharding_type not in SHARDING_TYPES:
         raise ValueError(f"sharding_type: expected one of {list(SHARDING_TYPES)}, found {sharding_type!r}")
-    sharders: list[ModuleSharder[nn.Module]] = [AllTypesSharder()]
+    codecs = None
+    if quantized_comms != "none":
+        if device.type != "cuda":
+            raise ValueError(
+                f"quantized_comms: expected 'none' on {device.type}, found {quantized_comms!r}: it is for CUDA"
+            )
+        kind = CommType(quantized_comms)
+        codecs = get_qcomm_codecs_registry(QCommsConfig(forward_precision=kind, backward_precision=kind), device)
+    sharders: list[ModuleSharder[nn.Module]] = [AllTypesSharder(qcomm_codecs_registry=codecs)]
     weights = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
     dmp = DistributedModelParallel(
         model,
@@ -100,14 +119,65 @@ def make_plan(
         if isinstance(module, EmbeddingBagCollection)
         for name in (config.name for config in module.embedding_bag_configs())
     }
+    memory = rank_memory(device)
+    caps = {"hbm_cap": memory} if device.type == "cuda" else {"ddr_cap": memory}
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=world_size, compute_device=device.type, local_world_size=local_world_size()),
+        topology=Topology(
+            world_size=world_size, compute_device=device.type, local_world_size=local_world_size(), **caps
+        ),
         constraints=constraints,
     )
     try:
         return planner.plan(model, sharders)
     except PlannerError as error:
-        raise ValueError(f"no sharding plan fits {world_size} ranks of {device.type}: {error}") from None
+        tables = {
+            config.name: config.num_embeddings * config.embedding_dim * _BYTES
+            for module in model.modules()
+            if isinstance(module, EmbeddingBagCollection)
+            for config in module.embedding_bag_configs()
+        }
+        largest = max(tables, key=lambda name: tables[name])
+        raise ValueError(
+            f"no sharding plan fits {world_size} ranks of {device.type}: the tables need {_gib(sum(tables.values()))} "
+            f"with their optimizer's state, of which {largest} {_gib(tables[largest])}; a rank has {_gib(memory)}, of "
+            "which the planner keeps a part free. More ranks, row_wise sharding of the largest tables, a smaller "
+            f"embedding_dim or fewer num_embeddings help. TorchRec's planner says: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def rank_memory(device: torch.device) -> int:
+    """Bytes that one rank may fill: its GPU's memory, or its share of the host's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_world_size()
+
+
+def describe_plan(dmp: DistributedModelParallel) -> str:
+    """The plan in force as a table: how each table is sharded and where, and what every rank holds."""
+    rows: list[tuple[str, ...]] = [("table", "sharding", "kernel", "rows", "columns", "bytes per rank")]
+    held: dict[int, int] = {}
+    for plan in dmp.plan.plan.values():
+        assert isinstance(plan, dict)
+        for name, parameter in plan.items():
+            shards = parameter.sharding_spec.shards
+            size = [max(s.shard_offsets[axis] + s.shard_sizes[axis] for s in shards) for axis in (0, 1)]
+            here: dict[int, int] = {}
+            for shard in shards:
+                rank = shard.placement.rank()
+                here[rank] = here.get(rank, 0) + shard.shard_sizes[0] * shard.shard_sizes[1] * _BYTES
+            for rank, count in here.items():
+                held[rank] = held.get(rank, 0) + count
+            places = ", ".join(f"{rank}: {count:,}" for rank, count in sorted(here.items()))
+            rows.append((name, parameter.sharding_type, parameter.compute_kernel, f"{size[0]:,}", str(size[1]), places))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += ["", "tables and their optimizer's state, in all:"]
+    lines += [f"  rank {rank}: {_gib(count)}" for rank, count in sorted(held.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.3f} GiB"
 
 
 def local_world_size() -> int:

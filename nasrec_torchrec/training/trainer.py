@@ -1,34 +1,45 @@
 """The training loop, the same for NASRecNet, SuperNet and TorchRec's DLRM."""
 
+import base64
 import json
-import math
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torchrec.datasets.utils import Batch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.models.dlrm import DLRMTrain
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
-from nasrec_torchrec.distributed.checkpoint import load_checkpoint, save_checkpoint
+from nasrec_torchrec.distributed.checkpoint import Checkpoints, kept_checkpoint, latest_checkpoint, read_description
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
-from nasrec_torchrec.distributed.sharding import parallelize
-from nasrec_torchrec.files import write_text
+from nasrec_torchrec.distributed.sharding import QuantizedComms, describe_plan, parallelize
+from nasrec_torchrec.files import atomic_path, write_text
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.search_space import Strategy
+from nasrec_torchrec.training.guard import TERMINATED, StepGuard
 from nasrec_torchrec.training.log import RunLog
 from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics, gather_rows, windowed_metrics
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
+from nasrec_torchrec.training.path_statistics import PathStatistics
 from nasrec_torchrec.training.schedules import cosine_with_warmup, full_path_probability
+
+# Settings that may differ between a run and its continuation.
+_FREE = (
+    *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
+    *("sharding_type", "pipeline", "quantized_comms"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,17 @@ class TrainConfig:
         seed: of the initial weights, the order of the rows and the sampled paths.
         strategy: how a supernet draws its path.
         full_path_steps: steps over which the chance of a supernet's full path decays from 1 to 0.
+        precision: of the dense part; ``bf16`` runs it under autocast, weights and tables stay float32.
+        compile: the dense part with torch.compile; not for a supernet, whose paths change from step to step.
         sharding_type: of all tables; unset, the planner chooses.
+        pipeline: ``sparse_dist`` sends the ids of the next batch while this one is computed, ``base`` does not.
+        quantized_comms: sends embeddings and their gradients between ranks in 16 bits; for CUDA.
         log_every: steps between two log lines.
+        checkpoint_every: steps between two checkpoints, which are also written after every epoch.
+        keep_checkpoints: how many of the last ones stay, beside the best.
+        resume: ``auto`` goes on from the run folder's newest checkpoint if there is one, ``never`` starts anew.
+        max_skipped_steps: a step with a non-finite loss or gradient changes nothing; after so many in a row the run
+            ends with an error.
         background_reader: read in a process beside each rank; unset, on CUDA alone. On the CPU reading takes under a
             hundredth of a step, and the process a core.
     """
@@ -62,16 +82,32 @@ class TrainConfig:
     seed: int = 0
     strategy: Strategy = "single_operator_any_connection"
     full_path_steps: int = 15_000
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     sharding_type: str | None = None
+    pipeline: Literal["sparse_dist", "base"] = "sparse_dist"
+    quantized_comms: QuantizedComms = "none"
     log_every: int = 20
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    resume: Literal["auto", "never"] = "auto"
+    max_skipped_steps: int = 10
     background_reader: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "adagrad_eps", "gradient_clip", "log_every"):
+        for name in (
+            *("epochs", "batch_size", "learning_rate", "adagrad_eps", "gradient_clip", "log_every"),
+            *("checkpoint_every", "keep_checkpoints", "max_skipped_steps"),
+        ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction: expected 0..1, found {self.warmup_fraction}")
+
+
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """What a continued run must share with its beginning."""
+    return {name: value for name, value in asdict(config).items() if name not in _FREE}
 
 
 class Trainer:
@@ -80,8 +116,11 @@ class Trainer:
     Args:
         description: the model to build.
         config: how to train it.
-        run_dir: receives the log, the checkpoint and the metrics.
+        run_dir: receives the log, the checkpoints and the metrics.
         device: this rank's device.
+
+    Raises:
+        ValueError: for options that do not go together, or when the tables do not fit.
     """
 
     def __init__(self, description: ModelDescription, config: TrainConfig, run_dir: Path, device: torch.device) -> None:
@@ -90,8 +129,10 @@ class Trainer:
         self.run_dir = run_dir
         self.device = device
         self.step = 0
+        self.skipped_steps = self._skipped_in_a_row = 0
         self.gradient_norm = torch.tensor(0.0)
         self.bytes_reduced = 0
+        self.paths = PathStatistics()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         # On the CPU the weights start alike whatever the number of ranks. On CUDA, where the tables may not fit into
         # one host's memory, each rank initialises its own shards.
@@ -100,22 +141,34 @@ class Trainer:
         optimizer_options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
         tables = self.model.sparse_arch.embedding_bag_collection.parameters()
         apply_optimizer_in_backward(torch.optim.Adagrad, tables, optimizer_options)
-        self.dmp = parallelize(DLRMTrain(self.model), device, config.sharding_type)
+        self.guard = StepGuard()
+        task = DLRMTrain(self.model)
+        task.loss_fn = self.guard
+        task.register_forward_pre_hook(self._remember)
+        self.model.sparse_arch.register_forward_hook(self.guard.hold)
+        self._batch: Batch | None = None
+        self._set_precision()
+        self.dmp = parallelize(task, device, config.sharding_type, config.quantized_comms)
         dense = dict(in_backward_optimizer_filter(self.dmp.named_parameters()))
         self._dense = list(dense.values())
         self.dense_optimizer = KeyedOptimizerWrapper(dense, self._make_dense_optimizer)
         self.optimizer = CombinedOptimizer([self.dmp.fused_optimizer, self.dense_optimizer])
         # Every rank draws the same paths.
-        self._paths = torch.Generator().manual_seed(config.seed)
+        self._generator = torch.Generator().manual_seed(config.seed)
 
     def train(self, data: ClickFiles, validation: ClickFiles | None = None) -> ClickMetrics | None:
-        """Trains for the configured epochs and leaves a checkpoint.
+        """Trains for the configured epochs, from the run's newest checkpoint if it has one.
 
         With a validation split the model is evaluated after every epoch, and the epoch of the lowest validation log
         loss is kept and restored; a supernet is kept as it ends.
 
         Returns:
             ClickMetrics | None: on the validation split, of the kept model.
+
+        Raises:
+            ValueError: when the run folder holds a run with other settings.
+            RuntimeError: when too many steps in a row had a non-finite loss or gradient.
+            SystemExit: after SIGTERM, when a checkpoint is written.
         """
         config = self.config
         cuda = self.device.type == "cuda"
@@ -128,68 +181,182 @@ class Trainer:
             background=cuda if config.background_reader is None else config.background_reader,
             pin_memory=cuda,
         )
+        progress: dict[str, Any] = {"total_steps": config.epochs * reader.steps_per_epoch, "best": None}
+        with Checkpoints(
+            self.run_dir, self.description, self.dmp, self.optimizer, config.keep_checkpoints, config.resume == "never"
+        ) as checkpoints:
+            found = latest_checkpoint(self.run_dir) if config.resume == "auto" else None
+            if found is not None:
+                progress = self._resume(checkpoints, found, reader)
+            if self.rank == 0:
+                write_text(self.run_dir / "config.json", json.dumps(asdict(config), indent=2))
+                write_text(self.run_dir / "plan.txt", describe_plan(self.dmp))
+            log = RunLog(self.run_dir, progress["total_steps"], self.run_dir.name, self.step)
+            with log, self.guard.termination():
+                while reader.epoch < config.epochs:
+                    self._train_epoch(reader, progress, checkpoints, log)
+                    best = False
+                    if validation is not None:
+                        metrics = self.evaluate(validation)
+                        log.write("validation", self.step, **asdict(metrics))
+                        best = progress["best"] is None or metrics.log_loss < progress["best"]["log_loss"]
+                        progress["best"] = asdict(metrics) | {"step": self.step} if best else progress["best"]
+                    self._save(checkpoints, reader, progress, best=best)
+                    if self.guard.stop and reader.epoch < config.epochs:
+                        self._end(checkpoints)
+            checkpoints.wait()
+            if progress["best"] is None:
+                return None
+            if progress["best"]["step"] != self.step:
+                checkpoints.load(kept_checkpoint(self.run_dir))
+        return ClickMetrics(**{name: value for name, value in progress["best"].items() if name != "step"})
+
+    def _resume(self, checkpoints: Checkpoints, folder: Path, reader: TrainingReader) -> dict[str, Any]:
+        """Restores everything that a checkpoint holds; collective."""
+        file = folder / "progress.json"
+        try:
+            progress: dict[str, Any] = json.loads(file.read_text())
+            theirs, mine = progress["config"], settings_of(self.config)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{file}: cannot be read: {error}") from None
+        other = [name for name in mine if mine[name] != theirs.get(name)]
+        if other or read_description(folder) != self.description:
+            differing = [f"{name} {theirs.get(name)} there, {mine[name]} here" for name in other] or ["another model"]
+            raise ValueError(
+                f"{self.run_dir}: holds a run with other settings ({'; '.join(differing)}); "
+                "choose another folder, or --resume never to start anew"
+            )
+        try:
+            reader.load_state_dict(progress["reader"])
+        except ValueError as error:
+            raise ValueError(f"{self.run_dir}: holds a run on other data: {error}") from None
+        progress = checkpoints.load(folder)
+        self.step, self.skipped_steps = progress["step"], progress["skipped_steps"]
+        self._generator.set_state(
+            torch.frombuffer(bytearray(base64.b64decode(progress["paths_drawn"])), dtype=torch.uint8)
+        )
+        self.paths = PathStatistics.from_json(progress["paths"])
         if self.rank == 0:
-            write_text(self.run_dir / "config.json", json.dumps(asdict(config), indent=2))
-        total_steps = config.epochs * reader.steps_per_epoch
-        best: tuple[ClickMetrics, Path] | None = None
-        with RunLog(self.run_dir, total_steps, self.run_dir.name) as log:
-            for _ in range(config.epochs):
-                self._train_epoch(iter(reader), total_steps, log)
-                if validation is None:
-                    continue
-                metrics = self.evaluate(validation)
-                log.write("validation", self.step, **asdict(metrics))
-                if best is None or metrics.log_loss < best[0].log_loss:
-                    best = metrics, self._save()
-        if best is None:
-            self._save()
-            return None
-        if not best[1].name.endswith(f"{self.step:08d}"):
-            load_checkpoint(best[1], self.dmp, self.optimizer)
-        return best[0]
+            print(f"{self.run_dir}: goes on from step {self.step} of {progress['total_steps']}", file=sys.stderr)
+        return progress
 
-    def _save(self) -> Path:
-        return save_checkpoint(self.run_dir, self.step, self.description, self.dmp, self.optimizer)
+    def _save(
+        self,
+        checkpoints: Checkpoints,
+        reader: TrainingReader,
+        progress: dict[str, Any],
+        ahead: int = 0,
+        best: bool = False,
+    ) -> None:
+        progress |= {
+            "step": self.step,
+            "skipped_steps": self.skipped_steps,
+            "reader": reader.state_dict(ahead),
+            "paths_drawn": base64.b64encode(self._generator.get_state().numpy().tobytes()).decode(),
+            "paths": self.paths.to_json(),
+            "config": settings_of(self.config),
+        }
+        checkpoints.save(self.step, progress, best)
+        if self.rank == 0 and self.paths.paths:
+            write_text(self.run_dir / "paths.json", json.dumps(self.paths.to_json(), indent=2))
 
-    def _train_epoch(self, batches: Iterator[Batch], total_steps: int, log: RunLog) -> None:
+    def _end(self, checkpoints: Checkpoints) -> NoReturn:
+        """Ends the run after a step whose checkpoint is being written, as SIGTERM asks for."""
+        checkpoints.wait()
+        if self.rank == 0:
+            print(f"{self.run_dir}: asked to end; step {self.step} is saved", file=sys.stderr)
+        raise SystemExit(TERMINATED)
+
+    def _train_epoch(
+        self, reader: TrainingReader, progress: dict[str, Any], checkpoints: Checkpoints, log: RunLog
+    ) -> None:
         config = self.config
         windowed = windowed_metrics(config.batch_size // self.world_size, self.device)
-        pipeline = TrainPipelineSparseDist(self.dmp, self.optimizer, self.device, execute_all_batches=True)
+        pipeline = self._make_pipeline()
         self.dmp.train()
-        logged_at = time.monotonic()
-        logged_step = self.step
+        logged_at, logged_step = time.monotonic(), self.step
+        total_steps, left = progress["total_steps"], reader.steps_left
+        batches = _Counted(iter(reader))
+        done = 0
+        # One more turn lets the reader go on to the next epoch.
         while True:
-            self._prepare_step(total_steps)
+            if done < left:
+                self._prepare_step(total_steps)
             try:
                 loss, logits, labels = pipeline.progress(batches)
             except StopIteration:
                 break
+            done += 1
             self.step += 1
             log.advance()
-            probabilities = logits.sigmoid()
-            model_out = {"prediction": probabilities, "label": labels, "weight": torch.ones_like(labels)}
-            windowed.update(model_out)
+            self._count_skipped()
+            probabilities = logits.float().sigmoid().nan_to_num(0.5)
+            windowed.update({"prediction": probabilities, "label": labels, "weight": torch.ones_like(labels)})
             if self.step % config.log_every == 0:
                 mean_loss = loss.clone()
                 dist.all_reduce(mean_loss)
-                mean_loss /= self.world_size
-                if not math.isfinite(float(mean_loss)):
-                    raise RuntimeError(
-                        f"step {self.step}: the loss is {float(mean_loss)}; a lower learning_rate may help"
-                    )
                 now = time.monotonic()
                 rows = (self.step - logged_step) * config.batch_size
                 log.write(
                     "train",
                     self.step,
-                    loss=float(mean_loss),
-                    learning_rate=self._learning_rate(total_steps),
+                    loss=float(mean_loss) / self.world_size,
+                    learning_rate=self._learning_rate(self.step - 1, total_steps),
                     gradient_norm=float(self.gradient_norm),
                     samples_per_second=rows / (now - logged_at),
+                    skipped_steps=self.skipped_steps,
+                    memory_mib=_peak_memory(self.device) / 2**20,
                     **_window_values(windowed.compute()),
                 )
                 logged_at, logged_step = now, self.step
-        pipeline.detach()
+            if done < left and (self.guard.stop or self.step % config.checkpoint_every == 0):
+                self._save(checkpoints, reader, progress, ahead=batches.count - done)
+            if done < left and self.guard.stop:
+                self._end(checkpoints)
+        if isinstance(pipeline, TrainPipelineSparseDist):
+            pipeline.detach()
+
+    def _make_pipeline(self) -> "TrainPipelineSparseDist[Batch, Any] | TrainPipelineBase[Batch, Any]":
+        if self.config.pipeline == "base":
+            return TrainPipelineBase(self.dmp, self.optimizer, self.device)
+        return TrainPipelineSparseDist(self.dmp, self.optimizer, self.device, execute_all_batches=True)
+
+    def _set_precision(self) -> None:
+        if self.config.compile and isinstance(self.model, SuperNet):
+            raise ValueError("compile: a supernet's paths change from step to step; only a fixed model is compiled")
+        for name, child in self.model.named_children():
+            if name == "sparse_arch":
+                continue
+            if self.config.compile:
+                child.compile()
+            if self.config.precision == "bf16":
+                child.forward = torch.autocast(self.device.type, torch.bfloat16)(child.forward)
+
+    def _remember(self, _: nn.Module, arguments: tuple[Batch, ...]) -> None:
+        self._batch = arguments[0]
+
+    def _count_skipped(self) -> None:
+        """Counts a step that changed nothing, and ends the run when there are too many in a row."""
+        self.skipped_steps += self.guard.skip
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if self.guard.skip else 0
+        if self._skipped_in_a_row < self.config.max_skipped_steps:
+            return
+        assert self._batch is not None
+        sparse = self._batch.sparse_features
+        tensors = {
+            "dense_features": self._batch.dense_features,
+            "ids": sparse.values(),
+            "lengths": sparse.lengths(),
+            "weights": sparse.weights_or_none(),
+            "labels": self._batch.labels,
+        }
+        file = self.run_dir / f"skipped-batch-rank-{self.rank}.pt"
+        with atomic_path(file) as temporary:
+            torch.save({name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}, temporary)
+        raise RuntimeError(
+            f"step {self.step}: the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a row; "
+            f"the last batch is in {file}, and the last checkpoint is intact; a lower learning_rate may help"
+        )
 
     @torch.no_grad()
     def evaluate(self, data: ClickFiles) -> ClickMetrics:
@@ -205,21 +372,23 @@ class Trainer:
 
     def _prepare_step(self, total_steps: int) -> None:
         """Learning rates and, in a supernet, the path of the coming step."""
-        learning_rate = self._learning_rate(total_steps)
+        learning_rate = self._learning_rate(self.step, total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         # The tables are updated within backward: they must learn their rate before it.
         self.dmp.fused_optimizer.step()
         if isinstance(self.model, SuperNet):
             full = full_path_probability(self.step, self.config.full_path_steps)
-            take_full = float(torch.rand((), generator=self._paths)) < full
+            take_full = float(torch.rand((), generator=self._generator)) < full
             strategy: Strategy = "full" if take_full else self.config.strategy
-            self.model.set_architecture(self.model.search_space.sample(self._paths, strategy))
+            architecture = self.model.search_space.sample(self._generator, strategy)
+            self.paths.add(architecture)
+            self.model.set_architecture(architecture)
 
-    def _learning_rate(self, total_steps: int) -> float:
+    def _learning_rate(self, step: int, total_steps: int) -> float:
         config = self.config
         return cosine_with_warmup(
-            self.step, total_steps, config.learning_rate, config.warmup_fraction, config.min_learning_rate
+            step, total_steps, config.learning_rate, config.warmup_fraction, config.min_learning_rate
         )
 
     def _make_dense_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -231,16 +400,22 @@ class Trainer:
             )
         else:
             optimizer = torch.optim.Adagrad(parameters, config.learning_rate, eps=config.adagrad_eps)
-        optimizer.register_step_pre_hook(lambda *_: self._average_and_clip())
+        optimizer.register_step_pre_hook(lambda *_: self._finish_backward())
         return optimizer
 
-    def _average_and_clip(self) -> None:
+    def _finish_backward(self) -> None:
         trained: list[nn.Parameter] = self._dense
         if isinstance(self.model, SuperNet):
             trained = [view for _, view in self.model.active_parameters()]
         with_gradient = [parameter for parameter in trained if parameter.grad is not None]
         self.bytes_reduced = average_gradients([p.grad for p in with_gradient if p.grad is not None])
         self.gradient_norm = nn.utils.clip_grad_norm_(with_gradient, self.config.gradient_clip)
+        self.guard.release(self.gradient_norm)
+        if self.guard.skip:
+            # Adagrad changes nothing where the gradient is zero.
+            for parameter in with_gradient:
+                assert parameter.grad is not None
+                parameter.grad.zero_()
 
 
 def _window_values(computed: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -252,3 +427,26 @@ def _window_values(computed: dict[str, torch.Tensor]) -> dict[str, float]:
         for suffix, short in wanted.items()
         if name.endswith(f"|{suffix}")
     }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes that this rank held at most: on the GPU, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class _Counted:
+    """Counts what a pipeline takes out of an iterator: it is some batches ahead of the steps."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.count += 1
+        return batch

@@ -1,5 +1,6 @@
 """Several trainings of which the best is kept."""
 
+import hashlib
 import json
 import shutil
 import statistics
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
-from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+from nasrec_torchrec.training.trainer import TrainConfig, Trainer, settings_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def train_best(
     """Trains every model with every learning rate and seed; collective.
 
     The pair of model and learning rate with the lowest mean validation log loss over the seeds wins, and its best seed
-    is kept: differences between seeds are often larger than those between models.
+    is kept: differences between seeds are often larger than those between models. A training that is finished is not
+    repeated when the same trials are asked for again, and one that was killed goes on.
 
     Args:
         descriptions: models to try.
@@ -55,23 +57,35 @@ def train_best(
         dict | None: the winning trial's record, on rank 0.
 
     Raises:
-        ValueError: when there is nothing to try.
+        ValueError: when there is nothing to try, or the folder holds other trials.
     """
     if not descriptions or not learning_rates or not seeds:
         raise ValueError("nothing to train: expected at least one architecture, learning rate and seed")
+    pairs = list(product(descriptions, learning_rates))
+    settings = {"config": settings_of(config), "rates": [rate for _, rate in pairs], "seeds": list(seeds)}
+    request = _digest([settings, [description.to_json() for description, _ in pairs]])
+    again = config.resume == "auto"
+    finished = _read(run_dir / "metrics.json") if again else None
+    if finished is not None and finished.get("request") != request:
+        raise ValueError(
+            f"{run_dir}: holds finished trials of other settings; choose another folder, or --resume never "
+            "to start anew"
+        )
+    if finished is not None:
+        return finished["best"] if dist.get_rank() == 0 else None
     trials: list[dict[str, Any]] = []
-    for number, (description, rate) in enumerate(product(descriptions, learning_rates), start=1):
+    for number, (description, rate) in enumerate(pairs, start=1):
         runs = []
         for seed in seeds:
             folder = run_dir / f"trial-{number:02d}-seed-{seed}"
-            started = time.perf_counter()
-            trainer = Trainer(description, replace(config, learning_rate=rate, seed=seed), folder, device)
-            validation = trainer.train(splits.train, splits.validation)
-            assert validation is not None
-            seconds = round(time.perf_counter() - started, 2)
-            test = trainer.evaluate(splits.test)
-            metrics = {"validation": asdict(validation), "test": asdict(test)}
-            runs.append({"folder": folder.name, "seed": seed, "training_seconds": seconds, **metrics})
+            of_run = replace(config, learning_rate=rate, seed=seed)
+            known = _read(folder / "result.json") if again else None
+            digest = _digest([settings_of(of_run), description.to_json()])
+            if known is None or known["request"] != digest:
+                known = {"request": digest, "run": _train(description, of_run, folder, device, splits)}
+                if dist.get_rank() == 0:
+                    write_text(folder / "result.json", json.dumps(known))
+            runs.append(known["run"])
         trials.append(
             {
                 "learning_rate": rate,
@@ -80,19 +94,41 @@ def train_best(
                 "runs": runs,
             }
         )
+    dist.barrier()
     if dist.get_rank() != 0:
         return None
     best = min(trials, key=lambda trial: trial["mean_validation_log_loss"])
     kept = run_dir / min(best["runs"], key=_validation_loss)["folder"]
-    for name in ("checkpoints", "config.json"):
-        target = run_dir / name
-        shutil.rmtree(target, ignore_errors=True)
-        (kept / name).replace(target)
+    for name in ("checkpoints", "config.json", "plan.txt"):
+        if (kept / name).exists():
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+            (kept / name).replace(run_dir / name)
+    write_text(run_dir / "metrics.json", json.dumps({"best": best, "trials": trials, "request": request}, indent=2))
     for trial in trials:
         for run in trial["runs"]:
             shutil.rmtree(run_dir / run["folder"] / "checkpoints", ignore_errors=True)
-    write_text(run_dir / "metrics.json", json.dumps({"best": best, "trials": trials}, indent=2))
     return best
+
+
+def _train(
+    description: ModelDescription, config: TrainConfig, folder: Path, device: torch.device, splits: Splits
+) -> dict[str, Any]:
+    started = time.perf_counter()
+    trainer = Trainer(description, config, folder, device)
+    validation = trainer.train(splits.train, splits.validation)
+    assert validation is not None
+    seconds = round(time.perf_counter() - started, 2)
+    test = trainer.evaluate(splits.test)
+    metrics = {"validation": asdict(validation), "test": asdict(test)}
+    return {"folder": folder.name, "seed": config.seed, "training_seconds": seconds, **metrics}
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _validation_loss(run: dict[str, Any]) -> float:

@@ -1,0 +1,324 @@
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from support import SMALL_SPACE, make_click_files, make_schema, run_ranks
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.distributed.checkpoint import latest_checkpoint, load_model
+from nasrec_torchrec.models.description import DLRMLayers, ModelDescription
+from nasrec_torchrec.training import trainer as trainer_module
+from nasrec_torchrec.training.guard import TERMINATED
+from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+from nasrec_torchrec.training.trials import Splits, train_best
+
+SCHEMA = make_schema()
+SUPERNET = ModelDescription(SCHEMA, SMALL_SPACE, use_layernorm=True)
+NASRECNET = ModelDescription(SCHEMA, SMALL_SPACE.sample(torch.Generator().manual_seed(3)))
+DLRM = ModelDescription(SCHEMA, DLRMLayers((32, 16), (16, 1)))
+CONFIG = TrainConfig(epochs=2, batch_size=40, learning_rate=0.05, full_path_steps=10, log_every=1, checkpoint_every=4)
+ROWS = 500  # 12 steps an epoch
+
+
+def _make(run_dir: Path, description: ModelDescription = SUPERNET, config: TrainConfig = CONFIG) -> Trainer:
+    return Trainer(description, config, run_dir, torch.device("cpu"))
+
+
+def _events(run_dir: Path, event: str = "train") -> list[dict[str, float]]:
+    events = map(json.loads, (run_dir / "log.jsonl").read_text().splitlines())
+    return [entry for entry in events if entry["event"] == event]
+
+
+def _losses(run_dir: Path) -> list[tuple[int, float]]:
+    return [(entry["step"], entry["loss"]) for entry in _events(run_dir)]
+
+
+def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    state = {"model": trainer.dmp.state_dict(), "optimizer": trainer.optimizer.state_dict()["state"]}
+    found = {}
+    for name, value in state["model"].items():
+        found[name] = value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
+    for name, values in state["optimizer"].items():
+        for key, value in values.items():
+            if isinstance(value, ShardedTensor):
+                found[f"{name}/{key}"] = value.local_shards()[0].tensor
+            elif isinstance(value, torch.Tensor):
+                found[f"{name}/{key}"] = value
+    return {name: value.detach().clone() for name, value in found.items()}
+
+
+class _EndsAt(Trainer):
+    """Gets SIGTERM in the middle of a step."""
+
+    ends_at = -1
+
+    def _prepare_step(self, total_steps: int) -> None:
+        if self.step == self.ends_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        super()._prepare_step(total_steps)
+
+
+@pytest.mark.parametrize("description", [SUPERNET, NASRECNET, DLRM], ids=["supernet", "nasrecnet", "dlrm"])
+@pytest.mark.parametrize("pipeline", ["sparse_dist", "base"])
+def test_a_run_that_was_ended_goes_on_bit_by_bit(one_rank, tmp_path: Path, description, pipeline):
+    data, validation = make_click_files(SCHEMA, ROWS), make_click_files(SCHEMA, 100, seed=5)
+    config = replace(CONFIG, pipeline=pipeline)
+    undisturbed = _make(tmp_path / "a", description, config)
+    best = undisturbed.train(data, validation)
+    before = signal.getsignal(signal.SIGTERM)
+    # In the first epoch, at its last steps that the pipeline already holds, at its end, and in the second one.
+    for ends_at in (5, 10, 11, 12, 17):
+        trainer = _EndsAt(description, config, tmp_path / "b", torch.device("cpu"))
+        trainer.ends_at = ends_at
+        with pytest.raises(SystemExit) as ended:
+            trainer.train(data, validation)
+        assert ended.value.code == TERMINATED and trainer.step == ends_at + 1
+    resumed = _make(tmp_path / "b", description, config)
+    assert resumed.train(data, validation) == best
+    assert _losses(tmp_path / "b") == _losses(tmp_path / "a") and len(_losses(tmp_path / "a")) == 24
+    for name, value in _weights(undisturbed).items():
+        assert torch.equal(value, _weights(resumed)[name]), name
+    assert resumed.paths.to_json() == undisturbed.paths.to_json()
+    assert signal.getsignal(signal.SIGTERM) == before
+    # A finished run has nothing left to do.
+    again = _make(tmp_path / "b", description, config)
+    assert again.train(data, validation) == best and again.step == 24
+
+
+def _part(world: str, folder: str, ends_at: int) -> float:
+    trainer = _EndsAt(SUPERNET, replace(CONFIG, batch_size=48), Path(folder), torch.device("cpu"))
+    trainer.ends_at = ends_at
+    try:
+        trainer.train(make_click_files(SCHEMA, ROWS))
+    except SystemExit:
+        dist.barrier()
+    return float(trainer.step)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path):
+    run_ranks(1, _part, "alone", str(tmp_path / "a"), -1)
+    for world_size, ends_at in ((2, 6), (1, 13), (2, -1)):
+        steps = run_ranks(world_size, _part, "changing", str(tmp_path / "b"), ends_at)
+        assert set(steps) == {float(ends_at + 1 if ends_at > 0 else 20)}
+    expected, found = _losses(tmp_path / "a"), _losses(tmp_path / "b")
+    assert [step for step, _ in found] == [step for step, _ in expected] == list(range(1, 21))
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], abs=1e-5)
+    first, second = (load_model(tmp_path / name)[1].state_dict() for name in ("a", "b"))
+    assert all(torch.allclose(value, second[name], atol=1e-5) for name, value in first.items())
+
+
+def test_the_last_and_the_best_checkpoints_are_kept(one_rank, tmp_path: Path):
+    validation = make_click_files(SCHEMA, 300, seed=7)
+    config = replace(CONFIG, epochs=6, batch_size=20, learning_rate=0.2, checkpoint_every=2)  # overfits at once
+    trainer = _make(tmp_path, NASRECNET, config)
+    trainer.train(make_click_files(SCHEMA, 100), validation)
+    losses = {int(entry["step"]): entry["log_loss"] for entry in _events(tmp_path, "validation")}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 25
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert folders == sorted({f"step-{step:08d}" for step in (best, 28, 30)})
+    assert latest_checkpoint(tmp_path).name == "step-00000030"
+
+
+def _with_rows(folder: Path, values: dict[int, float]) -> ClickFiles:
+    """The usual rows, with the first dense value of some replaced."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(make_click_files(SCHEMA, ROWS).files[0])
+    column = table["d0"].to_numpy().copy()
+    for row, value in values.items():
+        column[row] = value
+    folder.mkdir()
+    pq.write_table(table.set_column(table.schema.get_field_index("d0"), "d0", pa.array(column)), folder / "p.parquet")
+    return ClickFiles.open(folder, SCHEMA)
+
+
+class _Poisoned(Trainer):
+    """Meets a number that is none in the sixth step, on the last rank."""
+
+    def _remember(self, module, arguments):
+        if self.dmp.training and self.step == 5 and self.rank == self.world_size - 1:
+            arguments[0].dense_features[0, 0] = float("nan")
+        super()._remember(module, arguments)
+
+
+def _unchanged_steps(trainer: Trainer, data: ClickFiles) -> list[int]:
+    """Trains, and returns the steps that changed no weight and no state of an optimizer."""
+    unchanged = []
+    before = _weights(trainer)
+    count = trainer._count_skipped
+
+    def compare() -> None:
+        now = _weights(trainer)
+        if all(torch.equal(value, now[name]) for name, value in before.items() if not name.endswith("step")):
+            unchanged.append(trainer.step)
+        before.update(now)
+        count()
+
+    trainer._count_skipped = compare
+    trainer.train(data)
+    assert all(value.isfinite().all() for value in before.values())
+    return unchanged
+
+
+@pytest.mark.parametrize("description", [SUPERNET, NASRECNET, DLRM], ids=["supernet", "nasrecnet", "dlrm"])
+def test_a_step_that_is_not_finite_changes_nothing(one_rank, tmp_path: Path, description):
+    trainer = _Poisoned(description, replace(CONFIG, epochs=1), tmp_path, torch.device("cpu"))
+    assert _unchanged_steps(trainer, make_click_files(SCHEMA, ROWS)) == [6]
+    assert trainer.skipped_steps == 1 and _events(tmp_path)[-1]["skipped_steps"] == 1
+
+
+def test_a_gradient_that_overflows_alone_changes_nothing(one_rank, tmp_path: Path):
+    # The loss is finite, and so is the gradient that reaches the tables: relu lets nothing of the number through.
+    data = _with_rows(tmp_path / "data", {123: 3e38})
+    trainer = _make(tmp_path / "run", NASRECNET, replace(CONFIG, epochs=1))
+    (step,) = _unchanged_steps(trainer, data)
+    assert trainer.skipped_steps == 1 and torch.tensor(_events(tmp_path / "run")[step - 1]["loss"]).isfinite()
+
+
+def test_too_many_bad_steps_end_the_run_with_the_batch_saved(one_rank, tmp_path: Path):
+    good = make_click_files(SCHEMA, ROWS)
+    config = replace(CONFIG, max_skipped_steps=3)
+    ended = _EndsAt(NASRECNET, config, tmp_path / "run", torch.device("cpu"))
+    ended.ends_at = 5
+    with pytest.raises(SystemExit):
+        ended.train(good)
+    bad = _with_rows(tmp_path / "data", dict.fromkeys(range(ROWS), 3e38))
+    with pytest.raises(
+        RuntimeError, match=r"step 9: .*not finite in 3 steps in a row; the last batch is in .*rank-0\.pt"
+    ):
+        _make(tmp_path / "run", NASRECNET, config).train(bad)
+    batch = torch.load(tmp_path / "run" / "skipped-batch-rank-0.pt", weights_only=True)
+    assert batch["dense_features"].shape == (40, 3) and batch["dense_features"].max() > 1e38
+    assert latest_checkpoint(tmp_path / "run").name in ("step-00000006", "step-00000008")
+    assert all(value.isfinite().all() for value in load_model(tmp_path / "run")[1].state_dict().values())
+
+
+def _one_bad_rank(folder: str) -> torch.Tensor:
+    trainer = _Poisoned(NASRECNET, replace(CONFIG, epochs=1), Path(folder), torch.device("cpu"))
+    return torch.tensor(_unchanged_steps(trainer, make_click_files(SCHEMA, ROWS)))
+
+
+@pytest.mark.slow
+def test_ranks_skip_a_step_together(tmp_path: Path):
+    assert [steps.tolist() for steps in run_ranks(2, _one_bad_rank, str(tmp_path))] == [[6], [6]]
+
+
+def test_another_run_is_not_continued(one_rank, tmp_path: Path):
+    data = make_click_files(SCHEMA, ROWS)
+    config = replace(CONFIG, epochs=1)
+    _make(tmp_path, NASRECNET, config).train(data)
+    with pytest.raises(
+        ValueError, match=r"other settings \(learning_rate 0\.05 there, 0\.1 here\); choose another folder"
+    ):
+        _make(tmp_path, NASRECNET, replace(config, learning_rate=0.1)).train(data)
+    with pytest.raises(ValueError, match=r"other settings \(another model\)"):
+        _make(tmp_path, DLRM, config).train(data)
+    with pytest.raises(ValueError, match="other data: position in the data: expected rows 400, found 500"):
+        _make(tmp_path, NASRECNET, config).train(make_click_files(SCHEMA, 400))
+    (latest_checkpoint(tmp_path) / "progress.json").write_text("{")
+    with pytest.raises(ValueError, match=r"progress\.json: cannot be read"):
+        _make(tmp_path, NASRECNET, config).train(data)
+    fresh = _make(tmp_path, DLRM, replace(config, resume="never", log_every=2))
+    fresh.train(data)
+    assert fresh.step == 12 and load_model(tmp_path)[0] == DLRM
+    assert len(list((tmp_path / "checkpoints").glob("step-*"))) <= 2
+
+
+def test_options_of_training_agree_with_the_plain_way(one_rank, tmp_path: Path):
+    data = make_click_files(SCHEMA, ROWS)
+    config = replace(CONFIG, epochs=1)
+    _make(tmp_path / "plain", NASRECNET, config).train(data)
+    plain = [loss for _, loss in _losses(tmp_path / "plain")]
+    for name, options, tolerance in (
+        ("base", {"pipeline": "base"}, 0.0),
+        ("reader", {"background_reader": True}, 0.0),
+        ("bf16", {"precision": "bf16"}, 2e-2),
+    ):
+        _make(tmp_path / name, NASRECNET, replace(config, **options)).train(data)
+        assert [loss for _, loss in _losses(tmp_path / name)] == pytest.approx(plain, abs=tolerance), name
+    assert [loss for _, loss in _losses(tmp_path / "bf16")] != plain
+    with pytest.raises(ValueError, match="compile: a supernet's paths change"):
+        _make(tmp_path / "c", SUPERNET, replace(config, compile=True))
+    with pytest.raises(ValueError, match="quantized_comms: expected 'none' on cpu, found 'bf16'"):
+        _make(tmp_path / "q", NASRECNET, replace(config, quantized_comms="bf16"))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(one_rank, tmp_path: Path):
+    data = make_click_files(SCHEMA, 200)
+    for name, compiled in (("plain", False), ("compiled", True)):
+        _make(tmp_path / name, NASRECNET, replace(CONFIG, epochs=1, compile=compiled)).train(data)
+    plain, compiled = (dict(_losses(tmp_path / name)) for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, abs=1e-4)
+
+
+def test_what_is_logged(one_rank, tmp_path: Path):
+    trainer = _make(tmp_path, SUPERNET, replace(CONFIG, epochs=1))
+    trainer.train(make_click_files(SCHEMA, ROWS))
+    (*_, last) = _events(tmp_path)
+    expected = {
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "samples_per_second",
+        "skipped_steps",
+        "memory_mib",
+        "ne",
+        "auc",
+    }
+    assert expected <= set(last)
+    paths = json.loads((tmp_path / "paths.json").read_text())
+    assert paths["paths"] == 12
+    for block in paths["blocks"]:
+        assert sum(block["dense_width"].values()) == 12 and sum(block["dense_to_sparse"].values()) == 12
+        assert sum(block["dense_operators"].values()) >= 12
+    plan = (tmp_path / "plan.txt").read_text()
+    assert "t_f0" in plan and "fused" in plan and "rank 0: 0.000 GiB" in plan
+
+
+def test_tables_that_fit_nowhere_are_one_clear_error(one_rank, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("nasrec_torchrec.distributed.sharding.rank_memory", lambda _: 10_000)
+    with pytest.raises(ValueError, match=r"no sharding plan fits 1 ranks of cpu: the tables need .* GiB .*a rank has"):
+        _make(tmp_path)
+
+
+def _splits() -> Splits:
+    return Splits(*(make_click_files(SCHEMA, rows, seed) for seed, rows in enumerate((ROWS, 100, 100))))
+
+
+def test_finished_trials_are_not_repeated(one_rank, tmp_path: Path, monkeypatch):
+    config, splits, device = replace(CONFIG, epochs=1), _splits(), torch.device("cpu")
+    arguments = ([NASRECNET, DLRM], (0.05, 0.1), (0, 1))
+    expected = train_best(*arguments, config, tmp_path / "a", device, splits)
+    started = []
+    original = Trainer.train
+
+    def train(self, *data):
+        started.append(self.run_dir.name)
+        if len(started) == 6:
+            raise RuntimeError("killed")
+        return original(self, *data)
+
+    monkeypatch.setattr(trainer_module.Trainer, "train", train)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_best(*arguments, config, tmp_path / "b", device, splits)
+    best = train_best(*arguments, config, tmp_path / "b", device, splits)
+    assert len(started) == 9 and started[5] == started[6] == "trial-03-seed-1"
+    drop = {"training_seconds"}
+    for found, wanted in zip(best["runs"], expected["runs"], strict=True):
+        assert {k: v for k, v in found.items() if k not in drop} == {k: v for k, v in wanted.items() if k not in drop}
+    assert train_best(*arguments, config, tmp_path / "b", device, splits) == best and len(started) == 9
+    assert load_model(tmp_path / "b")[0] in (NASRECNET, DLRM)
+    with pytest.raises(ValueError, match="holds finished trials of other settings"):
+        train_best([NASRECNET], (0.05,), (0,), config, tmp_path / "b", device, splits)
+    train_best([NASRECNET], (0.05,), (0,), replace(config, resume="never"), tmp_path / "b", device, splits)
+    assert load_model(tmp_path / "b")[0] == NASRECNET
