@@ -24,7 +24,7 @@ class EvaluationConfig:
     """How a candidate is evaluated. The defaults are the paper's for Criteo.
 
     Args:
-        finetune_steps: steps of the last layer.
+        finetune_steps: steps of the last layer; 0 leaves it as the supernet has it.
         finetune_batch_size: rows of such a step.
         finetune_learning_rate: of Adagrad with a cosine schedule.
         evaluation_rows: validation rows at most; the same for every candidate.
@@ -40,9 +40,12 @@ class EvaluationConfig:
     finetune_seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("finetune_steps", "finetune_batch_size", "evaluation_rows", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a positive integer, found {getattr(self, name)}")
+        for name, least in (
+            *(("finetune_steps", 0), ("finetune_batch_size", 1)),
+            *(("evaluation_rows", 1), ("chunk_size", 1)),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected {least} or more, found {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,13 @@ class Evaluator:
         generator = torch.Generator().manual_seed(config.finetune_seed)
         wanted = config.finetune_steps * config.finetune_batch_size
         # Each fine-tuning step has its rows; a row that several steps use is looked up and computed once.
-        drawn = torch.cat([torch.randperm(len(train), generator=generator) for _ in range(-(-wanted // len(train)))])
-        rows, positions = drawn[:wanted].unique(return_inverse=True)
-        self._steps = positions.split(config.finetune_batch_size)
-        self._finetune = _CachedRows.make(supernet, train, rows, config.chunk_size)
+        self._steps: tuple[Tensor, ...] = ()
+        if wanted:
+            epochs = -(-wanted // len(train))
+            drawn = torch.cat([torch.randperm(len(train), generator=generator) for _ in range(epochs)])
+            rows, positions = drawn[:wanted].unique(return_inverse=True)
+            self._steps = positions.split(config.finetune_batch_size)
+            self._finetune = _CachedRows.make(supernet, train, rows, config.chunk_size)
         rows = torch.arange(min(len(validation), config.evaluation_rows))
         self._validation = _CachedRows.make(supernet, validation, rows, config.chunk_size)
 
@@ -136,6 +142,8 @@ class Evaluator:
             weight = torch.cat([last.weight(source) for source in last.in_features], dim=1).flatten().clone()
             assert last.bias is not None
             bias = last.bias.detach().clone()
+        if not self._steps:
+            return weight, bias
         features = self._features(subnet, self._finetune)
         optimizer = torch.optim.Adagrad([weight, bias], lr=config.finetune_learning_rate, eps=1e-2)
         for step, rows in enumerate(self._steps):

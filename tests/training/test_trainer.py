@@ -111,7 +111,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path):
     assert [step for step, _ in found] == [step for step, _ in expected] == list(range(1, 21))
     assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], abs=1e-5)
     first, second = (load_model(tmp_path / name)[1].state_dict() for name in ("a", "b"))
-    assert all(torch.allclose(value, second[name], atol=1e-5) for name, value in first.items())
+    differences = {name: float((value - second[name]).abs().max()) for name, value in first.items()}
+    assert max(differences.values()) < 1e-4, differences
 
 
 def test_the_last_and_the_best_checkpoints_are_kept(one_rank, tmp_path: Path):

@@ -1,0 +1,218 @@
+"""Does a supernet rank architectures as training them from scratch does?
+
+    python -m apps.prepare_data frappe --source FOLDER --out data/frappe
+    python benchmarks/rank_correlation.py --data data/frappe --out runs/rank_correlation
+
+Trains the same architectures from scratch, and supernets with each strategy of path sampling; compares the validation
+log loss of an architecture with supernet weights, before and after fine-tuning the last layer, with that from scratch
+(mean over the seeds). Every training has its folder: a run that was killed goes on, and
+``--only scratch`` and ``--only supernets`` can run side by side.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau, pearsonr
+
+from nasrec_torchrec import Architecture, SearchSpace, SuperNet
+from nasrec_torchrec.cli import run
+from nasrec_torchrec.datasets.prepared import load_schema, open_split
+from nasrec_torchrec.distributed.checkpoint import load_model
+from nasrec_torchrec.distributed.process_group import process_group
+from nasrec_torchrec.files import write_text
+from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.search.evaluator import EvaluationConfig, Evaluator
+from nasrec_torchrec.search_space import Strategy
+from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+
+SPACE = SearchSpace(num_blocks=3, dense_widths=(16, 32, 64, 128), sparse_widths=(8, 16, 32))
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is trained.
+
+    Args:
+        architectures: drawn from the space.
+        seeds: of every training.
+        epochs: of a training from scratch.
+        supernet_epochs: of a supernet.
+        batch_size: rows of a step.
+        learning_rate: from scratch.
+        supernet_learning_rate: of a supernet.
+        full_path_steps: over which the chance of the full path decays from 1 to 0.
+        finetune_steps: of the last layer.
+        strategies: of path sampling.
+        only: train these alone, and compare nothing.
+    """
+
+    architectures: int = 24
+    seeds: tuple[int, ...] = (0, 1)
+    epochs: int = 3
+    supernet_epochs: int = 3
+    batch_size: int = 512
+    learning_rate: float = 0.12
+    supernet_learning_rate: float = 0.12
+    full_path_steps: int = 300
+    finetune_steps: int = 100
+    strategies: tuple[Strategy, ...] = get_args(Strategy)
+    only: Literal["all", "scratch", "supernets"] = "all"
+
+
+def main(data: Path, out: Path, study: Study) -> None:
+    """Trains what is not trained yet, and prints how well the ranks agree.
+
+    Args:
+        data: prepared data set.
+        out: receives a folder per training, results.json and ranks.png.
+    """
+    architectures = draw(study.architectures)
+    truth: list[list[float]] = []
+    if study.only != "supernets":
+        truth = [
+            [_scratch(data, out, study, number, seed) for seed in study.seeds] for number in range(len(architectures))
+        ]
+    inherited: dict[str, list[list[tuple[float, float]]]] = {}
+    if study.only != "scratch":
+        for strategy in study.strategies:
+            inherited[strategy] = [_supernet(data, out, study, strategy, seed, architectures) for seed in study.seeds]
+    if study.only == "all":
+        report(truth, inherited, out)
+
+
+def draw(count: int) -> list[Architecture]:
+    """Distinct architectures with one operator a side."""
+    generator = torch.Generator().manual_seed(0)
+    found: dict[Architecture, None] = {}
+    while len(found) < count:
+        found[SPACE.sample(generator)] = None
+    return list(found)
+
+
+def _scratch(data: Path, out: Path, study: Study, number: int, seed: int) -> float:
+    """Validation log loss of an architecture trained alone."""
+    folder = out / f"scratch-{number:02d}-seed-{seed}"
+    if not (folder / "result.json").exists():
+        config = TrainConfig(study.epochs, study.batch_size, study.learning_rate, seed=seed, log_every=100)
+        with process_group() as device:
+            description = ModelDescription(load_schema(data), draw(study.architectures)[number], use_layernorm=True)
+            metrics = Trainer(description, config, folder, device).train(
+                open_split(data, "train"), open_split(data, "validation")
+            )
+        assert metrics is not None
+        write_text(folder / "result.json", json.dumps(metrics.log_loss))
+    return float(json.loads((folder / "result.json").read_text()))
+
+
+def _supernet(
+    data: Path, out: Path, study: Study, strategy: Strategy, seed: int, architectures: Sequence[Architecture]
+) -> list[tuple[float, float]]:
+    """Validation log loss of every architecture with a supernet's weights, before and after fine-tuning."""
+    folder = out / f"supernet-{strategy}-seed-{seed}"
+    if not (folder / "result.json").exists():
+        config = TrainConfig(
+            study.supernet_epochs,
+            study.batch_size,
+            study.supernet_learning_rate,
+            seed=seed,
+            strategy=strategy,
+            full_path_steps=study.full_path_steps,
+            log_every=100,
+        )
+        with process_group() as device:
+            description = ModelDescription(load_schema(data), SPACE, use_layernorm=True)
+            Trainer(description, config, folder, device).train(open_split(data, "train"))
+        _, model = load_model(folder)
+        assert isinstance(model, SuperNet)
+        train, validation = (open_split(data, split).load() for split in ("train", "validation"))
+        evaluation = EvaluationConfig(finetune_steps=study.finetune_steps)
+        raw, tuned = (
+            Evaluator(model, train, validation, replace(evaluation, finetune_steps=steps))
+            for steps in (0, study.finetune_steps)
+        )
+        losses = [(raw(a).metrics.log_loss, tuned(a).metrics.log_loss) for a in architectures]
+        write_text(folder / "result.json", json.dumps(losses))
+    return [tuple(pair) for pair in json.loads((folder / "result.json").read_text())]
+
+
+def report(truth: list[list[float]], inherited: dict[str, list[list[tuple[float, float]]]], out: Path) -> None:
+    """Prints the table, and writes results.json and ranks.png."""
+    scratch = np.array(truth)
+    mean = scratch.mean(axis=1)
+    spread = statistics.fmean(np.std(scratch, axis=1, ddof=1)) if scratch.shape[1] > 1 else float("nan")
+    print(
+        f"{len(mean)} architectures from scratch: validation log loss {mean.min():.4f} to {mean.max():.4f}, "
+        f"deviation between architectures {mean.std(ddof=1):.4f}, between seeds {spread:.4f}"
+    )
+    for first in range(scratch.shape[1]):
+        for second in range(first + 1, scratch.shape[1]):
+            tau = kendalltau(scratch[:, first], scratch[:, second]).statistic
+            print(f"seed {first} against seed {second} from scratch: tau {tau:.2f}")
+    print(f"{'strategy':<34} {'seed':>4} {'':<10} {'tau [95 %]':>22} {'r [95 %]':>22} {'loss':>8}")
+    rows = []
+    for strategy, runs in inherited.items():
+        for seed, pairs in enumerate(runs):
+            for index, stage in enumerate(("inherited", "fine-tuned")):
+                losses = np.array([pair[index] for pair in pairs])
+                tau, r = (_with_interval(kind, losses, mean) for kind in (kendalltau, pearsonr))
+                rows.append(
+                    {"strategy": strategy, "seed": seed, "stage": stage, "tau": tau, "r": r, "losses": losses.tolist()}
+                )
+                print(
+                    f"{strategy:<34} {seed:>4} {stage:<10} "
+                    + " ".join(f"{v:>7.2f} [{low:>5.2f}, {high:>5.2f}]" for v, low, high in (tau, r))
+                    + f" {losses.mean():>8.4f}"
+                )
+    write_text(out / "results.json", json.dumps({"scratch": truth, "supernets": rows}, indent=2))
+    _draw(mean, scratch, rows, out / "ranks.png")
+
+
+def _with_interval(statistic, first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
+    """A correlation and its 95 % bootstrap interval over the architectures."""
+    rng = np.random.default_rng(0)
+    picks = [rng.integers(len(first), size=len(first)) for _ in range(1000)]
+    values = [statistic(first[pick], second[pick]).statistic for pick in picks]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(statistic(first, second).statistic), float(low), float(high)
+
+
+def _draw(mean: np.ndarray, scratch: np.ndarray, rows: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    strategies = list(dict.fromkeys(row["strategy"] for row in rows))
+    figure, axes = plt.subplots(
+        2, len(strategies), figsize=(4 * len(strategies), 7), squeeze=False, constrained_layout=True
+    )
+    for line, stage in enumerate(("inherited", "fine-tuned")):
+        for column, strategy in enumerate(strategies):
+            axis = axes[line][column]
+            for row in rows:
+                if row["strategy"] == strategy and row["stage"] == stage:
+                    axis.errorbar(
+                        row["losses"],
+                        mean,
+                        yerr=scratch.std(axis=1),
+                        fmt="o",
+                        markersize=4,
+                        linewidth=0.6,
+                        label=f"seed {row['seed']}: tau {row['tau'][0]:.2f}",
+                    )
+            axis.legend(fontsize=8)
+            axis.set_title(f"{strategy.replace('_', ' ')}, {stage}", fontsize=9)
+            axis.set_xlabel("log loss with supernet weights")
+            axis.set_ylabel("log loss from scratch")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run(main)
