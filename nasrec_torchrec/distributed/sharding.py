@@ -13,20 +13,31 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 QuantizedComms = Literal["none", "fp16", "bf16"]
 # A float32 weight and Adagrad's float32 sum.
 _BYTES = 8
+# It divides each shard's part of a bag by the number of ids there, instead of the sum by the length of the bag.
+_SUMS_ONLY = ShardingType.GRID_SHARD.value
 SHARDING_TYPES: tuple[str, ...] = tuple(kind.value for kind in ShardingType if kind is not ShardingType.DATA_PARALLEL)
 
 
-class AllTypesSharder(EmbeddingBagCollectionSharder):
-    """Offers every model-parallel sharding type on the CPU too, where TorchRec's own sharder hides some that work."""
+class TableSharder(EmbeddingBagCollectionSharder):
+    """Offers the planner the given sharding types, where TorchRec's own sharder hides some that work on the CPU.
+
+    Several are limited here and not by ParameterConstraints, which keeps plans reproducible: with constraints the
+    planner tries sharding types in the order of a set.
+    """
+
+    def __init__(self, types: list[str], codecs: dict[str, QuantizedCommCodecs] | None = None) -> None:
+        super().__init__(qcomm_codecs_registry=codecs)
+        self._types = types
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return list(SHARDING_TYPES)
+        return self._types
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         return [EmbeddingComputeKernel.FUSED.value]
@@ -71,6 +82,12 @@ def parallelize(
     """
     if sharding_type is not None and sharding_type not in SHARDING_TYPES:
         raise ValueError(f"sharding_type: expected one of {list(SHARDING_TYPES)}, found {sharding_type!r}")
+    means = [config.name for config in _configs(model) if config.pooling is PoolingType.MEAN]
+    if sharding_type == _SUMS_ONLY and means:
+        raise ValueError(
+            f"sharding_type: {_SUMS_ONLY} gives wrong means in TorchRec, and {means} are pooled by mean; choose another"
+        )
+    types = [kind for kind in SHARDING_TYPES if kind != _SUMS_ONLY or not means]
     codecs = None
     if quantized_comms != "none":
         if device.type != "cuda":
@@ -79,7 +96,7 @@ def parallelize(
             )
         kind = CommType(quantized_comms)
         codecs = get_qcomm_codecs_registry(QCommsConfig(forward_precision=kind, backward_precision=kind), device)
-    sharders: list[ModuleSharder[nn.Module]] = [AllTypesSharder(qcomm_codecs_registry=codecs)]
+    sharders: list[ModuleSharder[nn.Module]] = [TableSharder([sharding_type] if sharding_type else types, codecs)]
     weights = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
     dmp = DistributedModelParallel(
         model,
@@ -106,36 +123,50 @@ def _fill_shards(dmp: DistributedModelParallel, weights: dict[str, Tensor]) -> N
 
 
 def make_plan(
-    model: nn.Module,
-    device: torch.device,
-    sharders: list[ModuleSharder[nn.Module]],
-    sharding_type: str | None,
+    model: nn.Module, device: torch.device, sharders: list[ModuleSharder[nn.Module]], sharding_type: str | None
 ) -> ShardingPlan:
-    """The plan, made on every rank alike: if only one rank planned and failed, the others would wait for ever."""
+    """The plan of rank 0, on every rank; collective.
+
+    If rank 0 alone failed, the others would wait for ever: its error is sent like a plan.
+
+    Raises:
+        ValueError: when no plan fits.
+    """
+    decided: list[ShardingPlan | ValueError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            decided[0] = _plan(model, device, sharders, sharding_type)
+        except ValueError as error:
+            decided[0] = error
+    dist.broadcast_object_list(decided, src=0)
+    if isinstance(decided[0], ValueError):
+        raise decided[0]
+    assert decided[0] is not None
+    return decided[0]
+
+
+def _configs(model: nn.Module) -> list[EmbeddingBagConfig]:
+    collections = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
+    return [config for collection in collections for config in collection.embedding_bag_configs()]
+
+
+def _plan(
+    model: nn.Module, device: torch.device, sharders: list[ModuleSharder[nn.Module]], sharding_type: str | None
+) -> ShardingPlan:
     world_size = dist.get_world_size()
-    constraints = {
-        name: ParameterConstraints(sharding_types=[sharding_type] if sharding_type else None)
-        for module in model.modules()
-        if isinstance(module, EmbeddingBagCollection)
-        for name in (config.name for config in module.embedding_bag_configs())
-    }
+    only = ParameterConstraints(sharding_types=[sharding_type])
     memory = rank_memory(device)
     caps = {"hbm_cap": memory} if device.type == "cuda" else {"ddr_cap": memory}
     planner = EmbeddingShardingPlanner(
         topology=Topology(
             world_size=world_size, compute_device=device.type, local_world_size=local_world_size(), **caps
         ),
-        constraints=constraints,
+        constraints={config.name: only for config in _configs(model)} if sharding_type else None,
     )
     try:
         return planner.plan(model, sharders)
     except PlannerError as error:
-        tables = {
-            config.name: config.num_embeddings * config.embedding_dim * _BYTES
-            for module in model.modules()
-            if isinstance(module, EmbeddingBagCollection)
-            for config in module.embedding_bag_configs()
-        }
+        tables = {config.name: config.num_embeddings * config.embedding_dim * _BYTES for config in _configs(model)}
         largest = max(tables, key=lambda name: tables[name])
         raise ValueError(
             f"no sharding plan fits {world_size} ranks of {device.type}: the tables need {_gib(sum(tables.values()))} "

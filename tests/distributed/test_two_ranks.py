@@ -10,8 +10,10 @@ from support import SMALL_SPACE, make_click_files, make_schema, run_ranks
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
+from nasrec_torchrec.distributed import sharding
 from nasrec_torchrec.distributed.checkpoint import load_model
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
+from nasrec_torchrec.distributed.sharding import SHARDING_TYPES, describe_plan
 from nasrec_torchrec.models.description import DLRMLayers, ModelDescription
 from nasrec_torchrec.training.metrics import evaluate
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
@@ -77,6 +79,62 @@ def test_two_ranks_follow_the_loss_curve_of_one(kind: str, tmp_path: Path):
 
 def _local(value: torch.Tensor | ShardedTensor) -> torch.Tensor:
     return value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
+
+
+def _curves(sharding_types: list[str | None], weighted: bool, folder: str) -> torch.Tensor:
+    """The loss curve with each sharding type."""
+    schema = make_schema(weighted=weighted)
+    description = ModelDescription(schema, INTERACTIONS["nasrecnet"])
+    curves = []
+    for kind in sharding_types:
+        run_dir = Path(folder) / str(kind)
+        config = TrainConfig(batch_size=50, learning_rate=0.05, log_every=1, sharding_type=kind, pipeline="base")
+        Trainer(description, config, run_dir, torch.device("cpu")).train(make_click_files(schema, 500))
+        dist.barrier()
+        curves.append(_losses(run_dir))
+    return torch.tensor(curves)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighted", [False, True])
+def test_every_sharding_type_learns_the_same(weighted: bool, tmp_path: Path):
+    """One table of the unweighted schema is pooled by mean."""
+    kinds = [kind for kind in SHARDING_TYPES if weighted or kind != "grid_shard"]
+    (alone,) = run_ranks(1, _curves, [None], weighted, str(tmp_path / "one"))
+    for curves in run_ranks(2, _curves, [None, *kinds], weighted, str(tmp_path / "two")):
+        assert len(curves) == len(kinds) + 1
+        assert torch.allclose(curves, alone.expand_as(curves), atol=1e-5)
+
+
+def _plan_of_rank_0(folder: str, memory: int) -> str:
+    def plan(*arguments: object) -> object:
+        assert dist.get_rank() == 0, "another rank could plan otherwise"
+        return original(*arguments)
+
+    original, sharding._plan = sharding._plan, plan
+    sharding.rank_memory = lambda _: memory
+    try:
+        trainer = Trainer(
+            ModelDescription(SCHEMA, INTERACTIONS["dlrm"]), TrainConfig(), Path(folder), torch.device("cpu")
+        )
+    except ValueError as error:
+        return str(error)
+    return describe_plan(trainer.dmp)
+
+
+@pytest.mark.slow
+def test_all_ranks_follow_one_plan_or_fail_together(tmp_path: Path):
+    for memory, expected in ((2**30, "t_f0 "), (10_000, "no sharding plan fits 2 ranks of cpu: the tables need ")):
+        first, second = run_ranks(2, _plan_of_rank_0, str(tmp_path), memory)
+        assert expected in first and first == second
+
+
+def test_grid_sharding_of_means_is_refused(one_rank, tmp_path: Path):
+    description = ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"])
+    with pytest.raises(
+        ValueError, match=r"grid_shard gives wrong means in TorchRec, and \['t_f3'\] are pooled by mean"
+    ):
+        Trainer(description, TrainConfig(sharding_type="grid_shard"), tmp_path, torch.device("cpu"))
 
 
 def test_the_best_epoch_is_kept(one_rank, tmp_path: Path):
