@@ -53,6 +53,7 @@ class SharedInteractionArch(nn.Module):
             device=device,
         )
         self.architecture = search_space.sample(torch.Generator().manual_seed(0), "full")
+        self._stored = dict(self.storage.named_modules())
         # In a list, so that it is not registered: its parameters are views on the storage.
         self._bound: list[tuple[InteractionArch, list[tuple[nn.Parameter, nn.Parameter]]]] = []
 
@@ -97,13 +98,12 @@ class SharedInteractionArch(nn.Module):
             self.use_layernorm,
             device=torch.device("meta"),
         )
-        stored = dict(storage.named_modules())
         pairs = []
         for path, module in subnet.named_modules():
             for name, parameter in module._parameters.items():
                 if parameter is None:
                     continue
-                base = stored[path]._parameters[name]
+                base = self._stored[path]._parameters[name]
                 assert base is not None
                 assert all(size <= limit for size, limit in zip(parameter.shape, base.shape, strict=True)), path
                 prefix = tuple(slice(0, size) for size in parameter.shape)

@@ -11,6 +11,8 @@ class XavierLinear(nn.Linear):
     """``nn.Linear`` that starts as the research code's linears do."""
 
     def reset_parameters(self) -> None:
+        if self.weight.is_meta:  # nothing to start yet, and a supernet binds hundreds of these in every step
+            return
         if self.in_features:  # a model without dense features has linears over nothing, which emit their bias
             nn.init.xavier_uniform_(self.weight)
         if self.bias is not None:
@@ -49,6 +51,8 @@ class MultiSourceLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        if any(weight.is_meta for weight in self.parameters()):
+            return
         # The bound is that of the whole weight, not of each piece.
         bound = math.sqrt(6.0 / max(1, sum(self.in_features.values()) + self.out_features))
         with torch.no_grad():
