@@ -114,8 +114,9 @@ class SharedInteractionArch(nn.Module):
 
 
 def _is_view(view: nn.Parameter, stored: nn.Parameter) -> bool:
+    # Without dense features some weights are empty; an empty tensor has no address to compare.
     return (
-        view.data_ptr() == stored.data_ptr()
+        (view.data_ptr() == stored.data_ptr() or not view.numel())
         and view.device == stored.device
         and view.dtype == stored.dtype
         and view.requires_grad == stored.requires_grad

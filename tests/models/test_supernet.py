@@ -55,6 +55,25 @@ def test_every_strategy_equals_its_extracted_model(seed, dense, strategy):
     torch.testing.assert_close(supernet(dense_x, kjt), supernet.extract(architecture)(dense_x, kjt), rtol=0, atol=1e-6)
 
 
+@given(st.integers(0, 2**40), st.integers(0, 2), st.sampled_from(["single_operator_any_connection", "full"]))
+def test_gradients_are_those_of_the_extracted_model(seed, dense, strategy):
+    space = SearchSpace(3, dense_widths=(16, 36, 128), sparse_widths=(4, 6, 9))
+    supernet = SuperNet(make_ebc(6), dense, space)
+    architecture = space.sample(torch.Generator().manual_seed(seed), strategy)
+    supernet.set_architecture(architecture)
+    model = supernet.extract(architecture)
+    dense_x, kjt = torch.randn(5, dense), make_kjt(6, 5, max_length=2)
+    for network in (supernet, model):
+        F.binary_cross_entropy_with_logits(network(dense_x, kjt), torch.ones(5, 1)).backward()
+    found = [view.grad for _, view in supernet.interaction_arch.active_parameters()]
+    expected = [parameter.grad for parameter in model.interaction_arch.parameters()]
+    assert any(gradient is not None for gradient in found) and len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_active_slice_adagrad_is_adagrad_on_the_whole_supernet():
     torch.manual_seed(0)
     ours = SuperNet(make_ebc(4), 3, SMALL_SPACE)
