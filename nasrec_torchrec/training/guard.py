@@ -1,6 +1,7 @@
 """What a step checks on all ranks alike: whether its numbers are finite, and whether the run was asked to end."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -63,6 +64,9 @@ class StepGuard(nn.Module):
     @contextmanager
     def termination(self) -> Iterator[None]:
         """Takes SIGTERM as the wish to end after a step, as it is sent before a machine is taken away."""
+        if threading.current_thread() is not threading.main_thread():  # which alone may set a handler
+            yield
+            return
 
         def ask(_: int, __: FrameType | None) -> None:
             self._terminated = True
