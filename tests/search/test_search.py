@@ -100,8 +100,8 @@ def test_impossible_searches_are_refused():
     tiny = SearchSpace(1, ("fully_connected",), ("attention",), (16,), (4,))
     with pytest.raises(ValueError, match="holds 4 architectures, the search wants"):
         list(evolve(tiny, _score, EvolutionConfig(population=4, generations=1, children=1, tournament=2)))
-    with pytest.raises(ValueError, match="finetune_steps: expected a positive integer, found 0"):
-        EvaluationConfig(finetune_steps=0)
+    with pytest.raises(ValueError, match="finetune_steps: expected 0 or more, found -1"):
+        EvaluationConfig(finetune_steps=-1)
     with pytest.raises(ValueError, match="tournament: expected at most the population of 4, found 8"):
         EvolutionConfig(population=4, tournament=8)
 
