@@ -17,7 +17,7 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
-from scipy.stats import kendalltau, pearsonr
+from scipy.stats import kendalltau, pearsonr, rankdata
 
 from nasrec_torchrec import Architecture, SearchSpace, SuperNet
 from nasrec_torchrec.cli import run
@@ -170,18 +170,18 @@ def report(truth: list[list[float]], inherited: dict[str, list[list[tuple[float,
         for second in range(first + 1, scratch.shape[1]):
             tau = kendalltau(scratch[:, first], scratch[:, second]).statistic
             print(f"seed {first} against seed {second} from scratch: tau {tau:.2f}")
-    print(f"{'strategy':<34} {'seed':>4} {'':<10} {'tau [95 %]':>22} {'r [95 %]':>22} {'loss':>8}")
+    print(f"{'supernet':<38} {'seed':>4} {'':<10} {'tau [95 %]':>22} {'r [95 %]':>22} {'loss':>8}")
     rows = []
-    for strategy, runs in inherited.items():
+    for name, runs in inherited.items():
         for seed, pairs in enumerate(runs):
             for index, stage in enumerate(("inherited", "fine-tuned")):
                 losses = np.array([pair[index] for pair in pairs])
                 tau, r = (_with_interval(kind, losses, truths) for kind in (kendalltau, pearsonr))
                 rows.append(
-                    {"strategy": strategy, "seed": seed, "stage": stage, "tau": tau, "r": r, "losses": losses.tolist()}
+                    {"supernet": name, "seed": seed, "stage": stage, "tau": tau, "r": r, "losses": losses.tolist()}
                 )
                 print(
-                    f"{strategy:<34} {seed:>4} {stage:<10} "
+                    f"{name:<38} {seed:>4} {stage:<10} "
                     + " ".join(f"{v:>7.2f} [{low:>5.2f}, {high:>5.2f}]" for v, low, high in (tau, r))
                     + f" {losses.mean():>8.4f}"
                 )
@@ -204,28 +204,25 @@ def _draw(truths: np.ndarray, scratch: np.ndarray, rows: list[dict], path: Path)
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    strategies = list(dict.fromkeys(row["strategy"] for row in rows))
+    names = list(dict.fromkeys(row["supernet"] for row in rows))
     figure, axes = plt.subplots(
-        2, len(strategies), figsize=(3.2 * len(strategies), 6.5), squeeze=False, constrained_layout=True
+        2, len(names), figsize=(3.2 * len(names), 6.5), squeeze=False, sharex=True, sharey=True, layout="constrained"
     )
-    for line, stage in enumerate(("inherited", "fine-tuned")):
-        for column, strategy in enumerate(strategies):
-            axis = axes[line][column]
-            for row in rows:
-                if row["strategy"] == strategy and row["stage"] == stage:
-                    axis.errorbar(
-                        row["losses"],
-                        truths,
-                        yerr=scratch.std(axis=1),
-                        fmt="o",
-                        markersize=4,
-                        linewidth=0.6,
-                        label=f"seed {row['seed']}: tau {row['tau'][0]:.2f}",
-                    )
-            axis.legend(fontsize=8)
-            axis.set_title(f"{strategy.replace('_', ' ')},\n{stage}", fontsize=9)
-            # Logarithmic: an architecture that learns nothing from scratch must not squeeze the others into one line.
-            axis.set(xscale="log", yscale="log", xlabel="log loss, supernet's weights", ylabel="log loss from scratch")
+    true_ranks = rankdata(truths)
+    lowest, highest = (ends(rankdata(scratch, axis=0), axis=1) for ends in (np.min, np.max))
+    for row in rows:
+        axis = axes[("inherited", "fine-tuned").index(row["stage"])][names.index(row["supernet"])]
+        ranks = rankdata(row["losses"])
+        color = f"C{row['seed']}"
+        axis.vlines(ranks, lowest, highest, color=color, linewidth=0.6)
+        axis.plot(
+            ranks, true_ranks, "o", color=color, markersize=4, label=f"seed {row['seed']}: tau {row['tau'][0]:.2f}"
+        )
+        axis.legend(fontsize=8, loc="upper left")
+        axis.set_ylim(0, 1.35 * len(truths))
+        axis.set_title(f"{row['supernet'].replace('_', ' ')},\n{row['stage']}", fontsize=8)
+    figure.supxlabel("rank with the supernet's weights")
+    figure.supylabel("rank from scratch, and range over the seeds")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
