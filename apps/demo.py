@@ -50,7 +50,7 @@ def main(out: Path = Path("runs/demo"), ranks: int = 2, seed: int = 0) -> None:
     supernet += ["--resume", "never"]
     component("train_supernet", *space, *supernet, *seeds, data=data, out=out / "supernet", j=f"1x{ranks}")
     evolution = ["--population", "32", "--generations", "8", "--children", "8", "--tournament", "16"]
-    finetuning = ["--finetune_steps", "60", "--finetune_batch_size", "256", "--top_k", "2"]
+    finetuning = ["--finetune_steps", "60", "--finetune_batch_size", "256", "--top_k", "2", "--resume", "never"]
     component("search", *evolution, *finetuning, *seeds, supernet=out / "supernet", data=data, out=out / "search")
     random_architecture = SPACE.sample(torch.Generator().manual_seed(seed))
     write_text(out / "random.json", random_architecture.to_json())

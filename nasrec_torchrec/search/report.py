@@ -1,9 +1,8 @@
-"""What a search leaves: every candidate, the best architectures and a picture."""
+"""What a search leaves for people: the best architectures and a picture."""
 
 import json
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import matplotlib
@@ -15,54 +14,24 @@ from nasrec_torchrec.files import atomic_path, write_text
 from nasrec_torchrec.search.evaluator import Candidate
 
 
-class SearchLog:
-    """Collects candidates; each is on disk before the next one is evaluated.
-
-    Args:
-        folder: receives ``candidates.jsonl`` and, from :meth:`write_results`, everything else.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.candidates: list[Candidate] = []
-
-    def __enter__(self) -> "SearchLog":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = (self.folder / "candidates.jsonl").open("w", buffering=1)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    @property
-    def best(self) -> Candidate:
-        return min(self.candidates, key=_loss)
-
-    def add(self, candidate: Candidate) -> None:
-        """Records an evaluated candidate."""
-        self.candidates.append(candidate)
-        self._file.write(json.dumps(_record(len(self.candidates), candidate)) + "\n")
-
-    def write_results(self, top_k: int) -> None:
-        """Writes ``results.json``, ``search.png`` and the ``top_k`` best architectures as JSON and SVG."""
-        best = sorted(self.candidates, key=_loss)[:top_k]
-        order = {id(candidate): number for number, candidate in enumerate(self.candidates, start=1)}
-        document = {
-            "evaluated": len(self.candidates),
-            "seconds": sum(candidate.seconds for candidate in self.candidates),
-            "best": [_record(order[id(candidate)], candidate) for candidate in best],
-        }
-        write_text(self.folder / "results.json", json.dumps(document, indent=2))
-        folder = self.folder / "architectures"
-        shutil.rmtree(folder, ignore_errors=True)  # an earlier search may have kept more
-        for rank, candidate in enumerate(best, start=1):
-            path = folder / f"rank-{rank:02d}"
-            write_text(path.with_suffix(".json"), candidate.architecture.to_json())
-            write_text(path.with_suffix(".svg"), candidate.architecture.to_svg())
-        with atomic_path(self.folder / "search.png") as temporary:
-            _draw(self.candidates, best, temporary)
+def write_results(candidates: list[Candidate], folder: Path, top_k: int) -> None:
+    """Writes ``results.json``, ``search.png`` and the ``top_k`` best architectures as JSON and SVG."""
+    best = sorted(candidates, key=_loss)[:top_k]
+    order = {id(candidate): number for number, candidate in enumerate(candidates, start=1)}
+    document = {
+        "evaluated": len(candidates),
+        "seconds": sum(candidate.seconds for candidate in candidates),
+        "best": [_record(order[id(candidate)], candidate) for candidate in best],
+    }
+    write_text(folder / "results.json", json.dumps(document, indent=2))
+    architectures = folder / "architectures"
+    shutil.rmtree(architectures, ignore_errors=True)  # an earlier search may have kept more
+    for rank, candidate in enumerate(best, start=1):
+        path = architectures / f"rank-{rank:02d}"
+        write_text(path.with_suffix(".json"), candidate.architecture.to_json())
+        write_text(path.with_suffix(".svg"), candidate.architecture.to_svg())
+    with atomic_path(folder / "search.png") as temporary:
+        _draw(candidates, best, temporary)
 
 
 def _loss(candidate: Candidate) -> float:

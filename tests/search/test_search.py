@@ -3,15 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support import SMALL_SPACE, make_click_data, make_click_files, make_ebc, make_schema
 from torch.nn import functional as F
 
 from nasrec_torchrec import SearchSpace, SuperNet
 from nasrec_torchrec.search.evaluator import Candidate, EvaluationConfig, Evaluator
 from nasrec_torchrec.search.evolution import EvolutionConfig, evolve, num_mutations
-from nasrec_torchrec.search.report import SearchLog
+from nasrec_torchrec.search.report import write_results
 from nasrec_torchrec.training.metrics import ClickMetrics, evaluate
 from nasrec_torchrec.training.schedules import cosine_with_warmup
 
@@ -106,26 +104,10 @@ def test_impossible_searches_are_refused():
         EvolutionConfig(population=4, tournament=8)
 
 
-@given(st.integers(1, 30))
-def test_results_list_the_best(tmp_path_factory, count: int):
-    folder = tmp_path_factory.mktemp("search")
-    generator = torch.Generator().manual_seed(count)
-    candidates = [_score(SMALL_SPACE.sample(generator)) for _ in range(count)]
-    with SearchLog(folder) as log:
-        for candidate in candidates:
-            log.add(candidate)
-    assert len((folder / "candidates.jsonl").read_text().splitlines()) == count
-    best = sorted(candidate.metrics.log_loss for candidate in candidates)[:3]
-    assert log.best.metrics.log_loss == best[0]
-
-
 def test_written_results_can_be_read_back(tmp_path: Path):
     candidates = [_score(SMALL_SPACE.sample(torch.Generator().manual_seed(seed))) for seed in range(9)]
-    with SearchLog(tmp_path) as log:
-        for candidate in candidates:
-            log.add(candidate)
-    log.write_results(9)
-    log.write_results(4)
+    write_results(candidates, tmp_path, 9)
+    write_results(candidates, tmp_path, 4)
     results = json.loads((tmp_path / "results.json").read_text())
     losses = [entry["log_loss"] for entry in results["best"]]
     assert losses == sorted(c.metrics.log_loss for c in candidates)[:4] and results["evaluated"] == 9
