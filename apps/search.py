@@ -8,12 +8,14 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import MANIFEST, open_split, sha256
 from nasrec_torchrec.distributed.checkpoint import load_model
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.progress import update_interval
-from nasrec_torchrec.search.evaluator import EvaluationConfig, Evaluator
+from nasrec_torchrec.search.cost import Limits
+from nasrec_torchrec.search.evaluator import Candidate, EvaluationConfig, Evaluator
 from nasrec_torchrec.search.evolution import EvolutionConfig, evolve
 from nasrec_torchrec.search.report import write_results
 from nasrec_torchrec.search.study import JOURNAL, CandidateStudy
@@ -25,6 +27,7 @@ def main(
     out: Path,
     evolution: EvolutionConfig,
     evaluation: EvaluationConfig,
+    limits: Limits,
     top_k: int = 15,
     storage: str | None = None,
     study: str = "search",
@@ -57,12 +60,24 @@ def main(
     if candidates.candidates:
         print(f"{candidates.place}: holds {len(candidates.candidates)} candidates", file=sys.stderr)
     evaluator = Evaluator(model, open_split(data, "train").load(), open_split(data, "validation").load(), evaluation)
+
+    def allowed(architecture: Architecture) -> bool:
+        cost = evaluator.cost(architecture)
+        return limits.allow(cost.multiply_adds, cost.parameters)
+
+    found: list[Candidate] = []
+    search = evolve(model.search_space, candidates.remembering(evaluator), evolution, allowed)
     with tqdm(total=evolution.evaluations, desc="search", unit="candidate", mininterval=update_interval()) as bar:
-        for _ in evolve(model.search_space, candidates.remembering(evaluator), evolution):
+        for candidate in search:
+            found.append(candidate)
             bar.update()
-            bar.set_postfix(best=f"{candidates.best.metrics.log_loss:.5f}", refresh=False)
-    write_results(candidates.candidates, out, top_k)
-    print(f"best validation log loss {candidates.best.metrics.log_loss:.5f}; see {out}/results.json")
+            bar.set_postfix(best=f"{min(_loss(c) for c in found):.5f}", refresh=False)
+    write_results(found, out, top_k)
+    print(f"best validation log loss {min(_loss(c) for c in found):.5f}; see {out}/results.json")
+
+
+def _loss(candidate: Candidate) -> float:
+    return candidate.metrics.log_loss
 
 
 def _fingerprint(model: SuperNet) -> str:

@@ -26,6 +26,25 @@ class Cost:
     by_module: dict[str, tuple[int, int]]
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate may cost; None is without limit.
+
+    Args:
+        max_flops: per example in the interaction part, two for a multiply-add.
+        max_parameters: of the interaction part.
+    """
+
+    max_flops: int | None = None
+    max_parameters: int | None = None
+
+    def allow(self, multiply_adds: int, parameters: int) -> bool:
+        """Whether a cost is within the limits."""
+        return (self.max_flops is None or 2 * multiply_adds <= self.max_flops) and (
+            self.max_parameters is None or parameters <= self.max_parameters
+        )
+
+
 def cost(
     architecture: Architecture, dense_in_features: int, num_tokens: int, embedding_dim: int, use_layernorm: bool = False
 ) -> Cost:

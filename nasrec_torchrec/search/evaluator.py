@@ -14,7 +14,7 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.click_data import ClickData
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
-from nasrec_torchrec.search.cost import cost
+from nasrec_torchrec.search.cost import Cost, cost
 from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.training.schedules import cosine_with_warmup
 
@@ -117,17 +117,16 @@ class Evaluator:
         subnet = self.supernet.interaction_arch.subnet(architecture)
         weight, bias = self._finetune_last_layer(subnet)
         logits = self._features(subnet, self._validation) @ weight + bias
-        arch = self.supernet.interaction_arch.storage
-        costs = cost(
-            architecture,
-            arch.dense_in_features,
-            arch.num_tokens,
-            arch.embedding_dim,
-            self.supernet.interaction_arch.use_layernorm,
-        )
+        costs = self.cost(architecture)
         metrics = click_metrics(logits, self._validation.labels)
         seconds = time.perf_counter() - started
         return Candidate(architecture, metrics, costs.multiply_adds, costs.parameters, seconds)
+
+    def cost(self, architecture: Architecture) -> Cost:
+        """What the candidate costs, without evaluating it."""
+        arch = self.supernet.interaction_arch
+        sizes = arch.storage.dense_in_features, arch.storage.num_tokens, arch.storage.embedding_dim
+        return cost(architecture, *sizes, arch.use_layernorm)
 
     @torch.no_grad()
     def _features(self, subnet: InteractionArch, rows: _CachedRows) -> Tensor:

@@ -14,6 +14,8 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.search_space import SearchSpace
 
+_ATTEMPTS = 2000
+
 
 @dataclass(frozen=True)
 class EvolutionConfig:
@@ -48,18 +50,25 @@ class EvolutionConfig:
 
 
 def evolve(
-    space: SearchSpace, evaluate: Callable[[Architecture], Candidate], config: EvolutionConfig
+    space: SearchSpace,
+    evaluate: Callable[[Architecture], Candidate],
+    config: EvolutionConfig,
+    allowed: Callable[[Architecture], bool] = lambda _: True,
 ) -> Iterator[Candidate]:
     """Searches, and yields each candidate as soon as it is evaluated; no network is
     evaluated twice, however it is written.
+
+    With no generations this is random search.
 
     Args:
         space: to draw and mutate in.
         evaluate: lower ``metrics.log_loss`` is better.
         config: how to proceed.
+        allowed: says whether an architecture may be a candidate at all.
 
     Raises:
-        ValueError: when the space holds fewer architectures than the search has evaluations.
+        ValueError: when the space holds fewer architectures than the search has evaluations, or none that is new and
+            allowed is found.
     """
     if space.cardinality < config.evaluations:
         raise ValueError(
@@ -69,27 +78,36 @@ def evolve(
     rng = random.Random(config.seed)
     seen: set[Architecture] = set()
 
-    def novel(architecture: Architecture) -> Architecture:
-        # Walks on from a known architecture, so that an exhausted neighbourhood cannot hold the search up.
-        while architecture.canonical() in seen:
-            architecture = space.mutate(architecture, generator)
-        seen.add(architecture.canonical())
-        return architecture
+    def novel(draw: Callable[[int], Architecture]) -> Architecture:
+        for attempt in range(_ATTEMPTS):
+            architecture = draw(attempt)
+            form = architecture.canonical()
+            if form not in seen and allowed(architecture):
+                seen.add(form)
+                return architecture
+        raise ValueError(
+            f"{_ATTEMPTS} draws found no further architecture that is new and within the limits, after {len(seen)}; "
+            "widen the limits or the search space, or ask for fewer candidates"
+        )
 
     alive: deque[Candidate] = deque(maxlen=config.population)
     for _ in range(config.population):
-        candidate = evaluate(novel(space.sample(generator)))
+        candidate = evaluate(novel(lambda _: space.sample(generator)))
         alive.append(candidate)
         yield candidate
     for generation in range(config.generations):
         parent = min(rng.sample(list(alive), config.tournament), key=lambda member: member.metrics.log_loss)
         mutations = num_mutations(generation, config.generations)
+
+        def mutant(attempt: int, of: Architecture = parent.architecture, mutations: int = mutations) -> Architecture:
+            # Further away when the neighbourhood is exhausted.
+            for _ in range(mutations + attempt // 10):
+                of = space.mutate(of, generator)
+            return of
+
         children = []
         for _ in range(config.children):
-            child = parent.architecture
-            for _ in range(mutations):
-                child = space.mutate(child, generator)
-            children.append(evaluate(novel(child)))
+            children.append(evaluate(novel(mutant)))
             yield children[-1]
         alive.extend(children)
 

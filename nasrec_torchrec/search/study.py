@@ -63,11 +63,6 @@ class CandidateStudy:
         ]
         self._known = {candidate.architecture.canonical(): candidate for candidate in self.candidates}
 
-    @property
-    def best(self) -> Candidate:
-        """The candidate of the lowest validation log loss."""
-        return min(self.candidates, key=lambda candidate: candidate.metrics.log_loss)
-
     def remembering(self, evaluate: Callable[[Architecture], Candidate]) -> Callable[[Architecture], Candidate]:
         """An evaluation that takes from the study what it holds, and puts into it what it does not.
 

@@ -7,11 +7,14 @@ from support import SMALL_SPACE, make_click_data, make_click_files, make_ebc, ma
 from torch.nn import functional as F
 
 from nasrec_torchrec import SearchSpace, SuperNet
+from nasrec_torchrec.search.cost import Limits
 from nasrec_torchrec.search.evaluator import Candidate, EvaluationConfig, Evaluator
 from nasrec_torchrec.search.evolution import EvolutionConfig, evolve, num_mutations
 from nasrec_torchrec.search.report import write_results
 from nasrec_torchrec.training.metrics import ClickMetrics, evaluate
 from nasrec_torchrec.training.schedules import cosine_with_warmup
+
+_QUICK = EvaluationConfig(finetune_steps=0)
 
 
 def _supernet() -> SuperNet:
@@ -87,6 +90,25 @@ def test_the_oldest_die():
     first = found[0].architecture
     assert any(a == b for child in found[4:8] for a, b in zip(child.architecture.blocks, first.blocks, strict=True))
     assert len(found) == 16
+
+
+def test_limits_hold_for_every_candidate():
+    evaluator = Evaluator(_supernet(), make_click_data(make_schema(), 50), make_click_data(make_schema(), 50), _QUICK)
+    config = EvolutionConfig(population=10, generations=5, children=4, tournament=5)
+    free = [evaluator.cost(SMALL_SPACE.sample(torch.Generator().manual_seed(seed))) for seed in range(30)]
+    limits = Limits(2 * sorted(cost.multiply_adds for cost in free)[10], sorted(cost.parameters for cost in free)[12])
+
+    def allowed(architecture) -> bool:
+        cost = evaluator.cost(architecture)
+        return limits.allow(cost.multiply_adds, cost.parameters)
+
+    assert 0 < sum(limits.allow(cost.multiply_adds, cost.parameters) for cost in free) < 20
+    found = list(evolve(SMALL_SPACE, evaluator, config, allowed))
+    assert len(found) == 30 and limits.max_flops is not None and limits.max_parameters is not None
+    assert max(2 * candidate.multiply_adds for candidate in found) <= limits.max_flops
+    assert max(candidate.parameters for candidate in found) <= limits.max_parameters
+    with pytest.raises(ValueError, match="2000 draws found no further architecture that is new and within the limits"):
+        list(evolve(SMALL_SPACE, _score, config, lambda _: False))
 
 
 def test_mutations_become_fewer():

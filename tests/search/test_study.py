@@ -36,7 +36,7 @@ def test_candidates_come_back_as_they_were(tmp_path: Path, storage: str):
     for _ in range(20):
         study.add(score(SMALL_SPACE.sample(generator)))
     again = _open(storage.format(tmp_path))
-    assert again.candidates == study.candidates and again.best == study.best
+    assert again.candidates == study.candidates
 
 
 def test_a_search_that_failed_goes_on_where_it_was(tmp_path: Path):
@@ -88,7 +88,7 @@ def test_optuna_reads_the_choices(tmp_path: Path):
     parameters = plain.trials[7].params
     assert parameters["block1.dense_width"] == block.dense_width
     assert parameters["block1.sparse_reads_0"] == (0 in block.sparse_inputs)
-    assert plain.best_value == study.best.metrics.log_loss
+    assert plain.best_value == min(candidate.metrics.log_loss for candidate in study.candidates)
     importances = optuna.importance.get_param_importances(
         plain, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
     )
