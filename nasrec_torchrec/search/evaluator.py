@@ -4,6 +4,7 @@ The supernet stays loaded and the pooled embeddings of all rows are looked up on
 narrow forward passes. Only the final linear is fine-tuned: what it reads is computed once per candidate too.
 """
 
+import functools
 import time
 from dataclasses import dataclass
 
@@ -94,6 +95,8 @@ class Evaluator:
     def __init__(self, supernet: SuperNet, train: ClickData, validation: ClickData, config: EvaluationConfig) -> None:
         self.supernet = supernet.eval()
         self.config = config
+        # A search asks for a candidate's cost before it has it evaluated.
+        self.cost = functools.cache(self._cost)
         generator = torch.Generator().manual_seed(config.finetune_seed)
         wanted = config.finetune_steps * config.finetune_batch_size
         # Each fine-tuning step has its rows; a row that several steps use is looked up and computed once.
@@ -122,8 +125,7 @@ class Evaluator:
         seconds = time.perf_counter() - started
         return Candidate(architecture, metrics, costs.multiply_adds, costs.parameters, seconds)
 
-    def cost(self, architecture: Architecture) -> Cost:
-        """What the candidate costs, without evaluating it."""
+    def _cost(self, architecture: Architecture) -> Cost:
         arch = self.supernet.interaction_arch
         sizes = arch.storage.dense_in_features, arch.storage.num_tokens, arch.storage.embedding_dim
         return cost(architecture, *sizes, arch.use_layernorm)
