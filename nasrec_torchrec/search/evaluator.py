@@ -69,14 +69,22 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class _CachedRows:
+class CachedRows:
+    """Rows whose embeddings were looked up once.
+
+    Args:
+        dense: ``(rows, F_dense)``.
+        embedded: pooled embeddings ``(rows, F_sparse, E)``.
+        labels: ``(rows,)``.
+    """
+
     dense: Tensor
     embedded: Tensor
     labels: Tensor
 
     @classmethod
     @torch.no_grad()
-    def make(cls, supernet: SuperNet, data: ClickData, rows: Tensor, chunk_size: int) -> "_CachedRows":
+    def make(cls, supernet: SuperNet, data: ClickData, rows: Tensor, chunk_size: int) -> "CachedRows":
         parts = [data.select(chunk) for chunk in rows.split(chunk_size)]
         embedded = torch.cat([supernet.sparse_arch(part.sparse_features) for part in parts])
         return cls(data.dense[rows], embedded, data.labels[rows])
@@ -101,14 +109,15 @@ class Evaluator:
         wanted = config.finetune_steps * config.finetune_batch_size
         # Each fine-tuning step has its rows; a row that several steps use is looked up and computed once.
         self._steps: tuple[Tensor, ...] = ()
+        self.finetuning_rows: CachedRows | None = None
         if wanted:
             epochs = -(-wanted // len(train))
             drawn = torch.cat([torch.randperm(len(train), generator=generator) for _ in range(epochs)])
             rows, positions = drawn[:wanted].unique(return_inverse=True)
             self._steps = positions.split(config.finetune_batch_size)
-            self._finetune = _CachedRows.make(supernet, train, rows, config.chunk_size)
+            self.finetuning_rows = CachedRows.make(supernet, train, rows, config.chunk_size)
         rows = torch.arange(min(len(validation), config.evaluation_rows))
-        self._validation = _CachedRows.make(supernet, validation, rows, config.chunk_size)
+        self.validation_rows = CachedRows.make(supernet, validation, rows, config.chunk_size)
 
     def __call__(self, architecture: Architecture) -> Candidate:
         """Fine-tunes the candidate's last layer and measures it.
@@ -119,9 +128,9 @@ class Evaluator:
         started = time.perf_counter()
         subnet = self.supernet.interaction_arch.subnet(architecture)
         weight, bias = self._finetune_last_layer(subnet)
-        logits = self._features(subnet, self._validation) @ weight + bias
+        logits = self._features(subnet, self.validation_rows) @ weight + bias
         costs = self.cost(architecture)
-        metrics = click_metrics(logits, self._validation.labels)
+        metrics = click_metrics(logits, self.validation_rows.labels)
         seconds = time.perf_counter() - started
         return Candidate(architecture, metrics, costs.multiply_adds, costs.parameters, seconds)
 
@@ -131,7 +140,7 @@ class Evaluator:
         return cost(architecture, *sizes, arch.use_layernorm)
 
     @torch.no_grad()
-    def _features(self, subnet: InteractionArch, rows: _CachedRows) -> Tensor:
+    def _features(self, subnet: InteractionArch, rows: CachedRows) -> Tensor:
         chunks = zip(rows.dense.split(self.config.chunk_size), rows.embedded.split(self.config.chunk_size), strict=True)
         return torch.cat([torch.cat(subnet.features(dense, embedded), dim=1) for dense, embedded in chunks])
 
@@ -143,15 +152,16 @@ class Evaluator:
             weight = torch.cat([last.weight(source) for source in last.in_features], dim=1).flatten().clone()
             assert last.bias is not None
             bias = last.bias.detach().clone()
-        if not self._steps:
+        cached = self.finetuning_rows
+        if cached is None:
             return weight, bias
-        features = self._features(subnet, self._finetune)
+        features = self._features(subnet, cached)
         optimizer = torch.optim.Adagrad([weight, bias], lr=config.finetune_learning_rate, eps=1e-2)
         for step, rows in enumerate(self._steps):
             optimizer.param_groups[0]["lr"] = cosine_with_warmup(step, len(self._steps), config.finetune_learning_rate)
             batch = features[rows]
             # d loss / d logit by hand: the graph would cost more than the products.
-            error = (torch.sigmoid(batch @ weight + bias) - self._finetune.labels[rows]) / rows.numel()
+            error = (torch.sigmoid(batch @ weight + bias) - cached.labels[rows]) / rows.numel()
             weight.grad, bias.grad = error @ batch, error.sum().reshape(1)
             optimizer.step()
         return weight, bias

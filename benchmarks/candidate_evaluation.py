@@ -1,0 +1,72 @@
+"""What evaluating a candidate costs beside bare forward passes of the model extracted for it.
+
+    python benchmarks/candidate_evaluation.py --supernet runs/supernet --data DATA
+
+In turns, for every architecture: one evaluation as in a search (costs counted, last layer fine-tuned, exact metrics),
+and the extracted model's interaction part over the same rows with the same embedded features: those of the
+fine-tuning, each once, and those of the validation.
+"""
+
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from nasrec_torchrec import SuperNet
+from nasrec_torchrec.cli import run
+from nasrec_torchrec.datasets.prepared import open_split
+from nasrec_torchrec.distributed.checkpoint import load_model
+from nasrec_torchrec.search.evaluator import EvaluationConfig, Evaluator
+
+
+@torch.no_grad()
+def main(supernet: Path, data: Path, evaluation: EvaluationConfig, architectures: int = 20, threads: int = 1) -> None:
+    """Prints the seconds of both, and the median of their ratios.
+
+    Args:
+        supernet: run folder of a supernet's training.
+        data: prepared data set.
+        architectures: drawn from the supernet's space.
+        threads: that PyTorch computes with.
+    """
+    torch.set_num_threads(threads)
+    _, model = load_model(supernet)
+    if not isinstance(model, SuperNet):
+        raise ValueError(f"{supernet}: expected the run of a supernet, found a {type(model).__name__}")
+    train, validation = open_split(data, "train").load(), open_split(data, "validation").load()
+    started = time.perf_counter()
+    evaluator = Evaluator(model, train, validation, evaluation)
+    cached = [rows for rows in (evaluator.finetuning_rows, evaluator.validation_rows) if rows is not None]
+    size = sum(rows.dense.nbytes + rows.embedded.nbytes + rows.labels.nbytes for rows in cached)
+    print(
+        f"{' + '.join(f'{len(rows.labels):,}' for rows in cached)} rows looked up in "
+        f"{time.perf_counter() - started:.1f} s; the cache has {size / 2**20:,.1f} MiB"
+    )
+    generator = torch.Generator().manual_seed(0)
+    ratios, seconds = [], []
+    print("  evaluation, s   forward, s   ratio")
+    for _ in range(architectures):
+        architecture = model.search_space.sample(generator)
+        arch = model.extract(architecture).interaction_arch.eval()
+        started = time.perf_counter()
+        evaluator(architecture)
+        evaluated = time.perf_counter() - started
+        started = time.perf_counter()
+        for rows in cached:
+            for part in zip(*(t.split(evaluation.chunk_size) for t in (rows.dense, rows.embedded)), strict=True):
+                arch(*part)
+        bare = time.perf_counter() - started
+        seconds.append(evaluated)
+        ratios.append(evaluated / bare)
+        print(f"  {evaluated:13.3f}   {bare:10.3f}   {ratios[-1]:5.2f}", flush=True)
+    print(
+        f"median of {architectures}: evaluation {statistics.median(seconds):.3f} s, "
+        f"ratio {statistics.median(ratios):.2f}; {60 / statistics.fmean(seconds):.0f} candidates per minute; "
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB of memory at most"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
