@@ -1,6 +1,7 @@
 """Searches a trained supernet for the best architectures."""
 
 import hashlib
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import MANIFEST, open_split, sha256
-from nasrec_torchrec.distributed.checkpoint import load_model
+from nasrec_torchrec.distributed.checkpoint import load_supernet
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.search.cost import Limits
@@ -48,9 +49,7 @@ def main(
         study: name of the study there.
         resume: auto takes from the study what it holds, never drops that first.
     """
-    _, model = load_model(supernet)
-    if not isinstance(model, SuperNet):
-        raise ValueError(f"{supernet}: expected the run of a supernet, found a {type(model).__name__}")
+    model = load_supernet(supernet)
     settings = {
         "supernet": _fingerprint(model),
         "data": sha256(data / MANIFEST),
@@ -66,18 +65,16 @@ def main(
         return limits.allow(cost.multiply_adds, cost.parameters)
 
     found: list[Candidate] = []
+    best = math.inf
     search = evolve(model.search_space, candidates.remembering(evaluator), evolution, allowed)
     with tqdm(total=evolution.evaluations, desc="search", unit="candidate", mininterval=update_interval()) as bar:
         for candidate in search:
             found.append(candidate)
             bar.update()
-            bar.set_postfix(best=f"{min(_loss(c) for c in found):.5f}", refresh=False)
+            best = min(best, candidate.metrics.log_loss)
+            bar.set_postfix(best=f"{best:.5f}", refresh=False)
     write_results(found, out, top_k)
-    print(f"best validation log loss {min(_loss(c) for c in found):.5f}; see {out}/results.json")
-
-
-def _loss(candidate: Candidate) -> float:
-    return candidate.metrics.log_loss
+    print(f"best validation log loss {best:.5f}; see {out}/results.json")
 
 
 def _fingerprint(model: SuperNet) -> str:

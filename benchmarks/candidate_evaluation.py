@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
-from nasrec_torchrec import SuperNet
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import open_split
-from nasrec_torchrec.distributed.checkpoint import load_model
+from nasrec_torchrec.distributed.checkpoint import load_supernet
 from nasrec_torchrec.search.evaluator import EvaluationConfig, Evaluator
 
 
@@ -32,9 +31,7 @@ def main(supernet: Path, data: Path, evaluation: EvaluationConfig, architectures
         threads: that PyTorch computes with.
     """
     torch.set_num_threads(threads)
-    _, model = load_model(supernet)
-    if not isinstance(model, SuperNet):
-        raise ValueError(f"{supernet}: expected the run of a supernet, found a {type(model).__name__}")
+    model = load_supernet(supernet)
     train, validation = open_split(data, "train").load(), open_split(data, "validation").load()
     started = time.perf_counter()
     evaluator = Evaluator(model, train, validation, evaluation)

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau, pearsonr, rankdata
 
-from nasrec_torchrec import Architecture, SearchSpace, SuperNet
+from nasrec_torchrec import Architecture, SearchSpace
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
-from nasrec_torchrec.distributed.checkpoint import load_model
+from nasrec_torchrec.distributed.checkpoint import load_supernet
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.description import ModelDescription
@@ -144,8 +144,7 @@ def _supernet(data: Path, out: Path, study: Study, name: str, seed: int) -> list
         with process_group() as device:
             description = ModelDescription(load_schema(data), SPACE, use_layernorm=True)
             Trainer(description, config, folder, device).train(open_split(data, "train"))
-        _, model = load_model(folder)
-        assert isinstance(model, SuperNet)
+        model = load_supernet(folder)
         train, validation = (open_split(data, split).load() for split in ("train", "validation"))
         evaluation = EvaluationConfig(finetune_steps=study.finetune_steps)
         raw, tuned = (

@@ -196,3 +196,15 @@ def load_model(run_dir: Path) -> tuple[ModelDescription, NASRecNet | SuperNet | 
         raise ValueError(f"{folder}: the checkpoint cannot be read: {str(error).splitlines()[0]}") from None
     wrapped.load_state_dict(state["model"])
     return description, model.eval()
+
+
+def load_supernet(run_dir: Path) -> SuperNet:
+    """Like :func:`load_model`, for a run that must be a supernet's.
+
+    Raises:
+        ValueError: also when the run trained another model.
+    """
+    _, model = load_model(run_dir)
+    if not isinstance(model, SuperNet):
+        raise ValueError(f"{run_dir}: expected the run of a supernet, found a {type(model).__name__}")
+    return model

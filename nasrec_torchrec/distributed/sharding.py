@@ -13,7 +13,7 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -26,18 +26,10 @@ SHARDING_TYPES: tuple[str, ...] = tuple(kind.value for kind in ShardingType if k
 
 
 class TableSharder(EmbeddingBagCollectionSharder):
-    """Offers the planner the given sharding types, where TorchRec's own sharder hides some that work on the CPU.
-
-    Several are limited here and not by ParameterConstraints, which keeps plans reproducible: with constraints the
-    planner tries sharding types in the order of a set.
-    """
-
-    def __init__(self, types: list[str], codecs: dict[str, QuantizedCommCodecs] | None = None) -> None:
-        super().__init__(qcomm_codecs_registry=codecs)
-        self._types = types
+    """Offers every model-parallel sharding type on the CPU too, where TorchRec's own sharder hides some that work."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return self._types
+        return list(SHARDING_TYPES)
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         return [EmbeddingComputeKernel.FUSED.value]
@@ -87,7 +79,6 @@ def parallelize(
         raise ValueError(
             f"sharding_type: {_SUMS_ONLY} gives wrong means in TorchRec, and {means} are pooled by mean; choose another"
         )
-    types = [kind for kind in SHARDING_TYPES if kind != _SUMS_ONLY or not means]
     codecs = None
     if quantized_comms != "none":
         if device.type != "cuda":
@@ -96,7 +87,7 @@ def parallelize(
             )
         kind = CommType(quantized_comms)
         codecs = get_qcomm_codecs_registry(QCommsConfig(forward_precision=kind, backward_precision=kind), device)
-    sharders: list[ModuleSharder[nn.Module]] = [TableSharder([sharding_type] if sharding_type else types, codecs)]
+    sharders: list[ModuleSharder[nn.Module]] = [TableSharder(qcomm_codecs_registry=codecs)]
     weights = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
     dmp = DistributedModelParallel(
         model,
@@ -154,6 +145,8 @@ def _plan(
     model: nn.Module, device: torch.device, sharders: list[ModuleSharder[nn.Module]], sharding_type: str | None
 ) -> ShardingPlan:
     world_size = dist.get_world_size()
+    # No constraint where none is asked for: with several types in one the planner tries them in the order of a set, and
+    # plans differ from run to run. It takes grid_shard, wrong for means, only where a constraint names it.
     only = ParameterConstraints(sharding_types=[sharding_type])
     memory = rank_memory(device)
     caps = {"hbm_cap": memory} if device.type == "cuda" else {"ddr_cap": memory}

@@ -41,10 +41,8 @@ class EvaluationConfig:
     finetune_seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            *(("finetune_steps", 0), ("finetune_batch_size", 1)),
-            *(("evaluation_rows", 1), ("chunk_size", 1)),
-        ):
+        lowest = {"finetune_steps": 0, "finetune_batch_size": 1, "evaluation_rows": 1, "chunk_size": 1}
+        for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected {least} or more, found {getattr(self, name)}")
 
