@@ -21,6 +21,7 @@ def main(
     baseline: DLRMLayers,
     architecture: str = "dlrm",
     use_layernorm: bool = False,
+    embedding_dim: int | None = None,
     learning_rates: tuple[float, ...] = (),
     seeds: tuple[int, ...] = (),
 ) -> None:
@@ -36,10 +37,11 @@ def main(
         architecture: JSON file of an architecture or a folder of them, the name of a published one such as
             criteo-small, or dlrm.
         use_layernorm: normalise after each linear of a NASRecNet.
+        embedding_dim: of all tables; unset, as the data set's schema says.
         learning_rates: to try, instead of the one learning_rate.
         seeds: to repeat every trial with, instead of the one seed.
     """
-    schema = load_schema(data)
+    schema = load_schema(data, embedding_dim)
     interactions: list[Architecture | DLRMLayers]
     if architecture == "dlrm":
         interactions = [baseline]

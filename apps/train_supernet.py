@@ -10,16 +10,24 @@ from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.training.trainer import TrainConfig, Trainer
 
 
-def main(data: Path, out: Path, space: SearchSpace, config: TrainConfig, use_layernorm: bool = True) -> None:
+def main(
+    data: Path,
+    out: Path,
+    space: SearchSpace,
+    config: TrainConfig,
+    use_layernorm: bool = True,
+    embedding_dim: int | None = None,
+) -> None:
     """Trains a supernet over all processes that the launcher started.
 
     Args:
         data: prepared data set.
         out: run folder; receives the log, TensorBoard files and the checkpoint.
         use_layernorm: normalise after each linear, over the width in use.
+        embedding_dim: of all tables; unset, as the data set's schema says.
     """
     with process_group() as device:
-        description = ModelDescription(load_schema(data), space, use_layernorm)
+        description = ModelDescription(load_schema(data, embedding_dim), space, use_layernorm)
         trainer = Trainer(description, config, out, device)
         trainer.train(open_split(data, "train"))
 

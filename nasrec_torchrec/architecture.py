@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from nasrec_torchrec.operator_kinds import KINDS, Reads, Side, names_of
+
 # Operator names in the order in which the research code numbers them, per published space.
 _PUBLISHED_OPERATORS: dict[str, tuple[str, ...]] = {
     "xlarge": (
@@ -62,13 +64,18 @@ class BlockArchitecture:
     sparse_to_dense: bool
 
     def __post_init__(self) -> None:
-        for side, allowed in (("dense", DENSE_OPERATORS), ("sparse", SPARSE_OPERATORS)):
+        sides: tuple[Side, ...] = ("dense", "sparse")
+        for side in sides:
+            allowed = names_of(side)
             names = tuple(sorted(_strings(getattr(self, f"{side}_operators"), f"{side}_operators")))
             if not names or len(set(names)) != len(names):
                 raise ValueError(f"{side}_operators: expected one or more distinct names, found {names}")
             unknown = [name for name in names if name not in allowed]
             if unknown:
-                raise ValueError(f"{side}_operators: unknown operator {unknown}; allowed are {list(allowed)}")
+                raise ValueError(
+                    f"{side}_operators: unknown operator {unknown}; allowed are {list(allowed)}, and those that a "
+                    "module named by --plugins registers"
+                )
             object.__setattr__(self, f"{side}_operators", names)
             width = getattr(self, f"{side}_width")
             if not _is_int(width) or width <= 0:
@@ -91,8 +98,8 @@ class BlockArchitecture:
     @property
     def dense_sources(self) -> tuple[int, ...]:
         """The dense outputs that the dense operators read, in ascending order."""
-        sources = self.dense_inputs if _reads_dense_inputs(self.dense_operators) else ()
-        operands = (*self.left_inputs, *self.right_inputs) if _reads_operands(self.dense_operators) else ()
+        sources = self.dense_inputs if _read("dense", self.dense_operators) else ()
+        operands = (*self.left_inputs, *self.right_inputs) if _read("operands", self.dense_operators) else ()
         return tuple(sorted({*sources, *operands}))
 
     def computes(self, dense_is_read: bool, sparse_is_read: bool) -> tuple[bool, bool]:
@@ -140,9 +147,15 @@ class Architecture:
         return json.dumps({"format": _FORMAT, "blocks": [asdict(block) for block in self.blocks]}, indent=indent)
 
     def to_published_json(self, indent: int | None = None) -> str:
-        """This architecture in the research code's format."""
+        """This architecture in the research code's format.
+
+        Raises:
+            ValueError: when it has an operator that the research code does not have.
+        """
         used = {name for block in self.blocks for name in (*block.dense_operators, *block.sparse_operators)}
-        config = next(c for c in ("autoctr", "xlarge") if used <= set(_PUBLISHED_OPERATORS[c]))
+        config = next((c for c in ("autoctr", "xlarge") if used <= set(_PUBLISHED_OPERATORS[c])), None)
+        if config is None:
+            raise ValueError(f"the research code has no operator {sorted(used - set(_PUBLISHED_OPERATORS['xlarge']))}")
         numbers = {name: number for number, name in enumerate(_PUBLISHED_OPERATORS[config])}
         micro = [
             {
@@ -203,7 +216,7 @@ class Architecture:
             if computes_dense:
                 for source in block.dense_sources:
                     dense[source] = True
-            if computes_tokens or (computes_dense and "dot_product" in block.dense_operators):
+            if computes_tokens or (computes_dense and _read("tokens", block.dense_operators)):
                 for source in block.sparse_inputs:
                     sparse[source] = True
         return list(zip(dense, sparse, strict=True))
@@ -214,15 +227,15 @@ class Architecture:
         for block, (dense, sparse) in zip(self.blocks, self.outputs_read()[1:], strict=True):
             computes_dense, computes_tokens = block.computes(dense, sparse)
             operators = block.dense_operators if computes_dense else ()
-            reads_tokens = computes_tokens or "dot_product" in operators
-            reads_operands = _reads_operands(operators)
+            reads_tokens = computes_tokens or _read("tokens", operators)
+            reads_operands = _read("operands", operators)
             blocks.append(
                 BlockArchitecture(
                     dense_operators=operators or DENSE_OPERATORS[:1],
                     sparse_operators=block.sparse_operators if computes_tokens else SPARSE_OPERATORS[:1],
                     dense_width=block.dense_width if computes_dense else 1,
                     sparse_width=block.sparse_width if computes_tokens else 1,
-                    dense_inputs=block.dense_inputs if _reads_dense_inputs(operators) else (0,),
+                    dense_inputs=block.dense_inputs if _read("dense", operators) else (0,),
                     sparse_inputs=block.sparse_inputs if reads_tokens else (0,),
                     left_inputs=block.left_inputs if reads_operands else (0,),
                     right_inputs=block.right_inputs if reads_operands else (0,),
@@ -245,12 +258,8 @@ class Architecture:
         return to_svg(self)
 
 
-def _reads_dense_inputs(operators: Iterable[str]) -> bool:
-    return bool({"fully_connected", "dot_product"} & set(operators))
-
-
-def _reads_operands(operators: Iterable[str]) -> bool:
-    return bool({"sigmoid_gating", "sum"} & set(operators))
+def _read(what: Reads, operators: Iterable[str]) -> bool:
+    return any(what in KINDS[name].reads for name in operators)
 
 
 def _is_int(value: object) -> bool:

@@ -1,5 +1,6 @@
 """Command lines from types: what the programs under apps/ share."""
 
+import importlib
 import inspect
 import logging
 import re
@@ -41,6 +42,8 @@ def run(*commands: Callable[..., None]) -> None:
         values = vars(parsed[parsed.subcommand])
     values.pop("config")
     try:
+        for plugin in values.pop("plugins"):
+            _import(plugin)
         arguments: dict[str, Any] = {}
         for name, kind in _dataclasses(main).items():
             arguments[name] = kind(**{field: values.pop(field) for field in signature(kind).parameters})
@@ -55,11 +58,21 @@ def run(*commands: Callable[..., None]) -> None:
 def _parser(main: Callable[..., None], name: str | None) -> ArgumentParser:
     parser = ArgumentParser(prog=name, description=_summary(main))
     parser.add_argument("--config", action="config", help="YAML or JSON file with any of the flags below")
+    parser.add_argument(
+        "--plugins", type=list[str], default=[], help="Python modules to import first, with operators of your own"
+    )
     configs = _dataclasses(main)
     parser.add_function_arguments(main, skip=set(configs), as_positional=bool(_positional(main)))
     for kind in configs.values():
         parser.add_class_arguments(kind)
     return parser
+
+
+def _import(plugin: str) -> None:
+    try:
+        importlib.import_module(plugin)
+    except ImportError as error:
+        raise ValueError(f"plugins: the module {plugin!r} cannot be imported: {error}") from None
 
 
 def _dataclasses(main: Callable[..., None]) -> dict[str, type]:

@@ -4,15 +4,8 @@ from collections.abc import Iterator
 from html import escape
 
 from nasrec_torchrec.architecture import Architecture, BlockArchitecture
+from nasrec_torchrec.operator_kinds import KINDS
 
-_SHORT = {
-    "fully_connected": "FC",
-    "dot_product": "DP",
-    "sigmoid_gating": "SG",
-    "sum": "Sum",
-    "embedded_fully_connected": "EFC",
-    "attention": "AT",
-}
 _DENSE_COLOR, _SPARSE_COLOR, _MERGER_COLOR = "#2b6cb0", "#c05621", "#6b46c1"
 
 
@@ -25,8 +18,8 @@ def _edges(architecture: Architecture) -> Iterator[tuple[int, int, str]]:
 
 def _operators(block: BlockArchitecture) -> tuple[str, str, str]:
     """Captions of a block: dense side, sparse side, mergers."""
-    dense = " + ".join(_SHORT[name] for name in block.dense_operators)
-    sparse = " + ".join(_SHORT[name] for name in block.sparse_operators)
+    dense = " + ".join(KINDS[name].caption for name in block.dense_operators)
+    sparse = " + ".join(KINDS[name].caption for name in block.sparse_operators)
     mergers = [
         name for name, used in (("dense→sparse", block.dense_to_sparse), ("FM→dense", block.sparse_to_dense)) if used
     ]

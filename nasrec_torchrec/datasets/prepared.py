@@ -6,6 +6,7 @@ with Parquet files, ``dictionaries/`` with the words that ids stand for, and ``r
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def load_schema(folder: Path) -> Schema:
+def load_schema(folder: Path, embedding_dim: int | None = None) -> Schema:
     """The schema of a prepared data set.
+
+    Args:
+        folder: of the data set.
+        embedding_dim: of all tables, instead of the data set's own.
 
     Raises:
         ValueError: when there is none or it is damaged.
     """
-    return Schema.read(folder / SCHEMA)
+    schema = Schema.read(folder / SCHEMA)
+    return schema if embedding_dim is None else replace(schema, embedding_dim=embedding_dim)
 
 
 def open_split(folder: Path, split: str) -> ClickFiles:

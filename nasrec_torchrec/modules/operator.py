@@ -38,7 +38,13 @@ class BlockInputs(NamedTuple):
 
 
 class Operator(nn.Module, ABC):
-    """Base class of the operators. A subclass knows all its shapes when it is constructed.
+    """Base class of the operators, those of users too (``docs/extending.md``).
+
+    A subclass knows all its shapes when it is constructed. In a supernet the largest form of an operator is stored,
+    made with ``shared=True``, and every subnet's parameters are prefix slices of the stored ones, of the same names.
+    So a smaller operator must be what is left of a larger one when parameters are cut, as with linears (use
+    :class:`~nasrec_torchrec.modules.linear.MultiSourceLinear` over what the block reads); with ``shared`` no
+    parameter that another width or other inputs need may be missing.
 
     Args:
         shape: what the block reads.

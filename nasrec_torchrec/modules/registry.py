@@ -1,4 +1,9 @@
-"""Which module computes which operator."""
+"""Which module computes which operator, and how to add one."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from torch import nn
 
 from nasrec_torchrec.modules.attention import Attention
 from nasrec_torchrec.modules.dense_sum import DenseSum
@@ -7,6 +12,7 @@ from nasrec_torchrec.modules.embedded_fully_connected import EmbeddedFullyConnec
 from nasrec_torchrec.modules.fully_connected import FullyConnected
 from nasrec_torchrec.modules.operator import Operator
 from nasrec_torchrec.modules.sigmoid_gating import SigmoidGating
+from nasrec_torchrec.operator_kinds import KINDS, OperatorKind, Reads, Side
 
 OPERATORS: dict[str, type[Operator]] = {
     "fully_connected": FullyConnected,
@@ -16,3 +22,42 @@ OPERATORS: dict[str, type[Operator]] = {
     "embedded_fully_connected": EmbeddedFullyConnected,
     "attention": Attention,
 }
+
+OperatorType = TypeVar("OperatorType", bound=type[Operator])
+
+
+def register_operator(
+    name: str, side: Side, reads: Sequence[Reads], caption: str | None = None
+) -> Callable[[OperatorType], OperatorType]:
+    """A class decorator that adds an operator, so that search spaces and architectures may name it.
+
+    Args:
+        name: in architectures and search spaces; a Python identifier.
+        side: of its output.
+        reads: what it reads, see :class:`~nasrec_torchrec.operator_kinds.OperatorKind`.
+        caption: a few letters for drawings; unset, the beginning of the name.
+
+    Raises:
+        ValueError: for a name that is taken or cannot be one, or a side and inputs that do not go together.
+
+    Example::
+
+        @register_operator("cross", side="dense", reads=["operands"], caption="CN")
+        class Cross(Operator): ...
+    """
+    try:
+        kind = OperatorKind(side, tuple(reads), caption or name[:4])
+    except ValueError as error:
+        raise ValueError(f"operator {name!r}: {error}") from None
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"operator {name!r}: expected a Python identifier that is no method of torch.nn.ModuleDict")
+
+    def register(operator: OperatorType) -> OperatorType:
+        known = OPERATORS.get(name)
+        # A module that is imported anew, as notebooks do, replaces its operators.
+        if known is not None and (known.__module__, known.__qualname__) != (operator.__module__, operator.__qualname__):
+            raise ValueError(f"operator {name!r}: the name is taken by {known.__module__}.{known.__qualname__}")
+        OPERATORS[name], KINDS[name] = operator, kind
+        return operator
+
+    return register
