@@ -4,6 +4,8 @@ Each takes the program's required arguments; any other flag of the program follo
 ``torchx run components/nasrec.py:train_supernet --data d --out o -j 1x2 -- --epochs 3``.
 """
 
+from dataclasses import replace
+
 import torchx
 from torchx import specs
 from torchx.components import dist, utils
@@ -111,7 +113,16 @@ def train(
 
 
 def search(
-    *flags: str, supernet: str, data: str, out: str, memory: int = 8192, image: str = torchx.IMAGE
+    *flags: str,
+    supernet: str,
+    data: str,
+    out: str,
+    j: str = "1x1",
+    workers: int = 1,
+    gpu: int = 0,
+    memory: int = 8192,
+    retries: int = 0,
+    image: str = torchx.IMAGE,
 ) -> specs.AppDef:
     """Searches a trained supernet for the best architectures.
 
@@ -119,11 +130,37 @@ def search(
         flags: more flags of apps.search
         supernet: run folder of the supernet
         data: prepared data set
-        out: receives results, picture and architectures
+        out: receives the study, the report and the architectures
+        j: hosts x ranks per host; each rank holds a share of the tables and of the rows
+        workers: such groups of ranks, of one host each, which search one study together; groups of several hosts are
+            started as jobs of their own, with the same out or storage
+        gpu: GPUs per host
+        memory: MB per host
+        retries: restarts after a failed rank
+        image: container or folder that holds this project
+    """
+    if workers > 1 and j.partition("x")[0] not in ("", "1") and "x" in j:
+        raise ValueError(f"workers: expected 1 with groups of several hosts, found {workers} with j {j}")
+    named = {"supernet": supernet, "data": data, "out": out}
+    app = _ranks("search", named, flags, j, gpu, memory, retries, image)
+    (role,) = app.roles
+    app.roles = [replace(role, name=f"search{number}") for number in range(workers)]
+    return app
+
+
+def report(
+    *flags: str, search: str, finalists: str = "[]", memory: int = 2048, image: str = torchx.IMAGE
+) -> specs.AppDef:
+    """Shows a search, with its finalists beside the supernet's predictions, as one page.
+
+    Args:
+        flags: more flags of apps.report
+        search: folder of the search
+        finalists: JSON list of run folders of trainings
         memory: MB
         image: container or folder that holds this project
     """
-    return _program("search", {"supernet": supernet, "data": data, "out": out}, flags, memory, image)
+    return _program("report", {"search": search, "finalists": finalists}, flags, memory, image)
 
 
 def evaluate(*flags: str, model: str, data: str, memory: int = 8192, image: str = torchx.IMAGE) -> specs.AppDef:

@@ -16,10 +16,12 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM, DLRMTrain
 from torchrec.optim.keyed import KeyedOptimizer
 
+from nasrec_torchrec.distributed.sharding import parallelize
 from nasrec_torchrec.files import read_text, write_text
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.search_space import SearchSpace
 
 _FOLDER, _MODEL_FILE, _PROGRESS_FILE, _BEST_FILE = "checkpoints", "model.json", "progress.json", "best.json"
 
@@ -198,13 +200,30 @@ def load_model(run_dir: Path) -> tuple[ModelDescription, NASRecNet | SuperNet | 
     return description, model.eval()
 
 
-def load_supernet(run_dir: Path) -> SuperNet:
-    """Like :func:`load_model`, for a run that must be a supernet's.
+def load_supernet(run_dir: Path, device: torch.device | None = None) -> SuperNet:
+    """A supernet for use, whole in this process, or sharded over the ranks where there are several.
+
+    Args:
+        run_dir: folder of its training.
+        device: this rank's; unset, the CPU.
 
     Raises:
-        ValueError: also when the run trained another model.
+        ValueError: when the run trained another model, or see :func:`load_model`.
     """
-    _, model = load_model(run_dir)
-    if not isinstance(model, SuperNet):
-        raise ValueError(f"{run_dir}: expected the run of a supernet, found a {type(model).__name__}")
-    return model
+    device = device or torch.device("cpu")
+    folder = kept_checkpoint(run_dir)
+    description = read_description(folder)
+    if not isinstance(description.interaction, SearchSpace):
+        kind = type(description.interaction).__name__
+        raise ValueError(f"{run_dir}: expected the run of a supernet, found one that trained a model of {kind}")
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        _, model = load_model(run_dir)
+        assert isinstance(model, SuperNet)
+        return model.to(device)
+    model = description.build(torch.device("meta"))
+    assert isinstance(model, SuperNet)
+    dmp = parallelize(DLRMTrain(model), device)
+    state = {"model": dmp.state_dict()}
+    dcp.load(state, checkpoint_id=str(folder))
+    dmp.load_state_dict(state["model"])
+    return model.eval()

@@ -1,14 +1,21 @@
-"""What an architecture costs: multiply-adds per example and parameters, per module."""
+"""What an architecture costs: counted on the meta device, and its latency, measured."""
 
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.datasets.utils import Batch
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
+
+CostName = Literal["multiply_adds", "parameters", "activation_bytes", "latency_us"]
+COST_NAMES: tuple[CostName, ...] = get_args(CostName)
 
 
 @dataclass(frozen=True)
@@ -18,12 +25,27 @@ class Cost:
     Args:
         multiply_adds: per example, in matrix products, those of attention included. Half of PyTorch's FLOP count.
         parameters: of the interaction part.
+        activation_bytes: per example, of everything that the forward pass computes (views are free), in float32.
         by_module: ``(multiply-adds, parameters)`` of every module, by its path.
     """
 
     multiply_adds: int
     parameters: int
+    activation_bytes: int
     by_module: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a forward pass of the interaction part took.
+
+    Args:
+        median_us: microseconds for a batch.
+        iqr_us: between the first and the third quarter of the measurements.
+    """
+
+    median_us: float
+    iqr_us: float
 
 
 @dataclass(frozen=True)
@@ -33,16 +55,37 @@ class Limits:
     Args:
         max_flops: per example in the interaction part, two for a multiply-add.
         max_parameters: of the interaction part.
+        max_activation_bytes: per example, that the forward pass computes.
+        max_latency_us: microseconds of the fused interaction part for a batch, as measured here.
     """
 
     max_flops: int | None = None
     max_parameters: int | None = None
+    max_activation_bytes: int | None = None
+    max_latency_us: float | None = None
 
-    def allow(self, multiply_adds: int, parameters: int) -> bool:
-        """Whether a cost is within the limits."""
-        return (self.max_flops is None or 2 * multiply_adds <= self.max_flops) and (
-            self.max_parameters is None or parameters <= self.max_parameters
+    def allow(self, multiply_adds: int, parameters: int, activation_bytes: int, latency_us: float | None) -> bool:
+        """Whether costs are within the limits; a latency that is None was not measured and is."""
+        pairs = (
+            (self.max_flops, 2 * multiply_adds),
+            (self.max_parameters, parameters),
+            (self.max_activation_bytes, activation_bytes),
+            (self.max_latency_us, latency_us),
         )
+        return all(limit is None or found is None or found <= limit for limit, found in pairs)
+
+
+class _ActivationBytes(TorchDispatchMode):
+    """Adds up what every operation allocates."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            outputs = result if isinstance(result, tuple | list) else (result,)
+            self.total += sum(output.nbytes for output in outputs if isinstance(output, torch.Tensor))
+        return result
 
 
 def cost(
@@ -61,7 +104,7 @@ def cost(
     arch = InteractionArch(architecture, dense_in_features, num_tokens, embedding_dim, use_layernorm, device=meta)
     dense = torch.empty(1, dense_in_features, device=meta)
     tokens = torch.empty(1, num_tokens, embedding_dim, device=meta)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, _ActivationBytes() as activations, torch.no_grad():
         arch(dense, tokens)
     counts = counter.get_flop_counts()
     prefix = type(arch).__name__
@@ -74,7 +117,28 @@ def cost(
         if path
     }
     parameters = sum(parameter.numel() for parameter in arch.parameters())
-    return Cost(counter.get_total_flops() // 2, parameters, by_module)
+    return Cost(counter.get_total_flops() // 2, parameters, activations.total, by_module)
+
+
+@torch.inference_mode()
+def measure_latency(
+    interaction_arch: InteractionArch, batch_size: int, device: torch.device, min_run_time: float = 0.2
+) -> Latency:
+    """Times the fused form of an interaction part on random rows, with as many threads as this process has.
+
+    Args:
+        interaction_arch: what to time; it is not changed.
+        batch_size: rows of a forward pass.
+        device: where to run it.
+        min_run_time: seconds to measure at least.
+    """
+    arch = fuse(interaction_arch).to(device)
+    dense = torch.rand(batch_size, arch.dense_in_features, device=device)
+    tokens = torch.rand(batch_size, arch.num_tokens, arch.embedding_dim, device=device)
+    timer = Timer("arch(dense, tokens)", globals=locals(), num_threads=torch.get_num_threads())
+    timer.timeit(2)  # warms up
+    measured = timer.blocked_autorange(min_run_time=min_run_time)
+    return Latency(1e6 * measured.median, 1e6 * measured.iqr)
 
 
 @torch.no_grad()

@@ -1,20 +1,26 @@
-"""Regularized evolution over the architectures of a supernet (NASRec, section 4.2).
+"""How a search proceeds: regularized evolution of one objective (NASRec, section 4.2), NSGA-II of several.
 
-The algorithm is that of E. Real et al., arXiv 1802.01548: the oldest die, not the worst.
+Regularized evolution is that of E. Real et al., arXiv 1802.01548: the oldest die, not the worst.
 """
 
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.search.evaluator import Candidate
+from nasrec_torchrec.search.objective import Objective
+from nasrec_torchrec.search.pareto import standing
 from nasrec_torchrec.search_space import SearchSpace
 
 _ATTEMPTS = 2000
+_CROSSOVER = 0.9
+
+Propose = Callable[[], list[Architecture]]
+EvaluateBatch = Callable[[Propose, Candidate | None], Iterable[Candidate]]
 
 
 @dataclass(frozen=True)
@@ -24,8 +30,9 @@ class EvolutionConfig:
     Args:
         population: architectures drawn at random to begin with; as many stay alive.
         generations: rounds of children.
-        children: architectures per generation; they replace the oldest.
-        tournament: members drawn for each generation, the best of whom is the parent.
+        children: architectures per generation; they replace the oldest, or, where costs are traded off, the worst.
+        tournament: members drawn for each generation, the best of whom is the parent; where costs are traded off every
+            child has two parents, each the better of two members.
         seed: of the whole search.
     """
 
@@ -51,19 +58,25 @@ class EvolutionConfig:
 
 def evolve(
     space: SearchSpace,
-    evaluate: Callable[[Architecture], Candidate],
+    evaluate: EvaluateBatch,
     config: EvolutionConfig,
+    objective: Objective | None = None,
     allowed: Callable[[Architecture], bool] = lambda _: True,
 ) -> Iterator[Candidate]:
     """Searches, and yields each candidate as soon as it is evaluated; no network is
     evaluated twice, however it is written.
 
-    With no generations this is random search.
+    With no generations this is random search. What a generation draws follows from the seed, its number and the
+    candidates of the generations before, not from the order in which they were finished: a search is the same
+    whatever the number of workers.
 
     Args:
         space: to draw and mutate in.
-        evaluate: lower ``metrics.log_loss`` is better.
+        evaluate: takes a function that draws the next batch, and the best candidate of the batches before; gives the
+            evaluated candidates in the order in which they were drawn, of that batch or of another that takes its
+            place. :func:`one_by_one` makes it from the evaluation of one candidate.
         config: how to proceed.
+        objective: what to minimize; unset, the loss.
         allowed: says whether an architecture may be a candidate at all.
 
     Raises:
@@ -74,44 +87,104 @@ def evolve(
         raise ValueError(
             f"the search space holds {space.cardinality} architectures, the search wants {config.evaluations}"
         )
-    generator = torch.Generator().manual_seed(config.seed)
-    rng = random.Random(config.seed)
+    objective = objective or Objective()
     seen: set[Architecture] = set()
+    alive: list[Candidate] = []
+    best: Candidate | None = None
 
-    def novel(draw: Callable[[int], Architecture]) -> Architecture:
-        for attempt in range(_ATTEMPTS):
-            architecture = draw(attempt)
-            form = architecture.canonical()
-            if form not in seen and allowed(architecture):
-                seen.add(form)
-                return architecture
-        raise ValueError(
-            f"{_ATTEMPTS} draws found no further architecture that is new and within the limits, after {len(seen)}; "
-            "widen the limits or the search space, or ask for fewer candidates"
-        )
+    def draw(batch: int) -> list[Architecture]:
+        rng = random.Random(f"{config.seed} {batch}")
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        if batch == 0:
+            return _novel(lambda _: space.sample(generator), config.population, seen, allowed)
+        breed = _from_fronts if objective.trade_off else _from_tournament
+        parents = breed(alive, objective, config, rng)
+        mutations = num_mutations(batch - 1, config.generations)
 
-    alive: deque[Candidate] = deque(maxlen=config.population)
-    for _ in range(config.population):
-        candidate = evaluate(novel(lambda _: space.sample(generator)))
-        alive.append(candidate)
-        yield candidate
-    for generation in range(config.generations):
-        parent = min(rng.sample(list(alive), config.tournament), key=lambda member: member.metrics.log_loss)
-        mutations = num_mutations(generation, config.generations)
-
-        def mutant(attempt: int, of: Architecture = parent.architecture, mutations: int = mutations) -> Architecture:
+        def child(attempt: int) -> Architecture:
+            architecture = parents()
             # Further away when the neighbourhood is exhausted.
             for _ in range(mutations + attempt // 10):
-                of = space.mutate(of, generator)
-            return of
+                architecture = space.mutate(architecture, generator)
+            return architecture
 
-        children = []
-        for _ in range(config.children):
-            children.append(evaluate(novel(mutant)))
-            yield children[-1]
-        alive.extend(children)
+        return _novel(child, config.children, seen, allowed)
+
+    for batch in range(1 + config.generations):
+        found = []
+        for candidate in evaluate(partial(draw, batch), best):
+            found.append(candidate)
+            yield candidate
+        seen.update(candidate.architecture.canonical() for candidate in found)
+        alive = _survivors(alive + found, objective, config.population)
+        whole = [candidate for candidate in (best, *found) if candidate is not None and not candidate.stopped]
+        best = min(whole, key=lambda candidate: candidate.loss, default=None)
+
+
+def one_by_one(evaluate: Callable[[Architecture], Candidate]) -> EvaluateBatch:
+    """Evaluates batches in this process, and remembers nothing."""
+    return lambda propose, _: map(evaluate, propose())
 
 
 def num_mutations(generation: int, generations: int) -> int:
     """More mutations at the start, one at the end, as in the research code."""
     return (generations - generation) // max(20, generations // 5) + 1
+
+
+def _novel(
+    draw: Callable[[int], Architecture],
+    count: int,
+    seen: set[Architecture],
+    allowed: Callable[[Architecture], bool],
+) -> list[Architecture]:
+    """As many architectures that are new, also to each other, and allowed."""
+    found: dict[Architecture, Architecture] = {}
+    for _ in range(count):
+        for attempt in range(_ATTEMPTS):
+            architecture = draw(attempt)
+            form = architecture.canonical()
+            if form not in seen and form not in found and allowed(architecture):
+                found[form] = architecture
+                break
+        else:
+            raise ValueError(
+                f"{_ATTEMPTS} draws found no further architecture that is new and within the limits, after "
+                f"{len(seen) + len(found)}; widen the limits or the search space, or ask for fewer candidates"
+            )
+    return list(found.values())
+
+
+def _from_tournament(
+    alive: Sequence[Candidate], objective: Objective, config: EvolutionConfig, rng: random.Random
+) -> Callable[[], Architecture]:
+    """One parent for the whole generation."""
+    parent = min(rng.sample(alive, config.tournament), key=objective.values)
+    return lambda: parent.architecture
+
+
+def _from_fronts(
+    alive: Sequence[Candidate], objective: Objective, config: EvolutionConfig, rng: random.Random
+) -> Callable[[], Architecture]:
+    """Two parents for every child, which has each block of one or the other."""
+    rank = standing([objective.values(member) for member in alive])
+
+    def parent() -> Architecture:
+        pair = rng.sample(range(len(alive)), 2) if len(alive) > 1 else [0]
+        return alive[min(pair, key=lambda member: rank[member])].architecture
+
+    def cross() -> Architecture:
+        one, other = parent(), parent()
+        if rng.random() > _CROSSOVER:
+            return one
+        # Block i reads outputs 0..i in both, so that any mixture of blocks is an architecture.
+        return Architecture(tuple(rng.choice(pair) for pair in zip(one.blocks, other.blocks, strict=True)))
+
+    return cross
+
+
+def _survivors(members: list[Candidate], objective: Objective, population: int) -> list[Candidate]:
+    if not objective.trade_off:
+        return members[-population:]
+    rank = standing([objective.values(member) for member in members])
+    kept = sorted(range(len(members)), key=lambda member: rank[member])[:population]
+    return [members[member] for member in sorted(kept)]

@@ -1,37 +1,50 @@
 """Where a search keeps its candidates: an Optuna study, a finished trial for each."""
 
+import hashlib
 import json
-from collections.abc import Callable
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.search.evaluator import Candidate
+from nasrec_torchrec.search.evolution import EvaluateBatch, Propose
+from nasrec_torchrec.search.objective import Objective
+from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.training.metrics import ClickMetrics
 
 JOURNAL = "study.journal"
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_POLL_SECONDS = 0.2
 
 
 class CandidateStudy:
-    """The candidates of a search, in an Optuna study that outlives a killed process.
+    """The candidates of a search, in an Optuna study that outlives a killed process and that several processes share.
 
-    Every candidate is one finished trial: its value is the validation log loss, its parameters are the choices of each
-    block, so that Optuna's dashboard and parameter importances read it as it is.
+    Every candidate is one finished trial (a pruned one, if it lost a race): its values are what the search minimizes,
+    its parameters are the choices of each block, so that Optuna's dashboard, parameter importances and plots read it
+    as it is. A second study, ``<name>.workers``, is how the workers agree who evaluates what.
 
     Args:
         storage: a journal file, or any URL of a database that Optuna takes (``sqlite:///...``, ``postgresql://...``).
         name: of the study.
         space: the candidates' search space.
         settings: JSON values that all candidates of a study have in common; otherwise their losses do not compare.
+        objective: gives the values.
         anew: drop what the study holds.
 
     Raises:
@@ -39,65 +52,133 @@ class CandidateStudy:
     """
 
     def __init__(
-        self, storage: str | Path, name: str, space: SearchSpace, settings: dict[str, Any], anew: bool = False
+        self,
+        storage: str | Path,
+        name: str,
+        space: SearchSpace,
+        settings: dict[str, Any],
+        objective: Objective | None = None,
+        anew: bool = False,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._space = space
+        self._space, self._objective = space, objective or Objective()
         self.place = _shown(storage)
-        backend = _open(storage)
-        settings = json.loads(json.dumps(settings | {"space": asdict(space)}))
-        if anew and name in optuna.get_all_study_names(backend):
-            optuna.delete_study(study_name=name, storage=backend)
-        self._study = optuna.create_study(study_name=name, storage=backend, direction="minimize", load_if_exists=True)
+        self._storage = _open(storage)
+        self._workers = f"{name}.workers"
+        settings = json.loads(json.dumps(settings | {"space": asdict(space), "objective": asdict(self._objective)}))
+        if anew:
+            for old in {name, self._workers} & set(optuna.get_all_study_names(self._storage)):
+                optuna.delete_study(study_name=old, storage=self._storage)
+        names = self._objective.names
+        self._study = optuna.create_study(
+            study_name=name, storage=self._storage, directions=["minimize"] * len(names), load_if_exists=True
+        )
         theirs = self._study.user_attrs.get("settings")
         if theirs is None:
             self._study.set_user_attr("settings", settings)
+            with warnings.catch_warnings():  # an experimental method, by whose names the dashboard shows the values
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self._study.set_metric_names(list(names))
         elif theirs != settings:
             differing = sorted(key for key in settings.keys() | theirs.keys() if settings.get(key) != theirs.get(key))
             raise ValueError(
                 f"{self.place}: the study {name!r} holds candidates of another {', '.join(differing)}; "
                 "choose another --out or --study, or --resume never to start anew"
             )
-        self.candidates = [
-            _candidate(trial) for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        ]
-        self._known = {candidate.architecture.canonical(): candidate for candidate in self.candidates}
+        self._known: dict[Architecture, Candidate] = {}
+        self._read_numbers: set[int] = set()
+        self._read()
 
-    def remembering(self, evaluate: Callable[[Architecture], Candidate]) -> Callable[[Architecture], Candidate]:
-        """An evaluation that takes from the study what it holds, and puts into it what it does not.
+    @property
+    def candidates(self) -> list[Candidate]:
+        """In the order in which they were recorded, each once."""
+        self._read()
+        return list(self._known.values())
 
-        A search whose draws follow from its seed and its candidates' losses alone, repeated with this, comes to where
-        it was killed without evaluating anything twice.
+    def evaluating(
+        self, worker: Worker, evaluate: Callable[[Architecture, Candidate | None], Candidate], search: Any
+    ) -> EvaluateBatch:
+        """Evaluates the batches of a search together with all other workers of the same search.
+
+        What the study holds is taken from there, and what another living worker evaluates is waited for. A search
+        whose draws follow from its seed and its candidates alone, repeated with this, comes to where it was killed
+        without evaluating anything twice.
+
+        Args:
+            worker: this process among the others.
+            evaluate: a candidate, given the best of the batches before.
+            search: JSON values that tell this search from others in the same study.
         """
+        digest = hashlib.sha256(json.dumps(search, sort_keys=True).encode()).hexdigest()[:16]
+        numbers = count()
 
-        def lookup(architecture: Architecture) -> Candidate:
-            known = self._known.get(architecture.canonical())
-            if known is None:
-                known = evaluate(architecture)
-                self.add(known)
-            return known
+        def batch(propose: Propose, incumbent: Candidate | None) -> Iterator[Candidate]:
+            def proposal() -> list[Any]:
+                return [json.loads(architecture.to_json()) for architecture in propose()]
 
-        return lookup
+            members = worker.agree(f"{digest}/{next(numbers)}", proposal)
+            architectures = [Architecture.from_json(json.dumps(member)) for member in members]
+            waiting = {architecture.canonical(): architecture for architecture in architectures}
+            order = list(waiting)
+            while order:
+                self._read()
+                if order[0] in self._known:
+                    yield self._known[order.pop(0)]
+                    continue
+                for form in order:
+                    if form not in self._known and self._evaluate(worker, waiting[form], evaluate, incumbent):
+                        break
+                else:
+                    time.sleep(_POLL_SECONDS)
+
+        return batch
+
+    def worker(self) -> Worker:
+        """This process among those that search the study."""
+        return Worker(self._storage, self._workers)
 
     def add(self, candidate: Candidate) -> None:
         """Records an evaluated candidate; it is in the storage when this returns."""
         parameters, distributions = _parameters(candidate.architecture, self._space)
+        attributes = asdict(candidate) | {"architecture": json.loads(candidate.architecture.to_json())}
         self._study.add_trial(
             create_trial(
-                value=candidate.metrics.log_loss,
+                state=TrialState.PRUNED if candidate.stopped else TrialState.COMPLETE,
+                values=list(self._objective.values(candidate)),
                 params=parameters,
                 distributions=distributions,
-                user_attrs={
-                    "architecture": json.loads(candidate.architecture.to_json()),
-                    "metrics": asdict(candidate.metrics),
-                    "multiply_adds": candidate.multiply_adds,
-                    "parameters": candidate.parameters,
-                    "seconds": candidate.seconds,
-                },
+                user_attrs=attributes,
             )
         )
-        self.candidates.append(candidate)
-        self._known[candidate.architecture.canonical()] = candidate
+        self._read()
+
+    def _evaluate(
+        self,
+        worker: Worker,
+        architecture: Architecture,
+        evaluate: Callable[[Architecture, Candidate | None], Candidate],
+        incumbent: Candidate | None,
+    ) -> bool:
+        """Evaluates and records a candidate unless another worker does."""
+        form = architecture.canonical()
+        claim = worker.claim(hashlib.sha256(form.to_json(None).encode()).hexdigest())
+        if claim is None:
+            return False
+        try:
+            self._read()
+            if form not in self._known:
+                self.add(evaluate(architecture, incumbent))
+        finally:
+            worker.release(claim)
+        return True
+
+    def _read(self) -> None:
+        for trial in self._study.get_trials(deepcopy=False, states=_FINISHED):
+            if trial.number not in self._read_numbers:
+                self._read_numbers.add(trial.number)
+                candidate = _candidate(trial)
+                # Should a worker that was taken for dead have finished after all, the first one counts.
+                self._known.setdefault(candidate.architecture.canonical(), candidate)
 
 
 def _shown(storage: str | Path) -> str:
@@ -107,24 +188,49 @@ def _shown(storage: str | Path) -> str:
 
 
 def _open(storage: str | Path) -> BaseStorage:
-    if "://" not in str(storage):
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(storage)))
     try:
-        return optuna.storages.get_storage(str(storage))
-    except (ImportError, ValueError, SQLAlchemyError) as error:
-        raise ValueError(f"storage: {_shown(storage)} cannot be opened: {str(error).splitlines()[0]}") from None
+        if "://" in str(storage):
+            return optuna.storages.get_storage(str(storage))
+        path = Path(storage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # It is held for milliseconds; one that a killed process has left stands in the way for so many seconds.
+        lock = JournalFileSymlinkLock(str(path), grace_period=5)
+        _mend(path, lock)
+        return JournalStorage(JournalFileBackend(str(path), lock))
+    except (ImportError, ValueError, KeyError, TypeError, OSError, SQLAlchemyError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"storage: {_shown(storage)} cannot be opened: {reason}") from None
+
+
+def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
+    """Drops the half line that a process killed while it wrote has left: the next one would be glued to it.
+
+    Raises:
+        ValueError: for a file that is no journal.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    if not path.read_bytes().endswith(b"\n"):
+        lock.acquire()
+        try:
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        finally:
+            lock.release()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                known = "op_code" in json.loads(line)
+            except ValueError:
+                known = False
+            if not known and line.endswith(b"\n"):
+                raise ValueError(f"line {number} is not an entry of an Optuna journal")
 
 
 def _candidate(trial: optuna.trial.FrozenTrial) -> Candidate:
-    attributes = trial.user_attrs
-    return Candidate(
-        Architecture.from_json(json.dumps(attributes["architecture"])),
-        ClickMetrics(**attributes["metrics"]),
-        attributes["multiply_adds"],
-        attributes["parameters"],
-        attributes["seconds"],
-    )
+    attributes = dict(trial.user_attrs)
+    attributes["architecture"] = Architecture.from_json(json.dumps(attributes["architecture"]))
+    attributes["metrics"] = ClickMetrics(**attributes["metrics"])
+    return Candidate(**attributes)
 
 
 def _parameters(architecture: Architecture, space: SearchSpace) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:

@@ -19,6 +19,8 @@ from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
 from nasrec_torchrec.training.trainer import TrainConfig, Trainer, settings_of
 
+METRICS = "metrics.json"
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -65,7 +67,7 @@ def train_best(
     settings = {"config": settings_of(config), "rates": [rate for _, rate in pairs], "seeds": list(seeds)}
     request = _digest([settings, [description.to_json() for description, _ in pairs]])
     again = config.resume == "auto"
-    finished = _read(run_dir / "metrics.json") if again else None
+    finished = _read(run_dir / METRICS) if again else None
     if finished is not None and finished.get("request") != request:
         raise ValueError(
             f"{run_dir}: holds finished trials of other settings; choose another folder, or --resume never "
@@ -88,6 +90,7 @@ def train_best(
             runs.append(known["run"])
         trials.append(
             {
+                "model": json.loads(description.to_json())["interaction"],
                 "learning_rate": rate,
                 "dense_parameters": dense_parameters(description.build(torch.device("meta"))),
                 "mean_validation_log_loss": statistics.fmean(_validation_loss(run) for run in runs),
@@ -103,7 +106,7 @@ def train_best(
         if (kept / name).exists():
             shutil.rmtree(run_dir / name, ignore_errors=True)
             (kept / name).replace(run_dir / name)
-    write_text(run_dir / "metrics.json", json.dumps({"best": best, "trials": trials, "request": request}, indent=2))
+    write_text(run_dir / METRICS, json.dumps({"best": best, "trials": trials, "request": request}, indent=2))
     for trial in trials:
         for run in trial["runs"]:
             shutil.rmtree(run_dir / run["folder"] / "checkpoints", ignore_errors=True)

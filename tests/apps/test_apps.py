@@ -21,6 +21,7 @@ APPS = [
     "prepare_data describe",
     "train_supernet",
     "search",
+    "report",
     "train",
     "evaluate",
     "export",
@@ -76,7 +77,8 @@ def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
     launch("train_supernet", *space, *fast, "--full_path_steps", "5", data=data, out=tmp_path / "supernet")
     search = ["--population", "4", "--generations", "2", "--children", "2", "--tournament", "2", "--top_k", "2"]
     finetuning = ["--finetune_steps", "5", "--finetune_batch_size", "20"]
-    launch("search", *search, *finetuning, supernet=tmp_path / "supernet", data=data, out=tmp_path / "search")
+    found = {"supernet": tmp_path / "supernet", "data": data, "out": tmp_path / "search"}
+    launch("search", *search, *finetuning, workers=2, **found)
     architectures = tmp_path / "search" / "architectures"
     launch("train", *fast, "--seeds", "[0,1]", data=data, out=tmp_path / "model", architecture=architectures)
     trials = json.loads((tmp_path / "model" / "metrics.json").read_text())
@@ -84,6 +86,16 @@ def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
     assert len(means) == 2 and trials["best"]["mean_validation_log_loss"] == min(means)
     losses = [run["validation"]["log_loss"] for run in trials["best"]["runs"]]
     assert len(losses) == 2 and sum(losses) / 2 == pytest.approx(min(means))
+
+    launch("report", search=tmp_path / "search", finalists=json.dumps([str(tmp_path / "model")]))
+    finalists = json.loads((tmp_path / "search" / "finalists.json").read_text())["finalists"]
+    assert [finalist["mean"] for finalist in finalists] == pytest.approx(sorted(means))
+    assert all(finalist["predicted"] is not None for finalist in finalists)
+    # On ranks, in another study: every rank holds a share of the tables and of the rows.
+    sharded = [f"--{key}={value}" for key, value in (found | {"out": tmp_path / "sharded"}).items()]
+    _run(["torchrun", "--nproc-per-node", "2", "-m", "apps.search", *sharded, *search, *finetuning])
+    one, two = (json.loads((tmp_path / name / "results.json").read_text())["best"] for name in ("search", "sharded"))
+    assert [c["log_loss"] for c in two] == pytest.approx([c["log_loss"] for c in one], abs=1e-5)
 
     printed = _app("evaluate", "--model", tmp_path / "model", "--data", data, "--split", "validation").stdout
     assert json.loads(printed)["validation"]["log_loss"] == pytest.approx(min(losses), abs=1e-5)
@@ -140,6 +152,24 @@ def test_any_table_is_prepared_and_described(tmp_path: Path):
             "bad.json: schema: expected the format",
         ),
         ("prepare_data describe", ["absent"], "absent/manifest.json: cannot be read"),
+        ("report", ["--search", "absent"], "absent: does not hold the results of a search"),
+        (
+            "search",
+            [
+                "--supernet",
+                "s",
+                "--data",
+                "DATA",
+                "--out",
+                "OUT",
+                "--race-confidence",
+                "0.9",
+                "--latency-target-us",
+                "9",
+            ],
+            "race_confidence: candidates race for the loss alone",
+        ),
+        ("search", ["--supernet", "absent", "--data", "DATA", "--out", "OUT"], "absent: no complete checkpoint"),
         ("score", ["--package", "absent", "--data", "DATA", "--out", "OUT"], "absent/model.json: cannot be read"),
     ],
 )

@@ -1,3 +1,4 @@
+import pytest
 from torchx.components.component_test_base import ComponentTestCase
 from torchx.specs.finder import get_component
 
@@ -6,7 +7,7 @@ from components import nasrec
 
 class NasrecComponentsTest(ComponentTestCase):
     def test_every_component_is_valid(self) -> None:
-        for name in ("prepare_data", "train_supernet", "train", "search", "evaluate", "export", "score"):
+        for name in ("prepare_data", "train_supernet", "train", "search", "report", "evaluate", "export", "score"):
             self.validate(nasrec, name)
 
 
@@ -20,11 +21,20 @@ def test_ranks_and_flags_reach_the_program():
 
 
 def test_programs_of_one_process_get_their_flags():
-    (role,) = nasrec.search("--top_k", "2", supernet="s", data="d", out="o").roles
-    expected = ["-m", "apps.search", "--supernet", "s", "--data", "d", "--out", "o", "--top_k", "2"]
-    assert role.args == expected and role.num_replicas == 1
+    (role,) = nasrec.report("--plugins", "[a]", search="s").roles
+    assert role.args == ["-m", "apps.report", "--search", "s", "--finalists", "[]", "--plugins", "[a]"]
+    assert role.num_replicas == 1
     (role,) = nasrec.prepare_data("--source", "s", out="o", dataset="criteo").roles
     assert role.args == ["-m", "apps.prepare_data", "criteo", "--out", "o", "--source", "s"]
+
+
+def test_workers_of_a_search_are_groups_of_ranks():
+    roles = nasrec.search("--top_k", "2", supernet="s", data="d", out="o", j="1x2", workers=3).roles
+    assert len({role.name for role in roles}) == 3 and len({" ".join(role.args) for role in roles}) == 1
+    command = " ".join(roles[0].args)
+    assert "--nproc_per_node 2" in command and "-m apps.search --supernet s --data d --out o --top_k 2" in command
+    with pytest.raises(ValueError, match="workers: expected 1 with groups of several hosts, found 2 with j 2x4"):
+        nasrec.search(supernet="s", data="d", out="o", j="2x4", workers=2)
 
 
 def test_components_are_found_by_entry_point_beside_torchx_own():

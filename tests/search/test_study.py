@@ -1,46 +1,94 @@
 import os
+import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
-from support import SMALL_SPACE
+from support import SMALL_SPACE, make_candidate
 
 from nasrec_torchrec import SearchSpace
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.search.evaluator import Candidate
-from nasrec_torchrec.search.evolution import EvolutionConfig, evolve
+from nasrec_torchrec.search.evolution import EvolutionConfig, evolve, one_by_one
+from nasrec_torchrec.search.objective import Objective
+from nasrec_torchrec.search.pareto import fronts
 from nasrec_torchrec.search.study import CandidateStudy
-from nasrec_torchrec.training.metrics import ClickMetrics
+from nasrec_torchrec.search.workers import Worker
 
 EVOLUTION = EvolutionConfig(population=12, generations=6, children=4, tournament=6)
 
 
-def score(architecture: Architecture) -> Candidate:
-    loss = 1 / 3 - sum(block.dense_width + block.sparse_width for block in architecture.blocks) / 7000
-    return Candidate(architecture, ClickMetrics(0.7, loss, loss / 0.6, 10), 100, 10, 0.25)
-
-
-def _open(storage: str | Path, **options) -> CandidateStudy:
+def open_study(storage: str | Path, **options) -> CandidateStudy:
     return CandidateStudy(storage, "search", SMALL_SPACE, options.pop("settings", {"steps": 3}), **options)
 
 
-@pytest.mark.parametrize("storage", ("{}/study.journal", "sqlite:///{}/study.db"))
-def test_candidates_come_back_as_they_were(tmp_path: Path, storage: str):
-    study = _open(storage.format(tmp_path))
+def search(study: CandidateStudy, evaluate=make_candidate, objective: Objective | None = None) -> Iterator[Candidate]:
+    with study.worker() as worker:
+        batches = study.evaluating(worker, lambda architecture, _: evaluate(architecture), "test")
+        yield from evolve(SMALL_SPACE, batches, EVOLUTION, objective)
+
+
+def _undisturbed(objective: Objective | None = None) -> list[Candidate]:
+    return list(evolve(SMALL_SPACE, one_by_one(make_candidate), EVOLUTION, objective))
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory) -> Iterator[str]:
+    """A server of our own on loopback, where PostgreSQL is installed."""
+    programs = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+    initdb = next((Path(program).resolve() for program in programs if program), None)
+    if initdb is None:
+        pytest.skip("PostgreSQL is not installed")
+    folder = tmp_path_factory.mktemp("postgresql")
+    # It refuses to run as root.
+    user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"] if os.getuid() == 0 else []
+    if user:
+        for place in (folder, *folder.parents[:2]):
+            place.chmod(0o755)
+        shutil.chown(folder, "postgres", "postgres")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    subprocess.run([*user, initdb, "-D", folder / "data", "-U", "us", "-A", "trust"], check=True, capture_output=True)
+    options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
+    server = subprocess.Popen([*user, initdb.with_name("postgres"), "-D", folder / "data", *options])
+    ready = [initdb.with_name("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+    while subprocess.run(ready).returncode:
+        assert server.poll() is None
+        time.sleep(0.1)
+    yield f"postgresql+psycopg://us@127.0.0.1:{port}/postgres"
+    server.send_signal(signal.SIGINT)
+    server.wait()
+
+
+@pytest.fixture(params=("journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.slow)))
+def storage(request, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql")
+    return {"journal": f"{tmp_path}/study.journal", "sqlite": f"sqlite:///{tmp_path}/study.db"}[request.param]
+
+
+def test_candidates_come_back_as_they_were(storage: str):
+    study = open_study(storage, anew=True)
     assert study.candidates == []
     generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        study.add(score(SMALL_SPACE.sample(generator)))
-    again = _open(storage.format(tmp_path))
-    assert again.candidates == study.candidates
+    added = [make_candidate(SMALL_SPACE.sample(generator), stopped=bool(n % 2), latency_us=1.5) for n in range(20)]
+    for candidate in added:
+        study.add(candidate)
+    assert open_study(storage).candidates == study.candidates == added
+    plain = optuna.load_study(study_name="search", storage=study._storage)
+    assert [trial.state.name for trial in plain.trials] == ["COMPLETE", "PRUNED"] * 10
 
 
 def test_a_search_that_failed_goes_on_where_it_was(tmp_path: Path):
-    undisturbed = list(evolve(SMALL_SPACE, score, EVOLUTION))
     evaluated: list[Architecture] = []
 
     def fails_at(count: int):
@@ -48,73 +96,157 @@ def test_a_search_that_failed_goes_on_where_it_was(tmp_path: Path):
             if len(evaluated) == count:
                 raise OSError("no machine left")
             evaluated.append(architecture.canonical())
-            return score(architecture)
+            return make_candidate(architecture)
 
         return evaluate
 
     for count in (5, 12, 25):
         with pytest.raises(OSError, match="no machine left"):
-            list(evolve(SMALL_SPACE, _open(tmp_path / "journal").remembering(fails_at(count)), EVOLUTION))
-    study = _open(tmp_path / "journal")
+            list(search(open_study(tmp_path / "journal"), fails_at(count)))
+    study = open_study(tmp_path / "journal")
     assert len(study.candidates) == 25
-    assert list(evolve(SMALL_SPACE, study.remembering(fails_at(1000)), EVOLUTION)) == undisturbed
+    assert list(search(study, fails_at(1000))) == _undisturbed()
     assert len(set(evaluated)) == len(evaluated) == EVOLUTION.evaluations == len(study.candidates)
 
 
 def test_other_candidates_are_not_mixed_in(tmp_path: Path):
-    _open(tmp_path / "journal").add(score(SMALL_SPACE.sample(torch.Generator().manual_seed(0))))
+    open_study(tmp_path / "journal").add(make_candidate(SMALL_SPACE.sample(torch.Generator().manual_seed(0))))
     with pytest.raises(ValueError, match="holds candidates of another steps; choose another --out"):
-        _open(tmp_path / "journal", settings={"steps": 4})
+        open_study(tmp_path / "journal", settings={"steps": 4})
+    with pytest.raises(ValueError, match="holds candidates of another objective"):
+        open_study(tmp_path / "journal", objective=Objective(trade_off=("parameters",)))
     with pytest.raises(ValueError, match="holds candidates of another space"):
         CandidateStudy(tmp_path / "journal", "search", SearchSpace(2), {"steps": 3})
-    assert len(_open(tmp_path / "journal").candidates) == 1
-    assert _open(tmp_path / "journal", settings={"steps": 4}, anew=True).candidates == []
+    assert len(open_study(tmp_path / "journal").candidates) == 1
+    assert open_study(tmp_path / "journal", settings={"steps": 4}, anew=True).candidates == []
 
 
 @pytest.mark.parametrize("storage", ("nodatabase://me:secret@host/db", "sqlite:////nowhere/at/all.db"))
 def test_a_storage_that_cannot_be_opened(storage: str):
     with pytest.raises(ValueError, match=f"storage: {storage.replace('me:secret@', '')} cannot be opened: "):
-        _open(storage)
+        open_study(storage)
+
+
+def test_damaged_journals(tmp_path: Path):
+    journal = tmp_path / "journal"
+    study = open_study(journal)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        study.add(make_candidate(SMALL_SPACE.sample(generator)))
+    added = study.candidates
+    # Killed in the middle of a line: what was whole is kept, and what follows is not glued to the rest.
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-40])
+    again = open_study(journal)
+    assert again.candidates == added[:2]
+    again.add(added[2])
+    assert open_study(journal).candidates == added
+    for garbage in (b"not a journal\n", b"\x00\xff" * 50 + b"\n", b"[1]\n"):
+        journal.write_bytes(garbage)
+        with pytest.raises(ValueError, match="journal cannot be opened: line 1 is not an entry"):
+            open_study(journal)
 
 
 def test_optuna_reads_the_choices(tmp_path: Path):
-    study = _open(f"sqlite:///{tmp_path}/study.db")
+    study = open_study(f"sqlite:///{tmp_path}/study.db")
     generator = torch.Generator().manual_seed(0)
     architectures = [SMALL_SPACE.sample(generator) for _ in range(60)]
     for architecture in architectures:
-        study.add(score(architecture))
+        study.add(make_candidate(architecture))
     plain = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/study.db")
     block = architectures[7].blocks[1]
     parameters = plain.trials[7].params
     assert parameters["block1.dense_width"] == block.dense_width
     assert parameters["block1.sparse_reads_0"] == (0 in block.sparse_inputs)
-    assert plain.best_value == min(candidate.metrics.log_loss for candidate in study.candidates)
+    assert plain.best_value == min(candidate.loss for candidate in study.candidates)
     importances = optuna.importance.get_param_importances(
         plain, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
     )
     assert all(name.endswith("_width") for name in list(importances)[:2]), importances
 
 
+def test_optuna_finds_the_same_front(tmp_path: Path):
+    objective = Objective(trade_off=("multiply_adds",))
+
+    def score(architecture: Architecture) -> Candidate:
+        width = sum(block.dense_width for block in architecture.blocks)
+        return make_candidate(architecture, multiply_adds=100 * width + len(architecture.blocks[0].dense_inputs))
+
+    study = open_study(f"sqlite:///{tmp_path}/study.db", objective=objective)
+    assert len(list(search(study, score, objective))) == EVOLUTION.evaluations
+    plain = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path}/study.db")
+    assert plain.metric_names == ["log_loss", "multiply_adds"]
+    values = [objective.values(candidate) for candidate in study.candidates]
+    assert sorted(tuple(trial.values) for trial in plain.best_trials) == sorted(values[i] for i in fronts(values)[0])
+
+
+def test_the_first_batch_and_the_first_claim_count(storage: str):
+    study = open_study(storage, anew=True)
+    with study.worker() as one, study.worker() as other:
+        assert one.agree("batch", lambda: [{"a": 1}, 2]) == [{"a": 1}, 2]
+        assert other.agree("batch", lambda: pytest.fail("there is one already")) == [{"a": 1}, 2]
+        mine = one.claim("x")
+        assert mine is not None and other.claim("x") is None and other.claim("y") is not None
+        one.release(mine)
+        assert other.claim("x") is not None
+
+
+def test_claims_of_dead_workers_are_free(tmp_path: Path, monkeypatch):
+    study = open_study(tmp_path / "journal")
+    here = Worker(study._storage, "w", lease=0.6)
+    with here:
+        # Of another machine, as far as its lock tells.
+        there = Worker(study._storage, "w", lease=0.6)
+        monkeypatch.setattr("nasrec_torchrec.search.workers._died_here", lambda _: False)
+        with there:
+            assert there.claim("x") is not None
+            time.sleep(1.0)
+            assert here.claim("x") is None, "it gave signs of life"
+            there._stopped.set()
+            there._thread.join()
+            assert here.claim("x") is None
+            time.sleep(1.0)
+            assert here.claim("x") is not None
+
+
+_PROGRAM = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from search.test_study import *
+def slowly(architecture):
+    time.sleep(0.08)
+    return make_candidate(architecture, seconds=float(os.getpid()))
+for candidate in search(open_study(sys.argv[2]), slowly):
+    print(candidate.architecture.to_json(None), flush=True)
+"""
+
+
+def _start(storage: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", _PROGRAM, str(Path(__file__).parents[1]), storage]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
 @pytest.mark.slow
-def test_killed_searches_lose_no_candidate(tmp_path: Path):
-    program = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
-        "from search.test_study import *\n"
-        "from search.test_study import _open\n"
-        "def slowly(architecture): time.sleep(0.01); return score(architecture)\n"
-        "for candidate in evolve(SMALL_SPACE, _open(sys.argv[2]).remembering(slowly), EVOLUTION):\n"
-        "    print(candidate.architecture.to_json().replace('\\n', ''), flush=True)\n"
-    )
-    command = [sys.executable, "-c", program, str(Path(__file__).parents[1]), str(tmp_path / "journal")]
+def test_two_workers_killed_again_and_again_lose_no_candidate(storage: str):
+    open_study(storage, anew=True)
+    rng = random.Random(0)
     reported: set[Architecture] = set()
-    for lines in (3, 11, 20):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            reported |= {Architecture.from_json(process.stdout.readline()) for _ in range(lines)}
-            os.kill(process.pid, signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
-        held = [candidate.architecture for candidate in _open(tmp_path / "journal").candidates]
-        assert reported <= set(held) and len(held) == len(set(held))
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    final = _open(tmp_path / "journal").candidates
-    assert final == list(evolve(SMALL_SPACE, score, EVOLUTION))
+    for _ in range(3):
+        with _start(storage) as one, _start(storage) as other:
+            for process in (one, other):
+                assert process.stdout is not None
+                reported |= {Architecture.from_json(process.stdout.readline()) for _ in range(rng.randint(1, 8))}
+                os.kill(process.pid, signal.SIGKILL)
+    held = [candidate.architecture for candidate in open_study(storage).candidates]
+    assert reported <= set(held) and len(held) < EVOLUTION.evaluations
+    with _start(storage) as one, _start(storage) as other:
+        printed = [process.communicate()[0].splitlines() for process in (one, other)]
+    assert one.returncode == other.returncode == 0
+    undisturbed = [candidate.architecture for candidate in _undisturbed()]
+    # Both report the whole search, which is the one that a single worker would have made.
+    assert [[Architecture.from_json(line) for line in lines] for lines in printed] == [undisturbed] * 2
+    study = open_study(storage)
+    trials = study._study.get_trials()
+    assert len(trials) == len(study.candidates) == EVOLUTION.evaluations, "each candidate once"
+    assert {candidate.architecture for candidate in study.candidates} == set(undisturbed)
+    assert len({candidate.seconds for candidate in study.candidates}) >= 4, "several processes took part"

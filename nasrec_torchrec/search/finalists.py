@@ -1,0 +1,94 @@
+"""Candidates that were trained from scratch, and how well the supernet had predicted them."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchmetrics.functional.regression import kendall_rank_corrcoef
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.files import read_text
+from nasrec_torchrec.search.evaluator import Candidate
+from nasrec_torchrec.training.trials import METRICS
+
+FINALISTS = "finalists.json"
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """An architecture that was trained from scratch, with one or several seeds.
+
+    Args:
+        architecture: that was trained.
+        losses: validation log loss of every seed, at its best epoch.
+        test_log_loss: mean over the seeds.
+        test_auc: mean over the seeds.
+        parameters: of the interaction part.
+        predicted: validation log loss in the supernet; None where the search did not evaluate it.
+    """
+
+    architecture: Architecture
+    losses: tuple[float, ...]
+    test_log_loss: float
+    test_auc: float
+    parameters: int
+    predicted: float | None
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.losses)
+
+    @property
+    def deviation(self) -> float:
+        return statistics.stdev(self.losses) if len(self.losses) > 1 else 0.0
+
+
+def read_finalists(run_dirs: Sequence[Path], candidates: Sequence[Candidate]) -> list[Finalist]:
+    """What one or several trainings made of the architectures of a search, the lowest validation loss first.
+
+    Args:
+        run_dirs: of ``apps.train``, each with one or several architectures; of those that were trained with several
+            learning rates the best counts.
+        candidates: of the search.
+
+    Raises:
+        ValueError: when a folder holds no finished training of an architecture.
+    """
+    predicted = {c.architecture.canonical(): c.loss for c in candidates if not c.stopped}
+    found: dict[Architecture, Finalist] = {}
+    for run_dir in run_dirs:
+        file = run_dir / METRICS
+        try:
+            finalists = [_finalist(trial, predicted) for trial in json.loads(read_text(file))["trials"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: not the metrics of finished trainings of architectures: {error}") from None
+        for finalist in finalists:
+            form = finalist.architecture.canonical()
+            if form not in found or finalist.mean < found[form].mean:
+                found[form] = finalist
+    return sorted(found.values(), key=lambda finalist: finalist.mean)
+
+
+def agreement(finalists: Sequence[Finalist]) -> float | None:
+    """Kendall's tau between the losses in the supernet and from scratch; None for fewer than three finalists."""
+    pairs = [(finalist.predicted, finalist.mean) for finalist in finalists if finalist.predicted is not None]
+    if len(pairs) < 3:
+        return None
+    return float(kendall_rank_corrcoef(*torch.tensor(pairs, dtype=torch.float64).unbind(1)))
+
+
+def _finalist(trial: dict[str, Any], predicted: dict[Architecture, float]) -> Finalist:
+    architecture = Architecture.from_json(json.dumps(trial["model"]))
+    runs = trial["runs"]
+    return Finalist(
+        architecture,
+        tuple(run["validation"]["log_loss"] for run in runs),
+        statistics.fmean(run["test"]["log_loss"] for run in runs),
+        statistics.fmean(run["test"]["auc"] for run in runs),
+        trial["dense_parameters"],
+        predicted.get(architecture.canonical()),
+    )

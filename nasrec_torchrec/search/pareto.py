@@ -1,0 +1,45 @@
+"""Fronts: what no other beats in everything (K. Deb et al., "A fast and elitist multiobjective genetic algorithm:
+NSGA-II", IEEE Transactions on Evolutionary Computation 6 (2), 2002)."""
+
+import math
+from collections.abc import Sequence
+
+Values = tuple[float, ...]
+
+
+def dominates(one: Values, other: Values) -> bool:
+    """Whether ``one`` is nowhere worse and somewhere better; less is better."""
+    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def fronts(values: Sequence[Values]) -> list[list[int]]:
+    """Positions by front: the first is dominated by nobody, the next by the first alone, and so on."""
+    left = list(range(len(values)))
+    result = []
+    while left:
+        front = [i for i in left if not any(dominates(values[j], values[i]) for j in left)]
+        result.append(front)
+        left = [i for i in left if i not in set(front)]
+    return result
+
+
+def crowding(values: Sequence[Values]) -> list[float]:
+    """For each member of a front how far its neighbours are apart, per objective in shares of the front's extent."""
+    distances = [0.0] * len(values)
+    for objective in zip(*values, strict=True):
+        order = sorted(range(len(values)), key=lambda i: objective[i])
+        extent = objective[order[-1]] - objective[order[0]]
+        distances[order[0]] = distances[order[-1]] = math.inf
+        if 0 < extent < math.inf:
+            for before, i, after in zip(order, order[1:], order[2:], strict=False):
+                distances[i] += (objective[after] - objective[before]) / extent
+    return distances
+
+
+def standing(values: Sequence[Values]) -> list[tuple[int, float]]:
+    """For each position its front, then how crowded it is there: the smaller the better."""
+    result: list[tuple[int, float]] = [(0, 0.0)] * len(values)
+    for number, front in enumerate(fronts(values)):
+        for position, distance in zip(front, crowding([values[i] for i in front]), strict=True):
+            result[position] = (number, -distance)
+    return result

@@ -1,0 +1,124 @@
+"""Rows whose embeddings were looked up once, in memory or, beyond a limit, in a file that is mapped into it."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.modules.sparse_arch import SparseArch
+from nasrec_torchrec.progress import update_interval
+
+Precision = Literal["fp32", "bf16"]
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """This rank's share of some rows.
+
+    Args:
+        dense: ``(rows, F_dense)``.
+        embedded: pooled embeddings ``(rows, F_sparse, E)``, maybe of lower precision, maybe mapped from a file.
+        labels: ``(rows,)``.
+        total: rows of all ranks.
+    """
+
+    dense: Tensor
+    embedded: Tensor
+    labels: Tensor
+    total: int
+
+    def __len__(self) -> int:
+        return self.labels.numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.dense.nbytes + self.embedded.nbytes + self.labels.nbytes
+
+    def chunks(self, size: int, first: int = 0, last: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Dense features and float32 embeddings of rows ``first`` to ``last - 1``, at most ``size`` at a time."""
+        parts = (tensor[first:last].split(size) for tensor in (self.dense, self.embedded))
+        for dense, embedded in zip(*parts, strict=True):
+            yield dense, embedded.to(dense.device, torch.float32)
+
+    def select(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of the rows ``(B,)`` in any order."""
+        return self.dense[rows], self.embedded[rows].to(self.dense.device, torch.float32)
+
+
+class RowCache:
+    """Looks rows up and keeps them.
+
+    Args:
+        precision: of the embeddings.
+        memory_limit: bytes of embeddings to hold in memory; rows that do not fit are mapped from a file.
+        folder: of such files, which lose their name at once and vanish with the process; unset, the system's for
+            temporary files.
+    """
+
+    def __init__(self, precision: Precision = "fp32", memory_limit: int = 4 << 30, folder: Path | None = None) -> None:
+        self._type = _TYPES[precision]
+        self._left = memory_limit
+        self._folder = folder
+
+    @torch.no_grad()
+    def look_up(
+        self, sparse_arch: SparseArch, files: ClickFiles, rows: Tensor, places: Tensor, chunk_size: int
+    ) -> CachedRows:
+        """Looks rows up, all ranks together, one row group in memory at a time; collective.
+
+        Args:
+            sparse_arch: sharded over the ranks or not; gives ``(B, F_sparse, E)``.
+            files: to read from; the same on every rank.
+            rows: ``(N,)`` ascending positions in ``files``.
+            places: ``(N,)`` order of the rows: they are dealt to the ranks one by one in this order.
+            chunk_size: rows of a look-up.
+        """
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        device = next(sparse_arch.parameters()).device
+        count = len(range(rank, len(rows), ranks))
+        dense, labels = torch.empty(count, len(files.schema.dense)), torch.empty(count)
+        embedded = self._allocate((count, len(sparse_arch.feature_names), sparse_arch.embedding_dim), device)
+        ends = torch.tensor(list(accumulate(rows_of_group for _, _, rows_of_group in files.groups)))
+        per_group = torch.searchsorted(rows, ends).diff(prepend=torch.tensor([0]))
+        start = 0
+        with tqdm(
+            total=len(rows), desc="look-up", unit="row", unit_scale=True, mininterval=update_interval(), leave=False
+        ) as bar:
+            for group, wanted in enumerate(per_group.tolist()):
+                if not wanted:
+                    continue
+                data = files.read(group)
+                inside = rows[start : start + wanted] - (int(ends[group]) - len(data))
+                place = places[start : start + wanted]
+                mine = place % ranks == rank
+                most = max(int((place % ranks == other).sum()) for other in range(ranks))
+                inside, local = inside[mine], place[mine] // ranks
+                # A sharded look-up is a meeting: every rank comes equally often, the last time maybe for nothing.
+                for first in range(0, most, chunk_size):
+                    part, target = inside[first : first + chunk_size], local[first : first + chunk_size]
+                    batch = data.select(part if len(part) else torch.tensor([0]))
+                    pooled = sparse_arch(batch.sparse_features.to(device))[: len(part)]
+                    embedded[target.to(embedded.device)] = pooled.to(embedded.device, self._type)
+                    dense[target] = batch.dense_features[: len(part)]
+                    labels[target] = batch.labels[: len(part)]
+                start += wanted
+                bar.update(wanted)
+        return CachedRows(dense.to(device), embedded, labels.to(device), len(rows))
+
+    def _allocate(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        count = torch.Size(shape).numel()
+        size = count * self._type.itemsize
+        if size <= self._left:
+            self._left -= size
+            return torch.empty(shape, dtype=self._type, device=device)
+        with tempfile.NamedTemporaryFile(dir=self._folder, prefix="nasrec-rows-") as file:
+            return torch.from_file(file.name, shared=True, size=count, dtype=self._type).view(shape)

@@ -1,0 +1,139 @@
+"""How the workers of one search agree through its storage: what to evaluate next, and who does it."""
+
+import fcntl
+import json
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState, create_trial
+
+# A worker that shows no sign of life for so long is taken for dead. One that died on this machine is found at once.
+LEASE_SECONDS = 60.0
+
+
+class Worker:
+    """One process among those that search a study; to be used as a context.
+
+    Everything is a trial of a second Optuna study beside the candidates': storages number trials one after another, so
+    that of several batches or claims the lowest number is the first, for everybody.
+
+    - A *batch* is a list of candidates; the first one that is proposed under a key is the one that all evaluate.
+    - A *claim* says that a worker evaluates a candidate; of several, the first whose worker lives counts.
+
+    Args:
+        storage: that all workers share.
+        name: of the second study.
+        lease: seconds without a sign of life after which a worker on another machine is dead.
+    """
+
+    def __init__(self, storage: BaseStorage, name: str, lease: float = LEASE_SECONDS) -> None:
+        self._storage, self._lease = storage, lease
+        self._study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+        self._id = uuid.uuid4().hex
+        self._seen_alive: dict[str, tuple[int, float]] = {}
+        self._stopped = threading.Event()
+        self._lock_file: IO[str] | None = None
+
+    def __enter__(self) -> "Worker":
+        self._lock_file = _lock_path(self._id).open("w")
+        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+        self._registration = self._add(worker=self._id, beats=0)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._storage.set_trial_state_values(self._registration, TrialState.COMPLETE, [0.0])
+        assert self._lock_file is not None
+        self._lock_file.close()
+        _lock_path(self._id).unlink(missing_ok=True)
+
+    def agree(self, key: str, propose: Callable[[], list[Any]]) -> list[Any]:
+        """The JSON values that were proposed first under ``key``; ``propose`` is asked when there are none yet."""
+        if (found := self._batch(key)) is None:
+            # A value each: MySQL keeps no more than 64 KB in one.
+            self._add(batch=key, **{f"member{index}": member for index, member in enumerate(propose())})
+            found = self._batch(key)
+            assert found is not None
+        return found
+
+    def claim(self, candidate: str) -> int | None:
+        """A number to give to :meth:`release`, or None when another living worker evaluates the candidate."""
+        if self._claimed_before(candidate, None):
+            return None
+        mine = self._add(claim=candidate, by=self._id)
+        if self._claimed_before(candidate, mine):
+            self.release(mine)
+            return None
+        return mine
+
+    def release(self, claim: int) -> None:
+        """Ends a claim, once its candidate is recorded or given up."""
+        self._storage.set_trial_state_values(claim, TrialState.COMPLETE, [0.0])
+
+    def _batch(self, key: str) -> list[Any] | None:
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.user_attrs.get("batch") == key:
+                return [trial.user_attrs[f"member{index}"] for index in range(len(trial.user_attrs) - 1)]
+        return None
+
+    def _claimed_before(self, candidate: str, mine: int | None) -> bool:
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        beats = {t.user_attrs["worker"]: t.user_attrs["beats"] for t in running if "worker" in t.user_attrs}
+        for trial in running:
+            if trial._trial_id == mine:
+                return False
+            if trial.user_attrs.get("claim") == candidate and self._alive(trial.user_attrs["by"], beats):
+                return True
+        return False
+
+    def _alive(self, worker: str, beats: dict[str, int]) -> bool:
+        if worker not in beats or _died_here(worker):
+            return False
+        # Only changes are looked at: clocks of several machines need not agree.
+        now = time.monotonic()
+        last, since = self._seen_alive.get(worker, (-1, now))
+        if beats[worker] != last:
+            since = now
+        self._seen_alive[worker] = beats[worker], since
+        return now - since < self._lease
+
+    def _beat(self) -> None:
+        beats = 0
+        while not self._stopped.wait(self._lease / 6):
+            beats += 1
+            self._storage.set_trial_user_attr(self._registration, "beats", beats)
+
+    def _add(self, **attributes: Any) -> int:
+        # As JSON has them, whatever the storage does with them.
+        attributes = json.loads(json.dumps(attributes))
+        state = TrialState.COMPLETE if "batch" in attributes else TrialState.RUNNING
+        value = 0.0 if state is TrialState.COMPLETE else None
+        trial = create_trial(state=state, value=value, user_attrs=attributes)
+        return self._storage.create_new_trial(self._study._study_id, template_trial=trial)
+
+
+def _lock_path(worker: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"nasrec-worker-{worker}.lock"
+
+
+def _died_here(worker: str) -> bool:
+    """Whether the worker ran on this machine and left its lock behind, which it holds while it lives."""
+    try:
+        with _lock_path(worker).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:  # no such file, or it is held
+        return False

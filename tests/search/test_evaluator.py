@@ -1,0 +1,202 @@
+import pytest
+import torch
+from support import SMALL_SPACE, make_click_files, make_schema, run_ranks
+from torch.nn import functional as F
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from nasrec_torchrec import SuperNet
+from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.search import evaluator as evaluator_module
+from nasrec_torchrec.search.cost import Limits, measure_latency
+from nasrec_torchrec.search.evaluator import Candidate, EvaluationConfig, Evaluator
+from nasrec_torchrec.training.metrics import evaluate
+from nasrec_torchrec.training.schedules import cosine_with_warmup
+
+CONFIG = EvaluationConfig(finetune_steps=12, finetune_batch_size=32, chunk_size=64)
+
+
+def _supernet() -> SuperNet:
+    torch.manual_seed(0)
+    return SuperNet(EmbeddingBagCollection(tables=make_schema().tables()), 3, SMALL_SPACE)
+
+
+def _architectures(count: int):
+    return [SMALL_SPACE.sample(torch.Generator().manual_seed(seed)) for seed in range(count)]
+
+
+@pytest.fixture(scope="module")
+def files():
+    return make_click_files(make_schema(), 200), make_click_files(make_schema(), 150, seed=1)
+
+
+def test_evaluation_is_finetuning_of_the_extracted_models_last_layer(files):
+    train, held_out = files
+    supernet, data = _supernet(), train.load()
+    before = {name: value.clone() for name, value in supernet.state_dict().items()}
+    evaluator = Evaluator(supernet, train, held_out, CONFIG)
+    for architecture in _architectures(5):
+        candidate = evaluator(architecture)
+        model = supernet.extract(architecture)
+        last = model.interaction_arch.over_arch
+        optimizer = torch.optim.Adagrad(last.parameters(), lr=0.04, eps=1e-2)
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.cat([torch.randperm(200, generator=generator) for _ in range(2)])[: 12 * 32]
+        for step, chosen in enumerate(rows.split(32)):
+            optimizer.param_groups[0]["lr"] = cosine_with_warmup(step, 12, 0.04)
+            batch = data.select(chosen)
+            logits = model(batch.dense_features, batch.sparse_features).flatten()
+            optimizer.zero_grad()
+            F.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+            optimizer.step()
+        expected = evaluate(model, held_out)
+        assert candidate.loss == candidate.metrics.log_loss == pytest.approx(expected.log_loss, rel=1e-4)
+        assert candidate.metrics.auc == pytest.approx(expected.auc, abs=1e-4)
+        assert candidate.parameters == sum(p.numel() for p in model.interaction_arch.parameters())
+        assert not candidate.stopped and candidate.latency_us is None
+    for name, value in supernet.state_dict().items():
+        assert torch.equal(value, before[name]), f"the evaluation changed {name}"
+
+
+def _losses(config: EvaluationConfig, files) -> list[float]:
+    evaluator = Evaluator(_supernet(), *files, config)
+    return [evaluator(architecture).loss for architecture in _architectures(4)]
+
+
+def test_where_rows_are_kept_changes_nothing(files, monkeypatch):
+    expected = _losses(CONFIG, files)
+    mapped = EvaluationConfig(finetune_steps=12, finetune_batch_size=32, chunk_size=64, cache_memory=0)
+    assert _losses(mapped, files) == expected
+    halved = EvaluationConfig(finetune_steps=12, finetune_batch_size=32, chunk_size=64, cache_precision="bf16")
+    evaluator = Evaluator(_supernet(), *files, halved)
+    whole = Evaluator(_supernet(), *files, CONFIG)
+    assert evaluator.validation_rows.embedded.nbytes * 2 == whole.validation_rows.embedded.nbytes
+    assert _losses(halved, files) == pytest.approx(expected, rel=2e-3)
+    # Features that would not fit are computed in every step.
+    monkeypatch.setattr(evaluator_module, "_FEATURES_KEPT", 0)
+    assert _losses(CONFIG, files) == pytest.approx(expected, rel=1e-5)
+
+
+def _on_ranks(files, race: float | None) -> list[list[tuple[float, float, int]]]:
+    import torch.distributed as dist
+    from torchrec.models.dlrm import DLRMTrain
+
+    from nasrec_torchrec.distributed.sharding import parallelize
+
+    supernet = _supernet()
+    config = EvaluationConfig(finetune_steps=12, finetune_batch_size=32, chunk_size=64, race_confidence=race)
+    if dist.get_world_size() > 1:
+        parallelize(DLRMTrain(supernet), torch.device("cpu"), "row_wise")
+    evaluator = Evaluator(supernet, *files, config)
+    assert len(evaluator.validation_rows) in (len(files[1]) // dist.get_world_size() + i for i in (0, 1))
+    if dist.get_rank() != 0:
+        evaluator.follow()
+        return []
+    with evaluator:
+        found = [evaluator(architecture) for architecture in _architectures(3)]
+        if race is not None:
+            best = min(found, key=lambda candidate: candidate.loss)
+            found = [evaluator(architecture, best) for architecture in _architectures(30)]
+    return [(c.loss, c.metrics.auc, c.metrics.rows) for c in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("race", (None, 0.9))
+def test_two_ranks_with_sharded_tables_find_what_one_finds(race):
+    files = make_click_files(make_schema(), 200), make_click_files(make_schema(), 2001, seed=1)
+    (alone,) = run_ranks(1, _on_ranks, files, race)
+    together, _ = run_ranks(2, _on_ranks, files, race)
+    # Shares of an odd number of rows differ by one, and so may a race that is nearly a draw.
+    whole = [(one, other) for one, other in zip(alone, together, strict=True) if one[2] == other[2] == 2001]
+    assert len(whole) == 3 if race is None else 2 < len(whole) < 28
+    for one, other in whole:
+        assert one == pytest.approx(other, abs=1e-5)
+    stopped = [abs(one[2] - other[2]) <= 1 for one, other in zip(alone, together, strict=True) if one[2] < 2001]
+    assert race is None or sum(stopped) >= 0.8 * len(stopped)
+
+
+def test_races_stop_the_worse_and_estimate_their_loss():
+    files = make_click_files(make_schema(), 400), make_click_files(make_schema(), 8000, seed=1)
+    racing = EvaluationConfig(finetune_steps=12, finetune_batch_size=32, race_confidence=0.999)
+    evaluator, whole = (Evaluator(_supernet(), *files, config) for config in (racing, CONFIG))
+    truth = {architecture: whole(architecture).loss for architecture in _architectures(25)}
+    incumbent = evaluator(min(truth, key=lambda architecture: truth[architecture]))
+    assert not incumbent.stopped
+    raced = [evaluator(architecture, incumbent) for architecture in truth if architecture != incumbent.architecture]
+    stopped = [candidate for candidate in raced if candidate.stopped]
+    assert stopped and len(stopped) < len(raced)
+    for candidate in raced:
+        assert (candidate.metrics.rows < 8000) == candidate.stopped
+        assert candidate.loss == pytest.approx(truth[candidate.architecture], abs=0.1 if candidate.stopped else 1e-6)
+        assert not candidate.stopped or candidate.loss > incumbent.loss
+    # The worst of all cannot stop the best, and who was not there before is computed again.
+    worst = whole(max(truth, key=lambda architecture: truth[architecture]))
+    assert evaluator(incumbent.architecture, worst).loss == pytest.approx(incumbent.loss)
+
+
+def test_a_candidate_without_a_loss_is_the_worst(files):
+    supernet = _supernet()
+    with torch.no_grad():
+        for parameter in supernet.interaction_arch.storage.over_arch.parameters():
+            parameter.fill_(torch.nan)
+    assert Evaluator(supernet, *files, CONFIG)(_architectures(1)[0]).loss == torch.inf
+
+
+def test_limits_are_on_costs(files):
+    evaluator = Evaluator(_supernet(), *files, EvaluationConfig(finetune_steps=0, latency_batch_size=16))
+    architecture = _architectures(1)[0]
+    candidate = evaluator(architecture, with_latency=True)
+    costs = [candidate.multiply_adds, candidate.parameters, candidate.activation_bytes, candidate.latency_us]
+    assert Limits(2 * costs[0], *costs[1:]).allow(*costs)
+    for name, cost in zip(Limits.__dataclass_fields__, (2 * costs[0], *costs[1:]), strict=True):
+        assert not Limits(**{name: cost - 1}).allow(*costs)
+    # The same candidate is not measured again, and without a measurement there is nothing to object to.
+    assert evaluator.latency(architecture).median_us == candidate.latency_us and candidate.latency_iqr_us >= 0
+    assert Limits(max_latency_us=1e-9).allow(*costs[:3], None)
+
+
+def test_activations_are_counted_by_hand():
+    supernet = _supernet()
+    architecture = _architectures(1)[0]
+    subnet = supernet.interaction_arch.subnet(architecture)
+    outputs = 0
+
+    def add(_module, _inputs, output) -> None:
+        nonlocal outputs
+        outputs += output.numel() * 4
+
+    for module in subnet.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
+            module.register_forward_hook(add)
+    subnet(torch.rand(1, 3), torch.rand(1, 4, 16))
+    counted = Evaluator(supernet, *[make_click_files(make_schema(), 40)] * 2, EvaluationConfig(1, 4)).cost(architecture)
+    assert outputs < counted.activation_bytes < 50 * outputs
+
+
+def test_the_fused_form_computes_the_same_faster_or_not():
+    supernet = _supernet()
+    for architecture in _architectures(10):
+        subnet = supernet.interaction_arch.subnet(architecture)
+        dense, tokens = torch.rand(9, 3), torch.rand(9, 4, 16)
+        fused = fuse(subnet)
+        torch.testing.assert_close(fused(dense, tokens), subnet(dense, tokens), atol=1e-5, rtol=1e-5)
+        assert not any(parameter.requires_grad for parameter in fused.parameters())
+    latency = measure_latency(subnet, 8, torch.device("cpu"), min_run_time=0.01)
+    assert 10 < latency.median_us < 1e6 and latency.iqr_us >= 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"finetune_steps": -1}, "finetune_steps: expected 0 or more, found -1"),
+        ({"race_confidence": 1.0}, "race_confidence: expected a number between 0.5 and 1, found 1.0"),
+        ({"cache_memory": -1}, "cache_memory: expected 0 or more"),
+    ],
+)
+def test_settings_that_make_no_sense(values, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationConfig(**values)
+
+
+def test_candidates_are_values(files):
+    first, second = (Evaluator(_supernet(), *files, CONFIG)(_architectures(1)[0]) for _ in range(2))
+    assert isinstance(first, Candidate) and first.metrics == second.metrics and first.loss == second.loss
