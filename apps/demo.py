@@ -66,9 +66,10 @@ def main(out: Path = Path("runs/demo"), ranks: int = 2, seed: int = 0) -> None:
         arguments = {"data": data, "out": out / name, "architecture": architecture, "j": f"1x{ranks}"}
         component("train", *TRAINING, *rates, *repeated, **arguments)
         rows.append(table_row(title, out / name, data))
-    component("export", model=out / "nasrecnet", out=out / "export")
-    scores = out / "scores.parquet"
-    component("score", package=out / "export", data=data / "test", out=scores)
+    component("report", search=out / "search", finalists=json.dumps([str(out / "nasrecnet")]))
+    component("export", "--data", str(data), model=out / "nasrecnet", out=out / "export")
+    scores = out / "scores"
+    component("score", "--overwrite", "true", package=out / "export", data=data / "test", out=scores)
 
     exported = pq.read_table(scores)
     probability, label = (torch.tensor(exported[name].to_pylist()) for name in ("probability", "label"))
@@ -147,7 +148,8 @@ def write_report(out: Path, table: str) -> None:
 <h1>NASRec on MovieLens-100K</h1>
 <h2>Test split</h2><pre>{escape(table)}</pre>
 <h2>The searched architecture</h2><img src="nasrecnet/architecture.svg" alt="the searched architecture">
-<h2>The search</h2><img src="search/search.png" alt="candidates over time, and loss against multiply-adds">
+<h2>The search</h2><p><a href="search/report.html">Everything about it</a></p>
+<img src="search/search.png" alt="candidates over time, and loss against multiply-adds">
 </body></html>
 """,
     )

@@ -1,25 +1,39 @@
-"""Exports a trained NASRecNet to one file that needs PyTorch alone."""
+"""Exports a trained NASRecNet to a package that scores without this project."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from nasrec_torchrec.cli import run
+from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split
 from nasrec_torchrec.distributed.checkpoint import load_model
-from nasrec_torchrec.inference.export import export
+from nasrec_torchrec.inference.export import ExportConfig, compare, export
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 
 
-def main(model: Path, out: Path) -> None:
-    """Compiles a trained NASRecNet with AOTInductor: model.pt2, and model.json that says how to feed it.
+def main(model: Path, out: Path, config: ExportConfig, data: Path | None = None) -> None:
+    """Compiles a trained NASRecNet with AOTInductor: model.pt2, model.json that says how to feed it, golden.json.
+
+    With the data set, the package also holds the words of its dictionaries, for scoring raw rows, and tells how its
+    validation metrics differ from those of the trained model in float32.
 
     Args:
         model: run folder of a training, of any number of ranks.
-        out: receives model.pt2 and model.json.
+        out: package folder; an earlier one is replaced when the new one is complete.
+        data: prepared data set.
     """
     description, trained = load_model(model)
     if not isinstance(trained, NASRecNet):
         raise ValueError(f"{model}: expected the run of a NASRecNet, found a {type(trained).__name__}")
-    exported = export(trained, description.schema, out)
-    print(f"{exported.package} ({exported.package.stat().st_size / 2**20:.1f} MiB), {exported.manifest}")
+    metrics = {}
+    if data is not None:
+        drift = compare(trained, config, open_split(data, "validation"))
+        metrics = asdict(drift)
+        print(drift)
+    predictor = export(trained, description.schema, out, config, metrics, None if data is None else data / DICTIONARIES)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"{out}: {size / 2**20:.1f} MiB, needs {' and '.join(predictor.manifest['requires'])}")
+    print(json.dumps(predictor.manifest["tables"]))
 
 
 if __name__ == "__main__":

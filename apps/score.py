@@ -1,22 +1,22 @@
-"""Scores the rows of a Parquet file with an exported model."""
+"""Scores the rows of files with an exported model."""
 
+import json
 from pathlib import Path
 
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.inference.scoring import score_parquet
+from nasrec_torchrec.datasets.sources import TextFormat
+from nasrec_torchrec.inference.scoring import ScoringConfig, score
 
 
-def main(package: Path, data: Path, out: Path, batch_size: int = 4096) -> None:
-    """Writes the click probability of every row.
+def main(package: Path, data: str, out: Path, config: ScoringConfig, text_format: TextFormat) -> None:
+    """Writes the click probability of every row; a run that was killed goes on where it was.
 
     Args:
         package: folder that apps.export wrote.
-        data: Parquet file, or folder of them, with the columns of the model's schema.
-        out: Parquet file that receives the columns label and probability, in the order of the rows.
-        batch_size: rows of a call.
+        data: files, patterns with * and URIs, several separated by commas, or folders of Parquet files.
+        out: folder that receives part-000000.parquet, ... with file, line and probability of each row.
     """
-    rows = score_parquet(package, data, out, batch_size)
-    print(f"{rows} rows scored: {out}")
+    print(json.dumps(score(package, data.split(","), out, config, text_format)))
 
 
 if __name__ == "__main__":

@@ -32,14 +32,12 @@ def main(supernet: Path, data: Path, evaluation: EvaluationConfig, architectures
     """
     torch.set_num_threads(threads)
     model = load_supernet(supernet)
-    train, validation = open_split(data, "train").load(), open_split(data, "validation").load()
     started = time.perf_counter()
-    evaluator = Evaluator(model, train, validation, evaluation)
+    evaluator = Evaluator(model, open_split(data, "train"), open_split(data, "validation"), evaluation)
     cached = [rows for rows in (evaluator.finetuning_rows, evaluator.validation_rows) if rows is not None]
-    size = sum(rows.dense.nbytes + rows.embedded.nbytes + rows.labels.nbytes for rows in cached)
     print(
-        f"{' + '.join(f'{len(rows.labels):,}' for rows in cached)} rows looked up in "
-        f"{time.perf_counter() - started:.1f} s; the cache has {size / 2**20:,.1f} MiB"
+        f"{' + '.join(f'{len(rows):,}' for rows in cached)} rows looked up in {time.perf_counter() - started:.1f} s; "
+        f"the cache has {sum(rows.nbytes for rows in cached) / 2**20:,.1f} MiB"
     )
     generator = torch.Generator().manual_seed(0)
     ratios, seconds = [], []
@@ -52,7 +50,7 @@ def main(supernet: Path, data: Path, evaluation: EvaluationConfig, architectures
         evaluated = time.perf_counter() - started
         started = time.perf_counter()
         for rows in cached:
-            for part in zip(*(t.split(evaluation.chunk_size) for t in (rows.dense, rows.embedded)), strict=True):
+            for part in rows.chunks(evaluation.chunk_size):
                 arch(*part)
         bare = time.perf_counter() - started
         seconds.append(evaluated)

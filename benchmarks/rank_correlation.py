@@ -145,13 +145,12 @@ def _supernet(data: Path, out: Path, study: Study, name: str, seed: int) -> list
             description = ModelDescription(load_schema(data), SPACE, use_layernorm=True)
             Trainer(description, config, folder, device).train(open_split(data, "train"))
         model = load_supernet(folder)
-        train, validation = (open_split(data, split).load() for split in ("train", "validation"))
+        splits = open_split(data, "train"), open_split(data, "validation")
         evaluation = EvaluationConfig(finetune_steps=study.finetune_steps)
         raw, tuned = (
-            Evaluator(model, train, validation, replace(evaluation, finetune_steps=steps))
-            for steps in (0, study.finetune_steps)
+            Evaluator(model, *splits, replace(evaluation, finetune_steps=steps)) for steps in (0, study.finetune_steps)
         )
-        losses = [(raw(a).metrics.log_loss, tuned(a).metrics.log_loss) for a in draw(study.architectures)]
+        losses = [(raw(a).loss, tuned(a).loss) for a in draw(study.architectures)]
         write_text(folder / "result.json", json.dumps(losses))
     return [tuple(pair) for pair in json.loads((folder / "result.json").read_text())]
 

@@ -177,12 +177,12 @@ def evaluate(*flags: str, model: str, data: str, memory: int = 8192, image: str 
 
 
 def export(*flags: str, model: str, out: str, memory: int = 8192, image: str = torchx.IMAGE) -> specs.AppDef:
-    """Exports a trained NASRecNet to one file that needs PyTorch alone.
+    """Exports a trained NASRecNet to a package that scores without this project.
 
     Args:
-        flags: more flags of apps.export
+        flags: more flags of apps.export, such as --data and --tables
         model: run folder of a training
-        out: receives model.pt2 and model.json
+        out: package folder
         memory: MB
         image: container or folder that holds this project
     """
@@ -192,13 +192,13 @@ def export(*flags: str, model: str, out: str, memory: int = 8192, image: str = t
 def score(
     *flags: str, package: str, data: str, out: str, memory: int = 8192, image: str = torchx.IMAGE
 ) -> specs.AppDef:
-    """Scores the rows of a Parquet file with an exported model.
+    """Scores the rows of files with an exported model.
 
     Args:
         flags: more flags of apps.score
         package: folder that apps.export wrote
-        data: Parquet file or folder of them
-        out: Parquet file to write
+        data: files, patterns and URIs, several separated by commas, or folders of Parquet files
+        out: folder that receives the scores
         memory: MB
         image: container or folder that holds this project
     """

@@ -1,58 +1,50 @@
 """A trained model as one AOTInductor package that needs PyTorch alone, and a JSON that says how to feed it."""
 
 import json
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import fbgemm_gpu
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchrec.modules.embedding_configs import PoolingType
 
+from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
+from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.files import atomic_path, write_text
+from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.inference.predictor import FORMAT, GOLDEN, MANIFEST, PACKAGE, Predictor
+from nasrec_torchrec.inference.tables import FloatTables, TablePrecision, make_tables, table_precisions
 from nasrec_torchrec.models.nasrecnet import NASRecNet
-
-PACKAGE_FORMAT = "nasrec-torchrec/package/1"
+from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics
 
 
 class ScoringModel(nn.Module):
-    """A NASRecNet whose tables are one stacked table, looked up with plain PyTorch.
+    """A NASRecNet in the form that serves: fused, with tables that are looked up from plain tensors.
 
-    Inputs are tensors: dense features ``(B, F_dense)`` (left out when there are none), ``ids`` ``(T,)`` int64 of all
-    features, feature by feature, ``lengths`` ``(F_sparse, B)`` int64, and for weighted collections ``weights``
-    ``(T,)``.
-    Ids outside of a feature's table are looked up as 0, the missing id: no id reads another table.
+    Inputs are dense features ``(B, F_dense)`` (left out when there are none), ``ids`` ``(T,)`` int64 of all features,
+    feature by feature, ``lengths`` ``(F_sparse, B)`` int64, and for weighted collections ``weights`` ``(T,)``.
+    Ids outside of a feature's table are looked up as 0, the missing id.
 
     Args:
-        model: unsharded.
+        model: unsharded; it is not changed.
+        precision: of every table; unset, float32.
+        bf16: run the dense part in bfloat16.
     """
 
-    table: Tensor
-    start: Tensor
-    rows: Tensor
-    mean: Tensor
-
-    def __init__(self, model: NASRecNet) -> None:
+    def __init__(self, model: NASRecNet, precision: Mapping[str, str] | None = None, bf16: bool = False) -> None:
         super().__init__()
-        sparse_arch = model.sparse_arch
-        ebc = sparse_arch.embedding_bag_collection
-        configs = {name: config for config in ebc.embedding_bag_configs() for name in config.feature_names}
-        tables = {config.name: ebc.embedding_bags[config.name].weight.detach() for config in configs.values()}
-        starts, total = {}, 0
-        for name, table in tables.items():
-            starts[name] = total
-            total += table.shape[0]
-        features = sparse_arch.feature_names
-        self.register_buffer("table", torch.cat(list(tables.values())))
-        self.register_buffer("start", torch.tensor([starts[configs[name].name] for name in features]))
-        self.register_buffer("rows", torch.tensor([configs[name].num_embeddings for name in features]))
-        self.register_buffer("mean", torch.tensor([configs[name].pooling == PoolingType.MEAN for name in features]))
-        self.has_mean = bool(self.mean.any())
+        ebc = model.sparse_arch.embedding_bag_collection
+        precision = precision or table_precisions(ebc, "fp32", {})
+        self.tables = make_tables(ebc, model.sparse_arch.feature_names, precision)
         self.has_dense = model.interaction_arch.dense_in_features > 0
         self.weighted: bool = ebc.is_weighted()
-        self.interaction_arch = model.interaction_arch
+        self.interaction_arch = fuse(model.interaction_arch)
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.interaction_arch.to(self.dtype)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """
@@ -60,86 +52,217 @@ class ScoringModel(nn.Module):
             inputs: ``[dense,] ids, lengths[, weights]`` as the class says.
 
         Returns:
-            Tensor: logits ``(B,)``.
+            Tensor: logits ``(B,)`` float32.
         """
-        dense = inputs[0] if self.has_dense else None
         ids, lengths, *weights = inputs[1:] if self.has_dense else inputs
-        num_features, batch_size = lengths.shape
-        ends = lengths.flatten().cumsum(0)
-        # Which feature an id belongs to: how many features end at or before its position.
-        feature_ends = lengths.sum(1).cumsum(0)
-        positions = torch.arange(ids.shape[0], device=ids.device)
-        feature = torch.bucketize(positions, feature_ends, right=True)
-        known = (ids >= 0) & (ids < self.rows[feature])
-        rows = torch.where(known, ids, 0) + self.start[feature]
-        offsets = torch.cat([ends.new_zeros(1), ends])
-        pooled = F.embedding_bag(
-            rows,
-            self.table,
-            offsets,
-            mode="sum",
-            per_sample_weights=weights[0] if self.weighted else None,
-            include_last_offset=True,
-        )
-        pooled = pooled.view(num_features, batch_size, -1)
-        if self.has_mean:
-            divisor = torch.where(self.mean.unsqueeze(1), lengths.clamp(min=1), 1)
-            pooled = pooled / divisor.unsqueeze(2).to(pooled.dtype)
-        if dense is None:
-            dense = pooled.new_zeros(batch_size, 0)
-        return self.interaction_arch(dense, pooled.transpose(0, 1)).flatten()
+        pooled = self.tables(ids, lengths, weights[0] if self.weighted else None)
+        dense = inputs[0] if self.has_dense else pooled.new_zeros(lengths.shape[1], 0)
+        return self.interaction_arch(dense.to(self.dtype), pooled.to(self.dtype)).flatten().float()
 
 
 @dataclass(frozen=True)
-class ExportedModel:
-    """Files of an export: the package and its manifest."""
-
-    package: Path
-    manifest: Path
-
-
-def export(model: NASRecNet, schema: Schema, folder: Path) -> ExportedModel:
-    """Compiles a model for the CPU of this machine with AOTInductor; takes some 20 seconds.
+class ExportConfig:
+    """In which form a model leaves.
 
     Args:
-        model: unsharded; put into evaluation mode.
+        tables: precision of the embedding tables: fp32, fp16, int8 or int4 (4 bytes more a row for a scale and a bias).
+            Only a package whose tables are all fp32 does without FBGEMM.
+        table_precisions: of some tables, by name.
+        dense: precision of the dense part.
+        device: to compile for; cuda needs such a device here.
+        simd_bits: width of the vector instructions; unset, the widest of this machine. 256 runs wherever AVX2 does.
+    """
+
+    tables: TablePrecision = "fp32"
+    table_precisions: dict[str, TablePrecision] = field(default_factory=dict)
+    dense: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    simd_bits: int | None = None
+
+    def scoring_model(self, model: NASRecNet) -> ScoringModel:
+        """The model in this form, not compiled.
+
+        Raises:
+            ValueError: for an unknown table or precision.
+        """
+        ebc = model.sparse_arch.embedding_bag_collection
+        precisions = table_precisions(ebc, self.tables, self.table_precisions)
+        return ScoringModel(model, precisions, self.dense == "bf16").eval()
+
+
+def export(
+    model: NASRecNet,
+    schema: Schema,
+    folder: Path,
+    config: ExportConfig | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    dictionaries: Path | None = None,
+) -> Predictor:
+    """Compiles a model with AOTInductor into a package; takes some 20 seconds.
+
+    The package is a folder: ``model.pt2`` takes any batch size and any number of ids, ``model.json`` says what it takes
+    and holds the checksums of the other files, ``golden.json`` is a request and its response, which
+    :class:`~nasrec_torchrec.inference.predictor.Predictor` compares when it loads the package, and ``dictionaries/``
+    has the words of dictionary ids, for scoring raw rows.
+
+    Args:
+        model: unsharded; it is not changed.
         schema: of the data that the model reads.
-        folder: receives ``model.pt2`` and ``model.json``.
+        folder: is replaced when the package is complete.
+        config: in which form.
+        metrics: JSON values to tell the reader.
+        dictionaries: folder of the data set's words.
 
     Returns:
-        ExportedModel: where the files are. The package takes any batch size and any number of ids.
+        Predictor: the package, loaded and verified.
 
     Raises:
-        ValueError: when the model and the schema name different features.
+        ValueError: when the model and the schema name different features, or for an unknown table.
     """
+    config = config or ExportConfig()
     if model.sparse_arch.feature_names != schema.feature_names:
         raise ValueError(
             f"the model reads the features {model.sparse_arch.feature_names}, the schema has {schema.feature_names}"
         )
-    scoring = ScoringModel(model.eval()).eval()
-    with torch.no_grad():
-        program = trace(scoring)
-        folder.mkdir(parents=True, exist_ok=True)
-        package, manifest = folder / "model.pt2", folder / "model.json"
-        # The options allow AOTI_RUNTIME_CHECK_INPUTS=1 to refuse inputs of a wrong type instead of misreading them.
-        with atomic_path(package) as temporary:
-            compiled = temporary.with_suffix(".pt2")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: cuda needs such a device to compile on, and this machine has none")
+    scoring = config.scoring_model(model).to(config.device)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        options: dict[str, Any] = {"aot_inductor.check_lowerbound": False}
+        if config.simd_bits is not None:
+            options["cpp.simdlen"] = config.simd_bits
+        with torch.no_grad():
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(compiled), inductor_configs={"aot_inductor.check_lowerbound": False}
+                trace(scoring), package_path=str(temporary / PACKAGE), inductor_configs=options
             )
-            compiled.rename(temporary)
+        (temporary / GOLDEN).write_text(json.dumps(_golden(scoring, schema)))
+        if dictionaries is not None and dictionaries.exists():
+            shutil.copytree(dictionaries, temporary / DICTIONARIES)
+        document = _manifest(scoring, schema, model, config, metrics or {}, temporary)
+        (temporary / MANIFEST).write_text(json.dumps(document, indent=2))
+        # A package that does not give the golden response does not take the place of one that did.
+        Predictor(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Predictor(folder, verify=False)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What a form of a model costs in quality, on the same rows.
+
+    Args:
+        trained: metrics of the model in float32.
+        exported: of the form.
+        table_bytes: of the weights of its tables.
+        float_table_bytes: of the same tables in float32.
+    """
+
+    trained: ClickMetrics
+    exported: ClickMetrics
+    table_bytes: int
+    float_table_bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"validation, {self.trained.rows:,} rows: AUC {self.exported.auc:.6f} "
+            f"({self.exported.auc - self.trained.auc:+.6f}), log loss {self.exported.log_loss:.6f} "
+            f"({self.exported.log_loss - self.trained.log_loss:+.6f}); tables {self.table_bytes / 2**20:,.2f} MiB "
+            f"instead of {self.float_table_bytes / 2**20:,.2f}"
+        )
+
+
+@torch.no_grad()
+def compare(model: NASRecNet, config: ExportConfig, files: ClickFiles, batch_size: int = 4096) -> Drift:
+    """Measures a form of a model beside the model itself, before anything is compiled.
+
+    Args:
+        model: unsharded.
+        config: the form.
+        files: rows to measure on.
+        batch_size: rows of a forward pass.
+    """
+    model.eval()
+    scoring = config.scoring_model(model)
+    logits: list[tuple[Tensor, Tensor]] = []
+    labels = []
+    for batch in files.evaluation_batches(batch_size):
+        sparse = batch.sparse_features
+        inputs = [batch.dense_features] if scoring.has_dense else []
+        inputs += [sparse.values(), sparse.lengths().view(len(sparse.keys()), -1).long()]
+        inputs += [sparse.weights()] if scoring.weighted else []
+        logits.append((model(batch.dense_features, sparse).flatten(), scoring(*inputs)))
+        labels.append(batch.labels)
+    trained, exported = (click_metrics(torch.cat(part), torch.cat(labels)) for part in zip(*logits, strict=True))
+    whole = sum(4 * c.num_embeddings * c.embedding_dim for c in scoring.tables.configs)
+    return Drift(trained, exported, scoring.tables.nbytes(), whole)
+
+
+def _manifest(
+    scoring: ScoringModel,
+    schema: Schema,
+    model: NASRecNet,
+    config: ExportConfig,
+    metrics: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
     names = (["dense"] if scoring.has_dense else []) + ["ids", "lengths"] + (["weights"] if scoring.weighted else [])
-    document = {
-        "format": PACKAGE_FORMAT,
-        "torch": torch.__version__,
+    quantized = not isinstance(scoring.tables, FloatTables)
+    return {
+        "format": FORMAT,
         "inputs": names,
         "input_types": {"dense": "float32", "ids": "int64", "lengths": "int64", "weights": "float32"},
+        "ids": "of all features, feature by feature in the order of the schema; one that a table does not have is "
+        "looked up as 0, the missing id",
         "output": "logits, float32 (batch,); the probability of a click is their sigmoid",
+        "device": config.device,
+        "requires": ["torch", "fbgemm_gpu"] if quantized else ["torch"],
+        "versions": {"torch": torch.__version__, "fbgemm_gpu": fbgemm_gpu.__version__},
+        "tables": {
+            "bytes": scoring.tables.nbytes(),
+            "precisions": table_precisions(
+                model.sparse_arch.embedding_bag_collection, config.tables, config.table_precisions
+            ),
+        },
+        "dense": config.dense,
+        "metrics": dict(metrics),
         "schema": json.loads(schema.to_json()),
         "architecture": json.loads(model.architecture.to_json()),
+        "sha256": {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()},
     }
-    write_text(manifest, json.dumps(document, indent=2))
-    return ExportedModel(package, manifest)
+
+
+def _golden(scoring: ScoringModel, schema: Schema) -> dict[str, Any]:
+    """Random rows, some ids of which no table has, some bags empty, and their logits."""
+    generator = torch.Generator().manual_seed(0)
+    rows = 8
+    lengths = torch.ones(len(schema.sparse), rows, dtype=torch.int64)
+    ids = []
+    for index, feature in enumerate(schema.sparse):
+        assert feature.num_embeddings is not None
+        if feature.multi_hot:
+            lengths[index] = torch.randint(0, 4, (rows,), generator=generator)
+        ids.append(torch.randint(-1, feature.num_embeddings + 1, (int(lengths[index].sum()),), generator=generator))
+    request = {
+        "dense": torch.randn(rows, len(schema.dense), generator=generator),
+        "ids": torch.cat(ids),
+        "lengths": lengths,
+        "weights": torch.rand(int(lengths.sum()), generator=generator),
+    }
+    names = (["dense"] if scoring.has_dense else []) + ["ids", "lengths"] + (["weights"] if scoring.weighted else [])
+    with torch.no_grad():
+        logits = scoring(*(request[name].to(scoring.tables.rows.device) for name in names))
+    return {
+        "request": {name: request[name].tolist() for name in names},
+        "logits": logits.tolist(),
+        # Of the largest logit; compiled bfloat16 rounds less often than the same operations one by one.
+        "tolerance": 1e-4 if scoring.dtype == torch.float32 else 3e-2,
+    }
 
 
 def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:
@@ -153,7 +276,7 @@ def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:
 
 def example_inputs(scoring: ScoringModel, batch_size: int) -> tuple[Tensor, ...]:
     """Inputs of the right shapes: two ids in every bag."""
-    features = scoring.rows.numel()
+    features = scoring.tables.rows.numel()
     count = 2 * features * batch_size
     inputs: tuple[Tensor, ...] = ()
     if scoring.has_dense:

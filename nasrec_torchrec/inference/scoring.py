@@ -1,60 +1,253 @@
-"""Scoring prepared rows with an exported package."""
+"""Scoring files with an exported package: prepared rows, or raw ones with the manifest's transformations."""
 
+import hashlib
 import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
-from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.datasets import sources, transform
+from nasrec_torchrec.datasets.click_data import ClickData
+from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.files import atomic_path, read_text
-from nasrec_torchrec.inference.export import PACKAGE_FORMAT
-from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.datasets.sources import Piece, TextFormat
+from nasrec_torchrec.files import atomic_path, write_text
+from nasrec_torchrec.inference.predictor import MANIFEST, Predictor, Request
+from nasrec_torchrec.progress import progress_bar
+
+_KEY = b"nasrec-torchrec"
 
 
-def score_parquet(folder: Path, data: Path, out: Path, batch_size: int = 4096) -> int:
-    """Scores Parquet rows and writes ``label`` and ``probability`` in the same order.
+@dataclass(frozen=True)
+class ScoringConfig:
+    """How files are scored.
 
     Args:
-        folder: holds ``model.pt2`` and ``model.json``.
-        data: a Parquet file or a folder of them.
-        out: Parquet file to write.
-        batch_size: rows of a call.
+        raw: the files hold raw columns, to be transformed as the training data were; else prepared ones.
+        keep: columns of the files to copy beside the scores, such as a request's id; unset, the label where there is
+            one.
+        batch_size: rows of a forward pass.
+        piece_mib: MiB of text, or 8,192 Parquet rows for each, that become one file of scores.
+        overwrite: replace scores of something else at the same place.
+    """
+
+    raw: bool = False
+    keep: tuple[str, ...] = ()
+    batch_size: int = 4096
+    piece_mib: int = 32
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", tuple(self.keep))
+        for name in ("batch_size", "piece_mib"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
+
+
+def score(
+    package: Path, files: Sequence[str], out: Path, config: ScoringConfig, text_format: TextFormat | None = None
+) -> dict[str, int]:
+    """Scores rows, and writes files of them in the same order; one that was killed goes on where it was.
+
+    Every scored row has its ``file``, its ``line`` there (of Parquet: its row, counted from 1), the columns to keep,
+    and its ``probability``. Raw rows that cannot be read are in ``rejects.jsonl``, with line and reason.
+
+    Args:
+        package: folder that ``apps.export`` wrote.
+        files: paths and URIs, ``*`` allowed, or folders of Parquet files.
+        out: folder that receives ``part-000000.parquet``, ...
+        config: how.
+        text_format: of raw text files.
 
     Returns:
-        int: rows scored.
+        dict: how many rows were scored, and how many rejected.
 
     Raises:
-        ValueError: when the package or the rows cannot be read.
+        ValueError: when the package or a file cannot be read, or ``out`` holds scores of something else.
     """
-    manifest = json.loads(read_text(folder / "model.json"))
-    if not isinstance(manifest, dict) or manifest.get("format") != PACKAGE_FORMAT:
-        raise ValueError(f"{folder / 'model.json'}: expected a manifest of format '{PACKAGE_FORMAT}'")
-    schema = Schema.from_json(json.dumps(manifest["schema"]))
-    rows = ClickFiles.open(data, schema)
-    try:
-        model = torch._inductor.aoti_load_package(str(folder / "model.pt2"))
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"{folder / 'model.pt2'}: cannot be loaded: {str(error).splitlines()[0]}") from None
-    scores, labels = [], []
-    total = -(-len(rows) // batch_size)
-    for batch in tqdm(
-        rows.evaluation_batches(batch_size), total=total, desc="score", unit="batch", mininterval=update_interval()
-    ):
+    predictor = Predictor(package)
+    job = _Job(predictor, package, _expand(files), config, text_format or TextFormat())
+    if config.overwrite and out.exists():
+        shutil.rmtree(out)
+    done = _done(out, job.identity)
+    sizes = [sources.size_of(file) for file in job.files]
+    with progress_bar(sum(sizes), "score", "B", scale=True) as bar:
+        for index, file in enumerate(job.files):
+            names: tuple[str, ...] = ()
+            start, line = 0, 1
+            if not sources.is_parquet(file):
+                names, start = sources.header(file, job.text_format)
+                line = 2 if start else 1
+            last = [part for part in done if part["file"] == index]
+            if last:
+                start, line = last[-1]["end"], last[-1]["next_line"]
+            job.check(file, names)
+            for piece in job.pieces(file, names, start, line):
+                done.append(job.score(piece, file, index, names, out, len(done)))
+                bar.update(sum(sizes[:index]) + piece.progress - bar.n)
+                rows = sum(part["rows"] for part in done)
+                bar.set_postfix_str(f"{rows / max(bar.format_dict['elapsed'], 1e-9):,.0f} rows/s", refresh=False)
+            bar.update(sum(sizes[: index + 1]) - bar.n)
+    if not done:
+        raise ValueError(f"{', '.join(job.files[:3])}: no row found")
+    rejects = "".join(file.read_text() for file in sorted(out.glob("part-*.rejects")))
+    if rejects:
+        write_text(out / "rejects.jsonl", rejects)
+    return {key: sum(part[key] for part in done) for key in ("rows", "rejected")}
+
+
+def read_dictionaries(package: Path, schema: Schema) -> dict[str, pa.Array]:
+    """The words of dictionary ids.
+
+    Raises:
+        ValueError: when the package has none, though its model needs them.
+    """
+    found = {}
+    for table in {feature.table for feature in schema.sparse if feature.ids == "dictionary"}:
+        file = package / DICTIONARIES / f"{table}.parquet"
+        try:
+            found[table] = pq.read_table(file).column(0).combine_chunks()
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{file}: cannot be read, export with --data to have it: {error}") from None
+    return found
+
+
+def requests(data: ClickData, predictor: Predictor, batch_size: int) -> Iterator[Request]:
+    """Successive rows as requests."""
+    for rows in torch.arange(len(data)).split(batch_size):
+        batch = data.select(rows)
         sparse = batch.sparse_features
-        inputs = {
-            "dense": batch.dense_features,
-            "ids": sparse.values(),
-            "lengths": sparse.lengths().view(len(sparse.keys()), -1).long(),
-            "weights": sparse.weights_or_none(),
+        yield Request(
+            sparse.values(),
+            sparse.lengths().view(len(sparse.keys()), -1).long(),
+            batch.dense_features if predictor.dense_features else None,
+            sparse.weights_or_none(),
+        )
+
+
+class _Job:
+    """What to score, and how."""
+
+    def __init__(
+        self, predictor: Predictor, package: Path, files: list[str], config: ScoringConfig, text_format: TextFormat
+    ) -> None:
+        self.predictor, self.files, self.config, self.text_format = predictor, files, config, text_format
+        self.schema = Schema.from_json(json.dumps(predictor.manifest["schema"]))
+        self.dictionaries = read_dictionaries(package, self.schema) if config.raw else {}
+        kept = {name: value for name, value in asdict(config).items() if name not in ("batch_size", "overwrite")}
+        description = [sha256(package / MANIFEST), files, [sources.size_of(file) for file in files], kept]
+        self.identity = hashlib.sha256(json.dumps([*description, asdict(text_format)]).encode()).hexdigest()
+
+    def wanted(self, names: Sequence[str]) -> list[str]:
+        """Columns to read of those that there are; a label is not needed."""
+        columns = [name for name in self.schema.columns if name != self.schema.label or name in names]
+        return list(dict.fromkeys([*columns, *self.config.keep]))
+
+    def check(self, file: str, names: Sequence[str]) -> None:
+        sources.check_source(file, self.wanted(names or _parquet_names(file)), self.text_format)
+
+    def pieces(self, file: str, names: Sequence[str], start: int, line: int) -> Iterator[Piece]:
+        if sources.is_parquet(file):
+            return sources.parquet_pieces(file, self.config.piece_mib << 13, start, self.wanted(_parquet_names(file)))
+        if not self.config.raw:
+            raise ValueError(f"{file}: prepared rows are Parquet files; --raw true transforms raw ones")
+        return sources.text_pieces(file, self.config.piece_mib << 20, start, line)
+
+    def score(
+        self, piece: Piece, file: str, index: int, names: Sequence[str], out: Path, number: int
+    ) -> dict[str, Any]:
+        """Writes one file of scores, and returns what it says about itself."""
+        where = f"{file}: line {piece.first_line} and after"
+        refused: dict[int, str] = {}
+        if isinstance(piece.data, bytes):
+            table, lines, refused = sources.read_lines(piece, names, self.wanted(names), self.text_format)
+            next_line = piece.first_line + piece.data.count(b"\n")
+        else:
+            table = piece.data
+            next_line = piece.first_line + table.num_rows
+            lines = np.arange(piece.first_line, next_line)
+        label = self.schema.label
+        kept = self.config.keep or ((label,) if label in table.column_names else ())
+        copied = table.select(kept)
+        if label not in table.column_names:
+            table = table.append_column(label, pa.array(np.zeros(table.num_rows, np.int8)))
+        try:
+            if self.config.raw:
+                table, bad = transform.parse(table, self.schema)
+                table = transform.finish(table, self.schema, self.dictionaries)
+                refused |= {int(lines[row]): reason for row, reason in bad.items()}
+                good = np.delete(np.arange(copied.num_rows), list(bad))
+                lines, copied = lines[good], copied.take(pa.array(good))
+            data = ClickData.from_table(table, self.schema, where)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}" if file not in str(error) else str(error)) from None
+        parts = [self.predictor.predict(request) for request in requests(data, self.predictor, self.config.batch_size)]
+        scores = pa.table(
+            {
+                "file": pa.array([file] * len(lines)).dictionary_encode(),
+                "line": lines,
+                **{name: _readable(copied.column(name)) for name in kept},
+                "probability": torch.cat(parts).numpy() if parts else np.empty(0, np.float32),
+            }
+        )
+        record = {
+            "job": self.identity,
+            "file": index,
+            "end": piece.end,
+            "next_line": next_line,
+            "rows": len(lines),
+            "rejected": len(refused),
         }
-        scores.append(torch.sigmoid(model(*(inputs[name] for name in manifest["inputs"]))))
-        labels.append(batch.labels)
-    probability = torch.cat(scores).numpy()
-    table = pa.table({"label": torch.cat(labels).numpy(), "probability": probability})
-    with atomic_path(out) as temporary:
-        pq.write_table(table, temporary)
-    return len(rows)
+        rejects = [{"file": file, "line": line, "reason": reason} for line, reason in sorted(refused.items())]
+        target = out / f"part-{number:06d}.parquet"
+        # The scores last: they say that the piece is done.
+        if rejects:
+            write_text(target.with_suffix(".rejects"), "".join(json.dumps(entry) + "\n" for entry in rejects))
+        with atomic_path(target) as temporary:
+            pq.write_table(scores.replace_schema_metadata({_KEY: json.dumps(record)}), temporary)
+        return record
+
+
+def _expand(patterns: Sequence[str]) -> list[str]:
+    files: list[str] = []
+    for pattern in patterns:
+        folder = Path(pattern)
+        found = sorted(map(str, folder.glob("*.parquet"))) if folder.is_dir() else sources.expand([pattern])
+        if not found:
+            raise ValueError(f"{pattern}: no Parquet file found")
+        files += found
+    return files
+
+
+def _done(out: Path, identity: str) -> list[dict[str, Any]]:
+    """What the finished files of an earlier run say, in order."""
+    records: list[dict[str, Any]] = []
+    while (file := out / f"part-{len(records):06d}.parquet").exists():
+        try:
+            record = json.loads((pq.read_schema(file).metadata or {}).get(_KEY, b"{}"))
+        except (OSError, ValueError) as error:  # also what Arrow raises
+            raise ValueError(f"{file}: cannot be read; --overwrite true replaces it: {error}") from None
+        if record.get("job") != identity:
+            raise ValueError(f"{out}: holds scores of something else; choose another --out, or --overwrite true")
+        records.append(record)
+    return records
+
+
+def _parquet_names(file: str) -> list[str]:
+    with sources.open_uri(file) as opened:
+        try:
+            return list(pq.read_schema(opened).names)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{file}: not a readable Parquet file: {error}") from None
+
+
+def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text that was read as bytes, as text again."""
+    return column.cast(pa.string()) if pa.types.is_binary(column.type) else column

@@ -261,8 +261,9 @@ def _draw_choices(candidates: Sequence[Candidate]) -> Figure:
         counted.append(counts.to_json())
     good, every = counted
     names = list(every["blocks"][0])
-    figure, axes = plt.subplots(1, len(names), figsize=(2.2 * len(names), 4), layout="constrained")
-    for axis, name in zip(axes, names, strict=True):
+    columns = -(-len(names) // 2)
+    figure, axes = plt.subplots(2, columns, figsize=(2.4 * columns, 6), layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=True):
         values = sorted({value for block in every["blocks"] for value in block[name]}, key=lambda v: (len(v), v))
         shift = [
             [

@@ -99,10 +99,11 @@ def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
 
     printed = _app("evaluate", "--model", tmp_path / "model", "--data", data, "--split", "validation").stdout
     assert json.loads(printed)["validation"]["log_loss"] == pytest.approx(min(losses), abs=1e-5)
-    _app("export", "--model", tmp_path / "model", "--out", tmp_path / "export")
-    scored = ["--package", tmp_path / "export", "--data", data / "test", "--out", tmp_path / "scores.parquet"]
-    _app("score", *scored)
-    assert pq.read_table(tmp_path / "scores.parquet").num_rows == 101
+    printed = _app("export", "--model", tmp_path / "model", "--data", data, "--out", tmp_path / "export").stdout
+    assert "100 rows: AUC" in printed and "needs torch" in printed
+    scored = ["--package", tmp_path / "export", "--data", data / "test", "--out", tmp_path / "scores"]
+    assert json.loads(_app("score", *scored).stdout) == {"rows": 101, "rejected": 0}
+    assert pq.read_table(tmp_path / "scores").num_rows == 101
     assert list((tmp_path / "supernet" / "tensorboard").iterdir())
 
 

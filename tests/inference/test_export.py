@@ -3,121 +3,170 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import SMALL_SPACE, make_click_data, make_schema
+from inference.conftest import build
+from support import SMALL_SPACE, make_click_data, make_click_files, make_schema
 
 from nasrec_torchrec import PUBLISHED, Architecture, NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.inference.export import ScoringModel, export, trace
-from nasrec_torchrec.inference.scoring import score_parquet
+from nasrec_torchrec.inference import predictor as predictor_module
+from nasrec_torchrec.inference.export import ExportConfig, ScoringModel, compare, export, trace
+from nasrec_torchrec.inference.tables import table_precisions
 from nasrec_torchrec.models.description import ModelDescription
 
+# Of what a service has: PyTorch, maybe FBGEMM, and a copy of the one file.
 SCORE_ALONE = """
 import sys
-for name in ("nasrec_torchrec", "torchrec", "fbgemm_gpu"):
+for name in sys.argv[4].split(","):
     sys.modules[name] = None  # any import of it fails
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-model = torch._inductor.aoti_load_package(sys.argv[1])
-inputs = torch.load(sys.argv[2], weights_only=True)
-torch.save([model(*batch) for batch in inputs], sys.argv[3])
+from predictor import Predictor, Request
+predictor = Predictor(sys.argv[1])
+requests = torch.load(sys.argv[2], weights_only=True)
+torch.save([predictor.logits(Request(**request)) for request in requests], sys.argv[3])
 """
 
 
-def _inputs(model: NASRecNet, schema: Schema, batch_size: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Package inputs of random rows, and the eager model's logits."""
+def _request(model: NASRecNet, schema: Schema, batch_size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Random rows, and the eager model's logits."""
     data = make_click_data(schema, batch_size, seed=batch_size)
     sparse = data.sparse
-    inputs = [data.dense] if schema.dense else []
-    inputs += [sparse.values(), sparse.lengths().view(len(sparse.keys()), -1).long()]
-    inputs += [sparse.weights()] if schema.weighted else []
+    request = {"ids": sparse.values(), "lengths": sparse.lengths().view(len(sparse.keys()), -1).long()}
+    request |= {"dense": data.dense} if schema.dense else {}
+    request |= {"weights": sparse.weights()} if schema.weighted else {}
     with torch.no_grad():
-        return tuple(inputs), model(data.dense, sparse).flatten()
+        return request, model(data.dense, sparse).flatten()
 
 
-def _model(schema: Schema, architecture: Architecture, use_layernorm: bool = False) -> NASRecNet:
-    torch.manual_seed(0)
-    model = ModelDescription(schema, architecture, use_layernorm).build()
-    assert isinstance(model, NASRecNet)
-    return model.eval()
-
-
-CASES = {
-    "published": (make_schema(), PUBLISHED["criteo-full"], False),
-    "without dense features": (make_schema(num_dense=0), SMALL_SPACE.sample(torch.Generator().manual_seed(1)), True),
-    "weighted": (make_schema(weighted=True), SMALL_SPACE.sample(torch.Generator().manual_seed(2)), False),
-}
+def _inputs(request: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [request[name] for name in ("dense", "ids", "lengths", "weights") if name in request]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_the_package_equals_the_model_in_a_process_without_this_package(case: str, tmp_path: Path):
-    schema, architecture, use_layernorm = CASES[case]
-    model = _model(schema, architecture, use_layernorm)
-    exported = export(model, schema, tmp_path)
-    inputs, expected = zip(*(_inputs(model, schema, batch_size) for batch_size in (1, 7, 300)), strict=True)
-    torch.save(list(inputs), tmp_path / "inputs.pt")
-    files = [str(exported.package), str(tmp_path / "inputs.pt"), str(tmp_path / "outputs.pt")]
-    subprocess.run([sys.executable, "-c", SCORE_ALONE, *files], check=True, capture_output=True, cwd=tmp_path)
+def test_the_package_equals_the_model_in_a_process_with_pytorch_alone(tmp_path: Path):
+    schema, architecture = make_schema(), PUBLISHED["criteo-full"]
+    torch.manual_seed(0)
+    model = ModelDescription(schema, architecture).build().eval()
+    assert isinstance(model, NASRecNet)
+    predictor = export(model, schema, tmp_path / "package", metrics={"auc": 0.8})
+    assert predictor.manifest["requires"] == ["torch"] and predictor.manifest["metrics"] == {"auc": 0.8}
+    _score_alone(tmp_path, tmp_path / "package", model, schema, ("nasrec_torchrec", "torchrec", "fbgemm_gpu"), 1e-5)
+    assert Architecture.from_json(json.dumps(predictor.manifest["architecture"])) == architecture
+    assert Schema.from_json(json.dumps(predictor.manifest["schema"])) == schema
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schema", "config", "tolerance"),
+    [
+        (make_schema(weighted=True), ExportConfig(tables="int4"), 0.5),
+        (make_schema(num_dense=0), ExportConfig(tables="fp16", dense="bf16"), 0.05),
+    ],
+)
+def test_other_forms_in_a_process_without_this_package(tmp_path: Path, schema, config, tolerance):
+    model = build(schema, 2)
+    export(model, schema, tmp_path / "package", config)
+    _score_alone(tmp_path, tmp_path / "package", model, schema, ("nasrec_torchrec", "torchrec"), tolerance)
+
+
+def _score_alone(
+    folder: Path, package: Path, model: NASRecNet, schema: Schema, without: tuple[str, ...], tolerance: float
+) -> None:
+    requests, expected = zip(*(_request(model, schema, batch_size) for batch_size in (1, 7, 300)), strict=True)
+    torch.save(list(requests), folder / "requests.pt")
+    (folder / "predictor.py").write_text(Path(predictor_module.__file__).read_text())
+    files = [str(package), str(folder / "requests.pt"), str(folder / "outputs.pt")]
+    command = [sys.executable, "-c", SCORE_ALONE, *files, ",".join(without)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
     for output, logits in zip(torch.load(files[2], weights_only=True), expected, strict=True):
         assert logits.numel() == 1 or float(logits.std()) > 1e-3
-        torch.testing.assert_close(output, logits, rtol=0, atol=1e-5)
-    manifest = json.loads(exported.manifest.read_text())
-    assert Architecture.from_json(json.dumps(manifest["architecture"])) == architecture
-    assert Schema.from_json(json.dumps(manifest["schema"])) == schema
-    assert not list(tmp_path.glob(".*"))
+        torch.testing.assert_close(output, logits, rtol=0, atol=tolerance)
+    assert sorted(path.name for path in package.parent.iterdir() if path.name.startswith(".")) == []
 
 
-@settings(max_examples=6)
-@given(st.integers(0, 2**40), st.booleans(), st.integers(0, 3))
-def test_any_architecture_exports(seed: int, use_layernorm: bool, num_dense: int):
+@settings(max_examples=8)
+@given(st.integers(0, 2**40), st.booleans(), st.integers(0, 3), st.sampled_from(("fp32", "fp16", "int8", "int4")))
+def test_any_architecture_exports(seed: int, use_layernorm: bool, num_dense: int, tables):
     schema = make_schema(num_dense=num_dense)
-    generator = torch.Generator().manual_seed(seed)
-    model = _model(schema, SMALL_SPACE.sample(generator, "any_operator_any_connection"), use_layernorm)
-    program = trace(ScoringModel(model).eval()).module()
+    architecture = SMALL_SPACE.sample(torch.Generator().manual_seed(seed), "any_operator_any_connection")
+    torch.manual_seed(0)
+    model = ModelDescription(schema, architecture, use_layernorm).build().eval()
+    assert isinstance(model, NASRecNet)
+    scoring = ExportConfig(tables=tables).scoring_model(model)
+    program = trace(scoring).module()
     for batch_size in (1, 9):
-        inputs, logits = _inputs(model, schema, batch_size)
-        torch.testing.assert_close(program(*inputs), logits, rtol=0, atol=1e-5)
+        request, logits = _request(model, schema, batch_size)
+        outputs = program(*_inputs(request))
+        with torch.no_grad():
+            torch.testing.assert_close(outputs, scoring(*_inputs(request)), rtol=0, atol=1e-5)
+        if tables == "fp32":
+            torch.testing.assert_close(outputs, logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_unknown_ids_are_the_missing_id_and_rows_are_scored_in_order(tmp_path: Path):
+@pytest.mark.parametrize(("tables", "error"), [("fp32", 1e-5), ("fp16", 2e-3), ("int8", 0.02), ("int4", 0.4)])
+def test_quantized_tables_are_near_the_float_ones(tables, error):
+    schema = make_schema()
+    model = build(schema)
+    for parameter in model.sparse_arch.parameters():
+        torch.nn.init.normal_(parameter)
+    scoring = ExportConfig(tables=tables).scoring_model(model)
+    data = make_click_data(schema, 200)
+    with torch.no_grad():
+        pooled = scoring.tables(data.sparse.values(), data.sparse.lengths().view(4, -1).long(), None)
+        difference = float((pooled - model.sparse_arch(data.sparse)).abs().max())
+    assert difference <= error and (tables == "fp32" or difference > error / 100)
+    per_row = {"fp32": 64, "fp16": 32, "int8": 16 + 4, "int4": 8 + 4}[tables]
+    assert scoring.tables.nbytes() == pytest.approx(200 * per_row, abs=256), "tables begin at round addresses"
+
+
+@pytest.mark.parametrize("tables", ("fp32", "int8"))
+@given(st.integers(0, 1000))
+def test_no_id_reads_outside_of_its_table(tables, seed: int):
     schema = make_schema(num_dense=1, num_features=2, rows=5)
-    model = _model(schema, SMALL_SPACE.sample(torch.Generator().manual_seed(4)))
-    exported = export(model, schema, tmp_path)
-    package = torch._inductor.aoti_load_package(str(exported.package))
+    scoring = ExportConfig(tables=tables).scoring_model(build(schema, 4))
+    generator = torch.Generator().manual_seed(seed)
+    wild = torch.randint(-(2**62), 2**62, (6,), generator=generator)
+    wild[torch.rand(6, generator=generator) < 0.4] %= 7
+    known = torch.where((wild >= 0) & (wild < 5), wild, 0)
     lengths = torch.tensor([[1, 1, 1], [2, 0, 1]])
-    wild = package(torch.zeros(3, 1), torch.tensor([5, -1, 2**40, 3, -7, 99]), lengths)
-    tame = package(torch.zeros(3, 1), torch.tensor([0, 0, 0, 3, 0, 0]), lengths)
-    assert torch.equal(wild, tame)
-
-    ids, lists = [0, 4, 2, 1, 3], [[1, 2], [], [3], [4, 4, 4], [0]]
-    rows = {"label": [0, 1, 0, 1, 1], "d0": [0.1, 0.2, 0.3, 0.4, 0.5], "f0": ids, "f1": lists}
-    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
-    assert score_parquet(tmp_path, tmp_path / "rows.parquet", tmp_path / "scores.parquet", batch_size=2) == 5
-    scores = pq.read_table(tmp_path / "scores.parquet")
-    flat = torch.tensor(ids + [i for row in lists for i in row])
-    both = torch.tensor([[1] * 5, [len(row) for row in lists]])
-    expected = torch.sigmoid(package(torch.tensor(rows["d0"]).unsqueeze(1), flat, both))
-    assert scores["probability"].to_pylist() == pytest.approx(expected.tolist(), abs=1e-6)
-    assert scores["label"].to_pylist() == rows["label"]
-    (tmp_path / "model.pt2").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"model.pt2: cannot be loaded"):
-        score_parquet(tmp_path, tmp_path / "rows.parquet", tmp_path / "more.parquet")
-    (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"model.json: expected a manifest of format"):
-        score_parquet(tmp_path, tmp_path / "rows.parquet", tmp_path / "more.parquet")
-    assert not (tmp_path / "more.parquet").exists()
+    with torch.no_grad():
+        assert torch.equal(scoring(torch.zeros(3, 1), wild, lengths), scoring(torch.zeros(3, 1), known, lengths))
 
 
-def test_a_schema_of_other_features_is_refused(tmp_path: Path):
-    model = _model(make_schema(), SMALL_SPACE.sample(torch.Generator().manual_seed(1)))
+def test_drift_is_measured_before_anything_is_compiled():
+    schema = make_schema()
+    files, model = make_click_files(schema, 600), build(schema)
+    none = compare(model, ExportConfig(), files)
+    assert none.exported.log_loss == pytest.approx(none.trained.log_loss, abs=1e-6)
+    assert none.table_bytes == none.float_table_bytes
+    coarse = compare(model, ExportConfig(tables="int4", table_precisions={"t_f0": "fp16"}), files, batch_size=70)
+    assert coarse.trained.log_loss == pytest.approx(none.trained.log_loss) and coarse.exported != none.exported
+    assert coarse.table_bytes < 0.3 * coarse.float_table_bytes
+    assert "600 rows: AUC 0." in str(coarse)
+
+
+def test_what_cannot_be_exported(tmp_path: Path):
+    model = build(make_schema())
     with pytest.raises(ValueError, match="the schema has"):
-        export(model, make_schema(num_features=3), tmp_path)
+        export(model, make_schema(num_features=3), tmp_path / "p")
+    ebc = model.sparse_arch.embedding_bag_collection
+    with pytest.raises(ValueError, match=r"unknown tables \['x'\]; the model has \['t_f0'"):
+        table_precisions(ebc, "fp32", {"x": "int8"})
+    with pytest.raises(ValueError, match=r"t_f0: expected one of .*found 'int3'"):
+        table_precisions(ebc, "fp32", {"t_f0": "int3"})
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: cuda needs such a device"):
+            export(model, make_schema(), tmp_path / "p", ExportConfig(device="cuda"))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_model_stays_as_it_was():
+    schema = make_schema()
+    model = build(schema)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ScoringModel(model, bf16=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

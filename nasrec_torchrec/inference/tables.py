@@ -1,0 +1,211 @@
+"""Embedding tables for inference, looked up from plain tensors: in float32, or quantized row by row."""
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+import torch
+from fbgemm_gpu.split_embedding_configs import SparseType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_inference import IntNBitTableBatchedEmbeddingBagsCodegen
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+TablePrecision = Literal["fp32", "fp16", "int8", "int4"]
+_TYPES = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "int8": SparseType.INT8, "int4": SparseType.INT4}
+_BITS = {"int8": 8, "int4": 4}
+
+
+class Tables(nn.Module):
+    """Pools the ids of every feature; the base of both forms.
+
+    Ids outside of a feature's table are looked up as 0, the missing id: no id reads another table, or beyond one.
+
+    Args:
+        ebc: unsharded.
+        features: in the order of the inputs.
+    """
+
+    rows: Tensor
+    mean: Tensor
+
+    def __init__(self, ebc: EmbeddingBagCollection, features: list[str]) -> None:
+        super().__init__()
+        of_feature = {name: config for config in ebc.embedding_bag_configs() for name in config.feature_names}
+        self.configs: list[EmbeddingBagConfig] = list({c.name: c for c in of_feature.values()}.values())
+        names = [config.name for config in self.configs]
+        self.table_of_feature = [names.index(of_feature[name].name) for name in features]
+        configs = [of_feature[name] for name in features]
+        self.register_buffer("rows", torch.tensor([config.num_embeddings for config in configs]))
+        self.register_buffer("mean", torch.tensor([config.pooling == PoolingType.MEAN for config in configs]))
+        self.has_mean = bool(self.mean.any())
+        self.embedding_dim = configs[0].embedding_dim
+
+    def forward(self, ids: Tensor, lengths: Tensor, weights: Tensor | None) -> Tensor:
+        """
+        Args:
+            ids: ``(T,)`` int64 of all features, feature by feature.
+            lengths: ``(F_sparse, B)`` int64.
+            weights: ``(T,)`` or None.
+
+        Returns:
+            Tensor: pooled ``(B, F_sparse, E)`` float32.
+        """
+        # Which feature an id belongs to: how many features end at or before its position.
+        feature_ends = lengths.sum(1).cumsum(0)
+        positions = torch.arange(ids.shape[0], device=ids.device)
+        feature = torch.bucketize(positions, feature_ends, right=True)
+        known = (ids >= 0) & (ids < self.rows[feature])
+        ends = lengths.flatten().cumsum(0)
+        offsets = torch.cat([ends.new_zeros(1), ends])
+        pooled = self.pool(torch.where(known, ids, 0), feature, offsets, lengths.shape[1], weights)
+        if self.has_mean:
+            divisor = torch.where(self.mean.unsqueeze(1), lengths.clamp(min=1), 1)
+            pooled = pooled / divisor.t().unsqueeze(2).to(pooled.dtype)
+        return pooled
+
+    def pool(self, ids: Tensor, feature: Tensor, offsets: Tensor, batch_size: int, weights: Tensor | None) -> Tensor:
+        """Sums of each bag ``(B, F_sparse, E)``, all ids being inside of their tables."""
+        raise NotImplementedError
+
+    def nbytes(self) -> int:
+        """Of the weights."""
+        raise NotImplementedError
+
+
+class FloatTables(Tables):
+    """One stacked float32 table, which plain PyTorch looks up: such a package needs PyTorch alone."""
+
+    table: Tensor
+    start: Tensor
+
+    def __init__(self, ebc: EmbeddingBagCollection, features: list[str]) -> None:
+        super().__init__(ebc, features)
+        starts = [0]
+        for config in self.configs:
+            starts.append(starts[-1] + config.num_embeddings)
+        tables = [ebc.embedding_bags[config.name].weight.detach() for config in self.configs]
+        self.register_buffer("table", torch.cat(tables))
+        self.register_buffer("start", torch.tensor([starts[table] for table in self.table_of_feature]))
+
+    def pool(self, ids: Tensor, feature: Tensor, offsets: Tensor, batch_size: int, weights: Tensor | None) -> Tensor:
+        pooled = F.embedding_bag(
+            ids + self.start[feature],
+            self.table,
+            offsets,
+            mode="sum",
+            per_sample_weights=weights,
+            include_last_offset=True,
+        )
+        return pooled.view(self.rows.shape[0], batch_size, -1).transpose(0, 1)
+
+    def nbytes(self) -> int:
+        return self.table.nbytes
+
+
+class QuantizedTables(Tables):
+    """Tables of mixed precision in one buffer, which FBGEMM's inference kernel looks up.
+
+    Args:
+        ebc: unsharded.
+        features: in the order of the inputs.
+        precisions: of every table.
+    """
+
+    weights_host: Tensor
+
+    def __init__(self, ebc: EmbeddingBagCollection, features: list[str], precisions: Mapping[str, str]) -> None:
+        super().__init__(ebc, features)
+        kernel = IntNBitTableBatchedEmbeddingBagsCodegen(
+            [
+                (c.name, c.num_embeddings, c.embedding_dim, _TYPES[precisions[c.name]], EmbeddingLocation.HOST)
+                for c in self.configs
+            ],
+            feature_table_map=self.table_of_feature,
+            device="cpu",
+            pooling_mode=PoolingMode.SUM,
+            output_dtype=SparseType.FP32,
+            # More would make int8 rows as long as fp16 ones.
+            row_alignment=1,
+        )
+        kernel.initialize_weights()
+        kernel.assign_embedding_weights(
+            [_quantize(ebc.embedding_bags[c.name].weight.detach(), precisions[c.name]) for c in self.configs]
+        )
+        # The module itself cannot be exported; what its operator needs can.
+        for name in (
+            "weights_host",
+            "weights_uvm",
+            "weights_placements",
+            "weights_offsets",
+            "weights_tys",
+            "D_offsets",
+        ):
+            self.register_buffer(name, getattr(kernel, name).detach().clone())
+        self._sizes = {
+            name: getattr(kernel, name)
+            for name in ("total_D", "max_int2_D", "max_int4_D", "max_int8_D", "max_float16_D", "max_float32_D")
+        }
+
+    def pool(self, ids: Tensor, feature: Tensor, offsets: Tensor, batch_size: int, weights: Tensor | None) -> Tensor:
+        pooled = torch.ops.fbgemm.int_nbit_split_embedding_codegen_lookup_function(
+            dev_weights=self.weights_host,
+            uvm_weights=self.weights_uvm,
+            weights_placements=self.weights_placements,
+            weights_offsets=self.weights_offsets,
+            weights_tys=self.weights_tys,
+            D_offsets=self.D_offsets,
+            **self._sizes,
+            indices=ids.int(),
+            offsets=offsets.int(),
+            pooling_mode=int(PoolingMode.SUM),
+            indice_weights=weights,
+            output_dtype=SparseType.FP32.as_int(),
+            row_alignment=1,
+        )
+        return pooled.view(batch_size, self.rows.shape[0], self.embedding_dim)
+
+    def nbytes(self) -> int:
+        return self.weights_host.nbytes
+
+
+def table_precisions(
+    ebc: EmbeddingBagCollection, default: TablePrecision, of_table: Mapping[str, str]
+) -> dict[str, str]:
+    """The precision of every table.
+
+    Args:
+        ebc: whose tables.
+        default: of those that are not named.
+        of_table: of some tables by name.
+
+    Raises:
+        ValueError: for an unknown table or precision.
+    """
+    names = [config.name for config in ebc.embedding_bag_configs()]
+    unknown = sorted(set(of_table) - set(names))
+    if unknown:
+        raise ValueError(f"table_precisions: unknown tables {unknown}; the model has {names}")
+    precisions = {name: of_table.get(name, default) for name in names}
+    for name, precision in precisions.items():
+        if precision not in get_args(TablePrecision):
+            expected = list(get_args(TablePrecision))
+            raise ValueError(f"table_precisions: {name}: expected one of {expected}, found {precision!r}")
+    return precisions
+
+
+def make_tables(ebc: EmbeddingBagCollection, features: list[str], precisions: Mapping[str, str]) -> Tables:
+    """Plain tables where all are float32, else quantized ones."""
+    if set(precisions.values()) == {"fp32"}:
+        return FloatTables(ebc, features)
+    return QuantizedTables(ebc, features, precisions)
+
+
+def _quantize(weight: Tensor, precision: str) -> tuple[Tensor, Tensor | None]:
+    """Rows as the kernel stores them, with a scale and a bias in 16 bits each for a quantized row."""
+    if precision in _BITS:
+        fused = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(weight.float(), _BITS[precision])
+        return fused[:, :-4].contiguous(), fused[:, -4:].contiguous()
+    typed = weight.to(torch.float16 if precision == "fp16" else torch.float32).contiguous()
+    return typed.view(torch.uint8).view(len(weight), -1), None
