@@ -58,7 +58,7 @@ def main(supernet: Path, data: Path, evaluation: EvaluationConfig, architectures
         print(f"  {evaluated:13.3f}   {bare:10.3f}   {ratios[-1]:5.2f}", flush=True)
     print(
         f"median of {architectures}: evaluation {statistics.median(seconds):.3f} s, "
-        f"ratio {statistics.median(ratios):.2f}; {60 / statistics.fmean(seconds):.0f} candidates per minute; "
+        f"ratio {statistics.median(ratios):.2f}; {60 / statistics.fmean(seconds):.3g} candidates per minute; "
         f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB of memory at most"
     )
 

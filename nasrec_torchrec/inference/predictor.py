@@ -210,6 +210,7 @@ class Batcher:
         self._max_batch_size, self._max_delay, self._max_waiting = max_batch_size, max_delay, max_waiting
         self._queue: queue.SimpleQueue[tuple[Request, Future[Tensor]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._closed = False
         self.waiting = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -220,19 +221,24 @@ class Batcher:
         Raises:
             ValueError: at once, for a request that does not fit the model.
             QueueFull: when too many rows wait.
+            RuntimeError: when it is closed.
         """
         self._predictor.check(request)
+        future: Future[Tensor] = Future()
         with self._lock:
+            if self._closed:
+                raise RuntimeError("closed")
             if self.waiting and self.waiting + len(request) > self._max_waiting:
                 raise QueueFull(f"{self.waiting} rows wait already, {self._max_waiting} may")
             self.waiting += len(request)
-        future: Future[Tensor] = Future()
-        self._queue.put((request, future))
+            self._queue.put((request, future))
         return future
 
     def close(self) -> None:
         """Scores what was accepted, and ends."""
-        self._queue.put(None)
+        with self._lock:
+            self._closed = True
+            self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:

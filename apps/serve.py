@@ -1,0 +1,59 @@
+"""Serves an exported model over HTTP."""
+
+import threading
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from nasrec_torchrec.cli import run
+from nasrec_torchrec.inference.server import ServingConfig, create_app
+
+
+class _Server(uvicorn.Server):
+    """Lets clients and load balancers know before it closes its door."""
+
+    def __init__(self, config: uvicorn.Config, notice_s: float) -> None:
+        super().__init__(config)
+        self._notice_s = notice_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        state = self.config.app.state  # type: ignore[union-attr]
+        if state.draining:  # asked twice: at once
+            super().handle_exit(sig, frame)
+        state.draining = True
+        timer = threading.Timer(self._notice_s, super().handle_exit, (sig, frame))
+        timer.daemon = True
+        timer.start()
+
+
+def main(
+    package: Path,
+    config: ServingConfig,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    notice_s: float = 2.0,
+    drain_s: int = 30,
+) -> None:
+    """Serves by the Open Inference Protocol until SIGTERM, then answers what it has accepted.
+
+    /v2/models/NAME describes the model, /v2/models/NAME/infer scores, /docs shows the API, /metrics is for Prometheus.
+    A new package in the same folder is verified and then takes the traffic.
+
+    Args:
+        package: folder that apps.export wrote.
+        host: address to listen on; 0.0.0.0 for all.
+        port: to listen on.
+        notice_s: seconds after SIGTERM in which requests are still taken, while the server says that it is not ready
+            and closes every connection after its answer.
+        drain_s: seconds that requests may then take to finish.
+    """
+    app = create_app(package, config)
+    options = uvicorn.Config(
+        app, host, port, timeout_graceful_shutdown=drain_s, access_log=False, timeout_keep_alive=75, log_level="info"
+    )
+    _Server(options, notice_s).run()
+
+
+if __name__ == "__main__":
+    run(main)
