@@ -1,6 +1,5 @@
 """Exports a trained NASRecNet to a package that scores without this project."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +32,6 @@ def main(model: Path, out: Path, config: ExportConfig, data: Path | None = None)
     predictor = export(trained, description.schema, out, config, metrics, None if data is None else data / DICTIONARIES)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 2**20:.1f} MiB, needs {' and '.join(predictor.manifest['requires'])}")
-    print(json.dumps(predictor.manifest["tables"]))
 
 
 if __name__ == "__main__":

@@ -203,3 +203,31 @@ def score(
         image: container or folder that holds this project
     """
     return _program("score", {"package": package, "data": data, "out": out}, flags, memory, image)
+
+
+def serve(
+    *flags: str,
+    package: str,
+    host: str = "0.0.0.0",
+    port: int = 8080,
+    replicas: int = 1,
+    memory: int = 8192,
+    retries: int = 3,
+    image: str = torchx.IMAGE,
+) -> specs.AppDef:
+    """Serves an exported model over HTTP, by the Open Inference Protocol.
+
+    Args:
+        flags: more flags of apps.serve
+        package: folder that apps.export wrote
+        host: address to listen on
+        port: to listen on
+        replicas: servers, each on a host of its own
+        memory: MB
+        retries: restarts of a server that failed
+        image: container or folder that holds this project
+    """
+    app = _program("serve", {"package": package, "host": host, "port": str(port)}, flags, memory, image)
+    (role,) = app.roles
+    app.roles = [replace(role, num_replicas=replicas, max_retries=retries, port_map={"http": port})]
+    return app

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.files import atomic_path, write_text
@@ -226,7 +227,7 @@ def _draw_search(
         axis.step(across, best_so_far, where="post", color="tab:blue", label="best so far")
         axis.set(xlabel=label, ylim=(min(losses) - margin, top + margin))
     axes[0].set(ylabel="validation log loss")
-    axes[0].legend()
+    axes[0].legend(loc="upper right")
     for axis, name in zip(axes[2:], costs, strict=True):
         known = [candidate for candidate in candidates if getattr(candidate, name) is not None]
         order = [candidates.index(candidate) for candidate in known]
@@ -244,10 +245,16 @@ def _draw_search(
         circled = {"s": 60, "facecolors": "none", "edgecolors": "tab:red", "label": f"best {len(best)}"}
         axis.scatter([getattr(c, name) for c in best], [c.loss for c in best], **circled)
         if front and name in objective.trade_off:
-            steps = sorted((getattr(c, name), c.loss) for c in front)
-            axis.plot(*zip(*steps, strict=True), "o-", ms=4, color="tab:orange", label="front")
+            pairs = [(float(getattr(c, name)), c.loss) for c in front]
+            # With more than two objectives not every member of the front is on the front of these two.
+            steps = sorted(pairs[i] for i in fronts(pairs)[0])
+            axis.scatter(*zip(*pairs, strict=True), s=16, color="tab:orange", label="front")
+            axis.step(*zip(*steps, strict=True), where="post", color="tab:orange")
         axis.set(xlabel=_LABELS[name], xscale="log")
-        axis.legend()
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.legend(loc="upper right")
     return figure
 
 

@@ -26,6 +26,7 @@ APPS = [
     "evaluate",
     "export",
     "score",
+    "serve",
     "demo",
 ]
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,10 +4,12 @@ from torchx.specs.finder import get_component
 
 from components import nasrec
 
+_COMPONENTS = ["prepare_data", "train_supernet", "search", "report", "train", "evaluate", "export", "score", "serve"]
+
 
 class NasrecComponentsTest(ComponentTestCase):
     def test_every_component_is_valid(self) -> None:
-        for name in ("prepare_data", "train_supernet", "train", "search", "report", "evaluate", "export", "score"):
+        for name in _COMPONENTS:
             self.validate(nasrec, name)
 
 
@@ -35,6 +37,12 @@ def test_workers_of_a_search_are_groups_of_ranks():
     assert "--nproc_per_node 2" in command and "-m apps.search --supernet s --data d --out o --top_k 2" in command
     with pytest.raises(ValueError, match="workers: expected 1 with groups of several hosts, found 2 with j 2x4"):
         nasrec.search(supernet="s", data="d", out="o", j="2x4", workers=2)
+
+
+def test_servers_are_replicas_that_come_back():
+    (role,) = nasrec.serve("--threads", "2", package="p", port=80, replicas=3).roles
+    assert role.args == ["-m", "apps.serve", "--package", "p", "--host", "0.0.0.0", "--port", "80", "--threads", "2"]
+    assert (role.num_replicas, role.max_retries, role.port_map) == (3, 3, {"http": 80})
 
 
 def test_components_are_found_by_entry_point_beside_torchx_own():

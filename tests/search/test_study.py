@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,18 +42,16 @@ def _undisturbed(objective: Objective | None = None) -> list[Candidate]:
 
 
 @pytest.fixture(scope="module")
-def postgresql(tmp_path_factory) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """A server of our own on loopback, where PostgreSQL is installed."""
     programs = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
     initdb = next((Path(program).resolve() for program in programs if program), None)
     if initdb is None:
         pytest.skip("PostgreSQL is not installed")
-    folder = tmp_path_factory.mktemp("postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
     # It refuses to run as root.
     user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"] if os.getuid() == 0 else []
     if user:
-        for place in (folder, *folder.parents[:2]):
-            place.chmod(0o755)
         shutil.chown(folder, "postgres", "postgres")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -67,6 +66,7 @@ def postgresql(tmp_path_factory) -> Iterator[str]:
     yield f"postgresql+psycopg://us@127.0.0.1:{port}/postgres"
     server.send_signal(signal.SIGINT)
     server.wait()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=("journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.slow)))

@@ -1,0 +1,210 @@
+"""Load and fuzzed requests against a running server, over loopback.
+
+    python benchmarks/serving.py --package runs/export
+
+Starts the server, saturates it for a while, sends broken requests, and measures again.
+"""
+
+import json
+import multiprocessing
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from nasrec_torchrec.cli import run
+
+_BROKEN: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    2**63,
+    2**70,
+    1.5,
+    float("nan"),
+    float("inf"),
+    "x",
+    [],
+    [[1], [2, 3]],
+    {"a": 1},
+)
+
+
+def main(
+    package: Path,
+    seconds: float = 60.0,
+    clients: int = 16,
+    rows: int = 64,
+    fuzzed: int = 10_000,
+    max_waiting: int = 512,
+) -> None:
+    """Prints what was answered, how fast, and the server's memory.
+
+    Args:
+        package: folder that apps.export wrote.
+        seconds: of load.
+        clients: that ask without a pause.
+        rows: of a request.
+        fuzzed: broken requests.
+        max_waiting: rows that may wait at the server.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "apps.serve", "--package", str(package), "--port", str(port)]
+    server = subprocess.Popen([*command, "--max_waiting", str(max_waiting)], stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            try:
+                httpx.get(f"{url}/v2/health/ready").raise_for_status()
+                break
+            except httpx.TransportError:
+                assert server.poll() is None
+                time.sleep(0.1)
+        request = _request(url, rows)
+        _load(url, request, 5, clients)  # warms up
+        before = _memory(server.pid)
+        statuses, latencies = _load(url, request, seconds, clients)
+        answered = sorted(latencies)
+        print(
+            f"{clients} clients, {rows} rows a request, {seconds:.0f} s: {dict(statuses)}; "
+            f"{statuses[200] * rows / seconds:,.0f} rows/s; answers: p50 {1e3 * statistics.median(answered):.1f} ms, "
+            f"p99 {1e3 * answered[int(0.99 * len(answered))]:.1f} ms; memory {before:,.0f} MiB before, "
+            f"{_memory(server.pid):,.0f} MiB after",
+            flush=True,
+        )
+        calm = _calm(url, request)
+        fuzz = _fuzz(port, request, fuzzed)
+        print(f"{fuzzed:,} broken requests: {dict(fuzz)}; memory {_memory(server.pid):,.0f} MiB")
+        print(f"one client: p50 {calm:.2f} ms before the broken requests, {_calm(url, request):.2f} ms after")
+        assert server.poll() is None
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _request(url: str, rows: int) -> dict[str, Any]:
+    described = {entry["name"]: entry for entry in httpx.get(f"{url}/v2/models/nasrec").json()["inputs"]}
+    features = described["lengths"]["shape"][0]
+    rng = random.Random(0)
+    values: dict[str, tuple[list[int], list[float]]] = {
+        "ids": ([features * rows], [rng.randrange(100) for _ in range(features * rows)]),
+        "lengths": ([features, rows], [1] * (features * rows)),
+    }
+    for name in set(described) - set(values):
+        shape = [rows, described[name]["shape"][1]] if name == "dense" else [features * rows]
+        values[name] = shape, [rng.random() for _ in range(shape[0] * (shape + [1])[1])]
+    inputs = [
+        {"name": name, "shape": shape, "datatype": described[name]["datatype"], "data": data}
+        for name, (shape, data) in values.items()
+    ]
+    return {"inputs": inputs}
+
+
+def _load(url: str, request: dict[str, Any], seconds: float, clients: int) -> tuple[Counter[Any], list[float]]:
+    # Clients take processor time too: few processes with several connections each.
+    with multiprocessing.Pool(2) as pool:
+        parts = pool.starmap(_clients, [(url, request, seconds, clients // 2)] * 2)
+    return sum((Counter(counted) for counted, _ in parts), Counter()), [t for _, times in parts for t in times]
+
+
+def _clients(url: str, request: dict[str, Any], seconds: float, count: int) -> tuple[dict[Any, int], list[float]]:
+    import threading
+
+    statuses: Counter[Any] = Counter()
+    latencies: list[float] = []
+    body, until = json.dumps(request).encode(), time.monotonic() + seconds
+
+    def ask() -> None:
+        with httpx.Client(timeout=30, headers={"content-type": "application/json"}) as client:
+            while time.monotonic() < until:
+                started = time.perf_counter()
+                try:
+                    status: Any = client.post(f"{url}/v2/models/nasrec/infer", content=body).status_code
+                except httpx.TransportError as error:
+                    status = type(error).__name__
+                statuses[status] += 1
+                if status == 200:
+                    latencies.append(time.perf_counter() - started)
+                else:
+                    time.sleep(0.01)
+
+    threads = [threading.Thread(target=ask) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return dict(statuses), latencies
+
+
+def _calm(url: str, request: dict[str, Any]) -> float:
+    """Median milliseconds of a client that is alone."""
+    times = []
+    with httpx.Client() as client:
+        for _ in range(200):
+            started = time.perf_counter()
+            assert client.post(f"{url}/v2/models/nasrec/infer", json=request).status_code == 200
+            times.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(times)
+
+
+def _fuzz(port: int, request: dict[str, Any], count: int) -> Counter[str]:
+    """Wrong names, types, shapes, values, sizes and cut-off bodies; every one needs an answer that gives a reason."""
+    rng = random.Random(1)
+    answers: Counter[str] = Counter()
+    url = f"http://127.0.0.1:{port}/v2/models/nasrec/infer"
+    with httpx.Client(timeout=30, headers={"content-type": "application/json"}) as client:
+        for number in range(count):
+            if number % 20 == 19:
+                answers[_cut_off(port)] += 1
+                continue
+            broken = json.loads(json.dumps(request))
+            part = rng.choice(broken["inputs"])
+            key = rng.choice(sorted(part))
+            if key == "data" and rng.random() < 0.7:
+                part["data"][rng.randrange(len(part["data"]))] = rng.choice(_BROKEN)
+            elif rng.random() < 0.2:
+                del part[key]
+            else:
+                part[key] = rng.choice(_BROKEN)
+            content = json.dumps(broken).encode()
+            if rng.random() < 0.2:
+                content = content[: rng.randrange(len(content))]
+            answer = client.post(url, content=content)
+            answers[str(answer.status_code)] += 1
+            # Another id is no mistake: ids that the model does not know are the missing one.
+            assert answer.status_code == 200 or (400 <= answer.status_code < 500 and answer.json()["error"]), (
+                answer.text
+            )
+    return answers
+
+
+def _cut_off(port: int) -> str:
+    """Promises more than it sends, and hangs up."""
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(
+            b"POST /v2/models/nasrec/infer HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b'content-length: 1000\r\n\r\n{"inputs": ['
+        )
+        raw.shutdown(socket.SHUT_WR)
+        raw.settimeout(10)
+        answer = raw.recv(100)
+    return "cut off: " + (answer.split(b" ")[1].decode() if answer else "closed")
+
+
+def _memory(pid: int) -> float:
+    """MiB that the server holds."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+if __name__ == "__main__":
+    run(main)
