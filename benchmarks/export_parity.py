@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nasrec_torchrec import NASREC_FULL, PUBLISHED, NASRecNet
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.inference.export import ExportConfig, trace
+from nasrec_torchrec.inference.export import INDUCTOR_OPTIONS, ExportConfig, trace
 
 NUM_DENSE, NUM_SPARSE, ROWS = 13, 26, 1000
 
@@ -40,7 +40,9 @@ def main(random: int = 50, first: int = 0) -> None:
         model = NASRecNet(EmbeddingBagCollection(tables=tables), NUM_DENSE, architecture).eval()
         with tempfile.TemporaryDirectory() as folder:
             package = str(Path(folder) / "model.pt2")
-            torch._inductor.aoti_compile_and_package(trace(ExportConfig().scoring_model(model)), package_path=package)
+            torch._inductor.aoti_compile_and_package(
+                trace(ExportConfig().scoring_model(model)), package_path=package, inductor_configs=INDUCTOR_OPTIONS
+            )
             compiled = torch._inductor.aoti_load_package(package)
             for batch_size in (1, 7, 512):
                 lengths = torch.randint(0, 4, (NUM_SPARSE, batch_size))

@@ -23,7 +23,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec import PUBLISHED, NASRecNet
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.inference.export import ExportConfig, ScoringModel, trace
+from nasrec_torchrec.inference.export import INDUCTOR_OPTIONS, ExportConfig, ScoringModel, trace
 from nasrec_torchrec.inference.tables import FloatTables
 
 NUM_DENSE, NUM_SPARSE, ROWS, DIM = 13, 26, 100_000, 16
@@ -103,7 +103,7 @@ def _compiled(scoring: ScoringModel) -> Callable[..., Tensor]:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         package = str(Path(folder) / "model.pt2")
         torch._inductor.aoti_compile_and_package(
-            trace(scoring), package_path=package, inductor_configs={"aot_inductor.check_lowerbound": False}
+            trace(scoring), package_path=package, inductor_configs=INDUCTOR_OPTIONS
         )
         return torch._inductor.aoti_load_package(package)
 

@@ -21,6 +21,13 @@ from nasrec_torchrec.inference.tables import FloatTables, TablePrecision, make_t
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics
 
+INDUCTOR_OPTIONS: dict[str, Any] = {
+    # Allows AOTI_RUNTIME_CHECK_INPUTS=1 to refuse inputs of a wrong type instead of misreading them.
+    "aot_inductor.check_lowerbound": False,
+    # Keeps the loop over pairs of tokens in one piece: by default its weights would go through memory.
+    "realize_reads_threshold": 30,
+}
+
 
 class ScoringModel(nn.Module):
     """A NASRecNet in the form that serves: fused, with tables that are looked up from plain tensors.
@@ -131,7 +138,7 @@ def export(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        options: dict[str, Any] = {"aot_inductor.check_lowerbound": False}
+        options = dict(INDUCTOR_OPTIONS)
         if config.simd_bits is not None:
             options["cpp.simdlen"] = config.simd_bits
         with torch.no_grad():

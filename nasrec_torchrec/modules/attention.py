@@ -1,5 +1,8 @@
 """Attention (AT) among tokens."""
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,10 +59,53 @@ class Attention(Operator):
     def forward(self, inputs: BlockInputs) -> Tensor:
         tokens_BEN = self.tokens_norm(self.linear([across_tokens(tokens) for tokens in inputs.tokens]))
         tokens_BNE = tokens_BEN.transpose(1, 2).contiguous()
-        qkv = self.project_qkv(tokens_BNE).unflatten(-1, (3, NUM_HEADS, self.head_dim))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, head_dim)
-        heads = F.scaled_dot_product_attention(query, key, value)
-        attended = self.project_heads(heads.transpose(1, 2).flatten(2))
+        heads = self._heads_pairwise(tokens_BEN) if _for_inference(tokens_BEN) else self._heads(tokens_BNE)
+        attended = self.project_heads(heads)
         attended = self.attention_norm(attended + tokens_BNE)
         out_BNE = self.output_norm(attended + self.contract(torch.relu(self.expand(attended))))
         return laid_across(out_BNE)
+
+    def _heads(self, tokens_BNE: Tensor) -> Tensor:
+        qkv = self.project_qkv(tokens_BNE).unflatten(-1, (3, NUM_HEADS, self.head_dim))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, head_dim)
+        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+    def _heads_pairwise(self, tokens_BEN: Tensor) -> Tensor:
+        """The same, written so that a compiler makes one loop of it.
+
+        A head is two numbers wide where E is 16: matrix kernels then spend their time on overhead. In one loop over all
+        pairs of tokens, with the tokens side by side in memory, this takes about a third of their time on a CPU.
+        """
+        weight, bias = self.project_qkv.weight, self.project_qkv.bias
+        assert bias is not None
+        # Scores in powers of two.
+        width = NUM_HEADS * self.head_dim
+        scale = torch.cat(
+            [weight.new_full((width,), math.log2(math.e) / math.sqrt(self.head_dim)), weight.new_ones(2 * width)]
+        )
+        scaled = (weight * scale.unsqueeze(1)).expand(tokens_BEN.shape[0], -1, -1)
+        qkv = torch.baddbmm((bias * scale).unsqueeze(1), scaled, tokens_BEN)
+        # (B, heads, N) for each of the head's dimensions.
+        parts = qkv.unflatten(1, (3, NUM_HEADS, self.head_dim)).unbind(1)
+        query, key, value = ([part[:, :, i] for i in range(self.head_dim)] for part in parts)
+        # The largest score of a query would take one more pass over all pairs. It lies between the mean score and
+        # what the largest and smallest keys allow; in the middle nothing overflows or vanishes while these are less
+        # than 220 powers of two apart. Beyond, which takes weights that have diverged, the result is finite but rough.
+        pairs = list(zip(query, key, strict=True))
+        most = _total(torch.maximum(q * k.amax(-1, True), q * k.amin(-1, True)) for q, k in pairs)
+        mean = _total(q * k.mean(-1, keepdim=True) for q, k in pairs)
+        middle = torch.maximum((most + mean) / 2, most - 110)
+        scores = _total(q.unsqueeze(3) * k.unsqueeze(2) for q, k in pairs)
+        weights = torch.exp2((scores - middle.unsqueeze(3)).clamp(min=-125))
+        total = weights.sum(3)
+        heads = [(weights * v.unsqueeze(2)).sum(3) / total for v in value]  # each (B, heads, N)
+        return torch.stack(heads, 2).flatten(1, 2).transpose(1, 2)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    first, *rest = parts
+    return sum(rest, start=first)
+
+
+def _for_inference(tokens: Tensor) -> bool:
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and tokens.device.type == "cpu"

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from nasrec_torchrec.modules.attention import Attention
 from nasrec_torchrec.modules.dot_product import lower_triangle, num_projected_tokens
 from nasrec_torchrec.modules.linear import MultiSourceLinear
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape
@@ -109,3 +110,20 @@ def test_attention_says_which_embedding_dim_it_needs():
     shape = BlockShape({"0": 5}, {"0": 5}, {"0": 5}, {"0": 6}, embedding_dim=10)
     with pytest.raises(ValueError, match="multiple of 8, found 10"):
         OPERATORS["attention"](shape, 7, False, shared=False, device=None)
+
+
+@pytest.mark.parametrize("scale", (0.1, 1.0, 5.0, 50.0))
+@pytest.mark.parametrize("embedding_dim", (8, 16, 32))
+def test_attention_for_compilers_is_attention(scale: float, embedding_dim: int):
+    """Also where the scores of a query lie far apart; where they are absurd it stays finite."""
+    torch.manual_seed(0)
+    operator = Attention(BlockShape({}, {}, {}, {"0": 5}, embedding_dim), 20)
+    torch.nn.init.normal_(operator.project_qkv.weight, std=scale / embedding_dim**0.5)
+    torch.nn.init.normal_(operator.project_qkv.bias)
+    tokens_BEN = torch.randn(7, embedding_dim, 20)
+    with torch.no_grad():
+        expected = operator._heads(tokens_BEN.transpose(1, 2).contiguous())
+        found = operator._heads_pairwise(tokens_BEN)
+    assert found.isfinite().all()
+    if scale <= 5:
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
