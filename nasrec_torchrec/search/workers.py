@@ -7,13 +7,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 # A worker that shows no sign of life for so long is taken for dead. One that died on this machine is found at once.
 LEASE_SECONDS = 60.0
@@ -91,23 +93,30 @@ class Worker:
 
     def _claimed_before(self, candidate: str, mine: int | None) -> bool:
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        beats = {t.user_attrs["worker"]: t.user_attrs["beats"] for t in running if "worker" in t.user_attrs}
+        workers = {trial.user_attrs["worker"]: trial for trial in running if "worker" in trial.user_attrs}
         for trial in running:
             if trial._trial_id == mine:
                 return False
-            if trial.user_attrs.get("claim") == candidate and self._alive(trial.user_attrs["by"], beats):
+            if trial.user_attrs.get("claim") == candidate and self._alive(trial.user_attrs["by"], workers):
                 return True
         return False
 
-    def _alive(self, worker: str, beats: dict[str, int]) -> bool:
-        if worker not in beats or _died_here(worker):
+    def _alive(self, worker: str, workers: dict[str, FrozenTrial]) -> bool:
+        if worker not in workers:
             return False
+        if _died_here(worker):
+            # Now everybody knows, and its lock is of no more use.
+            with suppress(UpdateFinishedTrialError):
+                self._storage.set_trial_state_values(workers[worker]._trial_id, TrialState.FAIL)
+            _lock_path(worker).unlink(missing_ok=True)
+            return False
+        beats = workers[worker].user_attrs["beats"]
         # Only changes are looked at: clocks of several machines need not agree.
         now = time.monotonic()
         last, since = self._seen_alive.get(worker, (-1, now))
-        if beats[worker] != last:
+        if beats != last:
             since = now
-        self._seen_alive[worker] = beats[worker], since
+        self._seen_alive[worker] = beats, since
         return now - since < self._lease
 
     def _beat(self) -> None:
