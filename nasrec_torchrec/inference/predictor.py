@@ -57,12 +57,13 @@ class Predictor:
         folder: that ``apps.export`` wrote.
         runners: calls that may run at the same time; the weights are held once.
         verify: compare the files with their checksums, and a stored response with the model's.
+        chunk_size: rows that are computed at a time: what a CPU's caches hold is computed faster.
 
     Raises:
         ValueError: when the package is damaged, or does not give on this machine what it gave where it was made.
     """
 
-    def __init__(self, folder: str | Path, runners: int = 1, verify: bool = True) -> None:
+    def __init__(self, folder: str | Path, runners: int = 1, verify: bool = True, chunk_size: int = 64) -> None:
         folder = Path(folder)
         self.manifest: dict[str, Any] = _read(folder / MANIFEST)
         if self.manifest.get("format") != FORMAT:
@@ -78,6 +79,7 @@ class Predictor:
         self.dense_features: list[str] = [feature["name"] for feature in schema["dense"]]
         self.weighted = "weights" in self.manifest["inputs"]
         self.device = torch.device(self.manifest["device"])
+        self._chunk_size = chunk_size if self.device.type == "cpu" else 2**30
         self._free = threading.BoundedSemaphore(runners)
         try:
             self._model = load_package(str(folder / PACKAGE), num_runners=runners)
@@ -99,6 +101,11 @@ class Predictor:
         self.check(request)
         if not len(request):
             return torch.empty(0)
+        with self._free, torch.inference_mode():
+            parts = split(request, self._chunk_size) if len(request) > self._chunk_size else [request]
+            return torch.cat([self._run(part) for part in parts])
+
+    def _run(self, request: Request) -> Tensor:
         named = {
             "dense": request.dense,
             "ids": request.ids,
@@ -106,8 +113,7 @@ class Predictor:
             "weights": request.weights,
         }
         inputs = [named[name].to(self.device).contiguous() for name in self.manifest["inputs"]]  # type: ignore[union-attr]
-        with self._free, torch.inference_mode():
-            return self._model(*inputs).cpu()
+        return self._model(*inputs).cpu()
 
     def check(self, request: Request) -> None:
         """Raises ValueError, saying what is wrong, unless the model can score the request."""
@@ -302,6 +308,26 @@ def merge(requests: Sequence[Request]) -> Request:
         None if dense[0] is None else torch.cat([part for part in dense if part is not None]),
         None if weights[0] is None else dealt([part for part in weights if part is not None]),
     )
+
+
+def split(request: Request, size: int) -> list[Request]:
+    """A request as several of at most ``size`` rows; :func:`merge` makes it one again."""
+    rows = len(request)
+    ends = torch.cat([torch.zeros(1, dtype=torch.int64), request.lengths.flatten().cumsum(0)])
+    parts = []
+    for first in range(0, rows, size):
+        last = min(first + size, rows)
+        starts = torch.arange(request.lengths.shape[0]) * rows
+        spans = list(zip(ends[starts + first].tolist(), ends[starts + last].tolist(), strict=True))
+        parts.append(
+            Request(
+                torch.cat([request.ids[start:end] for start, end in spans]),
+                request.lengths[:, first:last],
+                None if request.dense is None else request.dense[first:last],
+                None if request.weights is None else torch.cat([request.weights[start:end] for start, end in spans]),
+            )
+        )
+    return parts
 
 
 def _require(tensor: Tensor, name: str, kind: torch.dtype, shape: tuple[int | None, ...]) -> None:

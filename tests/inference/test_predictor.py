@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import make_click_data
 
-from nasrec_torchrec.inference.predictor import Batcher, Predictor, QueueFull, Request, merge
+from nasrec_torchrec.inference.predictor import Batcher, Predictor, QueueFull, Request, merge, split
 from nasrec_torchrec.inference.scoring import requests
 
 pytestmark = pytest.mark.slow  # for the package is compiled first
@@ -77,7 +77,11 @@ def test_what_does_not_fit_is_refused(predictor):
 def test_merged_requests_are_scored_as_they_are_alone(package, predictor, sizes):
     parts = _requests(predictor, package[2], sizes)
     alone = torch.cat([predictor.predict(request) for request in parts])
-    torch.testing.assert_close(predictor.predict(merge(parts)), alone, rtol=0, atol=1e-6)
+    merged = merge(parts)
+    torch.testing.assert_close(predictor.predict(merged), alone, rtol=0, atol=1e-6)
+    again = merge(split(merged, 4))
+    assert torch.equal(again.ids, merged.ids) and torch.equal(again.lengths, merged.lengths)
+    assert torch.equal(again.dense, merged.dense) and max(map(len, split(merged, 4))) <= 4
 
 
 def test_many_threads_get_their_own_answers(package, predictor):
