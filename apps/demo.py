@@ -17,7 +17,7 @@ import torch
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.prepared import open_split
+from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.distributed.checkpoint import kept_checkpoint, load_model, read_description
 from nasrec_torchrec.files import read_text, write_text
 from nasrec_torchrec.search.cost import model_multiply_adds
@@ -72,7 +72,8 @@ def main(out: Path = Path("runs/demo"), ranks: int = 2, seed: int = 0) -> None:
     component("score", "--overwrite", "true", package=out / "export", data=data / "test", out=scores)
 
     exported = pq.read_table(scores)
-    probability, label = (torch.tensor(exported[name].to_pylist()) for name in ("probability", "label"))
+    columns = "probability", load_schema(data).label
+    probability, label = (torch.tensor(exported[name].to_pylist()) for name in columns)
     again = click_metrics(torch.logit(probability.double()), label)
     table = format_table(rows)
     write_text(out / "report.json", json.dumps(rows, indent=2))
