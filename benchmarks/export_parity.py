@@ -2,7 +2,9 @@
 
     python benchmarks/export_parity.py
 
-Batches of 1, 7 and 512 rows, with empty bags and several ids in a bag. Compiling takes some 20 seconds a network.
+Batches of 1, 7 and 512 rows, with empty bags and several ids in a bag. Networks with random weights may have logits of
+many thousands: a difference counts relative to the batch's largest logit where that is above 1. Compiling takes some 20
+seconds a network.
 """
 
 import tempfile
