@@ -25,7 +25,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from nasrec_torchrec import PUBLISHED, NASRecNet
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.inference.export import INDUCTOR_OPTIONS, ExportConfig, ScoringModel, trace
-from nasrec_torchrec.inference.predictor import Request, split
 from nasrec_torchrec.inference.tables import FloatTables
 from nasrec_torchrec.modules.attention import NUM_HEADS
 
@@ -71,7 +70,6 @@ def main(batch_sizes: tuple[int, ...] = (1, 64, 512), seconds: float = 20.0, thr
             "AOTInductor": _scoring(_compiled(ExportConfig().scoring_model(model))),
             "AOTInductor, int8 tables": _scoring(_compiled(ExportConfig(tables="int8").scoring_model(model))),
         }
-        forms["AOTInductor, 64 at a time"] = _in_chunks(forms["AOTInductor"])
         attention = [block for block in PUBLISHED[name].blocks if "attention" in block.sparse_operators]
         exponentials = sum(NUM_HEADS * block.sparse_width**2 for block in attention)
         _measure(name, forms, batch_sizes, seconds, exponentials)
@@ -103,21 +101,6 @@ def _keyed(request: tuple[Tensor, Tensor, Tensor]) -> KeyedJaggedTensor:
 
 def _scoring(model: Callable[..., Tensor]) -> Callable[[tuple[Tensor, ...]], Call]:
     return lambda request: lambda: model(*request)
-
-
-def _in_chunks(form: Callable[[tuple[Tensor, ...]], Call]) -> Callable[[tuple[Tensor, ...]], Call]:
-    """As a :class:`Predictor` computes larger requests."""
-
-    def prepare(request: tuple[Tensor, ...]) -> Call:
-        dense, ids, lengths = request
-
-        def call() -> Tensor:
-            parts = split(Request(ids, lengths, dense), 64)
-            return torch.cat([form((part.dense, part.ids, part.lengths))() for part in parts])
-
-        return call
-
-    return prepare
 
 
 def _compiled(scoring: ScoringModel) -> Callable[..., Tensor]:

@@ -57,13 +57,13 @@ class Predictor:
         folder: that ``apps.export`` wrote.
         runners: calls that may run at the same time; the weights are held once.
         verify: compare the files with their checksums, and a stored response with the model's.
-        chunk_size: rows that are computed at a time: what a CPU's caches hold is computed faster.
+        chunk_size: rows that a CPU computes at a time, which bounds the memory of large requests.
 
     Raises:
         ValueError: when the package is damaged, or does not give on this machine what it gave where it was made.
     """
 
-    def __init__(self, folder: str | Path, runners: int = 1, verify: bool = True, chunk_size: int = 64) -> None:
+    def __init__(self, folder: str | Path, runners: int = 1, verify: bool = True, chunk_size: int = 512) -> None:
         folder = Path(folder)
         self.manifest: dict[str, Any] = _read(folder / MANIFEST)
         if self.manifest.get("format") != FORMAT:
