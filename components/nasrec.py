@@ -139,7 +139,7 @@ def search(
         retries: restarts after a failed rank
         image: container or folder that holds this project
     """
-    if workers > 1 and j.partition("x")[0] not in ("", "1") and "x" in j:
+    if workers > 1 and "x" in j and not j.startswith("1x"):
         raise ValueError(f"workers: expected 1 with groups of several hosts, found {workers} with j {j}")
     named = {"supernet": supernet, "data": data, "out": out}
     app = _ranks("search", named, flags, j, gpu, memory, retries, image)

@@ -16,6 +16,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRM, DLRMTrain
 from torchrec.optim.keyed import KeyedOptimizer
 
+from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.distributed.sharding import parallelize
 from nasrec_torchrec.files import read_text, write_text
 from nasrec_torchrec.models.description import ModelDescription
@@ -216,7 +217,7 @@ def load_supernet(run_dir: Path, device: torch.device | None = None) -> SuperNet
     if not isinstance(description.interaction, SearchSpace):
         kind = type(description.interaction).__name__
         raise ValueError(f"{run_dir}: expected the run of a supernet, found one that trained a model of {kind}")
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if rank_and_ranks() == (0, 1):
         _, model = load_model(run_dir)
         assert isinstance(model, SuperNet)
         return model.to(device)

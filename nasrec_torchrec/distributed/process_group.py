@@ -30,3 +30,8 @@ def process_group() -> Iterator[torch.device]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def rank_and_ranks() -> tuple[int, int]:
+    """This process's rank and how many there are; without a group it is alone."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -1,4 +1,4 @@
-"""A trained model as one AOTInductor package that needs PyTorch alone, and a JSON that says how to feed it."""
+"""A trained model as a package: compiled by AOTInductor, with a manifest and a golden response."""
 
 import json
 import os
@@ -45,13 +45,18 @@ class ScoringModel(nn.Module):
     def __init__(self, model: NASRecNet, precision: Mapping[str, str] | None = None, bf16: bool = False) -> None:
         super().__init__()
         ebc = model.sparse_arch.embedding_bag_collection
-        precision = precision or table_precisions(ebc, "fp32", {})
-        self.tables = make_tables(ebc, model.sparse_arch.feature_names, precision)
+        self.precisions = dict(precision or table_precisions(ebc, "fp32", {}))
+        self.tables = make_tables(ebc, model.sparse_arch.feature_names, self.precisions)
         self.has_dense = model.interaction_arch.dense_in_features > 0
         self.weighted: bool = ebc.is_weighted()
         self.interaction_arch = fuse(model.interaction_arch)
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self.interaction_arch.to(self.dtype)
+
+    @property
+    def input_names(self) -> list[str]:
+        """Of the inputs, in order."""
+        return (["dense"] if self.has_dense else []) + ["ids", "lengths"] + (["weights"] if self.weighted else [])
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """
@@ -200,10 +205,14 @@ def compare(model: NASRecNet, config: ExportConfig, files: ClickFiles, batch_siz
     labels = []
     for batch in files.evaluation_batches(batch_size):
         sparse = batch.sparse_features
-        inputs = [batch.dense_features] if scoring.has_dense else []
-        inputs += [sparse.values(), sparse.lengths().view(len(sparse.keys()), -1).long()]
-        inputs += [sparse.weights()] if scoring.weighted else []
-        logits.append((model(batch.dense_features, sparse).flatten(), scoring(*inputs)))
+        inputs = {
+            "dense": batch.dense_features,
+            "ids": sparse.values(),
+            "lengths": sparse.lengths().view(len(sparse.keys()), -1).long(),
+            "weights": sparse.weights_or_none(),
+        }
+        scored = scoring(*(inputs[name] for name in scoring.input_names))
+        logits.append((model(batch.dense_features, sparse).flatten(), scored))
         labels.append(batch.labels)
     trained, exported = (click_metrics(torch.cat(part), torch.cat(labels)) for part in zip(*logits, strict=True))
     whole = sum(4 * c.num_embeddings * c.embedding_dim for c in scoring.tables.configs)
@@ -218,11 +227,10 @@ def _manifest(
     metrics: Mapping[str, Any],
     folder: Path,
 ) -> dict[str, Any]:
-    names = (["dense"] if scoring.has_dense else []) + ["ids", "lengths"] + (["weights"] if scoring.weighted else [])
     quantized = not isinstance(scoring.tables, FloatTables)
     return {
         "format": FORMAT,
-        "inputs": names,
+        "inputs": scoring.input_names,
         "input_types": {"dense": "float32", "ids": "int64", "lengths": "int64", "weights": "float32"},
         "ids": "of all features, feature by feature in the order of the schema; one that a table does not have is "
         "looked up as 0, the missing id",
@@ -232,9 +240,7 @@ def _manifest(
         "versions": {"torch": torch.__version__, "fbgemm_gpu": fbgemm_gpu.__version__},
         "tables": {
             "bytes": scoring.tables.nbytes(),
-            "precisions": table_precisions(
-                model.sparse_arch.embedding_bag_collection, config.tables, config.table_precisions
-            ),
+            "precisions": scoring.precisions,
         },
         "dense": config.dense,
         "metrics": dict(metrics),
@@ -261,7 +267,7 @@ def _golden(scoring: ScoringModel, schema: Schema) -> dict[str, Any]:
         "lengths": lengths,
         "weights": torch.rand(int(lengths.sum()), generator=generator),
     }
-    names = (["dense"] if scoring.has_dense else []) + ["ids", "lengths"] + (["weights"] if scoring.weighted else [])
+    names = scoring.input_names
     with torch.no_grad():
         logits = scoring(*(request[name].to(scoring.tables.rows.device) for name in names))
     return {

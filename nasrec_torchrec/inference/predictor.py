@@ -123,10 +123,8 @@ class Predictor:
         if len(lengths.flatten()) and int(lengths.min()) < 0:
             raise ValueError(f"lengths: expected numbers of ids, found {int(lengths.min())}")
         # Each is bounded before they are added: a sum may not overflow into a number that looks right.
-        if lengths.numel() and (int(lengths.max()) > ids.numel() or int(lengths.sum()) != ids.numel()):
+        if (lengths.numel() and int(lengths.max()) > ids.numel()) or int(lengths.sum()) != ids.numel():
             raise ValueError(f"ids: the lengths ask for {sum(lengths.flatten().tolist())}, found {ids.numel()}")
-        if not lengths.numel() and ids.numel():
-            raise ValueError(f"ids: the lengths ask for 0, found {ids.numel()}")
         if self.dense_features:
             if dense is None:
                 raise ValueError(f"dense: missing; expected a column for each of {self.dense_features}")

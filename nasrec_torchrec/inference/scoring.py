@@ -80,15 +80,12 @@ def score(
     sizes = [sources.size_of(file) for file in job.files]
     with progress_bar(sum(sizes), "score", "B", scale=True) as bar:
         for index, file in enumerate(job.files):
-            names: tuple[str, ...] = ()
-            start, line = 0, 1
-            if not sources.is_parquet(file):
-                names, start = sources.header(file, job.text_format)
-                line = 2 if start else 1
+            names, start = _columns(file, job.text_format)
+            line = 2 if start else 1
             last = [part for part in done if part["file"] == index]
             if last:
                 start, line = last[-1]["end"], last[-1]["next_line"]
-            job.check(file, names)
+            sources.check_source(file, job.wanted(names), job.text_format)
             for piece in job.pieces(file, names, start, line):
                 done.append(job.score(piece, file, index, names, out, len(done)))
                 bar.update(sum(sizes[:index]) + piece.progress - bar.n)
@@ -150,12 +147,9 @@ class _Job:
         columns = [name for name in self.schema.columns if name != self.schema.label or name in names]
         return list(dict.fromkeys([*columns, *self.config.keep]))
 
-    def check(self, file: str, names: Sequence[str]) -> None:
-        sources.check_source(file, self.wanted(names or _parquet_names(file)), self.text_format)
-
     def pieces(self, file: str, names: Sequence[str], start: int, line: int) -> Iterator[Piece]:
         if sources.is_parquet(file):
-            return sources.parquet_pieces(file, self.config.piece_mib << 13, start, self.wanted(_parquet_names(file)))
+            return sources.parquet_pieces(file, self.config.piece_mib << 13, start, self.wanted(names))
         if not self.config.raw:
             raise ValueError(f"{file}: prepared rows are Parquet files; --raw true transforms raw ones")
         return sources.text_pieces(file, self.config.piece_mib << 20, start, line)
@@ -240,10 +234,13 @@ def _done(out: Path, identity: str) -> list[dict[str, Any]]:
     return records
 
 
-def _parquet_names(file: str) -> list[str]:
+def _columns(file: str, text_format: TextFormat) -> tuple[tuple[str, ...], int]:
+    """Names of the columns of a file, and the bytes of its header."""
+    if not sources.is_parquet(file):
+        return sources.header(file, text_format)
     with sources.open_uri(file) as opened:
         try:
-            return list(pq.read_schema(opened).names)
+            return tuple(pq.read_schema(opened).names), 0
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file}: not a readable Parquet file: {error}") from None
 

@@ -278,7 +278,7 @@ def create_app(folder: Path, config: ServingConfig | None = None) -> FastAPI:
             asked = _tensors(predictor, request.inputs)
             if len(asked) > config.max_rows:
                 raise ValueError(f"expected {config.max_rows} rows at most, found {len(asked)}")
-            scores = await asyncio.wrap_future(_submit(served, predictor, batcher, asked))
+            scores = await asyncio.wrap_future(_submit(served, batcher, asked))
         except QueueFull as error:
             metrics.requests.labels("429").inc()
             raise HTTPException(429, f"busy: {error}") from None
@@ -310,11 +310,10 @@ def _error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status)
 
 
-def _submit(served: Served, predictor: Predictor, batcher: Batcher, asked: predictors.Request) -> Any:
+def _submit(served: Served, batcher: Batcher, asked: predictors.Request) -> Any:
     try:
         return batcher.submit(asked)
     except RuntimeError:  # a new package has taken over since
-        predictor.check(asked)
         return served.batcher.submit(asked)
 
 

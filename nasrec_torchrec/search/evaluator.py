@@ -9,7 +9,6 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
 from nasrec_torchrec.search.cost import Cost, Latency, cost, measure_latency
@@ -105,14 +105,13 @@ class Candidate:
 class Evaluator:
     """Evaluates candidates of one supernet on fixed rows, over all ranks of the current process group if there is one.
 
-    Every rank holds a share of the rows. Rank 0 calls the evaluator while the others are in :meth:`following`.
+    Every rank holds a share of the rows. Rank 0 calls the evaluator while the others are in :meth:`follow`.
 
     Args:
         supernet: trained; its tables may be sharded. It is not changed.
         train: split that the fine-tuning rows are drawn from.
         validation: split whose first rows rank the candidates.
         config: how to evaluate.
-        cache_folder: of the files of rows beyond ``config.cache_memory``.
     """
 
     def __init__(
@@ -121,16 +120,15 @@ class Evaluator:
         train: ClickFiles,
         validation: ClickFiles,
         config: EvaluationConfig,
-        cache_folder: Path | None = None,
     ) -> None:
         self.config = config
         self._arch = supernet.eval().interaction_arch
         self._device = next(self._arch.parameters()).device
-        self._rank, self._ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._rank, self._ranks = rank_and_ranks()
         # A search asks for what a candidate costs before it has it evaluated.
         self.cost = functools.cache(self._cost)
         self.latency = functools.cache(self._latency)
-        cache = RowCache(config.cache_precision, config.cache_memory, cache_folder)
+        cache = RowCache(config.cache_precision, config.cache_memory)
         look_up = functools.partial(cache.look_up, supernet.sparse_arch, chunk_size=config.chunk_size)
         generator = torch.Generator().manual_seed(config.finetune_seed)
         wanted = config.finetune_steps * config.finetune_batch_size

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
 from io import BytesIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from nasrec_torchrec.training.metrics import ClickMetrics
 from nasrec_torchrec.training.path_statistics import PathStatistics
 
 CANDIDATES, RESULTS, REPORT = "candidates.parquet", "results.json", "report.html"
+_PICTURE = "search.png"
 _LABELS = {
     "multiply_adds": "multiply-adds per example",
     "parameters": "parameters",
@@ -72,8 +74,8 @@ def write_results(
     with atomic_path(folder / CANDIDATES) as temporary:
         pq.write_table(_table(candidates), temporary)
     _write_architectures(folder / "architectures", best, front)
-    with atomic_path(folder / "search.png") as temporary:
-        _save(_draw_search(candidates, best, front, objective), temporary)
+    with atomic_path(folder / _PICTURE) as temporary:
+        temporary.write_bytes(_png(_draw_search(candidates, best, front, objective)))
     write_text(folder / RESULTS, json.dumps(document, indent=2))
     write_report(folder)
 
@@ -89,6 +91,10 @@ def write_report(folder: Path, finalists: Sequence[Finalist] = ()) -> None:
         ValueError: when the folder does not hold the results of a search.
     """
     candidates, objective, limits, top_k = read_results(folder)
+    try:
+        picture = (folder / _PICTURE).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{folder}: does not hold the results of a search: {error}") from None
     best, front = _best(candidates, top_k, objective, limits), _front(candidates, objective, limits)
     stopped = sum(candidate.stopped for candidate in candidates)
     seconds = sum(candidate.seconds for candidate in candidates)
@@ -97,16 +103,16 @@ def write_report(folder: Path, finalists: Sequence[Finalist] = ()) -> None:
         f"<p>{len(candidates):,} candidates, {stopped:,} of them stopped early, in {seconds:,.0f} s of evaluation; "
         f"minimized: {escape(', '.join(objective.names))}.</p>",
         "<h2>The search</h2>",
-        _image(_draw_search(candidates, best, front, objective), "loss of the candidates over time and against costs"),
+        _image(picture, "loss of the candidates over time and against costs"),
         f"<h2>What the best {_good(len(candidates))} share</h2>",
         "<p>How much more (red) or less (blue) often than in all candidates a block uses a choice, in percentage "
         "points.</p>",
-        _image(_draw_choices(candidates), "choices of the best candidates, block by block"),
+        _image(_png(_draw_choices(candidates)), "choices of the best candidates, block by block"),
     ]
     if finalists:
         parts += ["<h2>Finalists, trained from scratch</h2>", _finalists_html(finalists)]
         if len(finalists) > 1:
-            parts.append(_image(_draw_agreement(finalists), "predicted and true losses of the finalists"))
+            parts.append(_image(_png(_draw_agreement(finalists)), "predicted and true losses of the finalists"))
     for title, members in (("Best candidates", best), ("Front", front)):
         if members:
             parts += [f"<h2>{title}</h2>", _candidates_html(members)]
@@ -142,12 +148,10 @@ def read_results(folder: Path) -> tuple[list[Candidate], Objective, Limits, int]
 
 
 def _table(candidates: Sequence[Candidate]) -> pa.Table:
-    rows = []
-    for number, candidate in enumerate(candidates, start=1):
-        row = asdict(candidate)
-        metrics = row.pop("metrics")
-        row["architecture"] = candidate.architecture.to_json(indent=None)
-        rows.append({"candidate": number} | row | metrics)
+    rows = [
+        _record(number, candidate) | {"architecture": candidate.architecture.to_json(indent=None)}
+        for number, candidate in enumerate(candidates, start=1)
+    ]
     latency = {"latency_us": pa.float64(), "latency_iqr_us": pa.float64()}
     table = pa.Table.from_pylist(rows)
     for name, kind in latency.items():  # all missing has no type
@@ -211,8 +215,8 @@ def _draw_search(
 ) -> Figure:
     losses = [candidate.loss for candidate in candidates]
     whole = [candidate.loss if not candidate.stopped else float("inf") for candidate in candidates]
-    best_so_far = [min(whole[: end + 1]) for end in range(len(whole))]
-    minutes = [sum(c.seconds for c in candidates[: end + 1]) / 60 for end in range(len(candidates))]
+    best_so_far = list(accumulate(whole, min))
+    minutes = list(accumulate(candidate.seconds / 60 for candidate in candidates))
     # A few candidates that learnt nothing must not squeeze the others into one line.
     top = sorted(losses)[int(0.95 * (len(losses) - 1))]
     margin = 0.05 * (top - min(losses)) or 0.001
@@ -229,8 +233,8 @@ def _draw_search(
     axes[0].set(ylabel="validation log loss")
     axes[0].legend(loc="upper right")
     for axis, name in zip(axes[2:], costs, strict=True):
-        known = [candidate for candidate in candidates if getattr(candidate, name) is not None]
-        order = [candidates.index(candidate) for candidate in known]
+        order = [number for number, candidate in enumerate(candidates) if getattr(candidate, name) is not None]
+        known = [candidates[number] for number in order]
         axis.scatter([getattr(c, name) for c in known], [c.loss for c in known], s=10, c=order, cmap="viridis")
         if name == "latency_us":
             spread = [(c.latency_iqr_us or 0) / 2 for c in known]
@@ -346,14 +350,12 @@ def _html_table(heads: Sequence[str], rows: Sequence[str]) -> str:
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
-def _image(figure: Figure, description: str) -> str:
+def _image(png: bytes, description: str) -> str:
+    return f"<img alt='{escape(description)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
+
+
+def _png(figure: Figure) -> bytes:
     buffer = BytesIO()
-    _save(figure, buffer)
-    return (
-        f"<img alt='{escape(description)}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-    )
-
-
-def _save(figure: Figure, target: Any) -> None:
-    figure.savefig(target, dpi=110, format="png")
+    figure.savefig(buffer, dpi=110, format="png")
     plt.close(figure)
+    return buffer.getvalue()

@@ -4,15 +4,14 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.progress import update_interval
 
@@ -60,14 +59,12 @@ class RowCache:
     Args:
         precision: of the embeddings.
         memory_limit: bytes of embeddings to hold in memory; rows that do not fit are mapped from a file.
-        folder: of such files, which lose their name at once and vanish with the process; unset, the system's for
-            temporary files.
+            Such files have no name and vanish with the process; they lie where temporary files do (``TMPDIR``).
     """
 
-    def __init__(self, precision: Precision = "fp32", memory_limit: int = 4 << 30, folder: Path | None = None) -> None:
+    def __init__(self, precision: Precision, memory_limit: int) -> None:
         self._type = _TYPES[precision]
         self._left = memory_limit
-        self._folder = folder
 
     @torch.no_grad()
     def look_up(
@@ -82,7 +79,7 @@ class RowCache:
             places: ``(N,)`` order of the rows: they are dealt to the ranks one by one in this order.
             chunk_size: rows of a look-up.
         """
-        rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        rank, ranks = rank_and_ranks()
         device = next(sparse_arch.parameters()).device
         count = len(range(rank, len(rows), ranks))
         dense, labels = torch.empty(count, len(files.schema.dense)), torch.empty(count)
@@ -120,5 +117,5 @@ class RowCache:
         if size <= self._left:
             self._left -= size
             return torch.empty(shape, dtype=self._type, device=device)
-        with tempfile.NamedTemporaryFile(dir=self._folder, prefix="nasrec-rows-") as file:
+        with tempfile.NamedTemporaryFile(prefix="nasrec-rows-") as file:
             return torch.from_file(file.name, shared=True, size=count, dtype=self._type).view(shape)
