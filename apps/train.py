@@ -1,6 +1,7 @@
-"""Trains NASRecNets from scratch, or TorchRec's DLRM to compare with, and keeps the best."""
+"""Trains NASRecNets from scratch, or a baseline to compare with, and keeps the best."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from nasrec_torchrec import PUBLISHED, Architecture
@@ -9,7 +10,8 @@ from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.files import read_text
-from nasrec_torchrec.models.description import DLRMLayers, ModelDescription
+from nasrec_torchrec.models.baselines import BASELINES, Baseline
+from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.training.trainer import TrainConfig
 from nasrec_torchrec.training.trials import Splits, train_best
 
@@ -18,8 +20,8 @@ def main(
     data: Path,
     out: Path,
     config: TrainConfig,
-    baseline: DLRMLayers,
-    architecture: str = "dlrm",
+    baseline: Baseline,
+    architecture: str | None = None,
     use_layernorm: bool = False,
     embedding_dim: int | None = None,
     learning_rates: tuple[float, ...] = (),
@@ -35,16 +37,16 @@ def main(
         data: prepared data set.
         out: run folder; receives the logs, TensorBoard files, the checkpoint and metrics.json.
         architecture: JSON file of an architecture or a folder of them, the name of a published one such as
-            criteo-small, or dlrm.
+            criteo-small, or a baseline: dlrm, dcn, deepfm or mlp; unset, the kind says which.
         use_layernorm: normalise after each linear of a NASRecNet.
         embedding_dim: of all tables; unset, as the data set's schema says.
         learning_rates: to try, instead of the one learning_rate.
         seeds: to repeat every trial with, instead of the one seed.
     """
     schema = load_schema(data, embedding_dim)
-    interactions: list[Architecture | DLRMLayers]
-    if architecture == "dlrm":
-        interactions = [baseline]
+    interactions: list[Architecture | Baseline]
+    if architecture is None or architecture in BASELINES:
+        interactions = [replace(baseline, kind=architecture or baseline.kind)]
     elif architecture in PUBLISHED:
         interactions = [PUBLISHED[architecture]]
     else:

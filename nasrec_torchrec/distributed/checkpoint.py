@@ -13,14 +13,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.models.dlrm import DLRM, DLRMTrain
+from torchrec.models.dlrm import DLRMTrain
 from torchrec.optim.keyed import KeyedOptimizer
 
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.distributed.sharding import parallelize
 from nasrec_torchrec.files import read_text, write_text
-from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.models.nasrecnet import NASRecNet
+from nasrec_torchrec.models.description import ClickModel, ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.search_space import SearchSpace
 
@@ -176,7 +175,7 @@ def read_description(folder: Path) -> ModelDescription:
         raise ValueError(f"{file}: not a model description: {error}") from None
 
 
-def load_model(run_dir: Path) -> tuple[ModelDescription, NASRecNet | SuperNet | DLRM]:
+def load_model(run_dir: Path) -> tuple[ModelDescription, ClickModel]:
     """Loads a run's checkpoint for use, written by any number of ranks, into an unsharded model on the CPU.
 
     Args:

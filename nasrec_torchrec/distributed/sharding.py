@@ -56,6 +56,7 @@ def parallelize(
     device: torch.device,
     sharding_type: str | None = None,
     quantized_comms: QuantizedComms = "none",
+    replicate: bool = False,
 ) -> DistributedModelParallel:
     """Plans, shards and wraps a model over the current process group.
 
@@ -64,6 +65,7 @@ def parallelize(
         device: this rank's device.
         sharding_type: one of ``SHARDING_TYPES`` for all tables; None lets the planner choose.
         quantized_comms: how embeddings and their gradients are sent between ranks.
+        replicate: shard nothing: every rank holds all tables whole, as parameters of the dense part.
 
     Returns:
         DistributedModelParallel: all of whose ranks hold the same dense parameters. Weights that are not on the
@@ -88,11 +90,13 @@ def parallelize(
         kind = CommType(quantized_comms)
         codecs = get_qcomm_codecs_registry(QCommsConfig(forward_precision=kind, backward_precision=kind), device)
     sharders: list[ModuleSharder[nn.Module]] = [TableSharder(qcomm_codecs_registry=codecs)]
+    if replicate and sharding_type is not None:
+        raise ValueError(f"sharding_type: expected none where every rank holds all tables, found {sharding_type!r}")
     weights = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
     dmp = DistributedModelParallel(
         model,
         device=device,
-        plan=make_plan(model, device, sharders, sharding_type),
+        plan=ShardingPlan({}) if replicate else make_plan(model, device, sharders, sharding_type),
         sharders=sharders,
         data_parallel_wrapper=BroadcastWrapper(),
     )

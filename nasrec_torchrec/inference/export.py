@@ -24,6 +24,8 @@ from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics
 INDUCTOR_OPTIONS: dict[str, Any] = {
     # Allows AOTI_RUNTIME_CHECK_INPUTS=1 to refuse inputs of a wrong type instead of misreading them.
     "aot_inductor.check_lowerbound": False,
+    # Products and sums in one instruction, as matrix kernels use them too.
+    "cpp.enable_floating_point_contract_flag": "fast",
     # Keeps the loop over pairs of tokens in one piece: by default its weights would go through memory.
     "realize_reads_threshold": 30,
 }

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -10,24 +11,13 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.models.baselines import Baseline, FlatModel
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.search_space import SearchSpace
 
+ClickModel: TypeAlias = NASRecNet | SuperNet | DLRM | FlatModel
 _FORMAT = "nasrec-torchrec/model/1"
-
-
-@dataclass(frozen=True)
-class DLRMLayers:
-    """TorchRec's DLRM, the baseline: sizes of the layers before and after its dot products.
-
-    Args:
-        dense_layers: over the dense features; the last must be the embedding dimension.
-        over_layers: over the interactions; the last must be 1.
-    """
-
-    dense_layers: tuple[int, ...] = (64, 16)
-    over_layers: tuple[int, ...] = (128, 64, 1)
 
 
 @dataclass(frozen=True)
@@ -36,15 +26,15 @@ class ModelDescription:
 
     Args:
         schema: columns and tables.
-        interaction: an architecture (NASRecNet), a search space (SuperNet) or the baseline's layers (DLRM).
-        use_layernorm: normalise after each linear; not for DLRM.
+        interaction: an architecture (NASRecNet), a search space (SuperNet) or a baseline.
+        use_layernorm: normalise after each linear; not for baselines.
     """
 
     schema: Schema
-    interaction: Architecture | SearchSpace | DLRMLayers = field(default_factory=DLRMLayers)
+    interaction: Architecture | SearchSpace | Baseline = field(default_factory=Baseline)
     use_layernorm: bool = False
 
-    def build(self, device: torch.device | None = None) -> NASRecNet | SuperNet | DLRM:
+    def build(self, device: torch.device | None = None) -> ClickModel:
         """The model, its tables and its dense part on ``device`` (``meta`` is allowed)."""
         ebc = EmbeddingBagCollection(tables=self.schema.tables(), is_weighted=self.schema.weighted, device=device)
         dense = len(self.schema.dense)
@@ -53,11 +43,11 @@ class ModelDescription:
                 return NASRecNet(ebc, dense, self.interaction, self.use_layernorm, device)
             case SearchSpace():
                 return SuperNet(ebc, dense, self.interaction, self.use_layernorm, device)
-            case DLRMLayers():
-                return DLRM(ebc, dense, list(self.interaction.dense_layers), list(self.interaction.over_layers), device)
+            case Baseline():
+                return self.interaction.build(ebc, dense, device)
 
     def to_json(self) -> str:
-        kind = {Architecture: "nasrecnet", SearchSpace: "supernet", DLRMLayers: "dlrm"}[type(self.interaction)]
+        kind = {Architecture: "nasrecnet", SearchSpace: "supernet", Baseline: "baseline"}[type(self.interaction)]
         interaction = (
             json.loads(self.interaction.to_json())
             if isinstance(self.interaction, Architecture)
@@ -87,13 +77,13 @@ class ModelDescription:
         interaction = document["interaction"]
         match document["kind"]:
             case "nasrecnet":
-                part: Architecture | SearchSpace | DLRMLayers = Architecture.from_json(json.dumps(interaction))
+                part: Architecture | SearchSpace | Baseline = Architecture.from_json(json.dumps(interaction))
             case "supernet":
                 part = SearchSpace(**interaction)
-            case "dlrm":
-                part = DLRMLayers(tuple(interaction["dense_layers"]), tuple(interaction["over_layers"]))
+            case "baseline":
+                part = Baseline(**interaction)
             case kind:
-                raise ValueError(f"model description: kind: expected nasrecnet, supernet or dlrm, found {kind!r}")
+                raise ValueError(f"model description: kind: expected nasrecnet, supernet or baseline, found {kind!r}")
         return cls(Schema.from_json(json.dumps(document["schema"])), part, document["use_layernorm"])
 
 

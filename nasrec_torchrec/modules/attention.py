@@ -13,6 +13,11 @@ from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, 
 NUM_HEADS = 8
 # The published networks start the LayerNorms of the residual branches at this weight.
 INITIAL_NORM_WEIGHT = 0.17
+# Of 2 ** x, highest power first, fitted for the least relative error (7.5e-8) between -1/2 and 1/2.
+_POLYNOMIAL = (
+    *(0.0013276471519700801, 0.009675541330674983, 0.05550713274960644),
+    *(0.2402211972393411, 0.693146967063865, 1.000000071654656),
+)
 
 
 class ResidualNorm(nn.LayerNorm):
@@ -96,10 +101,27 @@ class Attention(Operator):
         mean = _total(q * k.mean(-1, keepdim=True) for q, k in pairs)
         middle = torch.maximum((most + mean) / 2, most - 110)
         scores = _total(q.unsqueeze(3) * k.unsqueeze(2) for q, k in pairs)
-        weights = torch.exp2((scores - middle.unsqueeze(3)).clamp(min=-125))
+        weights = _power_of_two(scores - middle.unsqueeze(3))
         total = weights.sum(3)
         heads = [(weights * v.unsqueeze(2)).sum(3) / total for v in value]  # each (B, heads, N)
         return torch.stack(heads, 2).flatten(1, 2).transpose(1, 2)
+
+
+def _power_of_two(exponents: Tensor) -> Tensor:
+    """``2 ** exponents``, below -125 as there; float32 within 1e-7 of the result.
+
+    A compiler makes fewer instructions of it than a library's exponential takes: a whole power of two is a number's
+    exponent bits, and what is left, between -1/2 and 1/2, is a polynomial.
+    """
+    exponents = exponents.clamp(min=-125)
+    if exponents.dtype != torch.float32:
+        return torch.exp2(exponents)
+    whole = exponents.round()
+    rest = exponents - whole
+    power = torch.full_like(rest, _POLYNOMIAL[0])
+    for coefficient in _POLYNOMIAL[1:]:
+        power = power * rest + coefficient
+    return power * (whole.to(torch.int32) + 127).bitwise_left_shift(23).view(torch.float32)
 
 
 def _total(parts: Iterable[Tensor]) -> Tensor:

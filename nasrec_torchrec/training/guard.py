@@ -19,7 +19,8 @@ class StepGuard(nn.Module):
     """The loss of a step, and what keeps one with a non-finite loss or gradient from changing a weight.
 
     TorchRec updates the tables within backward. So that it can be decided before, backward ends at the embedded
-    features (:meth:`hold`), and is finished when all ranks agree that the step counts (:meth:`release`).
+    features (:meth:`hold`), and is finished when all ranks agree that the step counts (:meth:`release`). Tables that
+    the dense optimizer updates need no holding.
     """
 
     def __init__(self) -> None:
@@ -50,15 +51,16 @@ class StepGuard(nn.Module):
         Args:
             gradient_norm: of the dense part's averaged gradient, the same on every rank.
         """
-        assert self._held is not None
-        embedded, leaf = self._held
-        self._held = None
-        assert leaf.grad is not None
-        finite = self._finite & gradient_norm.isfinite() & leaf.grad.isfinite().all()
+        held, self._held = self._held, None
+        finite = self._finite & gradient_norm.isfinite()
+        if held is not None:
+            assert held[1].grad is not None
+            finite = finite & held[1].grad.isfinite().all()
         flags = torch.stack([~finite, torch.tensor(self._terminated, device=finite.device)]).float()
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         self.skip, self.stop = flags.bool().tolist()
-        if not self.skip:
+        if held is not None and not self.skip:
+            embedded, leaf = held
             embedded.backward(leaf.grad)
 
     @contextmanager

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -28,12 +29,13 @@ from nasrec_torchrec.files import atomic_path, write_text
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.search_space import Strategy
+from nasrec_torchrec.training.dropout import add_dropout
 from nasrec_torchrec.training.guard import TERMINATED, StepGuard
 from nasrec_torchrec.training.log import RunLog
 from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics, gather_rows, windowed_metrics
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 from nasrec_torchrec.training.path_statistics import PathStatistics
-from nasrec_torchrec.training.schedules import cosine_with_warmup, full_path_probability
+from nasrec_torchrec.training.schedules import Plateau, cosine_with_warmup, full_path_probability, warmup
 
 # Settings that may differ between a run and its continuation.
 _FREE = (
@@ -47,11 +49,21 @@ class TrainConfig:
     """How a model is trained. The defaults are the paper's recipe for a supernet on Criteo.
 
     Args:
-        epochs: passes over the training split.
+        epochs: passes over the training split, at most.
         batch_size: rows of a global batch, over all ranks.
         learning_rate: of the dense part and the tables at the end of the warm-up.
         min_learning_rate: where the schedule starts and ends.
-        warmup_fraction: share of the steps that warm up linearly; a cosine follows.
+        warmup_fraction: share of the steps that warm up linearly.
+        schedule: of the learning rate after the warm-up: ``cosine`` falls over all steps; ``plateau`` stays, is divided
+            by ten whenever ``patience`` epochs in a row did not improve on the best, and ends the run the third time.
+        patience: epochs.
+        monitor: what decides which epoch is the best, on the validation split.
+        optimizer: ``adagrad`` is fused into the tables' backward and updates the rows that were looked up. ``adam``
+            updates whole tables, which every rank then holds whole: for tables of some thousand rows.
+        embedding_l2: this times half of the sum of squares of all embeddings is added to the loss; with adam alone.
+        embedding_std: deviation of the tables' initial weights; unset, that of Xavier's rule.
+        dropout: share of the outputs of dense operators, or of a baseline's hidden layers, that a training step drops;
+            not for a supernet.
         adagrad_eps: added to Adagrad's denominator.
         gradient_clip: largest norm of the dense part's gradient; the tables update in backward, unclipped.
         seed: of the initial weights, the order of the rows and the sampled paths.
@@ -77,6 +89,13 @@ class TrainConfig:
     learning_rate: float = 0.12
     min_learning_rate: float = 1e-8
     warmup_fraction: float = 0.1
+    schedule: Literal["cosine", "plateau"] = "cosine"
+    patience: int = 2
+    monitor: Literal["log_loss", "auc"] = "log_loss"
+    optimizer: Literal["adagrad", "adam"] = "adagrad"
+    embedding_l2: float = 0.0
+    embedding_std: float | None = None
+    dropout: float = 0.0
     adagrad_eps: float = 1e-2
     gradient_clip: float = 5.0
     seed: int = 0
@@ -97,12 +116,19 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in (
             *("epochs", "batch_size", "learning_rate", "adagrad_eps", "gradient_clip", "log_every"),
-            *("checkpoint_every", "keep_checkpoints", "max_skipped_steps"),
+            *("checkpoint_every", "keep_checkpoints", "max_skipped_steps", "patience"),
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction: expected 0..1, found {self.warmup_fraction}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected 0 or more and less than 1, found {self.dropout}")
+        if self.embedding_l2 and (self.optimizer != "adam" or self.embedding_l2 < 0):
+            raise ValueError(
+                f"embedding_l2: expected a positive number with optimizer adam, or 0, found {self.embedding_l2} with "
+                f"{self.optimizer}, which updates looked-up rows alone"
+            )
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
@@ -132,23 +158,33 @@ class Trainer:
         self.skipped_steps = self._skipped_in_a_row = 0
         self.gradient_norm = torch.tensor(0.0)
         self.bytes_reduced = 0
+        self.plateau = Plateau(config.patience)
         self.paths = PathStatistics()
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         # On the CPU the weights start alike whatever the number of ranks. On CUDA, where the tables may not fit into
         # one host's memory, each rank initialises its own shards.
         torch.manual_seed(config.seed if device.type == "cpu" else config.seed + self.rank)
         self.model = description.build(torch.device("cpu" if device.type == "cpu" else "meta"))
-        optimizer_options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
-        tables = self.model.sparse_arch.embedding_bag_collection.parameters()
-        apply_optimizer_in_backward(torch.optim.Adagrad, tables, optimizer_options)
+        if config.embedding_std is not None:
+            for table in self.model.sparse_arch.embedding_bag_collection.embedding_bag_configs():
+                table.init_fn = partial(nn.init.normal_, std=config.embedding_std)
+            self.model.sparse_arch.embedding_bag_collection.reset_parameters()
         self.guard = StepGuard()
         task = DLRMTrain(self.model)
         task.loss_fn = self.guard
         task.register_forward_pre_hook(self._remember)
-        self.model.sparse_arch.register_forward_hook(self.guard.hold)
+        self._tables = list(self.model.sparse_arch.embedding_bag_collection.parameters())
+        if config.optimizer == "adagrad":
+            optimizer_options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
+            apply_optimizer_in_backward(torch.optim.Adagrad, self._tables, optimizer_options)
+            self.model.sparse_arch.register_forward_hook(self.guard.hold)
         self._batch: Batch | None = None
+        if config.dropout:
+            add_dropout(self.model, config.dropout)
         self._set_precision()
-        self.dmp = parallelize(task, device, config.sharding_type, config.quantized_comms)
+        self.dmp = parallelize(
+            task, device, config.sharding_type, config.quantized_comms, replicate=config.optimizer == "adam"
+        )
         dense = dict(in_backward_optimizer_filter(self.dmp.named_parameters()))
         self._dense = list(dense.values())
         self.dense_optimizer = KeyedOptimizerWrapper(dense, self._make_dense_optimizer)
@@ -181,6 +217,8 @@ class Trainer:
             background=cuda if config.background_reader is None else config.background_reader,
             pin_memory=cuda,
         )
+        if validation is None and config.schedule == "plateau":
+            raise ValueError("schedule: plateau needs a validation split; a supernet is trained without one")
         progress: dict[str, Any] = {"total_steps": config.epochs * reader.steps_per_epoch, "best": None}
         with Checkpoints(
             self.run_dir, self.description, self.dmp, self.optimizer, config.keep_checkpoints, config.resume == "never"
@@ -193,16 +231,17 @@ class Trainer:
                 write_text(self.run_dir / "plan.txt", describe_plan(self.dmp))
             log = RunLog(self.run_dir, progress["total_steps"], self.run_dir.name, self.step)
             with log, self.guard.termination():
-                while reader.epoch < config.epochs:
+                while reader.epoch < config.epochs and not self._ended():
                     self._train_epoch(reader, progress, checkpoints, log)
                     best = False
                     if validation is not None:
                         metrics = self.evaluate(validation)
                         log.write("validation", self.step, **asdict(metrics))
-                        best = progress["best"] is None or metrics.log_loss < progress["best"]["log_loss"]
+                        best = progress["best"] is None or self._better(metrics, progress["best"])
                         progress["best"] = asdict(metrics) | {"step": self.step} if best else progress["best"]
+                        self.plateau.see(best)
                     self._save(checkpoints, reader, progress, best=best)
-                    if self.guard.stop and reader.epoch < config.epochs:
+                    if self.guard.stop and reader.epoch < config.epochs and not self._ended():
                         self._end(checkpoints)
             checkpoints.wait()
             if progress["best"] is None:
@@ -210,6 +249,14 @@ class Trainer:
             if progress["best"]["step"] != self.step:
                 checkpoints.load(kept_checkpoint(self.run_dir))
         return ClickMetrics(**{name: value for name, value in progress["best"].items() if name != "step"})
+
+    def _ended(self) -> bool:
+        return self.config.schedule == "plateau" and self.plateau.ended
+
+    def _better(self, metrics: ClickMetrics, best: dict[str, Any]) -> bool:
+        name = self.config.monitor
+        sign = 1 if name == "auc" else -1
+        return sign * getattr(metrics, name) > sign * best[name]
 
     def _resume(self, checkpoints: Checkpoints, folder: Path, reader: TrainingReader) -> dict[str, Any]:
         """Restores everything that a checkpoint holds; collective."""
@@ -236,6 +283,7 @@ class Trainer:
             torch.frombuffer(bytearray(base64.b64decode(progress["paths_drawn"])), dtype=torch.uint8)
         )
         self.paths = PathStatistics.from_json(progress["paths"])
+        self.plateau = Plateau(**progress["plateau"])
         if self.rank == 0:
             print(f"{self.run_dir}: goes on from step {self.step} of {progress['total_steps']}", file=sys.stderr)
         return progress
@@ -254,6 +302,7 @@ class Trainer:
             "reader": reader.state_dict(ahead),
             "paths_drawn": base64.b64encode(self._generator.get_state().numpy().tobytes()).decode(),
             "paths": self.paths.to_json(),
+            "plateau": asdict(self.plateau),
             "config": settings_of(self.config),
         }
         checkpoints.save(self.step, progress, best)
@@ -371,7 +420,10 @@ class Trainer:
         return click_metrics(*gathered)
 
     def _prepare_step(self, total_steps: int) -> None:
-        """Learning rates and, in a supernet, the path of the coming step."""
+        """Learning rates, what dropout draws and, in a supernet, the path of the coming step."""
+        if self.config.dropout:
+            # Of the step alone, so that a continued run draws what the undisturbed one drew.
+            torch.manual_seed((self.config.seed << 40) + (self.step << 12) + self.rank)
         learning_rate = self._learning_rate(self.step, total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -387,20 +439,41 @@ class Trainer:
 
     def _learning_rate(self, step: int, total_steps: int) -> float:
         config = self.config
-        return cosine_with_warmup(
-            step, total_steps, config.learning_rate, config.warmup_fraction, config.min_learning_rate
-        )
+        arguments = step, total_steps, config.learning_rate, config.warmup_fraction, config.min_learning_rate
+        if config.schedule == "plateau":
+            return self.plateau.factor * warmup(*arguments)
+        return cosine_with_warmup(*arguments)
 
     def _make_dense_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         config = self.config
         optimizer: torch.optim.Optimizer
-        if isinstance(self.model, SuperNet):
+        if config.optimizer == "adam":
+            if isinstance(self.model, SuperNet):
+                raise ValueError(
+                    "optimizer: a supernet is trained with adagrad, whose steps touch the active path alone"
+                )
+            optimizer = self._make_adam(parameters)
+        elif isinstance(self.model, SuperNet):
             optimizer = ActiveSliceAdagrad(
                 parameters, self.model.active_parameters, config.learning_rate, config.adagrad_eps
             )
         else:
             optimizer = torch.optim.Adagrad(parameters, config.learning_rate, eps=config.adagrad_eps)
         optimizer.register_step_pre_hook(lambda *_: self._finish_backward())
+        return optimizer
+
+    def _make_adam(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        tables = {id(table) for table in self._tables}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parameters if id(p) not in tables]},
+            # Adam's weight decay is the gradient of half of the sum of squares.
+            {"params": [p for p in parameters if id(p) in tables], "weight_decay": self.config.embedding_l2},
+        ]
+        optimizer = torch.optim.Adam(groups, self.config.learning_rate)
+        # A checkpoint restores the state that is there; Adam alone would make it in its first step.
+        for parameter in parameters:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
         return optimizer
 
     def _finish_backward(self) -> None:
@@ -412,10 +485,8 @@ class Trainer:
         self.gradient_norm = nn.utils.clip_grad_norm_(with_gradient, self.config.gradient_clip)
         self.guard.release(self.gradient_norm)
         if self.guard.skip:
-            # Adagrad changes nothing where the gradient is zero.
             for parameter in with_gradient:
-                assert parameter.grad is not None
-                parameter.grad.zero_()
+                parameter.grad = None
 
 
 def _window_values(computed: dict[str, torch.Tensor]) -> dict[str, float]:

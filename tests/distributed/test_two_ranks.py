@@ -14,7 +14,8 @@ from nasrec_torchrec.distributed import sharding
 from nasrec_torchrec.distributed.checkpoint import load_model
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
 from nasrec_torchrec.distributed.sharding import SHARDING_TYPES, describe_plan
-from nasrec_torchrec.models.description import DLRMLayers, ModelDescription
+from nasrec_torchrec.models.baselines import Baseline
+from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.training.metrics import evaluate
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 from nasrec_torchrec.training.trainer import TrainConfig, Trainer
@@ -23,7 +24,7 @@ SCHEMA = make_schema()
 INTERACTIONS = {
     "supernet": SMALL_SPACE,
     "nasrecnet": SMALL_SPACE.sample(torch.Generator().manual_seed(3)),
-    "dlrm": DLRMLayers((32, 16), (16, 1)),
+    "dlrm": Baseline("dlrm", (32, 16), (16, 1)),
 }
 
 

@@ -12,7 +12,8 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.distributed.checkpoint import latest_checkpoint, load_model
-from nasrec_torchrec.models.description import DLRMLayers, ModelDescription
+from nasrec_torchrec.models.baselines import Baseline
+from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.training import trainer as trainer_module
 from nasrec_torchrec.training.guard import TERMINATED
 from nasrec_torchrec.training.trainer import TrainConfig, Trainer
@@ -21,7 +22,7 @@ from nasrec_torchrec.training.trials import Splits, train_best
 SCHEMA = make_schema()
 SUPERNET = ModelDescription(SCHEMA, SMALL_SPACE, use_layernorm=True)
 NASRECNET = ModelDescription(SCHEMA, SMALL_SPACE.sample(torch.Generator().manual_seed(3)))
-DLRM = ModelDescription(SCHEMA, DLRMLayers((32, 16), (16, 1)))
+DLRM = ModelDescription(SCHEMA, Baseline("dlrm", (32, 16), (16, 1)))
 CONFIG = TrainConfig(epochs=2, batch_size=40, learning_rate=0.05, full_path_steps=10, log_every=1, checkpoint_every=4)
 ROWS = 500  # 12 steps an epoch
 
@@ -53,6 +54,54 @@ def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in found.items()}
 
 
+def test_adam_with_embedding_l2_is_torchs_adam_on_whole_tables(one_rank, tmp_path: Path):
+    data = make_click_files(SCHEMA, 40)
+    config = replace(CONFIG, epochs=1, optimizer="adam", embedding_l2=0.5, warmup_fraction=0, full_path_steps=0)
+    trainer = _make(tmp_path, NASRECNET, config)
+    table = trainer.model.sparse_arch.embedding_bag_collection.embedding_bags["t_f0"].weight
+    before = table.detach().clone()
+    trainer.train(data)
+    # In a first step Adam goes by the learning rate against the sign of the gradient, in every row that has one.
+    moved = (before - table.detach()).abs()
+    assert torch.allclose(moved[before.abs() > 1e-3], torch.tensor(config.learning_rate), rtol=1e-3)
+
+
+def test_a_plateau_divides_the_learning_rate_and_ends_the_run(one_rank, tmp_path: Path):
+    data, validation = make_click_files(SCHEMA, 80), make_click_files(SCHEMA, 40, seed=5)
+    config = replace(CONFIG, epochs=200, schedule="plateau", patience=1, learning_rate=0.2, warmup_fraction=0)
+    trainer = _make(tmp_path, NASRECNET, config)
+    best = trainer.train(data, validation)
+    seen = _events(tmp_path, "validation")
+    assert len(seen) < 200 and best.log_loss == min(entry["log_loss"] for entry in seen)
+    rates = {round(entry["learning_rate"], 6) for entry in _events(tmp_path)}
+    assert rates == {0.2, 0.02, 0.002}
+    with pytest.raises(ValueError, match="plateau needs a validation split"):
+        _make(tmp_path / "b", NASRECNET, config).train(data)
+
+
+def test_dropout_changes_training_alone(one_rank, tmp_path: Path):
+    data = make_click_files(SCHEMA, 80)
+    plain, dropped = (_make(tmp_path / str(p), NASRECNET, replace(CONFIG, dropout=p)) for p in (0.0, 0.5))
+    assert plain.evaluate(data) == dropped.evaluate(data)
+    plain.train(data), dropped.train(data)
+    assert _losses(tmp_path / "0.0")[0] != _losses(tmp_path / "0.5")[0]
+
+
+@pytest.mark.parametrize(
+    "description, changes, message",
+    [
+        (SUPERNET, {"dropout": 0.1}, "dropout: expected 0 for a supernet"),
+        (SUPERNET, {"optimizer": "adam"}, "optimizer: a supernet is trained with adagrad"),
+        (NASRECNET, {"embedding_l2": 0.1}, "embedding_l2: expected a positive number with optimizer adam"),
+        (NASRECNET, {"optimizer": "adam", "sharding_type": "row_wise"}, "sharding_type: expected none"),
+        (NASRECNET, {"dropout": 1.0}, "dropout: expected 0 or more and less than 1, found 1.0"),
+    ],
+)
+def test_options_that_do_not_go_together(one_rank, tmp_path: Path, description, changes, message):
+    with pytest.raises(ValueError, match=message):
+        _make(tmp_path, description, replace(CONFIG, **changes))
+
+
 class _EndsAt(Trainer):
     """Gets SIGTERM in the middle of a step."""
 
@@ -64,11 +113,22 @@ class _EndsAt(Trainer):
         super()._prepare_step(total_steps)
 
 
-@pytest.mark.parametrize("description", [SUPERNET, NASRECNET, DLRM], ids=["supernet", "nasrecnet", "dlrm"])
 @pytest.mark.parametrize("pipeline", ["sparse_dist", "base"])
-def test_a_run_that_was_ended_goes_on_bit_by_bit(one_rank, tmp_path: Path, description, pipeline):
+@pytest.mark.parametrize(
+    "description, changes",
+    [
+        pytest.param(SUPERNET, {}, id="supernet"),
+        pytest.param(NASRECNET, {}, id="nasrecnet"),
+        pytest.param(NASRECNET, {"optimizer": "adam", "embedding_l2": 0.01, "dropout": 0.2}, id="nasrecnet-adam"),
+        pytest.param(NASRECNET, {"schedule": "plateau", "patience": 1, "monitor": "auc"}, id="nasrecnet-plateau"),
+        pytest.param(DLRM, {}, id="dlrm"),
+        pytest.param(replace(DLRM, interaction=Baseline("dcn", (32, 16), (16, 1))), {"dropout": 0.2}, id="dcn"),
+        pytest.param(replace(DLRM, interaction=Baseline("deepfm")), {"optimizer": "adam"}, id="deepfm-adam"),
+    ],
+)
+def test_a_run_that_was_ended_goes_on_bit_by_bit(one_rank, tmp_path: Path, description, pipeline, changes):
     data, validation = make_click_files(SCHEMA, ROWS), make_click_files(SCHEMA, 100, seed=5)
-    config = replace(CONFIG, pipeline=pipeline)
+    config = replace(CONFIG, pipeline=pipeline, **changes)
     undisturbed = _make(tmp_path / "a", description, config)
     best = undisturbed.train(data, validation)
     before = signal.getsignal(signal.SIGTERM)
