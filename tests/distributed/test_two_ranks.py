@@ -31,7 +31,7 @@ INTERACTIONS = {
 def _train(kind: str, sharding_type: str | None, run_dir: str) -> dict[str, float]:
     description = ModelDescription(SCHEMA, INTERACTIONS[kind], use_layernorm=kind == "supernet")
     config = TrainConfig(
-        batch_size=50, learning_rate=0.05, full_path_steps=10, log_every=1, sharding_type=sharding_type, seed=1
+        batch_size=50, learning_rate=0.02, full_path_steps=10, log_every=1, sharding_type=sharding_type, seed=1
     )
     trainer = Trainer(description, config, Path(run_dir), torch.device("cpu"))
     expected_bytes = []

@@ -1,0 +1,344 @@
+"""How good a searched NASRecNet is, beside what a user would pick instead.
+
+    python benchmarks/quality.py --dataset movielens100k --out runs/quality-movielens
+    python benchmarks/quality.py --dataset frappe --source FOLDER --out runs/quality-frappe
+
+Every model gets the same number of trials on one seed, of the same epochs: a baseline tries settings (learning rate and
+L2 on the embeddings), random and searched NASRecNets try architectures, drawn at random or the search's best, with the
+recipe's own setting. The trial of the best AUC on validation is repeated with more seeds, and its test metrics are
+reported; the best three models get five seeds.
+
+Every training has its folder, so a run that was killed goes on, and ``--only`` lets parts run side by side; a last run
+without it gathers all.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from apps.search import main as search
+from nasrec_torchrec import PUBLISHED, Architecture, SearchSpace
+from nasrec_torchrec.cli import run
+from nasrec_torchrec.datasets.movielens import prepare as prepare_movielens
+from nasrec_torchrec.datasets.preparation import PreparationConfig, prepare
+from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split
+from nasrec_torchrec.datasets.public import frappe
+from nasrec_torchrec.datasets.splits import SPLITS
+from nasrec_torchrec.distributed.process_group import process_group
+from nasrec_torchrec.files import write_text
+from nasrec_torchrec.models.baselines import BASELINES, Baseline
+from nasrec_torchrec.models.description import ModelDescription, dense_parameters
+from nasrec_torchrec.search.cost import Limits, cost, model_multiply_adds
+from nasrec_torchrec.search.evaluator import EvaluationConfig
+from nasrec_torchrec.search.evolution import EvolutionConfig
+from nasrec_torchrec.search.objective import Objective
+from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+
+TITLES = {"mlp": "MLP", "deepfm": "DeepFM", "dlrm": "DLRM", "dcn": "DLRM_DCN", "random": "random NASRecNet"}
+TITLES |= {"criteo-full": "Criteo Full, transferred", "criteo-small": "Criteo Small, transferred"}
+TITLES |= {"searched": "searched NASRecNet"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done with one data set.
+
+    Args:
+        config: of every training; its learning rate and L2 are the setting of random and searched NASRecNets.
+        learning_rates: that the others try, with
+        embedding_l2: each of these.
+        over_layers: of the baselines.
+        space: of random and searched architectures.
+        max_flops: that these may cost per example.
+        supernet: how it is trained.
+        evolution: of the search.
+        evaluation: of its candidates.
+        seeds: of a model; the best ones get ``final_seeds``.
+        final_seeds: see there.
+    """
+
+    config: TrainConfig
+    learning_rates: tuple[float, ...]
+    embedding_l2: tuple[float, ...]
+    over_layers: tuple[int, ...]
+    space: SearchSpace
+    max_flops: int
+    supernet: TrainConfig
+    evolution: EvolutionConfig
+    evaluation: EvaluationConfig
+    seeds: int = 3
+    final_seeds: int = 5
+
+    @property
+    def trials(self) -> int:
+        return len(self.learning_rates) * len(self.embedding_l2)
+
+
+_ADAM = TrainConfig(
+    epochs=20,
+    batch_size=2048,
+    learning_rate=3e-3,
+    optimizer="adam",
+    embedding_l2=0.02,
+    embedding_std=1e-4,
+    dropout=0.2,
+    warmup_fraction=0.02,
+    monitor="auc",
+    log_every=50,
+    checkpoint_every=1_000_000,
+    keep_checkpoints=1,
+)
+RECIPES = {
+    "frappe": Recipe(
+        config=_ADAM,
+        learning_rates=(3e-3, 1e-2),
+        embedding_l2=(5e-3, 2e-2),
+        over_layers=(256, 256, 1),
+        space=SearchSpace(num_blocks=3, dense_widths=(32, 64, 128, 256), sparse_widths=(8, 16)),
+        max_flops=300_000,
+        supernet=TrainConfig(4, 128, 0.05, adagrad_eps=1e-6, full_path_steps=0, log_every=100),
+        evolution=EvolutionConfig(population=64, generations=24, children=8, tournament=16),
+        evaluation=EvaluationConfig(finetune_steps=300),
+    ),
+    "movielens100k": Recipe(
+        config=replace(_ADAM, epochs=8, batch_size=512, learning_rate=1e-3, embedding_l2=1e-3, embedding_std=None),
+        learning_rates=(1e-3, 3e-3),
+        embedding_l2=(1e-4, 1e-3),
+        over_layers=(128, 64, 1),
+        space=SearchSpace(num_blocks=3, dense_widths=(16, 32, 64, 128), sparse_widths=(8, 16)),
+        max_flops=60_000,
+        supernet=TrainConfig(6, 256, 0.05, full_path_steps=100, log_every=100),
+        evolution=EvolutionConfig(population=64, generations=24, children=8, tournament=16),
+        evaluation=EvaluationConfig(finetune_steps=60, finetune_batch_size=256),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Args:
+        dataset: name of a recipe.
+        source: folder of frappe's train.csv, valid.csv and test.csv; MovieLens-100K is fetched.
+        only: models to train now, of mlp, deepfm, dlrm, dcn, criteo-full, criteo-small, random and searched; then
+            nothing is reported. Unset, all but the published ones, and a report over everything that the folder holds.
+        published_epochs: of the published networks, which cost ten times as much as the others; they try no settings.
+        quick: a small part of it all, in a few minutes, to see that it runs.
+    """
+
+    dataset: Literal["frappe", "movielens100k"] = "movielens100k"
+    source: Path | None = None
+    only: tuple[str, ...] = ()
+    published_epochs: int = 6
+    quick: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.only if name not in TITLES]
+        if unknown:
+            raise ValueError(f"only: expected some of {list(TITLES)}, found {unknown}")
+        if self.dataset == "frappe" and self.source is None:
+            raise ValueError("source: expected the folder of train.csv, valid.csv and test.csv")
+
+    @property
+    def recipe(self) -> Recipe:
+        recipe = RECIPES[self.dataset]
+        if not self.quick:
+            return recipe
+        return replace(
+            recipe,
+            config=replace(recipe.config, epochs=1),
+            learning_rates=recipe.learning_rates[:1],
+            supernet=replace(recipe.supernet, epochs=1, batch_size=512),
+            evolution=EvolutionConfig(population=8, generations=1, children=4, tournament=4),
+            seeds=2,
+            final_seeds=2,
+        )
+
+
+@dataclass
+class Model:
+    """A model's trials: pairs of a description and how it is trained."""
+
+    name: str
+    trials: list[tuple[ModelDescription, TrainConfig]]
+    runs: list[list[dict[str, Any]]] = field(default_factory=list)
+
+
+def main(out: Path, plan: Plan) -> None:
+    """Trains what is not trained yet, and reports.
+
+    Args:
+        out: receives the data, the search, a folder per training, results.json, table.md and quality.png.
+    """
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    recipe, data = plan.recipe, out / "data"
+    if not (data / MANIFEST).exists():
+        if plan.dataset == "frappe":
+            assert plan.source is not None
+            prepare(frappe(plan.source, 16), data, PreparationConfig())
+        else:
+            prepare_movielens(data)
+    names = plan.only or tuple(name for name in TITLES if name not in PUBLISHED or (out / name).exists())
+    models = [Model(name, list(_trials(name, out, data, recipe, plan))) for name in names]
+    for model in models:
+        for number, (description, config) in enumerate(model.trials):
+            model.runs.append([_train(out / model.name / f"trial-{number}", description, config, data, 0)])
+        for seed in range(1, recipe.seeds):
+            _repeat(model, out, data, seed)
+    if plan.only:
+        return
+    for model in sorted(models, key=_mean_auc)[-3:]:
+        for seed in range(recipe.seeds, recipe.final_seeds):
+            _repeat(model, out, data, seed)
+    report([_row(model, data) for model in models], plan, out)
+    print(f"Took {time.perf_counter() - started:.0f} s.")
+
+
+def _trials(
+    name: str, out: Path, data: Path, recipe: Recipe, plan: Plan
+) -> Iterator[tuple[ModelDescription, TrainConfig]]:
+    schema = load_schema(data)
+    sizes = len(schema.dense), len(schema.sparse), schema.embedding_dim
+    if name == "searched":
+        for architecture in _searched(out, data, recipe):
+            yield ModelDescription(schema, architecture), recipe.config
+    elif name == "random":
+        generator = torch.Generator().manual_seed(0)
+        found: dict[Architecture, None] = {}
+        while len(found) < recipe.trials:
+            architecture = recipe.space.sample(generator)
+            if 2 * cost(architecture, *sizes).multiply_adds <= recipe.max_flops:
+                found[architecture] = None
+        for architecture in found:
+            yield ModelDescription(schema, architecture), recipe.config
+    elif name in PUBLISHED:
+        epochs = min(recipe.config.epochs, plan.published_epochs)
+        yield ModelDescription(schema, PUBLISHED[name]), replace(recipe.config, epochs=epochs)
+    else:
+        assert name in BASELINES
+        baseline = Baseline(name, (64, schema.embedding_dim), recipe.over_layers)
+        for rate, l2 in product(recipe.learning_rates, recipe.embedding_l2):
+            config = replace(recipe.config, learning_rate=rate, embedding_l2=l2)
+            yield ModelDescription(schema, baseline), config
+
+
+def _searched(out: Path, data: Path, recipe: Recipe) -> list[Architecture]:
+    """The best architectures of a search over a supernet, as many as trials."""
+    found = out / "search" / "architectures"
+    if not (out / "search" / "seconds.json").exists():
+        started = time.perf_counter()
+        with process_group() as device:
+            description = ModelDescription(load_schema(data), recipe.space, use_layernorm=True)
+            Trainer(description, recipe.supernet, out / "supernet", device).train(open_split(data, "train"))
+        trained = time.perf_counter()
+        limits = Limits(max_flops=recipe.max_flops)
+        settings = recipe.evolution, recipe.evaluation, Objective(), limits
+        search(out / "supernet", data, out / "search", *settings, top_k=recipe.trials)
+        seconds = {"supernet": trained - started, "search": time.perf_counter() - trained}
+        write_text(out / "search" / "seconds.json", json.dumps(seconds))
+    return [Architecture.from_json(file.read_text()) for file in sorted(found.glob("*.json"))]
+
+
+def _repeat(model: Model, out: Path, data: Path, seed: int) -> None:
+    """The best trial once more."""
+    number = max(range(len(model.runs)), key=lambda trial: model.runs[trial][0]["validation"]["auc"])
+    description, config = model.trials[number]
+    model.runs[number].append(_train(out / model.name / f"trial-{number}", description, config, data, seed))
+
+
+def _train(folder: Path, description: ModelDescription, config: TrainConfig, data: Path, seed: int) -> dict[str, Any]:
+    """One training's metrics, from its folder when it is finished."""
+    file = folder / f"seed-{seed}.json"
+    if not file.exists():
+        started = time.perf_counter()
+        with process_group() as device:
+            trainer = Trainer(description, replace(config, seed=seed), folder / f"seed-{seed}", device)
+            train, validation, test = (open_split(data, split) for split in SPLITS)
+            best = trainer.train(train, validation)
+            seconds = time.perf_counter() - started
+            assert best is not None
+            metrics = {"validation": asdict(best), "test": asdict(trainer.evaluate(test)), "seconds": seconds}
+        write_text(file, json.dumps(metrics))
+    return json.loads(file.read_text())
+
+
+def _best(model: Model) -> list[dict[str, Any]]:
+    return max(model.runs, key=len)
+
+
+def _mean_auc(model: Model) -> float:
+    return statistics.fmean(run["validation"]["auc"] for run in _best(model))
+
+
+def _row(model: Model, data: Path) -> dict[str, Any]:
+    runs = _best(model)
+    description, config = model.trials[model.runs.index(runs)]
+    built = description.build(torch.device("cpu"))
+    rows = open_split(data, "test").read(0).select(torch.arange(8))
+    return {
+        "model": model.name,
+        "auc": [run["test"]["auc"] for run in runs],
+        "log_loss": [run["test"]["log_loss"] for run in runs],
+        "validation_auc": [[run["validation"]["auc"] for run in trial] for trial in model.runs],
+        "parameters": dense_parameters(built),
+        "multiply_adds": model_multiply_adds(built, rows),
+        "seconds": [run["seconds"] for run in runs],
+        "learning_rate": config.learning_rate,
+        "embedding_l2": config.embedding_l2,
+        "epochs": config.epochs,
+    }
+
+
+def report(rows: list[dict[str, Any]], plan: Plan, out: Path) -> None:
+    """Prints the table, and writes it, the raw results and the picture."""
+    lines = [
+        "| model | AUC | log loss | seeds | parameters | multiply-adds | training | learning rate, L2 |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        spread = {name: f"{statistics.fmean(row[name]):.5f} ± {statistics.stdev(row[name]):.5f}" for name in _METRICS}
+        lines.append(
+            f"| {TITLES[row['model']]} | {spread['auc']} | {spread['log_loss']} | {len(row['auc'])} "
+            f"| {row['parameters']:,} | {row['multiply_adds']:,} | {statistics.fmean(row['seconds']):.0f} s "
+            f"| {row['learning_rate']:g}, {row['embedding_l2']:g} |"
+        )
+    table = "\n".join(lines)
+    write_text(out / "table.md", table + "\n")
+    write_text(out / "results.json", json.dumps({"plan": plan.dataset, "quick": plan.quick, "rows": rows}, indent=2))
+    _draw(rows, out / "quality.png")
+    print(f"{plan.dataset}, test split, mean and deviation over the seeds:\n\n{table}")
+
+
+_METRICS = ("auc", "log_loss")
+
+
+def _draw(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for row in rows:
+        mean, deviation = statistics.fmean(row["log_loss"]), statistics.stdev(row["log_loss"])
+        marker = "s" if row["model"] in BASELINES else "o"
+        axis.errorbar(2 * row["multiply_adds"], mean, deviation, fmt=marker, capsize=3, label=TITLES[row["model"]])
+    axis.set(xscale="log", xlabel="FLOPs per example, without the look-ups", ylabel="log loss on the test split")
+    axis.set_title("mean and deviation over the seeds", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run(main)
