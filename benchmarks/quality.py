@@ -104,8 +104,8 @@ RECIPES = {
         space=SearchSpace(num_blocks=3, dense_widths=(32, 64, 128, 256), sparse_widths=(8, 16)),
         max_flops=300_000,
         supernet=TrainConfig(4, 128, 0.05, adagrad_eps=1e-6, full_path_steps=0, log_every=100),
-        evolution=EvolutionConfig(population=64, generations=24, children=8, tournament=16),
-        evaluation=EvaluationConfig(finetune_steps=300),
+        evolution=EvolutionConfig(population=48, generations=14, children=8, tournament=16),
+        evaluation=EvaluationConfig(finetune_steps=150, evaluation_rows=30_000),
     ),
     "movielens100k": Recipe(
         config=replace(_ADAM, epochs=8, batch_size=512, learning_rate=1e-3, embedding_l2=1e-3, embedding_std=None),
@@ -127,7 +127,8 @@ class Plan:
 
     Args:
         dataset: name of a recipe.
-        source: folder of frappe's train.csv, valid.csv and test.csv; MovieLens-100K is fetched.
+        source: folder of frappe's train.csv, valid.csv and test.csv, or of MovieLens-100K's ml-100k.inter, .item and
+            .user, which are fetched when this is unset.
         only: models to train now, of mlp, deepfm, dlrm, dcn, criteo-full, criteo-small, random and searched; then
             nothing is reported. Unset, all but the published ones, and a report over everything that the folder holds.
         published_epochs: of the published networks, which cost ten times as much as the others; they try no settings.
@@ -186,7 +187,7 @@ def main(out: Path, plan: Plan) -> None:
             assert plan.source is not None
             prepare(frappe(plan.source, 16), data, PreparationConfig())
         else:
-            prepare_movielens(data)
+            prepare_movielens(data, plan.source)
     names = plan.only or tuple(name for name in TITLES if name not in PUBLISHED or (out / name).exists())
     models = [Model(name, list(_trials(name, out, data, recipe, plan))) for name in names]
     for model in models:

@@ -27,7 +27,7 @@ def run(*commands: Callable[..., None]) -> None:
     Args:
         commands: the program; several become subcommands, named like the functions.
     """
-    _quiet_libraries()
+    quiet_libraries()
     words = [_FLAG.sub(lambda flag: flag[0].replace("-", "_"), word) for word in sys.argv[1:]]
     if len(commands) == 1:
         (main,) = commands
@@ -92,7 +92,7 @@ def _summary(documented: object) -> str:
     return (inspect.getdoc(documented) or "").split("Args:")[0].strip()
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """TorchRec and torch.distributed warn on every start of things that a user cannot act upon."""
     for name in ("torchrec", "torch.fx", "torch.distributed", "jsonargparse"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -137,3 +138,20 @@ def make_candidate(architecture: Architecture, loss: float | None = None, **valu
         loss = 1 / 3 - sum(block.dense_width + block.sparse_width for block in architecture.blocks) / 7000
     costs = {"multiply_adds": int(1e5 * (1 - loss)), "parameters": 10, "activation_bytes": 40, "seconds": 0.25}
     return Candidate(architecture, ClickMetrics(0.7, loss, loss / 0.6, 1000), loss, **costs | values)
+
+
+def make_movielens(folder: Path, ratings: int = 300) -> Path:
+    """Made-up files in the layout of MovieLens-100K."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    users = ["user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token"]
+    users += [f"{u}\t{20 + u}\t{'MF'[u % 2]}\tjob{u % 3}\t{10000 + 1000 * u}" for u in range(1, 21)]
+    items = ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"]
+    items += [f'{i}\t"Film" {i}\t{1960 + i if i != 7 else ""}\tDrama{" War" if i % 2 else ""}' for i in range(1, 31)]
+    lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    for number in range(ratings):
+        u, i, rating = rng.integers(1, 21), rng.integers(1, 31), rng.integers(1, 6)
+        lines.append(f"{u}\t{i}\t{rating}\t{880_000_000 + 3600 * ((number * 7) % ratings)}")
+    for name, rows in (("user", users), ("item", items), ("inter", lines)):
+        (folder / f"ml-100k.{name}").write_text("\n".join(rows) + "\n")
+    return folder

@@ -1,9 +1,9 @@
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from support import make_movielens
 
 from nasrec_torchrec.datasets import movielens
 from nasrec_torchrec.datasets.prepared import open_split
@@ -13,21 +13,7 @@ from nasrec_torchrec.datasets.splits import SPLITS
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Made-up files in the layout of MovieLens-100K."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    users = ["user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token"]
-    users += [f"{u}\t{20 + u}\t{'MF'[u % 2]}\tjob{u % 3}\t{10000 + 1000 * u}" for u in range(1, 21)]
-    items = ["item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"]
-    items += [f'{i}\t"Film" {i}\t{1960 + i if i != 7 else ""}\tDrama{" War" if i % 2 else ""}' for i in range(1, 31)]
-    ratings = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
-    for number in range(300):
-        u, i, rating = rng.integers(1, 21), rng.integers(1, 31), rng.integers(1, 6)
-        ratings.append(f"{u}\t{i}\t{rating}\t{880_000_000 + 3600 * ((number * 7) % 300)}")
-    for name, lines in (("user", users), ("item", items), ("inter", ratings)):
-        (folder / f"ml-100k.{name}").write_text("\n".join(lines) + "\n")
-    return folder
+    return make_movielens(tmp_path / "raw")
 
 
 def test_ratings_become_clicks_split_by_time(source: Path, tmp_path: Path):

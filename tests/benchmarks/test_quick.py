@@ -1,0 +1,58 @@
+"""The benchmarks still run: each in its quick form, as docs/benchmarks.md names them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import make_movielens
+
+ROOT = Path(__file__).parents[2]
+
+
+def _run(script: str, *flags: str) -> str:
+    command = [sys.executable, f"benchmarks/{script}.py", *flags, "--quick", "true"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_quality(tmp_path: Path):
+    source, out = make_movielens(tmp_path / "raw", 6000), tmp_path / "out"
+    flags = "--dataset", "movielens100k", "--source", str(source), "--out", str(out)
+    printed = _run("quality", *flags)
+    results = (out / "results.json").read_text()
+    rows = {row["model"]: row for row in json.loads(results)["rows"]}
+    assert list(rows) == ["mlp", "deepfm", "dlrm", "dcn", "random", "searched"]
+    for row in rows.values():
+        assert len(row["auc"]) == 2 and all(0 < auc < 1 for auc in row["auc"])
+        assert row["multiply_adds"] > 0 and row["parameters"] > 0
+    assert (out / "table.md").read_text() in printed
+    assert (out / "quality.png").stat().st_size > 10_000
+    # A second run trains nothing again.
+    assert "step/s" not in _run("quality", *flags) and (out / "results.json").read_text() == results
+
+
+@pytest.mark.slow
+def test_throughput(tmp_path: Path):
+    printed = _run("throughput", "--out", str(tmp_path / "raw.json"))
+    (measured,) = json.loads((tmp_path / "raw.json").read_text())
+    assert measured["batch"] == 512 and all(len(seconds) == 3 for seconds in measured["seconds"].values())
+    for model in ("NASRecNet criteo-full", "NASRecNet searched", "DLRM", "DLRM_DCN"):
+        assert printed.count(f"\n{model} ") >= 2, printed
+
+
+@pytest.mark.slow
+def test_scale(tmp_path: Path):
+    printed = _run("scale", "--out", str(tmp_path / "raw.json"))
+    raw = json.loads((tmp_path / "raw.json").read_text())
+    assert {name: list(values) for name, values in raw.items()} == {
+        "batch": ["128", "512"],
+        "tables": ["13", "26"],
+        "rows": ["1000", "10000"],
+        "blocks": ["3", "5"],
+        "ranks": ["1", "2"],
+    }
+    assert "64 GPUs of 80 GiB" in printed and "512 GPUs of 80 GiB" in printed
