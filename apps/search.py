@@ -17,6 +17,7 @@ from nasrec_torchrec.distributed.checkpoint import load_supernet
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.run_record import record_start
 from nasrec_torchrec.search.cost import Limits
 from nasrec_torchrec.search.evaluator import Candidate, EvaluationConfig, Evaluator
 from nasrec_torchrec.search.evolution import EvolutionConfig, evolve
@@ -74,6 +75,7 @@ def main(
         candidates = CandidateStudy(
             storage or out / JOURNAL, study, model.search_space, settings, objective, anew=resume == "never"
         )
+        record_start(out)
         if candidates.candidates:
             print(f"{candidates.place}: holds {len(candidates.candidates)} candidates", file=sys.stderr)
         evaluator = Evaluator(model, *rows, evaluation)

@@ -13,6 +13,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from nasrec_torchrec.run_record import COMMAND
+
 _FLAG = re.compile(r"(?<=^--)\w[\w-]*")
 
 
@@ -31,7 +33,10 @@ def run(*commands: Callable[..., None]) -> None:
     words = [_FLAG.sub(lambda flag: flag[0].replace("-", "_"), word) for word in sys.argv[1:]]
     if len(commands) == 1:
         (main,) = commands
-        values = vars(_parser(main, main.__module__ if main.__module__ != "__main__" else None).parse_args(words))
+        parser = _parser(main, main.__module__ if main.__module__ != "__main__" else None)
+        parsed = parser.parse_args(words)
+        COMMAND.config = parser.dump(parsed)
+        values = vars(parsed)
     else:
         parser = ArgumentParser(description=_summary(sys.modules[commands[0].__module__]))
         subcommands = parser.add_subcommands()

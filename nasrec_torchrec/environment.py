@@ -54,6 +54,11 @@ def _installed(name: str) -> str | None:
         return None
 
 
+def installed_versions() -> dict[str, str | None]:
+    """Of torch, TorchRec and FBGEMM; None where distribution metadata does not know one."""
+    return {name: _installed(name) for name in _DISTRIBUTIONS}
+
+
 def _minor(version: str) -> str:
     return ".".join(version.split("+")[0].split(".")[:2])
 
@@ -90,7 +95,7 @@ def _fbgemm_operator_problem() -> str | None:
 
 def inspect() -> Environment:
     """Imports torch, FBGEMM and TorchRec and says how they are; never raises for a broken installation."""
-    versions = {name: _installed(name) for name in _DISTRIBUTIONS}
+    versions = installed_versions()
     problems: list[str] = []
     cuda = False
     device = "unknown (torch cannot be imported)"

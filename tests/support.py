@@ -18,8 +18,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec import Architecture, SearchSpace
 from nasrec_torchrec.datasets.click_data import ClickData
+from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.training.metrics import ClickMetrics
 
@@ -154,4 +156,16 @@ def make_movielens(folder: Path, ratings: int = 300) -> Path:
         lines.append(f"{u}\t{i}\t{rating}\t{880_000_000 + 3600 * ((number * 7) % ratings)}")
     for name, rows in (("user", users), ("item", items), ("inter", lines)):
         (folder / f"ml-100k.{name}").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def prepare_clicks(folder: Path) -> Path:
+    """A prepared data set of random rows."""
+    schema, raw = make_schema(), folder.with_name("raw")
+    raw.mkdir()
+    files = []
+    for seed, (name, rows) in enumerate({"train": 400, "validation": 100, "test": 101}.items()):
+        files.append(str(raw / f"{name}.parquet"))
+        pq.write_table(click_table(make_click_data(schema, rows, seed), schema), files[-1])
+    prepare(RawData(tuple(files), schema, split=SplitConfig("given")), folder)
     return folder

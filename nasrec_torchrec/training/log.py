@@ -1,7 +1,6 @@
 """What a run leaves to look at: JSON lines, TensorBoard and one progress bar. Only rank 0 writes."""
 
 import json
-import math
 import shutil
 import time
 from pathlib import Path
@@ -12,8 +11,11 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from nasrec_torchrec.files import write_text
+from nasrec_torchrec.files import read_text, write_text
 from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.run_record import record_start
+
+LOG = "log.jsonl"
 
 
 class RunLog:
@@ -23,10 +25,11 @@ class RunLog:
         run_dir: receives ``log.jsonl`` and ``tensorboard/``.
         total_steps: of the progress bar.
         title: of the progress bar.
-        step: where the run goes on; what was logged of later steps is dropped.
+        step: where the run goes on; what was logged of later steps is dropped, but for starts.
+        anew: drop what an earlier run logged.
     """
 
-    def __init__(self, run_dir: Path, total_steps: int, title: str, step: int = 0) -> None:
+    def __init__(self, run_dir: Path, total_steps: int, title: str, step: int = 0, anew: bool = False) -> None:
         self._writes = dist.get_rank() == 0
         self._bar = tqdm(
             total=total_steps,
@@ -39,13 +42,14 @@ class RunLog:
         self._start = time.monotonic()
         if self._writes:
             run_dir.mkdir(parents=True, exist_ok=True)
-            file = run_dir / "log.jsonl"
-            lines = file.read_text().splitlines() if file.exists() and step else []
-            write_text(file, "".join(line + "\n" for line in lines if _logged_step(line) <= step))
+            file = run_dir / LOG
+            lines = file.read_text().splitlines() if file.exists() and not anew else []
+            write_text(file, "".join(line + "\n" for line in lines if _stays(line, step)))
             self._file = file.open("a", buffering=1)
             if not step:
                 shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+            self._note("start", step, total_steps=total_steps, **record_start(run_dir))
 
     def __enter__(self) -> "RunLog":
         return self
@@ -66,17 +70,45 @@ class RunLog:
         """Records an event's values, for instance ``write("train", 20, loss=0.5)``."""
         if not self._writes:
             return
-        record: dict[str, Any] = {"event": event, "step": step, "seconds": round(time.monotonic() - self._start, 3)}
-        self._file.write(json.dumps(record | values) + "\n")
+        self._note(event, step, **values)
         for name, value in values.items():
             self._board.add_scalar(f"{event}/{name}", value, step)
         shown = {name: f"{value:.4g}" for name, value in values.items() if name in ("loss", "samples_per_second")}
         if shown:
             self._bar.set_postfix(shown, refresh=False)
 
+    def note(self, event: str, step: int) -> None:
+        """Records that something happened."""
+        if self._writes:
+            self._note(event, step)
 
-def _logged_step(line: str) -> float:
+    def _note(self, event: str, step: int, **values: Any) -> None:
+        record: dict[str, Any] = {
+            "event": event,
+            "step": step,
+            "time": round(time.time(), 3),
+            "seconds": round(time.monotonic() - self._start, 3),
+        }
+        self._file.write(json.dumps(record | values) + "\n")
+
+
+def read_events(run_dir: Path) -> list[dict[str, Any]]:
+    """What a run logged so far, but for a line that is being written.
+
+    Raises:
+        ValueError: when the folder has no log.
+    """
+    events = (_event(line) for line in read_text(run_dir / LOG).splitlines())
+    return [event for event in events if event is not None]
+
+
+def _event(line: str) -> dict[str, Any] | None:
     try:
-        return float(json.loads(line)["step"])
+        return json.loads(line)
     except ValueError:  # cut off when the run was killed
-        return math.inf
+        return None
+
+
+def _stays(line: str, step: int) -> bool:
+    event = _event(line)
+    return event is not None and (event["step"] <= step or event["event"] == "start")

@@ -35,12 +35,13 @@ from nasrec_torchrec.training.log import RunLog
 from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics, gather_rows, windowed_metrics
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 from nasrec_torchrec.training.path_statistics import PathStatistics
+from nasrec_torchrec.training.profiling import StepProfiler, parse_steps
 from nasrec_torchrec.training.schedules import Plateau, cosine_with_warmup, full_path_probability, warmup
 
 # Settings that may differ between a run and its continuation.
 _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
-    *("sharding_type", "pipeline", "quantized_comms"),
+    *("sharding_type", "pipeline", "quantized_comms", "profile"),
 )
 
 
@@ -78,6 +79,7 @@ class TrainConfig:
         checkpoint_every: steps between two checkpoints, which are also written after every epoch.
         keep_checkpoints: how many of the last ones stay, beside the best.
         resume: ``auto`` goes on from the run folder's newest checkpoint if there is one, ``never`` starts anew.
+        profile: ``first:last``, steps that every rank profiles; traces and tables go to the run folder's ``profile/``.
         max_skipped_steps: a step with a non-finite loss or gradient changes nothing; after so many in a row the run
             ends with an error.
         background_reader: read in a process beside each rank; unset, on CUDA alone. On the CPU reading takes under a
@@ -110,6 +112,7 @@ class TrainConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     resume: Literal["auto", "never"] = "auto"
+    profile: str | None = None
     max_skipped_steps: int = 10
     background_reader: bool | None = None
 
@@ -122,6 +125,8 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction: expected 0..1, found {self.warmup_fraction}")
+        if self.profile is not None:
+            parse_steps(self.profile)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 or more and less than 1, found {self.dropout}")
         if self.embedding_l2 and (self.optimizer != "adam" or self.embedding_l2 < 0):
@@ -229,8 +234,10 @@ class Trainer:
             if self.rank == 0:
                 write_text(self.run_dir / "config.json", json.dumps(asdict(config), indent=2))
                 write_text(self.run_dir / "plan.txt", describe_plan(self.dmp))
-            log = RunLog(self.run_dir, progress["total_steps"], self.run_dir.name, self.step)
-            with log, self.guard.termination():
+            anew = config.resume == "never"
+            log = RunLog(self.run_dir, progress["total_steps"], self.run_dir.name, self.step, anew)
+            self._profiler = StepProfiler(config.profile, self.run_dir / "profile", self.rank, self.device)
+            with log, self._profiler, self.guard.termination():
                 while reader.epoch < config.epochs and not self._ended():
                     self._train_epoch(reader, progress, checkpoints, log)
                     best = False
@@ -240,10 +247,11 @@ class Trainer:
                         best = progress["best"] is None or self._better(metrics, progress["best"])
                         progress["best"] = asdict(metrics) | {"step": self.step} if best else progress["best"]
                         self.plateau.see(best)
-                    self._save(checkpoints, reader, progress, best=best)
+                    self._save(checkpoints, log, reader, progress, best=best)
                     if self.guard.stop and reader.epoch < config.epochs and not self._ended():
-                        self._end(checkpoints)
-            checkpoints.wait()
+                        self._end(checkpoints, log)
+                checkpoints.wait()
+                log.note("end", self.step)
             if progress["best"] is None:
                 return None
             if progress["best"]["step"] != self.step:
@@ -291,6 +299,7 @@ class Trainer:
     def _save(
         self,
         checkpoints: Checkpoints,
+        log: RunLog,
         reader: TrainingReader,
         progress: dict[str, Any],
         ahead: int = 0,
@@ -306,12 +315,14 @@ class Trainer:
             "config": settings_of(self.config),
         }
         checkpoints.save(self.step, progress, best)
+        log.note("checkpoint", self.step)
         if self.rank == 0 and self.paths.paths:
             write_text(self.run_dir / "paths.json", json.dumps(self.paths.to_json(), indent=2))
 
-    def _end(self, checkpoints: Checkpoints) -> NoReturn:
+    def _end(self, checkpoints: Checkpoints, log: RunLog) -> NoReturn:
         """Ends the run after a step whose checkpoint is being written, as SIGTERM asks for."""
         checkpoints.wait()
+        log.note("asked_to_end", self.step)
         if self.rank == 0:
             print(f"{self.run_dir}: asked to end; step {self.step} is saved", file=sys.stderr)
         raise SystemExit(TERMINATED)
@@ -331,6 +342,7 @@ class Trainer:
         while True:
             if done < left:
                 self._prepare_step(total_steps)
+                self._profiler.before(self.step + 1)
             try:
                 loss, logits, labels = pipeline.progress(batches)
             except StopIteration:
@@ -353,15 +365,16 @@ class Trainer:
                     learning_rate=self._learning_rate(self.step - 1, total_steps),
                     gradient_norm=float(self.gradient_norm),
                     samples_per_second=rows / (now - logged_at),
+                    batch_size=config.batch_size,
                     skipped_steps=self.skipped_steps,
                     memory_mib=_peak_memory(self.device) / 2**20,
                     **_window_values(windowed.compute()),
                 )
                 logged_at, logged_step = now, self.step
             if done < left and (self.guard.stop or self.step % config.checkpoint_every == 0):
-                self._save(checkpoints, reader, progress, ahead=batches.count - done)
+                self._save(checkpoints, log, reader, progress, ahead=batches.count - done)
             if done < left and self.guard.stop:
-                self._end(checkpoints)
+                self._end(checkpoints, log)
         if isinstance(pipeline, TrainPipelineSparseDist):
             pipeline.detach()
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
+from nasrec_torchrec.run_record import CONFIG
 from nasrec_torchrec.training.trainer import TrainConfig, Trainer, settings_of
 
 METRICS = "metrics.json"
@@ -102,7 +103,7 @@ def train_best(
         return None
     best = min(trials, key=lambda trial: trial["mean_validation_log_loss"])
     kept = run_dir / min(best["runs"], key=_validation_loss)["folder"]
-    for name in ("checkpoints", "config.json", "plan.txt"):
+    for name in ("checkpoints", "config.json", CONFIG, "plan.txt"):
         if (kept / name).exists():
             shutil.rmtree(run_dir / name, ignore_errors=True)
             (kept / name).replace(run_dir / name)

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support import click_table, make_click_data, make_schema
+from support import prepare_clicks
 
 from nasrec_torchrec import PUBLISHED
-from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.splits import SplitConfig
 
 APPS = [
     "prepare_data table",
@@ -22,6 +20,7 @@ APPS = [
     "train_supernet",
     "search",
     "report",
+    "status",
     "train",
     "evaluate",
     "export",
@@ -44,17 +43,6 @@ def _app(name: str, *arguments: object, expected: int = 0) -> subprocess.Complet
     return _run([sys.executable, "-m", *f"apps.{name}".split(), *map(str, arguments)], expected)
 
 
-def _prepared(folder: Path) -> Path:
-    schema, raw = make_schema(), folder.with_name("raw")
-    raw.mkdir()
-    files = []
-    for seed, (name, rows) in enumerate({"train": 400, "validation": 100, "test": 101}.items()):
-        files.append(str(raw / f"{name}.parquet"))
-        pq.write_table(click_table(make_click_data(schema, rows, seed), schema), files[-1])
-    prepare(RawData(tuple(files), schema, split=SplitConfig("given")), folder)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", APPS)
 def test_help_names_flags_and_types(name: str):
@@ -64,7 +52,7 @@ def test_help_names_flags_and_types(name: str):
 
 @pytest.mark.slow
 def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
-    data = _prepared(tmp_path / "data")
+    data = prepare_clicks(tmp_path / "data")
 
     def launch(name: str, *flags: str, **arguments: object) -> None:
         named = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
@@ -178,7 +166,7 @@ def test_any_table_is_prepared_and_described(tmp_path: Path):
 def test_wrong_input_is_one_line_and_exit_code_2(tmp_path: Path, name, arguments, message):
     bad = tmp_path / "bad.json"
     bad.write_text(PUBLISHED["criteo-small"].to_json().replace("fully_connected", "conv", 1))
-    places = {"DATA": str(_prepared(tmp_path / "data")), "OUT": str(tmp_path / "out"), "BAD": str(bad)}
+    places = {"DATA": str(prepare_clicks(tmp_path / "data")), "OUT": str(tmp_path / "out"), "BAD": str(bad)}
     result = _app(name, *(places.get(argument, argument) for argument in arguments), expected=2)
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in result.stderr

@@ -1,0 +1,75 @@
+"""What a folder says about the run that filled it: enough to repeat it."""
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nasrec_torchrec.environment import installed_versions
+from nasrec_torchrec.files import write_text
+
+CONFIG = "config.yaml"
+
+
+@dataclass
+class Command:
+    """The command line of this process.
+
+    Args:
+        text: as it was given.
+        config: all its flags with their values as YAML, which ``--config`` reads; empty where no program was started.
+    """
+
+    text: str = shlex.join(sys.orig_argv)
+    config: str = ""
+
+
+# Set by the command line, read by whatever begins to fill a folder.
+COMMAND = Command()
+
+
+def record_start(folder: Path) -> dict[str, Any]:
+    """Writes ``config.yaml``, with which ``--config`` repeats the run, and returns what else to know of its start.
+
+    To be called by one rank, when the settings were accepted.
+
+    Args:
+        folder: of the run.
+    """
+    facts = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
+        "restart": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        "command": COMMAND.text,
+        "commit": _commit(),
+        "versions": installed_versions(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+    }
+    if COMMAND.config:
+        head = "".join(f"# {name}: {value}\n" for name, value in facts.items())
+        write_text(folder / CONFIG, head + COMMAND.config)
+    return facts
+
+
+def _commit() -> str | None:
+    """The commit of this code, with a + where files were changed since; None outside of a checkout."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

@@ -1,0 +1,120 @@
+"""Where a training stands, read from its folder while it runs or afterwards."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nasrec_torchrec.distributed.checkpoint import latest_checkpoint
+from nasrec_torchrec.training.log import LOG, read_events
+
+State = Literal["running", "ended", "asked to end", "silent"]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What a training's log says.
+
+    Args:
+        folder: of the run.
+        state: ``silent`` when nothing was logged for a while though it has not ended: it was killed, or hangs.
+        step: the last one that was logged.
+        total_steps: of the whole run.
+        loss: of the last logged training step; None before the first.
+        samples_per_second: there.
+        seconds_left: at that rate; None when it is not running.
+        validation: metrics of the last epoch, by name.
+        checkpoint: name of the newest complete one.
+        starts: how often it was started, restarts included.
+        age: seconds since the last event.
+        ranks: processes of the last start.
+    """
+
+    folder: Path
+    state: State
+    step: int
+    total_steps: int
+    loss: float | None
+    samples_per_second: float | None
+    seconds_left: float | None
+    validation: dict[str, float]
+    checkpoint: str | None
+    starts: int
+    age: float
+    ranks: int
+
+    def __str__(self) -> str:
+        share = self.step / self.total_steps if self.total_steps else 1.0
+        lines = [
+            f"{self.folder}: {self.state}, step {self.step:,} of {self.total_steps:,} ({share:.0%}), "
+            f"{self.ranks} rank(s), started {self.starts} time(s), last event {_span(self.age)} ago"
+        ]
+        if self.loss is not None:
+            left = "" if self.seconds_left is None else f", {_span(self.seconds_left)} left"
+            lines.append(f"  training loss {self.loss:.5f}, {self.samples_per_second or 0:,.0f} rows/s{left}")
+        if self.validation:
+            lines.append(
+                f"  validation AUC {self.validation['auc']:.5f}, log loss {self.validation['log_loss']:.5f}"
+                f" at step {self.validation['step']:,.0f}"
+            )
+        lines.append(f"  checkpoint: {self.checkpoint or 'none yet'}")
+        return "\n".join(lines)
+
+
+def read_status(run_dir: Path, patience: float = 120.0, now: float | None = None) -> RunStatus:
+    """Reads a training's log and checkpoints.
+
+    Args:
+        run_dir: folder of a training.
+        patience: seconds without an event after which it counts as silent.
+        now: seconds since the epoch; unset, the clock.
+
+    Raises:
+        ValueError: when the folder has no log.
+    """
+    events = read_events(run_dir)
+    starts = [event for event in events if event["event"] == "start"]
+    if not starts:
+        raise ValueError(f"{run_dir / LOG}: expected a start event, found none of {len(events)} events")
+    logged = _last(events, "train")
+    age = (time.time() if now is None else now) - events[-1]["time"]
+    total, step = starts[-1]["total_steps"], max(event["step"] for event in events[events.index(starts[-1]) :])
+    state: State = "running" if age <= patience else "silent"
+    if events[-1]["event"] in ("end", "asked_to_end"):
+        state = "ended" if events[-1]["event"] == "end" else "asked to end"
+    left = None
+    if logged and state == "running":
+        # Rows of a step, from the rows of the steps between two log lines and their seconds.
+        left = (total - step) * logged["batch_size"] / logged["samples_per_second"]
+    checkpoint = latest_checkpoint(run_dir)
+    return RunStatus(
+        run_dir,
+        state,
+        step,
+        total,
+        logged.get("loss"),
+        logged.get("samples_per_second"),
+        left,
+        {name: value for name, value in _last(events, "validation").items() if name not in ("event", "time")},
+        checkpoint.name if checkpoint else None,
+        len(starts),
+        age,
+        starts[-1]["ranks"],
+    )
+
+
+def runs_under(folder: Path) -> list[Path]:
+    """The folder if it is a training's, or else those below it that are, in order."""
+    if (folder / LOG).exists():
+        return [folder]
+    return sorted(file.parent for file in folder.glob(f"*/{LOG}"))
+
+
+def _last(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return next((event for event in reversed(events) if event["event"] == kind), {})
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

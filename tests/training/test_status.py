@@ -1,0 +1,104 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from support import SMALL_SPACE, make_click_files, make_schema, prepare_clicks
+
+from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.training.log import read_events
+from nasrec_torchrec.training.profiling import parse_steps
+from nasrec_torchrec.training.status import read_status, runs_under
+from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+
+SCHEMA = make_schema()
+MODEL = ModelDescription(SCHEMA, SMALL_SPACE.sample(torch.Generator().manual_seed(3)))
+CONFIG = TrainConfig(epochs=2, batch_size=40, learning_rate=0.05, log_every=2, checkpoint_every=4)  # 12 steps an epoch
+
+
+class _Ended(Trainer):
+    def _prepare_step(self, total_steps: int) -> None:
+        if self.step == 14:
+            os.kill(os.getpid(), signal.SIGTERM)
+        super()._prepare_step(total_steps)
+
+
+def test_status_of_a_run_that_was_ended_and_went_on(one_rank, tmp_path: Path):
+    data, validation = make_click_files(SCHEMA, 500), make_click_files(SCHEMA, 100, seed=5)
+    folder = tmp_path / "run"
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_status(folder)
+    with pytest.raises(SystemExit):
+        _Ended(MODEL, CONFIG, folder, torch.device("cpu")).train(data, validation)
+    found = read_status(folder)
+    assert (found.state, found.step, found.total_steps, found.starts) == ("asked to end", 15, 24, 1)
+    assert found.checkpoint == "step-00000015" and found.seconds_left is None
+    Trainer(MODEL, CONFIG, folder, torch.device("cpu")).train(data, validation)
+    found = read_status(folder)
+    assert (found.state, found.step, found.starts, found.ranks) == ("ended", 24, 2, 1)
+    assert found.validation["step"] == 24 and found.checkpoint == "step-00000024"
+    assert "ended, step 24 of 24 (100%), 1 rank(s), started 2 time(s)" in str(found)
+    # While it ran.
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    running = [line for line in lines[:-1] if json.loads(line)["step"] <= 18]
+    (folder / "log.jsonl").write_text("\n".join(running) + '\n{"event": "tra')
+    last = json.loads(running[-1])
+    found = read_status(folder, patience=60, now=last["time"] + 30)
+    assert found.state == "running" and found.step == last["step"]
+    assert found.seconds_left == pytest.approx((24 - found.step) * 40 / found.samples_per_second)
+    assert read_status(folder, patience=60, now=last["time"] + 90).state == "silent"
+    assert runs_under(tmp_path) == [folder] == runs_under(folder)
+
+
+def test_a_start_is_recorded(one_rank, tmp_path: Path):
+    Trainer(MODEL, CONFIG, tmp_path, torch.device("cpu")).train(make_click_files(SCHEMA, 100))
+    (start,) = [event for event in read_events(tmp_path) if event["event"] == "start"]
+    assert start["versions"]["torch"] == torch.__version__ and start["ranks"] == 1
+    assert start["commit"] and "python" in start["command"]
+
+
+def test_steps_are_profiled_on_demand(one_rank, tmp_path: Path):
+    data = make_click_files(SCHEMA, 500)
+    trainer = Trainer(MODEL, replace(CONFIG, epochs=1, profile="3:5"), tmp_path, torch.device("cpu"))
+    trainer.train(data)
+    events = json.loads((tmp_path / "profile" / "steps-3-5-rank-0.json").read_text())["traceEvents"]
+    # The dense optimizer steps once a training step.
+    steps = [event for event in events if event.get("name", "").startswith("Optimizer.step#Adagrad")]
+    assert len(steps) == 3
+    assert "aten::addmm" in (tmp_path / "profile" / "steps-3-5-rank-0.txt").read_text()
+
+
+@pytest.mark.parametrize("text", ["", "5", "5:3", "0:4", "a:b", "1:2:3"])
+def test_wrong_ranges_of_steps(text: str):
+    with pytest.raises(ValueError, match="profile: expected first:last"):
+        parse_steps(text)
+
+
+@pytest.mark.slow
+def test_a_recorded_configuration_repeats_the_run(tmp_path: Path):
+    prepared = prepare_clicks(tmp_path / "data")
+
+    def train(*flags: str) -> dict[str, float]:
+        command = [sys.executable, "-m", "apps.train", *flags]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        assert result.returncode == 0, result.stderr[-2000:]
+        (run,) = json.loads(result.stdout.splitlines()[-1])["runs"]
+        return run["validation"] | run["test"]
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    flags = "--data", str(prepared), "--batch_size", "40", "--dropout", "0.3", "--seed", "7", "--architecture", "mlp"
+    metrics = train(*flags, "--out", str(first))
+    text = (first / "config.yaml").read_text()
+    assert "# command: " in text and "# commit: " in text and "# versions: " in text
+    assert yaml.safe_load(text)["dropout"] == 0.3
+    assert train("--config", str(first / "config.yaml"), "--out", str(second)) == metrics
+    status = subprocess.run(
+        [sys.executable, "-m", "apps.status", str(first)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert status.returncode == 0 and "ended, step 10 of 10 (100%)" in status.stdout, status
