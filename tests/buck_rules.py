@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("nasrec_torchrec", "apps", "components", "benchmarks", "examples", "tests")
+FOLDERS = ("nasrec_torchrec", "apps", "components", "benchmarks", "examples", "docs", "tests")
 # Import name -> label. Public knowledge from the sources of TorchRec and FBGEMM; all others are placeholders.
 PUBLIC_LABELS = {
     "torch": "//caffe2:torch",
@@ -43,7 +43,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 def _file_of(module: str) -> Path | None:
     path = Path(*module.split("."))
-    for base in ("", "tests", "benchmarks"):
+    for base in ("", "tests", "benchmarks", "docs"):
         for file in (Path(base) / path.with_suffix(".py"), Path(base) / path / "__init__.py"):
             if (ROOT / file).exists():
                 return file

@@ -1,0 +1,95 @@
+"""The components on a real Slurm cluster: submit, run two ranks, cancel, requeue after a failure and resume."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import prepare_clicks
+from torchx.runner import get_runner
+
+from nasrec_torchrec.distributed.checkpoint import latest_checkpoint
+from nasrec_torchrec.training.log import read_events
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _submit(folder: Path, data: Path, *flags: str, retries: int = 0) -> str:
+    """Slurm's number of a training on two ranks, submitted by torchx.
+
+    By torchx's Python interface: its commands ask Slurm's accounting at once, which takes a database.
+    """
+    folder.mkdir()
+    arguments = ["--data", str(data), "--out", str(folder / "run"), "-j", "1x2", "--architecture", "mlp"]
+    arguments += ["--memory", "2000", "--retries", str(retries), "--", "--batch_size", "40", *flags]
+    with get_runner() as runner:
+        handle = runner.run_component(
+            "components/nasrec.py:train",
+            arguments,
+            scheduler="slurm",
+            cfg={"partition": "main", "job_dir": str(folder / "job")},
+            workspace=f"file://{ROOT}",
+        )
+    return handle.rpartition("/")[2]
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job finds torchrun by name."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(ROOT)
+
+
+def _state(job: str) -> str:
+    shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    return re.search(r"JobState=(\w+)", shown)[1]
+
+
+def _until(condition, what: str, seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_two_ranks_run_fail_are_requeued_and_resume(slurm, programs, tmp_path: Path):
+    data = prepare_clicks(tmp_path / "data")
+    flags = "--epochs", "30", "--checkpoint_every", "20", "--log_every", "10"
+    folder = tmp_path / "disturbed"
+    job = _submit(folder, data, *flags, retries=1)
+    run = folder / "run" / "trial-01-seed-0"
+    _until(lambda: latest_checkpoint(run) is not None, "no checkpoint was written")
+    (start,) = [event for event in read_events(run) if event["event"] == "start"]
+    assert start["ranks"] == 2
+    os.kill(start["pid"], signal.SIGKILL)
+    _until(lambda: _state(job) == "COMPLETED", f"the job did not finish: {_state(job)}")
+    starts = [event for event in read_events(run) if event["event"] == "start"]
+    assert len(starts) == 2 and starts[1]["step"] > 0
+    job = _submit(tmp_path / "undisturbed", data, *flags)
+    _until(lambda: _state(job) == "COMPLETED", f"the job did not finish: {_state(job)}")
+    first, second = (
+        json.loads((tmp_path / name / "run" / "metrics.json").read_text())["best"]["runs"][0]["test"]
+        for name in ("disturbed", "undisturbed")
+    )
+    assert first == second
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_saves_where_it_was(slurm, programs, tmp_path: Path):
+    data = prepare_clicks(tmp_path / "data")
+    flags = "--epochs", "100000", "--checkpoint_every", "1000000", "--log_every", "10"
+    job = _submit(tmp_path / "job", data, *flags)
+    run = tmp_path / "job" / "run" / "trial-01-seed-0"
+    _until(lambda: (run / "log.jsonl").exists() and read_events(run)[-1]["step"] >= 10, "the run did not start")
+    assert _state(job) == "RUNNING"
+    subprocess.run(["scancel", job], check=True)
+    _until(lambda: _state(job) == "CANCELLED", f"the job was not cancelled: {_state(job)}")
+    _until(lambda: read_events(run)[-1]["event"] == "asked_to_end", "the run did not end in order", 30)
+    checkpoint = latest_checkpoint(run)
+    assert checkpoint is not None and int(checkpoint.name.removeprefix("step-")) >= 10
