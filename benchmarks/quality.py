@@ -6,8 +6,8 @@
 Every model gets the same number of trials on one seed: a baseline tries settings (learning rate and L2 on the
 embeddings), random and searched NASRecNets try architectures, drawn at random or the search's best, with the recipe's
 own setting. The published networks of Criteo, which cost ten times as much, are trained with that setting alone. The
-trial of the best AUC on validation is repeated with more seeds, and its test metrics are reported; the best three models
-get five seeds.
+trial of the best AUC on validation is repeated with more seeds, and its test metrics are reported; the best three
+models get five seeds.
 
 Every training has its folder, so a run that was killed goes on, and ``--only`` lets parts run side by side; a last run
 without it gathers all.

@@ -1,10 +1,12 @@
 """One torchx component per program.
 
 Each takes the program's required arguments; any other flag of the program follows after ``--``, for instance
-``torchx run components/nasrec.py:train_supernet --data d --out o -j 1x2 -- --epochs 3``.
+``torchx run nasrec.train_supernet --data d --out o -j 1x2 -- --epochs 3``. ``docs/launch.md`` says what schedulers
+make of them.
 """
 
 from dataclasses import replace
+from typing import Dict, List, Optional
 
 import torchx
 from torchx import specs
@@ -20,15 +22,34 @@ def _arguments(flags: dict[str, str], more: tuple[str, ...]) -> list[str]:
 
 
 def _program(
-    name: str, flags: dict[str, str], more: tuple[str, ...], memory: int, image: str, *subcommand: str
+    name: str,
+    flags: dict[str, str],
+    more: tuple[str, ...],
+    memory: int,
+    image: str,
+    env: Optional[Dict[str, str]],
+    mounts: Optional[List[str]],
+    *subcommand: str,
 ) -> specs.AppDef:
     """A program in one process."""
     arguments = [*subcommand, *_arguments(flags, more)]
-    return utils.python(*arguments, m=f"apps.{name}", name=name, image=image, cpu=2, memMB=memory)
+    app = utils.python(*arguments, m=f"apps.{name}", name=name, image=image, cpu=2, memMB=memory)
+    app.roles = [replace(role, env=env or {}, mounts=specs.parse_mounts(mounts or [])) for role in app.roles]
+    return app
 
 
 def _ranks(
-    name: str, flags: dict[str, str], more: tuple[str, ...], j: str, gpu: int, memory: int, retries: int, image: str
+    name: str,
+    flags: dict[str, str],
+    more: tuple[str, ...],
+    j: str,
+    cpu: int,
+    gpu: int,
+    memory: int,
+    retries: int,
+    image: str,
+    env: Optional[Dict[str, str]],
+    mounts: Optional[List[str]],
 ) -> specs.AppDef:
     """A program in ``j`` processes that form one process group."""
     return dist.ddp(
@@ -37,15 +58,23 @@ def _ranks(
         name=name,
         image=image,
         j=j,
+        cpu=cpu,
         gpu=gpu,
         memMB=memory,
-        env=_RANK_ENVIRONMENT,
+        env=_RANK_ENVIRONMENT | (env or {}),
         max_retries=retries,
+        mounts=mounts,
     )
 
 
 def prepare_data(
-    *flags: str, out: str, dataset: str = "movielens100k", memory: int = 8192, image: str = torchx.IMAGE
+    *flags: str,
+    out: str,
+    dataset: str = "movielens100k",
+    memory: int = 8192,
+    image: str = torchx.IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
     """Prepares a data set: schema, manifest, and sharded Parquet files per split.
 
@@ -55,8 +84,10 @@ def prepare_data(
         dataset: criteo, criteo1tb, avazu, kdd2012, frappe, movielens100k, or table for any files with a schema
         memory: MB
         image: container or folder that holds this project
+        env: environment variables, as A=1,B=2
+        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
     """
-    return _program("prepare_data", {"out": out}, flags, memory, image, dataset)
+    return _program("prepare_data", {"out": out}, flags, memory, image, env, mounts, dataset)
 
 
 def train_supernet(
@@ -64,10 +95,13 @@ def train_supernet(
     data: str,
     out: str,
     j: str = "1x1",
+    cpu: int = 2,
     gpu: int = 0,
     memory: int = 8192,
     retries: int = 0,
     image: str = torchx.IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
     """Trains a supernet over all ranks.
 
@@ -76,12 +110,15 @@ def train_supernet(
         data: prepared data set
         out: run folder
         j: hosts x ranks per host
+        cpu: cores per host
         gpu: GPUs per host
         memory: MB per host
         retries: restarts after a failed rank
         image: container or folder that holds this project
+        env: environment variables, as A=1,B=2
+        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
     """
-    return _ranks("train_supernet", {"data": data, "out": out}, flags, j, gpu, memory, retries, image)
+    return _ranks("train_supernet", {"data": data, "out": out}, flags, j, cpu, gpu, memory, retries, image, env, mounts)
 
 
 def train(
@@ -90,10 +127,13 @@ def train(
     out: str,
     architecture: str = "dlrm",
     j: str = "1x1",
+    cpu: int = 2,
     gpu: int = 0,
     memory: int = 8192,
     retries: int = 0,
     image: str = torchx.IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
     """Trains NASRecNets from scratch, or TorchRec's DLRM, over all ranks and keeps the best.
 
@@ -103,13 +143,16 @@ def train(
         out: run folder
         architecture: JSON file or folder of them, a published name, or dlrm
         j: hosts x ranks per host
+        cpu: cores per host
         gpu: GPUs per host
         memory: MB per host
         retries: restarts after a failed rank
         image: container or folder that holds this project
+        env: environment variables, as A=1,B=2
+        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
     """
     named = {"data": data, "out": out, "architecture": architecture}
-    return _ranks("train", named, flags, j, gpu, memory, retries, image)
+    return _ranks("train", named, flags, j, cpu, gpu, memory, retries, image, env, mounts)
 
 
 def search(
@@ -119,10 +162,13 @@ def search(
     out: str,
     j: str = "1x1",
     workers: int = 1,
+    cpu: int = 2,
     gpu: int = 0,
     memory: int = 8192,
     retries: int = 0,
     image: str = torchx.IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
     """Searches a trained supernet for the best architectures.
 
@@ -134,22 +180,31 @@ def search(
         j: hosts x ranks per host; each rank holds a share of the tables and of the rows
         workers: such groups of ranks, of one host each, which search one study together; groups of several hosts are
             started as jobs of their own, with the same out or storage
+        cpu: cores per host
         gpu: GPUs per host
         memory: MB per host
         retries: restarts after a failed rank
         image: container or folder that holds this project
+        env: environment variables, as A=1,B=2
+        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
     """
     if workers > 1 and "x" in j and not j.startswith("1x"):
         raise ValueError(f"workers: expected 1 with groups of several hosts, found {workers} with j {j}")
     named = {"supernet": supernet, "data": data, "out": out}
-    app = _ranks("search", named, flags, j, gpu, memory, retries, image)
+    app = _ranks("search", named, flags, j, cpu, gpu, memory, retries, image, env, mounts)
     (role,) = app.roles
     app.roles = [replace(role, name=f"search{number}") for number in range(workers)]
     return app
 
 
 def report(
-    *flags: str, search: str, finalists: str = "[]", memory: int = 2048, image: str = torchx.IMAGE
+    *flags: str,
+    search: str,
+    finalists: str = "[]",
+    memory: int = 2048,
+    image: str = torchx.IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
     """Shows a search, with its finalists beside the supernet's predictions, as one page.
 
@@ -159,11 +214,21 @@ def report(
         finalists: JSON list of run folders of trainings
         memory: MB
         image: container or folder that holds this project
+        env: environment variables, as A=1,B=2
+        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
     """
-    return _program("report", {"search": search, "finalists": finalists}, flags, memory, image)
+    return _program("report", {"search": search, "finalists": finalists}, flags, memory, image, env, mounts)
 
 
-def evaluate(*flags: str, model: str, data: str, memory: int = 8192, image: str = torchx.IMAGE) -> specs.AppDef:
+def evaluate(
+    *flags: str,
+    model: str,
+    data: str,
+    memory: int = 8192,
+    image: str = torchx.IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
     """Measures a trained model on a split.
 
     Args:
@@ -172,11 +237,21 @@ def evaluate(*flags: str, model: str, data: str, memory: int = 8192, image: str 
         data: prepared data set
         memory: MB
         image: container or folder that holds this project
+        env: environment variables, as A=1,B=2
+        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
     """
-    return _program("evaluate", {"model": model, "data": data}, flags, memory, image)
+    return _program("evaluate", {"model": model, "data": data}, flags, memory, image, env, mounts)
 
 
-def export(*flags: str, model: str, out: str, memory: int = 8192, image: str = torchx.IMAGE) -> specs.AppDef:
+def export(
+    *flags: str,
+    model: str,
+    out: str,
+    memory: int = 8192,
+    image: str = torchx.IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
     """Exports a trained NASRecNet to a package that scores without this project.
 
     Args:
@@ -185,12 +260,21 @@ def export(*flags: str, model: str, out: str, memory: int = 8192, image: str = t
         out: package folder
         memory: MB
         image: container or folder that holds this project
+        env: environment variables, as A=1,B=2
+        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
     """
-    return _program("export", {"model": model, "out": out}, flags, memory, image)
+    return _program("export", {"model": model, "out": out}, flags, memory, image, env, mounts)
 
 
 def score(
-    *flags: str, package: str, data: str, out: str, memory: int = 8192, image: str = torchx.IMAGE
+    *flags: str,
+    package: str,
+    data: str,
+    out: str,
+    memory: int = 8192,
+    image: str = torchx.IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
     """Scores the rows of files with an exported model.
 
@@ -201,8 +285,10 @@ def score(
         out: folder that receives the scores
         memory: MB
         image: container or folder that holds this project
+        env: environment variables, as A=1,B=2
+        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
     """
-    return _program("score", {"package": package, "data": data, "out": out}, flags, memory, image)
+    return _program("score", {"package": package, "data": data, "out": out}, flags, memory, image, env, mounts)
 
 
 def serve(
@@ -214,6 +300,8 @@ def serve(
     memory: int = 8192,
     retries: int = 3,
     image: str = torchx.IMAGE,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
     """Serves an exported model over HTTP, by the Open Inference Protocol.
 
@@ -226,8 +314,10 @@ def serve(
         memory: MB
         retries: restarts of a server that failed
         image: container or folder that holds this project
+        env: environment variables, as A=1,B=2
+        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
     """
-    app = _program("serve", {"package": package, "host": host, "port": str(port)}, flags, memory, image)
+    app = _program("serve", {"package": package, "host": host, "port": str(port)}, flags, memory, image, env, mounts)
     (role,) = app.roles
     app.roles = [replace(role, num_replicas=replicas, max_retries=retries, port_map={"http": port})]
     return app
