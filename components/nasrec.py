@@ -61,7 +61,9 @@ def _ranks(
         cpu=cpu,
         gpu=gpu,
         memMB=memory,
-        env=_RANK_ENVIRONMENT | (env or {}),
+        # torchrun's --max-restarts, which dist.ddp does not pass on: it starts the ranks again where they are, before a
+        # scheduler, of which not all can, starts the whole job again.
+        env=_RANK_ENVIRONMENT | {"PET_MAX_RESTARTS": str(retries)} | (env or {}),
         max_retries=retries,
         mounts=mounts,
     )
@@ -113,7 +115,7 @@ def train_supernet(
         cpu: cores per host
         gpu: GPUs per host
         memory: MB per host
-        retries: restarts after a failed rank
+        retries: restarts of all ranks after one failed; as many of the whole job, where the scheduler can
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
         mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
@@ -146,7 +148,7 @@ def train(
         cpu: cores per host
         gpu: GPUs per host
         memory: MB per host
-        retries: restarts after a failed rank
+        retries: restarts of all ranks after one failed; as many of the whole job, where the scheduler can
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
         mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
@@ -183,7 +185,7 @@ def search(
         cpu: cores per host
         gpu: GPUs per host
         memory: MB per host
-        retries: restarts after a failed rank
+        retries: restarts of all ranks after one failed; as many of the whole job, where the scheduler can
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
         mounts: for containers, such as type=bind,src=/data,dst=/data,readonly

@@ -20,6 +20,7 @@ def test_ranks_and_flags_reach_the_program():
     command = " ".join(role.args)
     assert "--nproc_per_node 4" in command and "-m apps.train_supernet --data d --out o --epochs 3" in command
     assert role.env["OMP_NUM_THREADS"] == "1" and role.env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert role.env["PET_MAX_RESTARTS"] == "2"
 
 
 def test_programs_of_one_process_get_their_flags():

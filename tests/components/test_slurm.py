@@ -67,10 +67,14 @@ def test_two_ranks_run_fail_are_requeued_and_resume(slurm, programs, tmp_path: P
     _until(lambda: latest_checkpoint(run) is not None, "no checkpoint was written")
     (start,) = [event for event in read_events(run) if event["event"] == "start"]
     assert start["ranks"] == 2
-    os.kill(start["pid"], signal.SIGKILL)
+    # The launcher on this node too, which would otherwise start the ranks again by itself.
+    launcher = int(Path(f"/proc/{start['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    ranks = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for process in (launcher, *map(int, ranks)):
+        os.kill(process, signal.SIGKILL)
     _until(lambda: _state(job) == "COMPLETED", f"the job did not finish: {_state(job)}")
     starts = [event for event in read_events(run) if event["event"] == "start"]
-    assert len(starts) == 2 and starts[1]["step"] > 0
+    assert len(starts) == 2 and starts[1]["step"] > 0 and starts[1]["restart"] == 0
     job = _submit(tmp_path / "undisturbed", data, *flags)
     _until(lambda: _state(job) == "COMPLETED", f"the job did not finish: {_state(job)}")
     first, second = (
