@@ -57,7 +57,12 @@ class RunStatus:
                 f"  validation AUC {self.validation['auc']:.5f}, log loss {self.validation['log_loss']:.5f}"
                 f" at step {self.validation['step']:,.0f}"
             )
-        lines.append(f"  checkpoint: {self.checkpoint or 'none yet'}")
+        none = (
+            "none left: the best of several trials keeps its own, one folder up"
+            if self.state == "ended"
+            else "none yet"
+        )
+        lines.append(f"  checkpoint: {self.checkpoint or none}")
         return "\n".join(lines)
 
 
