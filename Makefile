@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 # Two compute threads on two busy cores make a step 10 to 30 times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-fast lint clean
+.PHONY: setup demo test test-fast lint docs clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,11 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The API reference, into build/api.
+docs: setup
+	$(BIN)/python -m pdoc --docformat google -o build/api nasrec_torchrec \
+	    $(subst /,.,$(basename $(shell find nasrec_torchrec -name '[a-z]*.py')))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,102 @@
+"""The pages: links lead somewhere, commands name programs and flags that exist, the API reference can be built."""
+
+import importlib
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components import nasrec
+from nasrec_torchrec import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+COMMAND = re.compile(r"python -m apps\.|torchrun .*-m apps\.|torchx run |python (benchmarks|examples)/")
+FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page: Path):
+    text = FENCE.sub("", page.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in map(_anchor, headings), f"{page.name}: {target}"
+
+
+def _commands(page: Path) -> list[list[str]]:
+    found = []
+    for block in FENCE.findall(page.read_text()):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = line.removeprefix("$ ").split(" #")[0]
+            if re.match(
+                r"(python -m apps\.|torchrun .*-m apps\.|torchx run |python benchmarks/|python examples/)", line
+            ):
+                found.append(shlex.split(line))
+    return found
+
+
+def _flags_of(module: str, subcommand: str | None) -> set[str]:
+    """Long options of a program, as its own parser knows them."""
+    main = importlib.import_module(module)
+    command = getattr(main, subcommand) if subcommand else main.main
+    return {option for action in cli._parser(command, None)._actions for option in action.option_strings}
+
+
+def _check_program(words: list[str], where: str) -> None:
+    module, *rest = words
+    subcommand = rest.pop(0) if module == "apps.prepare_data" and rest and not rest[0].startswith("-") else None
+    known = _flags_of(module, subcommand) | {"--help"}
+    for word in rest:
+        if word.startswith("--"):
+            assert word.split("=")[0].replace("-", "_").replace("__", "--", 1) in known, f"{where}: {module} {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_name_programs_components_and_flags_that_exist(page: Path):
+    for words in _commands(page):
+        where = f"{page.name}: {shlex.join(words)}"
+        if words[0] == "torchx":
+            component = next(
+                word for word in words if ("nasrec" in word and "/" not in word.split(":")[0]) or ":" in word
+            )
+            name = re.split(r"[.:]", component)[-1]
+            signature = inspect.signature(getattr(nasrec, name))
+            ours, _, program = " ".join(words[words.index(component) + 1 :]).partition(" -- ")
+            for word in ours.split():
+                if word.startswith("--"):
+                    assert word[2:] in signature.parameters, f"{where}: component {name} has no {word}"
+            dataset = re.search(r"--dataset (\S+)", ours)
+            subcommand = [dataset[1] if dataset else "movielens100k"] if name == "prepare_data" else []
+            _check_program([f"apps.{name}", *subcommand, *program.split()], where)
+        elif "-m" in words:
+            _check_program(words[words.index("-m") + 1 :], where)
+        else:
+            assert (ROOT / words[1]).exists(), where
+
+
+@pytest.mark.slow
+def test_the_api_reference_is_built_of_docstrings(tmp_path: Path):
+    (recipe,) = re.findall(r"^docs:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    makefile = tmp_path / "Makefile"
+    # The recipe itself, into another folder, with the Python that runs the tests.
+    makefile.write_text(f"BIN := {Path(sys.executable).parent}\ndocs:\n" + recipe.replace("build/api", str(tmp_path)))
+    result = subprocess.run(["make", "-f", makefile, "docs"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    page = (tmp_path / "nasrec_torchrec" / "models" / "nasrecnet.html").read_text()
+    assert "embedding_bag_collection" in page and "one table per sparse feature" in page
+    for file in (ROOT / "nasrec_torchrec").rglob("[a-z]*.py"):
+        assert (tmp_path / file.relative_to(ROOT).with_suffix(".html")).exists(), file
