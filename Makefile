@@ -35,8 +35,8 @@ lint: setup
 
 # The API reference, into build/api.
 docs: setup
-	$(BIN)/python -m pdoc --docformat google -o build/api nasrec_torchrec \
-	    $(subst /,.,$(basename $(shell find nasrec_torchrec -name '[a-z]*.py')))
+	$(BIN)/python -m pdoc --docformat google -o build/api $(subst /,.,$(basename \
+	    $(shell find nasrec_torchrec -mindepth 1 -maxdepth 1 -name '[a-z]*')))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

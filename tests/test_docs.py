@@ -93,7 +93,9 @@ def test_the_api_reference_is_built_of_docstrings(tmp_path: Path):
     (recipe,) = re.findall(r"^docs:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     makefile = tmp_path / "Makefile"
     # The recipe itself, into another folder, with the Python that runs the tests.
-    makefile.write_text(f"BIN := {Path(sys.executable).parent}\ndocs:\n" + recipe.replace("build/api", str(tmp_path)))
+    makefile.write_text(
+        f"BIN := {Path(sys.executable).parent}\n.PHONY: docs\ndocs:\n" + recipe.replace("build/api", str(tmp_path))
+    )
     result = subprocess.run(["make", "-f", makefile, "docs"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     page = (tmp_path / "nasrec_torchrec" / "models" / "nasrecnet.html").read_text()
