@@ -82,12 +82,13 @@ def main(
                     f"torch {torch.__version__}; GEMM {rate / 1e9:.0f} GFLOP/s"
                 )
                 print(f"{'':30}{_HEAD}")
+                flops_of = {name: step.flops() for name, step in steps.items()}
                 for kind, passes in (("train", 3), ("score", 1)):
                     reference = statistics.median(seconds[f"DLRM/{kind}"])
                     for name, step in steps.items():
                         measured = seconds[f"{name}/{kind}"]
                         median = statistics.median(measured)
-                        flops = step.flops()
+                        flops = flops_of[name]
                         reached = passes * flops / median
                         print(
                             f"{name:<24}{kind:<6}{step.parameters:>11,}"
