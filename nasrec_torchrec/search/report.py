@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.files import atomic_path, write_text
+from nasrec_torchrec.files import atomic_path, local_copy, write_text
 from nasrec_torchrec.search.cost import COST_NAMES, Limits
 from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.search.finalists import Finalist, agreement
@@ -138,7 +138,7 @@ def read_results(folder: Path) -> tuple[list[Candidate], Objective, Limits, int]
         ValueError: when the folder does not hold the results of a search.
     """
     try:
-        rows = pq.read_table(folder / CANDIDATES).to_pylist()
+        rows = pq.read_table(local_copy(folder / CANDIDATES)).to_pylist()
         document = json.loads((folder / RESULTS).read_text())
         candidates = [_candidate(row) for row in rows]
         objective, limits = Objective(**document["objective"]), Limits(**document["limits"])
@@ -174,8 +174,10 @@ def _within(candidate: Candidate, limits: Limits) -> bool:
 
 
 def _best(candidates: Sequence[Candidate], top_k: int, objective: Objective, limits: Limits) -> list[Candidate]:
-    whole = [candidate for candidate in candidates if _within(candidate, limits)]
-    return sorted(whole, key=objective.values)[:top_k]
+    whole = sorted((candidate for candidate in candidates if _within(candidate, limits)), key=objective.values)
+    # The same network written in two ways loses and costs exactly as much.
+    distinct = {(c.loss, c.multiply_adds, c.parameters): c for c in reversed(whole)}
+    return list(reversed(distinct.values()))[:top_k]
 
 
 def _front(candidates: Sequence[Candidate], objective: Objective, limits: Limits) -> list[Candidate]:

@@ -46,6 +46,13 @@ def test_written_results_can_be_read_back(tmp_path: Path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_network_is_written_once(tmp_path: Path):
+    candidates = _candidates(5, loss=0.5, multiply_adds=7)
+    write_results([*candidates[:4], *_candidates(5, loss=0.4)[4:]], tmp_path, 3)
+    files = sorted(path.name for path in (tmp_path / "architectures").glob("*.json"))
+    assert files == ["rank-01.json", "rank-02.json"]
+
+
 def test_the_page_needs_no_other_file(tmp_path: Path):
     objective = Objective(trade_off=("multiply_adds", "latency_us"))
     candidates = [
