@@ -1,13 +1,18 @@
 """Exports a trained NASRecNet to a package that scores without this project."""
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split
 from nasrec_torchrec.distributed.checkpoint import load_model
+from nasrec_torchrec.files import local_folder, publish
 from nasrec_torchrec.inference.export import ExportConfig, compare, export
+from nasrec_torchrec.inference.predictor import MANIFEST
 from nasrec_torchrec.models.nasrecnet import NASRecNet
+from nasrec_torchrec.paths import RemotePath
 
 
 def main(model: Path, out: Path, config: ExportConfig, data: Path | None = None) -> None:
@@ -29,8 +34,15 @@ def main(model: Path, out: Path, config: ExportConfig, data: Path | None = None)
         drift = compare(trained, config, open_split(data, "validation"))
         metrics = asdict(drift)
         print(drift)
-    predictor = export(trained, description.schema, out, config, metrics, None if data is None else data / DICTIONARIES)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    with ExitStack() as stack:
+        words = None if data is None else stack.enter_context(local_folder(data / DICTIONARIES))
+        folder = out
+        if isinstance(out, RemotePath):
+            folder = Path(stack.enter_context(TemporaryDirectory())) / out.name
+        predictor = export(trained, description.schema, folder, config, metrics, words)
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        if isinstance(out, RemotePath):
+            publish(folder, out, last=MANIFEST)
     print(f"{out}: {size / 2**20:.1f} MiB, needs {' and '.join(predictor.manifest['requires'])}")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.sources import TextFormat
+from nasrec_torchrec.files import local_folder
 from nasrec_torchrec.inference.scoring import ScoringConfig, score
 
 
@@ -16,7 +17,8 @@ def main(package: Path, data: str, out: Path, config: ScoringConfig, text_format
         data: files, patterns with * and URIs, several separated by commas, or folders of Parquet files.
         out: folder that receives part-000000.parquet, ... with file, line and probability of each row.
     """
-    print(json.dumps(score(package, data.split(","), out, config, text_format)))
+    with local_folder(package) as folder:
+        print(json.dumps(score(folder, data.split(","), out, config, text_format)))
 
 
 if __name__ == "__main__":

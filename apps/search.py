@@ -16,6 +16,7 @@ from nasrec_torchrec.datasets.prepared import MANIFEST, open_split, sha256
 from nasrec_torchrec.distributed.checkpoint import load_supernet
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.paths import RemotePath
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.run_record import record_start
 from nasrec_torchrec.search.cost import Limits
@@ -60,6 +61,8 @@ def main(
     """
     if evaluation.race_confidence is not None and objective.names != ("log_loss",):
         raise ValueError("race_confidence: candidates race for the loss alone, without trade_off and latency_target_us")
+    if storage is None and isinstance(out, RemotePath):
+        raise ValueError(f"storage: expected a database's URL, since no process can lock the file {out / JOURNAL}")
     with process_group() as device:
         model = load_supernet(supernet, device)
         with_latency = objective.needs_latency or limits.max_latency_us is not None

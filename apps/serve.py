@@ -7,6 +7,7 @@ from types import FrameType
 import uvicorn
 
 from nasrec_torchrec.cli import run
+from nasrec_torchrec.files import local_folder
 from nasrec_torchrec.inference.server import ServingConfig, create_app
 
 
@@ -41,18 +42,25 @@ def main(
     A new package in the same folder is verified and then takes the traffic.
 
     Args:
-        package: folder that apps.export wrote.
+        package: folder that apps.export wrote; a remote one is fetched once, at the start.
         host: address to listen on; 0.0.0.0 for all.
         port: to listen on.
         notice_s: seconds after SIGTERM in which requests are still taken, while the server says that it is not ready
             and closes every connection after its answer.
         drain_s: seconds that requests may then take to finish.
     """
-    app = create_app(package, config)
-    options = uvicorn.Config(
-        app, host, port, timeout_graceful_shutdown=drain_s, access_log=False, timeout_keep_alive=75, log_level="info"
-    )
-    _Server(options, notice_s).run()
+    with local_folder(package) as folder:
+        app = create_app(folder, config)
+        options = uvicorn.Config(
+            app,
+            host,
+            port,
+            timeout_graceful_shutdown=drain_s,
+            access_log=False,
+            timeout_keep_alive=75,
+            log_level="info",
+        )
+        _Server(options, notice_s).run()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.files import read_text
 from nasrec_torchrec.models.baselines import BASELINES, Baseline
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.paths import to_path
 from nasrec_torchrec.training.trainer import TrainConfig
 from nasrec_torchrec.training.trials import Splits, train_best
 
@@ -50,7 +51,7 @@ def main(
     elif architecture in PUBLISHED:
         interactions = [PUBLISHED[architecture]]
     else:
-        path = Path(architecture)
+        path = to_path(architecture)
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
         interactions = [Architecture.from_json(read_text(file)) for file in files]
     descriptions = [ModelDescription(schema, interaction, use_layernorm) for interaction in interactions]

@@ -9,12 +9,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
 
+from nasrec_torchrec.paths import register_handlers, to_path
 from nasrec_torchrec.run_record import COMMAND
 
+register_type(Path, deserializer=to_path, type_check=isinstance)
 _FLAG = re.compile(r"(?<=^--)\w[\w-]*")
 
 
@@ -47,6 +51,8 @@ def run(*commands: Callable[..., None]) -> None:
         values = vars(parsed[parsed.subcommand])
     values.pop("config")
     try:
+        if handlers := values.pop("path_handlers"):
+            register_handlers(handlers)
         for plugin in values.pop("plugins"):
             _import(plugin)
         arguments: dict[str, Any] = {}
@@ -65,6 +71,11 @@ def _parser(main: Callable[..., None], name: str | None) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML or JSON file with any of the flags below")
     parser.add_argument(
         "--plugins", type=list[str], default=[], help="Python modules to import first, with operators of your own"
+    )
+    parser.add_argument(
+        "--path_handlers",
+        type=str | None,
+        help="module:function, called with the iopath PathManager behind all paths, to register handlers of URIs with",
     )
     configs = _dataclasses(main)
     parser.add_function_arguments(main, skip=set(configs), as_positional=bool(_positional(main)))

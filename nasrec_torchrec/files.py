@@ -1,14 +1,24 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files so that a reader never sees half of one, here or in a remote storage."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nasrec_torchrec.paths import PATHS, RemotePath
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path`` that takes its place on success and vanishes on failure."""
+    """Yields a temporary local path; what is written there takes the place of ``path`` on success."""
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            upload(temporary, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -34,3 +44,56 @@ def read_text(path: Path) -> str:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def remove(folder: Path) -> None:
+    """Removes a folder with everything in it, if it is there."""
+    if isinstance(folder, RemotePath):
+        for file in list(folder.files()):
+            file.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def upload(source: Path, target: RemotePath) -> None:
+    """Copies a local file.
+
+    Raises:
+        OSError: when that fails.
+    """
+    if not PATHS.copy_from_local(str(source), str(target), overwrite=True):
+        raise OSError(f"{target}: cannot be written")
+
+
+def local_copy(file: Path) -> Path:
+    """The file itself, or where the path manager keeps a copy of a remote one on this machine."""
+    return Path(PATHS.get_local_path(str(file))) if isinstance(file, RemotePath) else file
+
+
+@contextmanager
+def local_folder(folder: Path) -> Iterator[Path]:
+    """The folder itself, or a temporary copy of a remote one."""
+    if not isinstance(folder, RemotePath):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copies:
+        for file in folder.files():
+            target = Path(copies) / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("rb") as source, target.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+        yield Path(copies)
+
+
+def publish(source: Path, target: RemotePath, last: str) -> None:
+    """Replaces a remote folder by a local one.
+
+    Args:
+        source: folder to copy.
+        target: what was there is removed.
+        last: name of the file by which a folder counts as complete.
+    """
+    remove(target)
+    files = [file for file in source.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: file == source / last):
+        upload(file, target / file.relative_to(source))

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from iopath.common.file_io import get_cache_dir
 
 from nasrec_torchrec.datasets import sources, splits, transform
 from nasrec_torchrec.datasets.prepared import (
@@ -40,7 +41,8 @@ from nasrec_torchrec.datasets.prepared import (
 from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema
 from nasrec_torchrec.datasets.sources import Piece, TextFormat
 from nasrec_torchrec.datasets.splits import SPLITS, SplitConfig
-from nasrec_torchrec.files import atomic_path, write_text
+from nasrec_torchrec.files import atomic_path, publish, write_text
+from nasrec_torchrec.paths import RemotePath
 from nasrec_torchrec.progress import progress_bar
 
 _T = TypeVar("_T")
@@ -130,7 +132,7 @@ def prepare(raw: RawData, out: Path, config: PreparationConfig | None = None) ->
     config = config or PreparationConfig()
     files = sources.expand(raw.files)
     job = _Job(raw, files, config, out)
-    if out.exists() and not config.overwrite:
+    if (out / MANIFEST if isinstance(out, RemotePath) else out).exists() and not config.overwrite:
         if read_manifest(out)["job"] != job.identity:
             raise ValueError(f"{out}: holds a data set prepared from something else; --overwrite true replaces it")
         print(f"{out} is up to date: the same files were prepared in the same way", file=sys.stderr)
@@ -192,10 +194,15 @@ def _fingerprint(file: str) -> list[Any]:
 
 @contextmanager
 def _work_folder(job: _Job) -> Iterator[Path]:
-    """The folder of an unfinished preparation: an earlier one of the same job is continued, any other is dropped."""
+    """The folder of an unfinished preparation: an earlier one of the same job is continued, any other is dropped.
+
+    It lies beside the data set, or in the path manager's cache where that is remote.
+    """
     work = job.out.with_name(f".{job.out.name}.preparing")
+    if isinstance(work, RemotePath):
+        work = Path(get_cache_dir()) / f"{hashlib.sha256(str(work).encode()).hexdigest()}.preparing"
     work.mkdir(parents=True, exist_ok=True)
-    with (job.out.parent / f"{work.name}.lock").open("w") as lock:
+    with work.with_name(f"{work.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -498,6 +505,9 @@ def _finish(job: _Job, work: Path, parts: Sequence[Mapping[str, Any]], schema: S
         "splits": described,
     }
     write_text(data / MANIFEST, json.dumps(manifest, indent=2))
+    if isinstance(job.out, RemotePath):
+        publish(data, job.out, last=MANIFEST)
+        return
     if job.out.exists():
         # Two renames: a reader finds the old data set or the new one, or for an instant none.
         old = work / "replaced"

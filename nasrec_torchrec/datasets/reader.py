@@ -26,9 +26,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from tqdm import tqdm
 
 from nasrec_torchrec.datasets.click_data import ClickData, Rows, join
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.files import local_copy
+from nasrec_torchrec.paths import RemotePath
+from nasrec_torchrec.progress import update_interval
 
 Interval = tuple[int, int]  # rows first..last-1 of an epoch's line
 _MIN_STREAMS = 8
@@ -54,6 +58,8 @@ class ClickFiles:
     def open(cls, path: Path, schema: Schema) -> "ClickFiles":
         """Reads the metadata of a Parquet file, or of a folder of them in the order of their names.
 
+        Remote files are copied to this machine first, each once, by the path manager.
+
         Raises:
             ValueError: for a file that is missing, damaged or lacks a column.
         """
@@ -61,6 +67,8 @@ class ClickFiles:
         if not files or not files[0].exists():
             raise ValueError(f"{path}: no Parquet file found")
         groups = []
+        if isinstance(path, RemotePath):
+            files = [local_copy(file) for file in tqdm(files, "fetch", unit="file", mininterval=update_interval())]
         for index, file in enumerate(files):
             with _reading(file), pq.ParquetFile(file) as opened:
                 available = opened.schema_arrow.names

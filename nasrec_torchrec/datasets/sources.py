@@ -9,17 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
-from fsspec.utils import get_protocol
-from iopath.common.file_io import PathManager
 
-# Register handlers here for schemes that fsspec does not know.
-path_manager = PathManager()
+from nasrec_torchrec.paths import to_path
 
 _LONGEST_LINE = 64 << 20
 # Lines that a misplaced quote can at most take with it.
@@ -81,7 +77,9 @@ def expand(patterns: Sequence[str]) -> list[str]:
         if "*" not in pattern:
             matches = [pattern]
         elif "://" in pattern:
-            matches = [file.full_name for file in fsspec.open_files(pattern)]
+            start, star, rest = pattern.partition("*")
+            folder, _, name = start.rpartition("/")
+            matches = [str(file) for file in to_path(folder).glob(f"{name}{star}{rest}")]
         else:
             matches = glob.glob(pattern)
         if not matches:
@@ -96,19 +94,13 @@ def is_parquet(uri: str) -> bool:
 
 @contextmanager
 def open_uri(uri: str) -> Iterator[IO[bytes]]:
-    """Opens a file that iopath or fsspec can reach.
+    """Opens a local file, or one that the path manager can reach.
 
     Raises:
         ValueError: when it cannot be opened.
     """
     try:
-        try:
-            file = path_manager.open(uri, "rb")
-        except FileNotFoundError:
-            # What no registered handler claims, iopath looks for as a local file.
-            if get_protocol(uri) not in fsspec.available_protocols() or "://" not in uri:
-                raise
-            file = fsspec.open(uri, "rb").open()
+        file = to_path(uri).open("rb")
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"{uri}: cannot be opened: {error}") from None
     with file:

@@ -1,7 +1,6 @@
 """Checkpoints of sharded models: written beside the training, and readable by any number of ranks or none."""
 
 import json
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +17,10 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.distributed.sharding import parallelize
-from nasrec_torchrec.files import read_text, write_text
+from nasrec_torchrec.files import read_text, remove, write_text
 from nasrec_torchrec.models.description import ClickModel, ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.paths import RemotePath
 from nasrec_torchrec.search_space import SearchSpace
 
 _FOLDER, _MODEL_FILE, _PROGRESS_FILE, _BEST_FILE = "checkpoints", "model.json", "progress.json", "best.json"
@@ -29,7 +29,8 @@ _FOLDER, _MODEL_FILE, _PROGRESS_FILE, _BEST_FILE = "checkpoints", "model.json", 
 class Checkpoints:
     """Writes ``run_dir/checkpoints/step-<step>`` while the training goes on; every method is collective.
 
-    A folder takes its name when it is complete. Then older ones are dropped, but for the last few and the best.
+    A folder takes its name when it is complete, or, in a remote storage, counts when it has its ``.metadata``, which is
+    written last. Then older ones are dropped, but for the last few and the best.
 
     Args:
         run_dir: of the run.
@@ -80,17 +81,19 @@ class Checkpoints:
             best: the one that is kept and loaded for use, until another one is the best.
         """
         self.wait()
-        temporary = self._folder / f".step-{step:08d}.tmp"
+        final = self._folder / f"step-{step:08d}"
+        # An object store renames file by file, the first of which would be .metadata.
+        temporary = final if isinstance(final, RemotePath) else self._folder / f".{final.name}.tmp"
         if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
             write_text(temporary / _MODEL_FILE, self._description.to_json())
             write_text(temporary / _PROGRESS_FILE, json.dumps(progress))
         dist.barrier(self._group)
         written = dcp.async_save(
-            self._state(), checkpoint_id=str(temporary), process_group=self._group, async_stager=BlockingAsyncStager()
+            self._state(), checkpoint_id=temporary, process_group=self._group, async_stager=BlockingAsyncStager()
         )
         assert isinstance(written, Future)
-        self._pending = self._pool.submit(self._publish, written, temporary, step, best)
+        self._pending = self._pool.submit(self._publish, written, temporary, final, best)
 
     def wait(self) -> None:
         """Until the last checkpoint has its name."""
@@ -106,7 +109,7 @@ class Checkpoints:
             dict: the progress it was saved with.
         """
         state = self._state()
-        dcp.load(state, checkpoint_id=str(folder))
+        dcp.load(state, checkpoint_id=folder)
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         return json.loads(read_text(folder / _PROGRESS_FILE))
@@ -114,14 +117,13 @@ class Checkpoints:
     def _state(self) -> dict[str, Any]:
         return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
 
-    def _publish(self, written: "Future[Any]", temporary: Path, step: int, best: bool) -> None:
+    def _publish(self, written: "Future[Any]", temporary: Path, final: Path, best: bool) -> None:
         written.result()
         if dist.get_rank() != 0:
             return
-        final = self._folder / f"step-{step:08d}"
-        if final.exists():
-            shutil.rmtree(final)
-        temporary.rename(final)
+        if temporary != final:
+            remove(final)
+            temporary.rename(final)
         stale, self._stale = self._stale, []
         if stale:
             (self._folder / _BEST_FILE).unlink(missing_ok=True)
@@ -130,7 +132,7 @@ class Checkpoints:
         kept = {final, _best(self._folder), *_complete(self._folder)[-self._keep :]} - (set(stale) - {final})
         for other in self._folder.glob("step-*"):
             if other not in kept:
-                shutil.rmtree(other)
+                remove(other)
 
 
 def _complete(folder: Path) -> list[Path]:
@@ -193,7 +195,7 @@ def load_model(run_dir: Path) -> tuple[ModelDescription, ClickModel]:
     wrapped = DLRMTrain(model)
     state = {"model": wrapped.state_dict()}
     try:
-        dcp.load(state, checkpoint_id=str(folder), no_dist=True)
+        dcp.load(state, checkpoint_id=folder, no_dist=True)
     except (dcp.api.CheckpointException, OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: the checkpoint cannot be read: {str(error).splitlines()[0]}") from None
     wrapped.load_state_dict(state["model"])
@@ -224,6 +226,6 @@ def load_supernet(run_dir: Path, device: torch.device | None = None) -> SuperNet
     assert isinstance(model, SuperNet)
     dmp = parallelize(DLRMTrain(model), device)
     state = {"model": dmp.state_dict()}
-    dcp.load(state, checkpoint_id=str(folder))
+    dcp.load(state, checkpoint_id=folder)
     dmp.load_state_dict(state["model"])
     return model.eval()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from nasrec_torchrec.datasets.click_data import ClickData
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import Piece, TextFormat
-from nasrec_torchrec.files import atomic_path, write_text
+from nasrec_torchrec.files import atomic_path, local_copy, remove, write_text
 from nasrec_torchrec.inference.predictor import MANIFEST, Predictor, Request
+from nasrec_torchrec.paths import to_path
 from nasrec_torchrec.progress import progress_bar
 
 _KEY = b"nasrec-torchrec"
@@ -75,7 +75,7 @@ def score(
     predictor = Predictor(package)
     job = _Job(predictor, package, _expand(files), config, text_format or TextFormat())
     if config.overwrite and out.exists():
-        shutil.rmtree(out)
+        remove(out)
     done = _done(out, job.identity)
     sizes = [sources.size_of(file) for file in job.files]
     with progress_bar(sum(sizes), "score", "B", scale=True) as bar:
@@ -212,7 +212,7 @@ class _Job:
 def _expand(patterns: Sequence[str]) -> list[str]:
     files: list[str] = []
     for pattern in patterns:
-        folder = Path(pattern)
+        folder = to_path(pattern)
         found = sorted(map(str, folder.glob("*.parquet"))) if folder.is_dir() else sources.expand([pattern])
         if not found:
             raise ValueError(f"{pattern}: no Parquet file found")
@@ -225,7 +225,7 @@ def _done(out: Path, identity: str) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     while (file := out / f"part-{len(records):06d}.parquet").exists():
         try:
-            record = json.loads((pq.read_schema(file).metadata or {}).get(_KEY, b"{}"))
+            record = json.loads((pq.read_schema(local_copy(file)).metadata or {}).get(_KEY, b"{}"))
         except (OSError, ValueError) as error:  # also what Arrow raises
             raise ValueError(f"{file}: cannot be read; --overwrite true replaces it: {error}") from None
         if record.get("job") != identity:

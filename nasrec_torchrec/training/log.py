@@ -1,7 +1,7 @@
 """What a run leaves to look at: JSON lines, TensorBoard and one progress bar. Only rank 0 writes."""
 
 import json
-import shutil
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -11,11 +11,14 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from nasrec_torchrec.files import read_text, write_text
+from nasrec_torchrec.files import read_text, remove, upload, write_text
+from nasrec_torchrec.paths import RemotePath
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.run_record import record_start
 
 LOG = "log.jsonl"
+# Seconds between two uploads of the log of a run whose folder is remote, beside those at every other event.
+_UPLOAD_EVERY = 30.0
 
 
 class RunLog:
@@ -41,14 +44,17 @@ class RunLog:
         )
         self._start = time.monotonic()
         if self._writes:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            self._remote = run_dir if isinstance(run_dir, RemotePath) else None
+            # What grows line by line grows here, and is uploaded now and then.
+            self._folder = Path(tempfile.mkdtemp()) if self._remote else run_dir
+            self._uploaded = self._start
             file = run_dir / LOG
             lines = file.read_text().splitlines() if file.exists() and not anew else []
-            write_text(file, "".join(line + "\n" for line in lines if _stays(line, step)))
-            self._file = file.open("a", buffering=1)
+            write_text(self._folder / LOG, "".join(line + "\n" for line in lines if _stays(line, step)))
+            self._file = (self._folder / LOG).open("a", buffering=1)
             if not step:
-                shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+                remove(run_dir / "tensorboard")
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1 if step else None)
             self._note("start", step, total_steps=total_steps, **record_start(run_dir))
 
     def __enter__(self) -> "RunLog":
@@ -61,6 +67,9 @@ class RunLog:
         if self._writes:
             self._file.close()
             self._board.close()
+            if self._remote:
+                self._upload()
+                remove(self._folder)
 
     def advance(self) -> None:
         """One step done."""
@@ -90,6 +99,15 @@ class RunLog:
             "seconds": round(time.monotonic() - self._start, 3),
         }
         self._file.write(json.dumps(record | values) + "\n")
+        if self._remote and (event != "train" or time.monotonic() - self._uploaded > _UPLOAD_EVERY):
+            self._board.flush()
+            self._upload()
+
+    def _upload(self) -> None:
+        assert self._remote is not None
+        for file in [self._folder / LOG, *self._folder.glob("tensorboard/*")]:
+            upload(file, self._remote / file.relative_to(self._folder))
+        self._uploaded = time.monotonic()
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:

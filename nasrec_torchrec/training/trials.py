@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.datasets.reader import ClickFiles
-from nasrec_torchrec.files import write_text
+from nasrec_torchrec.files import remove, write_text
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
 from nasrec_torchrec.run_record import CONFIG
 from nasrec_torchrec.training.trainer import TrainConfig, Trainer, settings_of
@@ -105,12 +104,12 @@ def train_best(
     kept = run_dir / min(best["runs"], key=_validation_loss)["folder"]
     for name in ("checkpoints", "config.json", CONFIG, "plan.txt"):
         if (kept / name).exists():
-            shutil.rmtree(run_dir / name, ignore_errors=True)
+            remove(run_dir / name)
             (kept / name).replace(run_dir / name)
     write_text(run_dir / METRICS, json.dumps({"best": best, "trials": trials, "request": request}, indent=2))
     for trial in trials:
         for run in trial["runs"]:
-            shutil.rmtree(run_dir / run["folder"] / "checkpoints", ignore_errors=True)
+            remove(run_dir / run["folder"] / "checkpoints")
     return best
 
 

@@ -24,13 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from iopath.common.file_io import PathHandler
 
-from nasrec_torchrec.datasets import sources
 from nasrec_torchrec.datasets.preparation import PreparationConfig, RawData, prepare
 from nasrec_torchrec.datasets.prepared import open_split, read_manifest
 from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
 from nasrec_torchrec.datasets.sources import TextFormat
 from nasrec_torchrec.datasets.splits import SPLITS, SplitConfig
 from nasrec_torchrec.datasets.transform import hash_text
+from nasrec_torchrec.paths import PATHS
 
 SCHEMA = Schema(
     "click",
@@ -168,8 +168,8 @@ def test_files_may_lie_wherever_fsspec_and_iopath_reach(text: Path, tmp_path: Pa
     archive.write_bytes(gzip.compress(text.read_bytes()))
     if scheme == "memory":
         fsspec.filesystem("memory").pipe_file("/log.csv.gz", archive.read_bytes())
-    elif "shelf://" not in sources.path_manager._path_handlers:
-        sources.path_manager.register_handler(_Shelf(folder))
+    else:
+        PATHS.register_handler(_Shelf(folder))
     prepare(RawData((f"{scheme}://log.csv.gz",), SCHEMA), tmp_path / "far")
     prepare(RawData((str(text),), SCHEMA), tmp_path / "near")
     assert _rows(tmp_path / "far") == _rows(tmp_path / "near")

@@ -1,0 +1,202 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+from support import click_table, make_click_data, make_schema
+
+from nasrec_torchrec.files import atomic_path, local_copy, local_folder, publish, read_text, remove, write_text
+from nasrec_torchrec.paths import PATHS, RemotePath, register_handlers, to_path
+
+ROOT = Path(__file__).resolve().parents[1]
+HANDLERS = """
+from iopath.common.s3 import S3PathHandler
+
+
+def register(paths):
+    paths.register_handler(S3PathHandler(profile=None))
+"""
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """Environment of processes that reach a bucket named clicks, by iopath's handler for S3."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "company_paths.py").write_text(HANDLERS)
+    address, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{address}:{port}",
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "FVCORE_CACHE": str(folder / "cache"),
+        "PYTHONPATH": str(folder),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.syspath_prepend(folder)
+        boto3.client("s3").create_bucket(Bucket="clicks")
+        yield variables
+        PATHS._path_handlers.pop("s3://")
+    server.stop()
+
+
+@pytest.fixture(params=["memory://clicks", "s3://clicks"])
+def folder(request, s3) -> Iterator[RemotePath]:
+    if request.param.startswith("s3"):
+        register_handlers("company_paths:register")
+    folder = to_path(f"{request.param}/some/folder")
+    assert isinstance(folder, RemotePath)
+    yield folder
+    remove(folder)
+
+
+@given(
+    st.sampled_from(["s3://", "hdfs://", "hdfs:///", "manifold://"]),
+    st.lists(st.text("abc.=*-_ 0", min_size=1).filter(lambda part: part != "."), min_size=1, max_size=4),
+)
+def test_a_uri_is_a_path_and_back(scheme: str, parts: list[str]):
+    uri = scheme + "/".join(parts)
+    path = to_path(uri)
+    assert str(path) == uri and path.name == parts[-1]
+    assert str(path / "x") == f"{uri}/x" and (path / "x").parent == path
+    assert str(path.with_name("y")) == f"{scheme}{'/'.join([*parts[:-1], 'y'])}"
+    assert to_path("file:///tmp/x") == Path("/tmp/x") == to_path("/tmp/x")
+
+
+def test_a_remote_folder_is_used_like_a_local_one(folder: RemotePath):
+    assert not folder.exists() and not folder.is_dir() and list(folder.iterdir()) == []
+    with pytest.raises(ValueError, match=r"some/folder/a.txt: cannot be read"):
+        read_text(folder / "a.txt")
+    for name in ("a.txt", "b.json", "deep/er/c.txt"):
+        write_text(folder / name, f"in {name}")
+    assert folder.exists() and folder.is_dir() and not folder.is_file()
+    assert (folder / "a.txt").is_file() and not (folder / "a.txt").is_dir()
+    assert [path.name for path in folder.iterdir()] == ["a.txt", "b.json", "deep"]
+    assert list(folder.glob("*.txt")) == [folder / "a.txt"]
+    assert list(folder.glob("d*/er/*.txt")) == list(folder.glob("deep/*/c.txt")) == [folder / "deep/er/c.txt"]
+    assert (folder / "b.json").open("rb").read() == b"in b.json"
+    assert local_copy(folder / "a.txt").read_text() == "in a.txt"
+    with local_folder(folder) as copies:
+        assert (copies / "deep" / "er" / "c.txt").read_text() == "in deep/er/c.txt"
+        write_text(copies / "a.txt", "changed")
+        publish(copies, folder / "deep", last="a.txt")
+    assert not copies.exists()
+    # What was there before is gone; the copy on this machine is fetched again once the file has changed.
+    files = ["a.txt", "b.json", "deep/a.txt", "deep/b.json", "deep/deep/er/c.txt"]
+    assert [str(file.relative_to(folder)) for file in folder.files()] == files
+    (folder / "deep").rename(folder / "moved")
+    moved = [name.replace("deep", "moved", 1) for name in files]
+    assert [str(file.relative_to(folder)) for file in folder.files()] == moved
+    (folder / "moved" / "a.txt").unlink()
+    (folder / "moved" / "a.txt").unlink(missing_ok=True)
+    assert read_text(folder / "moved" / "b.json") == "in b.json"
+    with pytest.raises(KeyboardInterrupt), atomic_path(folder / "half") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert not (folder / "half").exists()
+    # Code that would use it as a path of this machine is told so.
+    with pytest.raises(TypeError, match="not a path of this machine"):
+        os.listdir(folder)
+
+
+def test_a_changed_file_is_fetched_again(folder: RemotePath):
+    write_text(folder / "x", "one")
+    assert local_copy(folder / "x").read_text() == "one"
+    time.sleep(1.1)  # S3 tells times in seconds
+    write_text(folder / "x", "two")
+    assert local_copy(folder / "x").read_text() == "two"
+
+
+def test_handlers_that_are_not_there_are_told():
+    for name in ("nowhere:register", "json:register", "json", ""):
+        with pytest.raises(ValueError, match="path_handlers: expected module:function, found"):
+            register_handlers(name)
+
+
+def _run(s3: dict[str, str], program: str, *arguments: str, ranks: int = 1) -> str:
+    process = _start(s3, program, *arguments, ranks=ranks)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    return output
+
+
+def _start(s3: dict[str, str], program: str, *arguments: str, ranks: int = 1) -> subprocess.Popen[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", f"apps.{program}", *arguments]
+    command += ["--path-handlers", "company_paths:register"]
+    environment = os.environ | s3 | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{s3['PYTHONPATH']}:{ROOT}"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=-1)
+
+
+@pytest.mark.slow
+def test_the_whole_road_lies_in_a_bucket(s3: dict[str, str], tmp_path: Path):
+    register_handlers("company_paths:register")
+    base = to_path("s3://clicks/road")
+    schema = make_schema()
+    write_text(base / "schema.json", schema.to_json())
+    for number in (1, 2):
+        with atomic_path(base / "raw" / f"log-{number}.parquet") as temporary:
+            pq.write_table(click_table(make_click_data(schema, 1000, seed=number), schema), temporary)
+    data, run = str(base / "data"), base / "run"
+    table = ["table", "--source", f"{base}/raw/log-*.parquet", "--schema", f"{base}/schema.json", "--split", "time"]
+    for _ in range(2):  # again: up to date
+        assert json.loads(_run(s3, "prepare_data", *table, "--out", data))["splits"]["train"]["rows"] == 1600
+
+    space = ["--num_blocks", "2", "--dense_widths", "[16,32]", "--sparse_widths", "[4,8]"]
+    supernet = ["--data", data, "--out", str(base / "supernet"), *space, "--batch_size", "50", "--epochs", "1"]
+    _run(s3, "train_supernet", *supernet)
+    search = ["--supernet", str(base / "supernet"), "--data", data, "--out", str(base / "search"), "--population", "4"]
+    search += ["--generations", "1", "--children", "2", "--tournament", "2", "--finetune_steps", "5"]
+    refused = _start(s3, "search", *search)
+    assert "no process can lock the file s3://clicks/road/search/study.journal" in refused.communicate(timeout=100)[1]
+    assert refused.returncode == 2
+    _run(s3, "search", *search, "--storage", f"sqlite:///{tmp_path}/search.db", "--top_k", "1")
+
+    # Killed with everything it had on this machine, it goes on from what is in the bucket.
+    best = str(base / "search" / "architectures" / "rank-01.json")
+    train = ["--data", data, "--out", str(run), "--architecture", best, "--batch_size", "50"]
+    train += ["--checkpoint_every", "20", "--log_every", "1", "--epochs", "4"]
+    process = _start(s3, "train", *train, ranks=2)
+    checkpoints = run / "trial-01-seed-0" / "checkpoints"
+    while not list(checkpoints.glob("step-*/.metadata")):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.1)
+    for pid in [process.pid, *Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]:
+        os.kill(int(pid), signal.SIGKILL)
+    process.communicate()
+    assert "training loss" in _run(s3, "status", str(run))
+    kept = json.loads(_run(s3, "train", *train, ranks=2))["runs"][0]
+    starts = [line for line in read_text(run / "trial-01-seed-0" / "log.jsonl").splitlines() if '"start"' in line]
+    assert [json.loads(line)["step"] > 0 for line in starts] == [False, True]
+    assert list((run / "trial-01-seed-0" / "tensorboard").glob("events*"))
+    assert not list((run / "trial-01-seed-0").glob("checkpoints/*"))  # those of the best trial moved up
+    assert list(run.glob("checkpoints/step-*/.metadata"))
+    evaluated = json.loads(_run(s3, "evaluate", "--model", str(run), "--data", data, "--split", "test"))
+    assert evaluated["test"]["log_loss"] == pytest.approx(kept["test"]["log_loss"], abs=1e-6)
+
+    package, scores = str(base / "package"), base / "scores"
+    _run(s3, "export", "--model", str(run), "--out", package, "--data", data)
+    counts = json.loads(_run(s3, "score", "--package", package, "--data", f"{data}/test", "--out", str(scores)))
+    assert counts == {"rows": 200, "rejected": 0}
+    assert pq.read_table(local_copy(scores / "part-000000.parquet")).num_rows == 200
+    # Nothing was written beside: no file of this machine is named like the bucket.
+    assert not list(ROOT.glob("s3:*"))
+
+
+def test_a_file_system_that_is_not_installed_is_told():
+    with pytest.raises(ValueError, match=r"gs://nothing/x: .*gcsfs"):
+        read_text(to_path("gs://nothing/x"))
