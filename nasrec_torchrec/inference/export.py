@@ -11,6 +11,7 @@ from typing import Any, Literal
 import fbgemm_gpu
 import torch
 from torch import Tensor, nn
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
 from nasrec_torchrec.datasets.reader import ClickFiles
@@ -286,7 +287,12 @@ def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:
     shapes: list[dict[int, Any]] = [{0: batch}] if scoring.has_dense else []
     shapes += [{0: ids}, {1: batch}] + ([{0: ids}] if scoring.weighted else [])
     example = example_inputs(scoring, batch_size=3)
-    return torch.export.export(scoring, example, dynamic_shapes=(tuple(shapes),), strict=False)
+    program = torch.export.export(scoring, example, dynamic_shapes=(tuple(shapes),), strict=False)
+    # Operators that read the same tokens each write down how these lie side by side: once is enough.
+    shared = CSEPass()(program.graph_module)
+    assert shared is not None
+    program.graph_module.graph = shared.graph_module.graph
+    return program
 
 
 def example_inputs(scoring: ScoringModel, batch_size: int) -> tuple[Tensor, ...]:

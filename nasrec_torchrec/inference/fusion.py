@@ -12,20 +12,31 @@ from nasrec_torchrec.modules.linear import MultiSourceLinear
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class ConcatenatedLinear(nn.Module):
+class ProductAndSum(nn.Module):
+    """A linear layer as a product, and a sum that a compiler joins with what follows.
+
+    In one call, ``addmm`` would fill its output with the bias first, which takes a tenth of a compiled model's time.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        product = rows @ self.weight.t()
+        return product if self.bias is None else product + self.bias
+
+
+class ConcatenatedLinear(ProductAndSum):
     """A :class:`~nasrec_torchrec.modules.linear.MultiSourceLinear` over its concatenated inputs: one matrix product."""
 
     def __init__(self, linear: MultiSourceLinear) -> None:
-        super().__init__()
-        weight = torch.cat([linear.weight(source).detach() for source in linear.in_features], dim=1)
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias: nn.Parameter | None
-        bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
-        self.register_parameter("bias", bias)
+        super().__init__(torch.cat([linear.weight(source) for source in linear.in_features], dim=1), linear.bias)
 
-    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        joined = torch.cat(list(inputs), dim=-1) if len(inputs) > 1 else inputs[0]
-        return nn.functional.linear(joined, self.weight, self.bias)
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+        return super().forward(torch.cat(list(inputs), dim=-1) if len(inputs) > 1 else inputs[0])
 
 
 @torch.no_grad()
@@ -43,4 +54,6 @@ def fuse(model: Module) -> Module:
         for name, child in module.named_children():
             if isinstance(child, MultiSourceLinear):
                 setattr(module, name, ConcatenatedLinear(child))
+            elif isinstance(child, nn.Linear):
+                setattr(module, name, ProductAndSum(child.weight, child.bias))
     return fused

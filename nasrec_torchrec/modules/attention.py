@@ -64,7 +64,8 @@ class Attention(Operator):
     def forward(self, inputs: BlockInputs) -> Tensor:
         tokens_BEN = self.tokens_norm(self.linear([across_tokens(tokens) for tokens in inputs.tokens]))
         tokens_BNE = tokens_BEN.transpose(1, 2).contiguous()
-        heads = self._heads_pairwise(tokens_BEN) if _for_inference(tokens_BEN) else self._heads(tokens_BNE)
+        exported = torch.compiler.is_exporting() and tokens_BEN.device.type == "cpu"
+        heads = self._heads_pairwise(tokens_BEN) if exported else self._heads(tokens_BNE)
         attended = self.project_heads(heads)
         attended = self.attention_norm(attended + tokens_BNE)
         out_BNE = self.output_norm(attended + self.contract(torch.relu(self.expand(attended))))
@@ -76,7 +77,7 @@ class Attention(Operator):
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
     def _heads_pairwise(self, tokens_BEN: Tensor) -> Tensor:
-        """The same, written so that a compiler makes one loop of it.
+        """The same, written so that the export's compiler makes one loop of it; its default options make several.
 
         A head is two numbers wide where E is 16: matrix kernels then spend their time on overhead. In one loop over all
         pairs of tokens, with the tokens side by side in memory, this takes about a third of their time on a CPU.
@@ -127,7 +128,3 @@ def _power_of_two(exponents: Tensor) -> Tensor:
 def _total(parts: Iterable[Tensor]) -> Tensor:
     first, *rest = parts
     return sum(rest, start=first)
-
-
-def _for_inference(tokens: Tensor) -> bool:
-    return torch.compiler.is_compiling() and not torch.is_grad_enabled() and tokens.device.type == "cpu"

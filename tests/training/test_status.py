@@ -59,7 +59,7 @@ def test_status_of_a_run_that_was_ended_and_went_on(one_rank, tmp_path: Path):
 def test_a_start_is_recorded(one_rank, tmp_path: Path):
     Trainer(MODEL, CONFIG, tmp_path, torch.device("cpu")).train(make_click_files(SCHEMA, 100))
     (start,) = [event for event in read_events(tmp_path) if event["event"] == "start"]
-    assert start["versions"]["torch"] == torch.__version__ and start["ranks"] == 1
+    assert start["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0] and start["ranks"] == 1
     assert start["commit"] and "python" in start["command"]
 
 
