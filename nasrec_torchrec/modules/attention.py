@@ -102,13 +102,13 @@ class Attention(Operator):
         mean = _total(q * k.mean(-1, keepdim=True) for q, k in pairs)
         middle = torch.maximum((most + mean) / 2, most - 110)
         scores = _total(q.unsqueeze(3) * k.unsqueeze(2) for q, k in pairs)
-        weights = _power_of_two(scores - middle.unsqueeze(3))
+        weights = power_of_two(scores - middle.unsqueeze(3))
         total = weights.sum(3)
         heads = [(weights * v.unsqueeze(2)).sum(3) / total for v in value]  # each (B, heads, N)
         return torch.stack(heads, 2).flatten(1, 2).transpose(1, 2)
 
 
-def _power_of_two(exponents: Tensor) -> Tensor:
+def power_of_two(exponents: Tensor) -> Tensor:
     """``2 ** exponents``, below -125 as there; float32 within 1e-7 of the result.
 
     A compiler makes fewer instructions of it than a library's exponential takes: a whole power of two is a number's
