@@ -13,6 +13,7 @@ from nasrec_torchrec.inference.export import ExportConfig, compare, export
 from nasrec_torchrec.inference.predictor import MANIFEST
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.paths import RemotePath
+from nasrec_torchrec.run_record import record_start
 
 
 def main(model: Path, out: Path, config: ExportConfig, data: Path | None = None) -> None:
@@ -43,6 +44,7 @@ def main(model: Path, out: Path, config: ExportConfig, data: Path | None = None)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if isinstance(out, RemotePath):
             publish(folder, out, last=MANIFEST)
+    record_start(out)
     print(f"{out}: {size / 2**20:.1f} MiB, needs {' and '.join(predictor.manifest['requires'])}")
 
 

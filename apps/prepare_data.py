@@ -11,6 +11,7 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import TextFormat
 from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.datasets.statistics import measure
+from nasrec_torchrec.run_record import CONFIG, record_start
 
 
 def criteo(
@@ -127,6 +128,8 @@ def _prepare(raw: RawData, out: Path, config: PreparationConfig) -> None:
 
 
 def _report(out: Path) -> None:
+    if not (out / CONFIG).exists():
+        record_start(out)
     manifest = read_manifest(out)
     splits = {
         name: {key: split[key] for key in ("rows", "positives")} | {"files": len(split["files"])}

@@ -87,7 +87,7 @@ class Recipe:
 _ADAM = TrainConfig(
     epochs=20,
     batch_size=2048,
-    learning_rate=3e-3,
+    learning_rate=1e-2,
     optimizer="adam",
     embedding_l2=0.02,
     embedding_std=1e-4,
@@ -101,7 +101,7 @@ _ADAM = TrainConfig(
 RECIPES = {
     "frappe": Recipe(
         config=_ADAM,
-        nasrec_epochs=8,
+        nasrec_epochs=14,
         learning_rates=(3e-3, 1e-2),
         embedding_l2=(5e-3, 2e-2),
         over_layers=(256, 256, 1),

@@ -44,10 +44,13 @@ def run(*commands: Callable[..., None]) -> None:
     else:
         parser = ArgumentParser(description=_summary(sys.modules[commands[0].__module__]))
         subcommands = parser.add_subcommands()
+        parsers = {command.__name__: _parser(command, None) for command in commands}
         for command in commands:
-            subcommands.add_subcommand(command.__name__, _parser(command, None), help=_summary(command).split("\n")[0])
+            name = command.__name__
+            subcommands.add_subcommand(name, parsers[name], help=_summary(command).split("\n")[0])
         parsed = parser.parse_args(words)
         (main,) = (command for command in commands if command.__name__ == parsed.subcommand)
+        COMMAND.config = parsers[parsed.subcommand].dump(parsed[parsed.subcommand])
         values = vars(parsed[parsed.subcommand])
     values.pop("config")
     try:
