@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def _submit(folder: Path, data: Path, *flags: str, retries: int = 0) -> str:
     """Slurm's number of a training on two ranks, submitted by torchx.
 
-    By torchx's Python interface: its commands ask Slurm's accounting at once, which takes a database.
+    By torchx's Python interface: its commands ask Slurm's accounting at once, which is not installed everywhere.
     """
     folder.mkdir()
     arguments = ["--data", str(data), "--out", str(folder / "run"), "-j", "1x2", "--architecture", "mlp"]
@@ -36,6 +37,12 @@ def _submit(folder: Path, data: Path, *flags: str, retries: int = 0) -> str:
             workspace=f"file://{ROOT}",
         )
     return handle.rpartition("/")[2]
+
+
+def _torchx(*words: str, seconds: int = 60) -> str:
+    """What torchx prints within some seconds: a log of a running job does not end."""
+    command = ["timeout", str(seconds), "torchx", *words]
+    return subprocess.run(command, capture_output=True, text=True).stdout
 
 
 @pytest.fixture
@@ -92,7 +99,13 @@ def test_a_cancelled_job_saves_where_it_was(slurm, programs, tmp_path: Path):
     run = tmp_path / "job" / "run" / "trial-01-seed-0"
     _until(lambda: (run / "log.jsonl").exists() and read_events(run)[-1]["step"] >= 10, "the run did not start")
     assert _state(job) == "RUNNING"
-    subprocess.run(["scancel", job], check=True)
+    if shutil.which("slurmdbd"):
+        handle = f"slurm://torchx/{job}"
+        assert "State: RUNNING" in _torchx("status", handle) and handle in _torchx("list", "-s", "slurm")
+        assert "samples_per_second" in _torchx("log", handle, seconds=15)
+        _torchx("cancel", handle)
+    else:
+        subprocess.run(["scancel", job], check=True)
     _until(lambda: _state(job) == "CANCELLED", f"the job was not cancelled: {_state(job)}")
     _until(lambda: read_events(run)[-1]["event"] == "asked_to_end", "the run did not end in order", 30)
     checkpoint = latest_checkpoint(run)
