@@ -7,7 +7,6 @@ from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.sources import TextFormat
 from nasrec_torchrec.files import local_folder
 from nasrec_torchrec.inference.scoring import ScoringConfig, score
-from nasrec_torchrec.run_record import record_start
 
 
 def main(package: Path, data: str, out: Path, config: ScoringConfig, text_format: TextFormat) -> None:
@@ -19,9 +18,7 @@ def main(package: Path, data: str, out: Path, config: ScoringConfig, text_format
         out: folder that receives part-000000.parquet, ... with file, line and probability of each row.
     """
     with local_folder(package) as folder:
-        counts = score(folder, data.split(","), out, config, text_format)
-    record_start(out)
-    print(json.dumps(counts))
+        print(json.dumps(score(folder, data.split(","), out, config, text_format)))
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def test_the_whole_road_lies_in_a_bucket(s3: dict[str, str], tmp_path: Path):
     counts = json.loads(_run(s3, "score", "--package", package, "--data", f"{data}/test", "--out", str(scores)))
     assert counts == {"rows": 200, "rejected": 0}
     assert pq.read_table(local_copy(scores / "part-000000.parquet")).num_rows == 200
-    for folder in (to_path(data), run, to_path(package), scores):
+    for folder in (to_path(data), run, to_path(package)):
         assert "path_handlers: company_paths:register" in read_text(folder / "config.yaml")
     # Nothing was written beside: no file of this machine is named like the bucket.
     assert not list(ROOT.glob("s3:*"))
