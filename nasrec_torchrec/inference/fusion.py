@@ -25,7 +25,9 @@ class ProductAndSum(nn.Module):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
     def forward(self, rows: Tensor) -> Tensor:
-        product = rows @ self.weight.t()
+        weight = self.weight.t()
+        # Inductor (2.13) compiles a matrix product over one input for the few rows of the example only.
+        product = rows * weight if len(weight) == 1 else rows @ weight
         return product if self.bias is None else product + self.bias
 
 

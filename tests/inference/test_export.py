@@ -14,6 +14,7 @@ from nasrec_torchrec import PUBLISHED, Architecture, NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference import predictor as predictor_module
 from nasrec_torchrec.inference.export import ExportConfig, ScoringModel, compare, export, trace
+from nasrec_torchrec.inference.fusion import ProductAndSum
 from nasrec_torchrec.inference.tables import table_precisions
 from nasrec_torchrec.models.description import ModelDescription
 
@@ -64,12 +65,23 @@ def test_the_package_equals_the_model_in_a_process_with_pytorch_alone(tmp_path: 
     [
         (make_schema(weighted=True), ExportConfig(tables="int4"), 0.5),
         (make_schema(num_dense=0), ExportConfig(tables="fp16", dense="bf16"), 0.05),
+        # A product over one input, which Inductor compiles for a few rows only.
+        (make_schema(num_dense=1), ExportConfig(), 1e-5),
     ],
 )
 def test_other_forms_in_a_process_without_this_package(tmp_path: Path, schema, config, tolerance):
     model = build(schema, 2)
     export(model, schema, tmp_path / "package", config)
     _score_alone(tmp_path, tmp_path / "package", model, schema, ("nasrec_torchrec", "torchrec"), tolerance)
+
+
+@pytest.mark.slow
+def test_a_package_that_takes_few_rows_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ProductAndSum, "forward", lambda self, rows: rows @ self.weight.t() + self.bias)
+    schema = make_schema(num_dense=1)
+    with pytest.raises(ValueError, match=r"does not take the request: .*dim value is too large"):
+        export(build(schema, 2), schema, tmp_path / "package")
+    assert list(tmp_path.iterdir()) == []
 
 
 def _score_alone(
