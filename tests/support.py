@@ -1,14 +1,20 @@
 """What several tests build: small tables, random rows, ranks."""
 
+import io
 import os
+import runpy
+import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -169,3 +175,30 @@ def prepare_clicks(folder: Path) -> Path:
         pq.write_table(click_table(make_click_data(schema, rows, seed), schema), files[-1])
     prepare(RawData(tuple(files), schema, split=SplitConfig("given")), folder)
     return folder
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a program printed, and its exit code."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_program(*words: object) -> Done:
+    """Runs ``python`` with these words in this process, which has everything imported already: ``-m MODULE`` or a file."""
+    program, *rest = map(str, words)
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        try:
+            if program == "-m":
+                patch.setattr(sys, "argv", rest)
+                runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+            else:
+                patch.setattr(sys, "argv", [program, *rest])
+                runpy.run_path(program, run_name="__main__")
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return Done(code, out.getvalue(), err.getvalue())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support import prepare_clicks
+from support import Done, prepare_clicks, run_program
 
 from nasrec_torchrec import PUBLISHED
 
@@ -39,8 +39,10 @@ def _run(command: list[str], expected: int = 0) -> subprocess.CompletedProcess[s
     return result
 
 
-def _app(name: str, *arguments: object, expected: int = 0) -> subprocess.CompletedProcess[str]:
-    return _run([sys.executable, "-m", *f"apps.{name}".split(), *map(str, arguments)], expected)
+def _app(name: str, *arguments: object, expected: int = 0) -> Done:
+    done = run_program("-m", *f"apps.{name}".split(), *arguments)
+    assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
 
 
 @pytest.mark.slow
