@@ -3,9 +3,10 @@
 import io
 import os
 import runpy
+import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ import torch.multiprocessing as mp
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchx.specs.builders import materialize_appdef
+from torchx.specs.finder import get_component
 
 from nasrec_torchrec import Architecture, SearchSpace
 from nasrec_torchrec.datasets.click_data import ClickData
@@ -187,7 +190,7 @@ class Done:
 
 
 def run_program(*words: object) -> Done:
-    """Runs ``python`` with these words in this process, which has everything imported already: ``-m MODULE`` or a file."""
+    """Runs ``python -m MODULE ...`` or ``python FILE ...`` in this process, which has everything imported already."""
     program, *rest = map(str, words)
     out, err = io.StringIO(), io.StringIO()
     code = 0
@@ -202,3 +205,11 @@ def run_program(*words: object) -> Done:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def component_program(name: str, words: Sequence[str]) -> list[str]:
+    """What a torchx component with these arguments starts on every rank: ``-m MODULE`` and its flags."""
+    (role,) = materialize_appdef(get_component(f"nasrec.{name}").fn, list(words)).roles
+    # On several ranks torchrun is started by a shell.
+    program = shlex.split(role.args[-1]) if role.entrypoint == "bash" else role.args
+    return program[program.index("-m") :]

@@ -1,0 +1,199 @@
+"""The commands of the pages: each is run here as it is written, or by a test that is named here, or says what it needs.
+
+What they work on is small, and so are the sizes that are added to them. Programs run in this process, as one rank;
+:mod:`tests.apps.test_apps` launches some of them through torchx on two.
+"""
+
+import gzip
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import component_program, make_movielens, run_program
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [file.relative_to(ROOT) for file in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROGRAMS = re.compile(
+    r"(\$ )?(python -|python [a-z]|torchx |torchrun |make |pip |cmake |build/|docker |curl |nox -|buck2 )"
+)
+
+# What runs the commands that begin, or go on, like this.
+ELSEWHERE = {
+    r"make test": ".ci/run: make test",
+    r"make demo": "tests/apps/test_demo.py: def test_the_demo_compares_three_models",
+    r"python benchmarks/quality\.py": "tests/benchmarks/test_quick.py: def test_quality",
+    r"python benchmarks/throughput\.py": "tests/benchmarks/test_quick.py: def test_throughput",
+    r"python benchmarks/scale\.py": "tests/benchmarks/test_quick.py: def test_scale",
+    r"(cmake|build/score|python examples/cpp)": "tests/inference/test_cpp.py: def test_the_example_reproduces",
+    r"(curl|python -m apps\.serve)": "tests/inference/test_server.py: def test_it_speaks_the_open_inference_protocol",
+    r".*postgresql\+psycopg:": "tests/search/test_study.py: def test_two_workers_killed_again_and_again",
+    r".*s3://clicks/": "tests/test_paths.py: def test_the_whole_road_lies_in_a_bucket",
+    r"torchx (run|list) -s slurm|.*slurm://": "tests/components/test_slurm.py: def test_a_cancelled_job",
+}
+# Added to the commands of these programs, so that they take seconds.
+SIZES = {
+    "apps.prepare_data": "--overwrite true",
+    "apps.train_supernet": "--epochs 1 --batch_size 40 --full_path_steps 2 --num_blocks 2 --dense_widths [16,32]"
+    " --sparse_widths [4,8]",
+    "apps.search": "--population 4 --generations 2 --children 2 --tournament 2 --top_k 2 --finetune_steps 3"
+    " --finetune_batch_size 20 --resume never",
+    "apps.train": "--epochs 1 --batch_size 40",
+    "apps.score": "--overwrite true",
+    "benchmarks/candidate_evaluation.py": "--architectures 2 --finetune_steps 3 --finetune_batch_size 20",
+    "benchmarks/rank_correlation.py": "--architectures 3 --epochs 1 --batch_size 40 --seeds [0,1] --supernet_epochs 1"
+    " --supernets [single_operator_any_connection] --supernet_seeds [0] --finetune_steps 3",
+}
+# Where the pages name a reader's own files.
+PLACES = {
+    "s3://bucket/": "days/",
+    "raw/train.txt": "train.txt",
+    "FOLDER": "frappe",
+    "runs/demo/supernet": "runs/supernet",
+    "runs/demo/data": "DATA",
+    "runs/criteo": "runs/supernet",
+    "data/criteo_shaped": "DATA",
+}
+SCHEMA = """
+label: clicked
+dense: [{name: price, transform: log1p}]
+sparse:
+  - {name: shop, ids: dictionary}
+  - {name: tags, ids: hash, num_embeddings: 100, multi_hot: true}
+"""
+
+
+def _blocks(page: Path) -> list[tuple[str, str]]:
+    """Kind and text of the fenced blocks."""
+    return BLOCK.findall((ROOT / page).read_text().replace("\\\n", ""))
+
+
+def _commands(page: Path) -> list[tuple[str, str]]:
+    """Commands that do not say that they need something, and what the page shows as their output."""
+    found = []
+    for kind, text in _blocks(page):
+        if text.startswith("# needs "):
+            continue
+        if kind == "shell":
+            found += [(line, "") for line in text.splitlines() if not line.strip().startswith("#")]
+        if kind == "console":
+            for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+                command, _, output = part.partition("\n")
+                found.append((command, output))
+    return found
+
+
+def _elsewhere(command: str) -> str | None:
+    return next((where for pattern, where in ELSEWHERE.items() if re.match(pattern, command)), None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_blocks_of_commands_are_marked_as_such(page: Path):
+    for kind, text in _blocks(page):
+        if kind in ("", "console"):
+            for line in text.splitlines():
+                assert not PROGRAMS.match(line) or line.startswith("$ "), f"{page}: {line}"
+
+
+def test_what_is_run_elsewhere_is_there():
+    commands = [command for page in PAGES for command, _ in _commands(page)]
+    for pattern, where in ELSEWHERE.items():
+        file, _, text = where.partition(": ")
+        assert text in (ROOT / file).read_text(), where
+        assert any(re.match(pattern, command) for command in commands), f"no page has {pattern}"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's files."""
+    folder = tmp_path_factory.mktemp("files")
+    ids = [f"{n % 2}\t" + "\t".join(["1"] * 13 + [f"{(n * k) % 50:08x}" for k in range(1, 27)]) for n in range(200)]
+    (folder / "train.txt").write_text("\n".join(ids) + "\n")
+    for name in ("days", "logs"):
+        (folder / name).mkdir()
+        for day in range(2):
+            rows = [f"r{day}-{n},{n % 2},{n}.5,shop {n % 7},{'|'.join('abc'[: n % 4])}" for n in range(300)]
+            text = "\n".join(["request_id,clicked,price,shop,tags", *rows]) + "\n"
+            (folder / name / f"day_{day}.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (folder / "schema.yaml").write_text(SCHEMA)
+    fields = ["user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city"]
+    (folder / "frappe").mkdir()
+    for name, count in {"train": 200, "valid": 60, "test": 60}.items():
+        rows = [",".join([str(n % 2), *(f"{field}{n % 9}" for field in fields)]) for n in range(count)]
+        (folder / "frappe" / f"{name}.csv").write_text("\n".join([",".join(["label", *fields]), *rows]) + "\n")
+    make_movielens(folder / "movielens")
+    (folder / "docs").symlink_to(ROOT / "docs")
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def readme(files: Path) -> Path:
+    """The same, and what README's commands make of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        _follow(Path("README.md"), files, patch)
+    shutil.copytree(files / "DATA", files / "data" / "frappe")
+    return files
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if _commands(page)], ids=str)
+def test_commands_run_as_they_are_written(page: Path, readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if page.name != "README.md":
+        shutil.copytree(readme, tmp_path / "reader", symlinks=True)
+        if page.name == "launch.md":  # which makes these itself
+            shutil.rmtree(tmp_path / "reader" / "runs")
+        _follow(page, tmp_path / "reader", monkeypatch)
+
+
+def _follow(page: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Does what a page says, in a reader's folder."""
+    patch.chdir(folder)
+    before: list[str] = []
+    for command, output in _commands(page):
+        if _elsewhere(command):
+            continue
+        for place, ours in PLACES.items():
+            command = command.replace(place, ours)
+        words = shlex.split(command, comments=True)
+        if "..." in words:
+            # The flags of the command before that begins like this one.
+            dots = words.index("...")
+            assert before[:dots] == words[:dots], f"{page}: {command}: nothing before it begins like this"
+            words[dots : dots + 1] = before[dots:]
+        if words[0] != "cat":
+            before = words
+        _run(f"{page}: {command}", words, output, patch)
+
+
+def _run(where: str, words: list[str], output: str, patch: pytest.MonkeyPatch) -> None:
+    if words[0].startswith("PYTHONPATH="):
+        patch.syspath_prepend(str(Path(words.pop(0).partition("=")[2]).resolve()))
+    if words[0] == "cat":
+        file = Path(words[1])
+        if file.exists() and "rejects" in file.name:
+            assert file.read_text() == output, where
+        else:
+            file.write_text(output.rstrip("\n") + "\n")
+        return
+    if words[:2] == ["python", "-c"]:
+        printed = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, check=True).stdout
+        assert printed.endswith(output.partition("...\n")[2]), f"{where}\n{printed}"
+        return
+    if words[:4] == ["torchx", "run", "-s", "local_cwd"]:
+        words = ["python", *component_program(words[4].removeprefix("nasrec."), words[5:])]
+    if words[0] == "torchrun":
+        words = ["python", *words[words.index("-m") :]]
+    assert words[0] == "python", f"{where}: not run here, nor by a test that is named here, nor says what it needs"
+    program = words[2] if words[1] == "-m" else words[1]
+    sizes = shlex.split(SIZES.get(program, "")) if "describe" not in words else []
+    sizes += ["--source", "movielens"] if "movielens100k" in words else []
+    done = run_program(*words[1:], *sizes)
+    expected = re.search(r"^error: .*", output, re.MULTILINE | re.DOTALL)
+    assert done.returncode == (2 if expected else 0), f"{where}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    if expected:
+        assert " ".join(expected[0].split()) in " ".join(done.stderr.split()), where
