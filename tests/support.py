@@ -31,6 +31,7 @@ from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
 from nasrec_torchrec.datasets.splits import SplitConfig
+from nasrec_torchrec.run_record import COMMAND
 from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.training.metrics import ClickMetrics
 
@@ -195,6 +196,7 @@ def run_program(*words: object) -> Done:
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(COMMAND, "config", "")  # which the program sets, and later tests are no program
         try:
             if program == "-m":
                 patch.setattr(sys, "argv", rest)

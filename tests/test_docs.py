@@ -15,7 +15,6 @@ from nasrec_torchrec import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-COMMAND = re.compile(r"python -m apps\.|torchrun .*-m apps\.|torchx run |python (benchmarks|examples)/")
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
