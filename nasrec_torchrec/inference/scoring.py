@@ -57,7 +57,8 @@ def score(
     """Scores rows, and writes files of them in the same order; one that was killed goes on where it was.
 
     Every scored row has its ``file``, its ``line`` there (of Parquet: its row, counted from 1), the columns to keep,
-    and its ``probability``. Raw rows that cannot be read are in ``rejects.jsonl``, with line and reason.
+    and its ``probability``. Raw rows that cannot be read are in ``_rejects.jsonl``, with line and reason;
+    what reads a folder as one table, as PyArrow and Spark do, passes over names like this.
 
     Args:
         package: folder that ``apps.export`` wrote.
@@ -94,9 +95,9 @@ def score(
             bar.update(sum(sizes[: index + 1]) - bar.n)
     if not done:
         raise ValueError(f"{', '.join(job.files[:3])}: no row found")
-    rejects = "".join(file.read_text() for file in sorted(out.glob("part-*.rejects")))
+    rejects = "".join(file.read_text() for file in sorted(out.glob("_part-*.rejects")))
     if rejects:
-        write_text(out / "rejects.jsonl", rejects)
+        write_text(out / "_rejects.jsonl", rejects)
     return {key: sum(part[key] for part in done) for key in ("rows", "rejected")}
 
 
@@ -203,7 +204,9 @@ class _Job:
         target = out / f"part-{number:06d}.parquet"
         # The scores last: they say that the piece is done.
         if rejects:
-            write_text(target.with_suffix(".rejects"), "".join(json.dumps(entry) + "\n" for entry in rejects))
+            write_text(
+                target.with_name(f"_{target.stem}.rejects"), "".join(json.dumps(entry) + "\n" for entry in rejects)
+            )
         with atomic_path(target) as temporary:
             pq.write_table(scores.replace_schema_metadata({_KEY: json.dumps(record)}), temporary)
         return record

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow  # for the package is compiled first
 
 
 def _read(out: Path) -> pa.Table:
-    return pa.concat_tables(pq.read_table(file) for file in sorted(out.glob("part-*.parquet"))).combine_chunks()
+    return pq.read_table(out).combine_chunks()
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_raw_rows_are_transformed_as_the_training_data_were(tmp_path: Path):
         standardized = round(float(torch.tensor((float(row["price"]) - price.mean) / price.deviation)), 4)
         nearest = min(truth, key=lambda known: abs(known - standardized))
         assert row["probability"] == pytest.approx(truth[nearest], abs=1e-6)
-    (reject,) = map(json.loads, (tmp_path / "out" / "rejects.jsonl").read_text().splitlines())
+    (reject,) = map(json.loads, (tmp_path / "out" / "_rejects.jsonl").read_text().splitlines())
     assert reject["line"] == 6 and "price" in reject["reason"] and "cheap" in reject["reason"]
     with pytest.raises(ValueError, match="prepared rows are Parquet files; --raw true transforms raw ones"):
         score(package, [str(today)], tmp_path / "other", ScoringConfig(), text)
