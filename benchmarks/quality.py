@@ -336,6 +336,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for row in rows:
@@ -343,6 +344,9 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         marker = "s" if row["model"] in BASELINES else "o"
         axis.errorbar(2 * row["multiply_adds"], mean, deviation, fmt=marker, capsize=3, label=TITLES[row["model"]])
     axis.set(xscale="log", xlabel="FLOPs per example, without the look-ups", ylabel="log loss on the test split")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_title("mean and deviation over the seeds", fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
