@@ -1,7 +1,6 @@
 """The pages: links lead somewhere, commands name programs and flags that exist, the API reference can be built."""
 
 import importlib
-import inspect
 import re
 import shlex
 import subprocess
@@ -9,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import component_program
 
-from components import nasrec
 from nasrec_torchrec import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,18 +68,10 @@ def test_commands_name_programs_components_and_flags_that_exist(page: Path):
     for words in _commands(page):
         where = f"{page.name}: {shlex.join(words)}"
         if words[0] == "torchx":
-            component = next(
-                word for word in words if ("nasrec" in word and "/" not in word.split(":")[0]) or ":" in word
-            )
-            name = re.split(r"[.:]", component)[-1]
-            signature = inspect.signature(getattr(nasrec, name))
-            ours, _, program = " ".join(words[words.index(component) + 1 :]).partition(" -- ")
-            for word in ours.split():
-                if word.startswith("--"):
-                    assert word[2:] in signature.parameters, f"{where}: component {name} has no {word}"
-            dataset = re.search(r"--dataset (\S+)", ours)
-            subcommand = [dataset[1] if dataset else "movielens100k"] if name == "prepare_data" else []
-            _check_program([f"apps.{name}", *subcommand, *program.split()], where)
+            start = next(number for number, word in enumerate(words) if word.startswith("nasrec."))
+            # Parsed as torchx does, which leaves where it does not know an argument.
+            program = component_program(words[start].removeprefix("nasrec."), words[start + 1 :])
+            _check_program(program[1:], where)
         elif "-m" in words:
             _check_program(words[words.index("-m") + 1 :], where)
         else:
