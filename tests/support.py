@@ -128,8 +128,12 @@ def make_click_files(schema: Schema, count: int, seed: int = 0, row_group: int =
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Runs ``function(*arguments)`` on gloo ranks, each a process, and returns their results."""
+    # Forked from a process without threads that has the slow imports behind it.
+    mp.get_context("forkserver").set_forkserver_preload(["nasrec_torchrec.training.trainer"])
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, args=(world_size, folder, function, arguments), nprocs=world_size)
+        mp.start_processes(
+            _rank, args=(world_size, folder, function, arguments), nprocs=world_size, start_method="forkserver"
+        )
         return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
