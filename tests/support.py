@@ -7,8 +7,10 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +128,19 @@ def make_click_files(schema: Schema, count: int, seed: int = 0, row_group: int =
     return ClickFiles.open(file.parent, schema)
 
 
+def forked() -> BaseContext:
+    """Starts processes at once: forked from one without threads that has the slow imports behind it."""
+    context = mp.get_context("forkserver")
+    modules = ["cli", "training.trainer", "search.workers", "inference.export"]
+    context.set_forkserver_preload([f"nasrec_torchrec.{module}" for module in modules])
+    return context
+
+
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """Runs ``function(*arguments)`` on gloo ranks, each a process, and returns their results."""
-    # Forked from a process without threads that has the slow imports behind it.
-    mp.get_context("forkserver").set_forkserver_preload(["nasrec_torchrec.training.trainer"])
+    method = forked().get_start_method()
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(
-            _rank, args=(world_size, folder, function, arguments), nprocs=world_size, start_method="forkserver"
-        )
+        mp.start_processes(_rank, (world_size, folder, function, arguments), nprocs=world_size, start_method=method)
         return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
@@ -211,6 +218,20 @@ def run_program(*words: object) -> Done:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def run_process(*words: object, folder: Path, environment: dict[str, str]) -> Done:
+    """The same in a process of its own, in a folder and with more variables."""
+    with ProcessPoolExecutor(1, mp_context=forked()) as pool:
+        return pool.submit(_run_process, words, folder, environment).result(300)
+
+
+def _run_process(words: tuple[object, ...], folder: Path, environment: dict[str, str]) -> Done:
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    return run_program(*words)
 
 
 def component_program(name: str, words: Sequence[str]) -> list[str]:

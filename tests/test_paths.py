@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
-from support import click_table, make_click_data, make_schema
+from support import click_table, make_click_data, make_schema, run_process
 
 from nasrec_torchrec.files import atomic_path, local_copy, local_folder, publish, read_text, remove, write_text
 from nasrec_torchrec.paths import PATHS, RemotePath, register_handlers, to_path
@@ -127,17 +127,16 @@ def test_handlers_that_are_not_there_are_told():
             register_handlers(name)
 
 
-def _run(s3: dict[str, str], program: str, *arguments: str, ranks: int = 1) -> str:
-    process = _start(s3, program, *arguments, ranks=ranks)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-    return output
+def _run(s3: dict[str, str], program: str, *arguments: str, expected: int = 0) -> str:
+    words = "-m", f"apps.{program}", *arguments, "--path-handlers", "company_paths:register"
+    done = run_process(*words, folder=ROOT, environment=s3)
+    assert done.returncode == expected, done.stderr[-3000:]
+    return done.stderr if expected else done.stdout
 
 
-def _start(s3: dict[str, str], program: str, *arguments: str, ranks: int = 1) -> subprocess.Popen[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launcher, "-m", f"apps.{program}", *arguments]
-    command += ["--path-handlers", "company_paths:register"]
+def _start_ranks(s3: dict[str, str], program: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", f"apps.{program}", *arguments, "--path-handlers", "company_paths:register"]
     environment = os.environ | s3 | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{s3['PYTHONPATH']}:{ROOT}"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=-1)
 
@@ -161,16 +160,15 @@ def test_the_whole_road_lies_in_a_bucket(s3: dict[str, str], tmp_path: Path):
     _run(s3, "train_supernet", *supernet)
     search = ["--supernet", str(base / "supernet"), "--data", data, "--out", str(base / "search"), "--population", "4"]
     search += ["--generations", "1", "--children", "2", "--tournament", "2", "--finetune_steps", "5"]
-    refused = _start(s3, "search", *search)
-    assert "no process can lock the file s3://clicks/road/search/study.journal" in refused.communicate(timeout=100)[1]
-    assert refused.returncode == 2
+    refused = _run(s3, "search", *search, expected=2)
+    assert "no process can lock the file s3://clicks/road/search/study.journal" in refused
     _run(s3, "search", *search, "--storage", f"sqlite:///{tmp_path}/search.db", "--top_k", "1")
 
     # Killed with everything it had on this machine, it goes on from what is in the bucket.
     best = str(base / "search" / "architectures" / "rank-01.json")
     train = ["--data", data, "--out", str(run), "--architecture", best, "--batch_size", "50"]
     train += ["--checkpoint_every", "20", "--log_every", "1", "--epochs", "4"]
-    process = _start(s3, "train", *train, ranks=2)
+    process = _start_ranks(s3, "train", *train)
     checkpoints = run / "trial-01-seed-0" / "checkpoints"
     while not list(checkpoints.glob("step-*/.metadata")):
         assert process.poll() is None, process.communicate()[1][-3000:]
@@ -179,7 +177,10 @@ def test_the_whole_road_lies_in_a_bucket(s3: dict[str, str], tmp_path: Path):
         os.kill(int(pid), signal.SIGKILL)
     process.communicate()
     assert "training loss" in _run(s3, "status", str(run))
-    kept = json.loads(_run(s3, "train", *train, ranks=2))["runs"][0]
+    process = _start_ranks(s3, "train", *train)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    kept = json.loads(output)["runs"][0]
     starts = [line for line in read_text(run / "trial-01-seed-0" / "log.jsonl").splitlines() if '"start"' in line]
     assert [json.loads(line)["step"] > 0 for line in starts] == [False, True]
     assert list((run / "trial-01-seed-0" / "tensorboard").glob("events*"))

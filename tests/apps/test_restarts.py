@@ -20,7 +20,8 @@ from nasrec_torchrec.distributed.checkpoint import load_model
 from nasrec_torchrec.training.guard import TERMINATED
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 200
+STEPS = 120
+KILLS = 5
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,15 @@ def data(tmp_path_factory) -> Path:
 
 
 def _start(data: Path, out: Path, ranks: int = 2) -> subprocess.Popen[str]:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "3"]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        "--max-restarts",
+        str(KILLS),
+    ]
     command += ["-m", "apps.train_supernet", "--data", str(data), "--out", str(out), "--epochs", str(STEPS // 20)]
     command += ["--num_blocks", "2", "--dense_widths", "[16,32]", "--sparse_widths", "[4,8]", "--batch_size", "50"]
     command += ["--learning_rate", "0.05", "--full_path_steps", "50", "--log_every", "1", "--checkpoint_every", "7"]
@@ -83,18 +92,20 @@ def undisturbed(data: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
-@pytest.mark.parametrize("number", range(5))
-def test_a_killed_rank_costs_nothing_but_time(data: Path, undisturbed: Path, number: int):
-    out = data.with_name(f"killed-{number}")
+def test_killed_ranks_cost_nothing_but_time(data: Path, undisturbed: Path):
+    out = data.with_name("killed")
     process = _start(data, out)
-    rng = random.Random(number)
-    _wait_for_step(process, out, rng.randrange(1, STEPS - 10))
-    os.kill(rng.choice(_ranks(process.pid)), signal.SIGKILL)
-    for folder in (out / "checkpoints").glob("step-*"):
-        assert (folder / ".metadata").exists(), "a checkpoint has its name before it is complete"
+    rng = random.Random(0)
+    step = 3  # before the first checkpoint
+    for _ in range(KILLS):
+        _wait_for_step(process, out, step)
+        os.kill(rng.choice(_ranks(process.pid)), signal.SIGKILL)
+        for folder in (out / "checkpoints").glob("step-*"):
+            assert (folder / ".metadata").exists(), "a checkpoint has its name before it is complete"
+        step += rng.randrange(10, 25)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
-    assert "goes on from step" in output or "exitcode: -9" in output or "Signal 9" in output
+    assert output.count("goes on from step") == KILLS - 1, output[-3000:]
     assert _logged(out) == _logged(undisturbed)
     weights, expected = (load_model(folder)[1].state_dict() for folder in (out, undisturbed))
     assert all(torch.equal(value, weights[name]) for name, value in expected.items())

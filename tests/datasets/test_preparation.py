@@ -4,13 +4,10 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from iopath.common.file_io import PathHandler
+from support import forked
 
 from nasrec_torchrec.datasets.preparation import PreparationConfig, RawData, prepare
 from nasrec_torchrec.datasets.prepared import open_split, read_manifest
@@ -302,41 +300,38 @@ def test_a_parquet_file_without_rows_adds_none(text: Path, tmp_path: Path):
         prepare(RawData((str(tmp_path / "b.parquet"),), SCHEMA), tmp_path / "none")
 
 
-_MAIN = """
-import sys
-from pathlib import Path
-from nasrec_torchrec.datasets.preparation import PreparationConfig, RawData, prepare
-from nasrec_torchrec.datasets.schema import Schema
-raw = RawData((sys.argv[1],), Schema.from_json(Path(sys.argv[2]).read_text()))
-prepare(raw, Path(sys.argv[3]), PreparationConfig(piece_mib=1))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("compressed", [False, True])
 def test_killed_and_started_again_the_output_is_byte_identical(tmp_path: Path, compressed: bool):
     content = (HEADER + "".join(_lines(400)) * 1000).encode()
     log = tmp_path / ("log.csv.gz" if compressed else "log.csv")
     log.write_bytes(gzip.compress(content, 1) if compressed else content)
-    (tmp_path / "schema.json").write_text(SCHEMA.to_json())
     out = tmp_path / "data"
-    command = [sys.executable, "-c", _MAIN, str(log), str(tmp_path / "schema.json"), str(out)]
+
+    def start(folder: Path) -> BaseProcess:
+        arguments = RawData((str(log),), SCHEMA), folder, PreparationConfig(piece_mib=1)
+        process = forked().Process(target=prepare, args=arguments)
+        process.start()
+        return process
+
     work = tmp_path / ".data.preparing"
     stamps = {}
     for reached in ("parts/000003.json", "parts/000007.json", "splits/000002.json"):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        process = start(out)
         while not (work / reached).exists():
-            assert process.poll() is None, f"it ended before it wrote {reached}"
+            assert process.is_alive(), f"it ended before it wrote {reached}"
             time.sleep(0.001)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert not out.exists()
         for file in work.rglob("*.json"):
             made = file.stat().st_mtime_ns
             assert stamps.setdefault(file, made) == made, "a finished piece was written again"
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     undisturbed = tmp_path / "undisturbed"
-    subprocess.run([*command[:-1], str(undisturbed)], check=True, stderr=subprocess.DEVNULL)
+    for folder in (out, undisturbed):
+        process = start(folder)
+        process.join()
+        assert process.exitcode == 0
     assert _contents(out) == _contents(undisturbed)
     assert not list(tmp_path.glob(".*"))
 

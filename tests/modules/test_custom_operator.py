@@ -1,14 +1,12 @@
 """An operator of a user: the cross layer of DCN-V2 (arXiv 2008.13535, equation 1), read by a module of its own."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support import click_table, make_click_data, make_ebc, make_kjt, make_schema
+from support import click_table, make_click_data, make_ebc, make_kjt, make_schema, run_process
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = (ROOT / "docs" / "cross_layer.py").read_text()
@@ -103,11 +101,10 @@ def test_the_programs_take_a_space_with_it_from_a_file(tmp_path: Path):
     (tmp_path / "space.yaml").write_text((ROOT / "docs" / "space.yaml").read_text())
 
     def app(name: str, *arguments: object, expected: int = 0) -> str:
-        command = [sys.executable, "-m", f"apps.{name}", *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert result.returncode == expected, result.stderr[-3000:]
-        return result.stderr
+        # A process of its own, where nothing has registered the operator.
+        done = run_process("-m", f"apps.{name}", *arguments, folder=tmp_path, environment={"PYTHONPATH": str(tmp_path)})
+        assert done.returncode == expected, done.stderr[-3000:]
+        return done.stderr
 
     fast = ["--batch_size", 40, "--full_path_steps", 0, "--data", "data"]
     app("train_supernet", "--config", "space.yaml", *fast, "--out", "supernet")

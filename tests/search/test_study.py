@@ -4,16 +4,18 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
-from support import SMALL_SPACE, make_candidate
+from support import SMALL_SPACE, forked, make_candidate
 
 from nasrec_torchrec import SearchSpace
 from nasrec_torchrec.architecture import Architecture
@@ -209,21 +211,27 @@ def test_claims_of_dead_workers_are_free(tmp_path: Path, monkeypatch):
             assert here.claim("x") is not None
 
 
-_PROGRAM = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-from search.test_study import *
-def slowly(architecture):
-    time.sleep(0.08)
-    return make_candidate(architecture, seconds=float(os.getpid()))
-for candidate in search(open_study(sys.argv[2]), slowly):
-    print(candidate.architecture.to_json(None), flush=True)
-"""
+def _work(storage: str, found: Connection) -> None:
+    def slowly(architecture: Architecture) -> Candidate:
+        time.sleep(0.08)
+        return make_candidate(architecture, seconds=float(os.getpid()))
+
+    for candidate in search(open_study(storage), slowly):
+        found.send(candidate.architecture)
 
 
-def _start(storage: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", _PROGRAM, str(Path(__file__).parents[1]), storage]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def _start(storage: str) -> tuple[BaseProcess, Connection]:
+    received, found = forked().Pipe(duplex=False)
+    process = forked().Process(target=_work, args=(storage, found))
+    process.start()
+    found.close()
+    return process, received
+
+
+def _received(connection: Connection) -> Iterator[Architecture]:
+    with suppress(EOFError):
+        while True:
+            yield connection.recv()
 
 
 @pytest.mark.slow
@@ -232,19 +240,20 @@ def test_two_workers_killed_again_and_again_lose_no_candidate(storage: str):
     rng = random.Random(0)
     reported: set[Architecture] = set()
     for _ in range(3):
-        with _start(storage) as one, _start(storage) as other:
-            for process in (one, other):
-                assert process.stdout is not None
-                reported |= {Architecture.from_json(process.stdout.readline()) for _ in range(rng.randint(1, 8))}
-                os.kill(process.pid, signal.SIGKILL)
+        for process, received in [_start(storage), _start(storage)]:
+            reported |= {received.recv() for _ in range(rng.randint(1, 8))}
+            process.kill()
+            process.join()
     held = [candidate.architecture for candidate in open_study(storage).candidates]
     assert reported <= set(held) and len(held) < EVOLUTION.evaluations
-    with _start(storage) as one, _start(storage) as other:
-        printed = [process.communicate()[0].splitlines() for process in (one, other)]
-    assert one.returncode == other.returncode == 0
+    workers = [_start(storage), _start(storage)]
+    found = [list(_received(received)) for _, received in workers]
+    for process, _ in workers:
+        process.join()
+        assert process.exitcode == 0
     undisturbed = [candidate.architecture for candidate in _undisturbed()]
     # Both report the whole search, which is the one that a single worker would have made.
-    assert [[Architecture.from_json(line) for line in lines] for lines in printed] == [undisturbed] * 2
+    assert found == [undisturbed] * 2
     study = open_study(storage)
     trials = study._study.get_trials()
     assert len(trials) == len(study.candidates) == EVOLUTION.evaluations, "each candidate once"

@@ -1,15 +1,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from support import SMALL_SPACE, make_click_files, make_schema, prepare_clicks
+from support import SMALL_SPACE, make_click_files, make_schema, prepare_clicks, run_program
 
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.training.log import read_events
@@ -85,10 +83,9 @@ def test_a_recorded_configuration_repeats_the_run(tmp_path: Path):
     prepared = prepare_clicks(tmp_path / "data")
 
     def train(*flags: str) -> dict[str, float]:
-        command = [sys.executable, "-m", "apps.train", *flags]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-        assert result.returncode == 0, result.stderr[-2000:]
-        (run,) = json.loads(result.stdout.splitlines()[-1])["runs"]
+        done = run_program("-m", "apps.train", *flags)
+        assert done.returncode == 0, done.stderr[-2000:]
+        (run,) = json.loads(done.stdout.splitlines()[-1])["runs"]
         return run["validation"] | run["test"]
 
     first, second = tmp_path / "first", tmp_path / "second"
@@ -98,7 +95,5 @@ def test_a_recorded_configuration_repeats_the_run(tmp_path: Path):
     assert "# command: " in text and "# commit: " in text and "# versions: " in text
     assert yaml.safe_load(text)["dropout"] == 0.3
     assert train("--config", str(first / "config.yaml"), "--out", str(second)) == metrics
-    status = subprocess.run(
-        [sys.executable, "-m", "apps.status", str(first)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
-    )
+    status = run_program("-m", "apps.status", first)
     assert status.returncode == 0 and "ended, step 10 of 10 (100%)" in status.stdout, status
