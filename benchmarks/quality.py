@@ -5,9 +5,9 @@
 
 Every model gets the same number of trials on one seed: a baseline tries settings (learning rate and L2 on the
 embeddings), random and searched NASRecNets try architectures, drawn at random or the search's best, with the recipe's
-own setting. The published networks of Criteo, which cost ten times as much, are trained with that setting alone. The
-trial of the best AUC on validation is repeated with more seeds, and its test metrics are reported; the best two
-models get five seeds.
+own setting. The published networks of Criteo, which cost ten times as much, try the learning rates alone, with the
+recipe's own L2. The trial of the best AUC on validation is repeated with more seeds, and its test metrics are reported;
+the best two models get five seeds.
 
 Every training has its folder, so a run that was killed goes on, and ``--only`` lets parts run side by side; a last run
 without it gathers all.
@@ -232,7 +232,8 @@ def _trials(
         for architecture in found:
             yield ModelDescription(schema, architecture), nasrec
     elif name in PUBLISHED:
-        yield ModelDescription(schema, PUBLISHED[name]), nasrec
+        for rate in recipe.learning_rates:
+            yield ModelDescription(schema, PUBLISHED[name]), replace(nasrec, learning_rate=rate)
     else:
         assert name in BASELINES
         baseline = Baseline(name, (64, schema.embedding_dim), recipe.over_layers)
