@@ -13,7 +13,7 @@ from nasrec_torchrec.files import read_text
 from nasrec_torchrec.models.baselines import BASELINES, Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.paths import to_path
-from nasrec_torchrec.training.trainer import TrainConfig
+from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.trials import Splits, train_best
 
 

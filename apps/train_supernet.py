@@ -7,7 +7,8 @@ from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.search_space import SearchSpace
-from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+from nasrec_torchrec.training.config import TrainConfig
+from nasrec_torchrec.training.trainer import Trainer
 
 
 def main(

@@ -40,7 +40,8 @@ from nasrec_torchrec.search.cost import Limits, cost, model_multiply_adds
 from nasrec_torchrec.search.evaluator import EvaluationConfig
 from nasrec_torchrec.search.evolution import EvolutionConfig
 from nasrec_torchrec.search.objective import Objective
-from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+from nasrec_torchrec.training.config import TrainConfig
+from nasrec_torchrec.training.trainer import Trainer
 
 TITLES = {"mlp": "MLP", "deepfm": "DeepFM", "dlrm": "DLRM", "dcn": "DLRM_DCN", "random": "random NASRecNet"}
 TITLES |= {"criteo-full": "Criteo Full, transferred", "criteo-small": "Criteo Small, transferred"}

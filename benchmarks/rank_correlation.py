@@ -28,7 +28,8 @@ from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.search.evaluator import EvaluationConfig, Evaluator
 from nasrec_torchrec.search_space import Strategy
-from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+from nasrec_torchrec.training.config import TrainConfig
+from nasrec_torchrec.training.trainer import Trainer
 
 SPACE = SearchSpace(num_blocks=3, dense_widths=(4, 16, 64), sparse_widths=(2, 8, 32))
 

@@ -34,7 +34,7 @@ from nasrec_torchrec.search.evolution import EvolutionConfig, evolve
 from nasrec_torchrec.search.objective import Objective
 from nasrec_torchrec.search.pareto import fronts
 from nasrec_torchrec.search.study import JOURNAL, CandidateStudy
-from nasrec_torchrec.training.trainer import TrainConfig
+from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.trials import Splits, train_best
 
 FRONT = Objective(trade_off=("multiply_adds",))

@@ -1,6 +1,6 @@
-"""Adagrad over whichever part of a supernet is active."""
+"""The optimizers of the dense part: Adagrad over whichever part of a supernet is active, and Adam."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -66,3 +66,27 @@ class ActiveSliceAdagrad(torch.optim.Optimizer):
                 maximize=False,
             )
         return None
+
+
+def adam(
+    parameters: Sequence[nn.Parameter], tables: Sequence[nn.Parameter], lr: float, embedding_l2: float
+) -> torch.optim.Adam:
+    """Adam whose state is there before its first step, so that a checkpoint can restore it.
+
+    Args:
+        parameters: all that it updates.
+        tables: those among them whose squares, summed and times half of ``embedding_l2``, are added to the loss.
+        lr: learning rate.
+        embedding_l2: see there.
+    """
+    regularised = set(map(id, tables))
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if id(p) not in regularised]},
+        # Adam's weight decay is the gradient of half of the sum of squares.
+        {"params": [p for p in parameters if id(p) in regularised], "weight_decay": embedding_l2},
+    ]
+    optimizer = torch.optim.Adam(groups, lr)
+    for parameter in parameters:
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
+    return optimizer

@@ -6,10 +6,10 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -24,121 +24,20 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
 from nasrec_torchrec.distributed.checkpoint import Checkpoints, kept_checkpoint, latest_checkpoint, read_description
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
-from nasrec_torchrec.distributed.sharding import QuantizedComms, describe_plan, parallelize
+from nasrec_torchrec.distributed.sharding import describe_plan, parallelize
 from nasrec_torchrec.files import atomic_path, write_text
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.search_space import Strategy
+from nasrec_torchrec.training.config import TrainConfig, settings_of
 from nasrec_torchrec.training.dropout import add_dropout
 from nasrec_torchrec.training.guard import TERMINATED, StepGuard
 from nasrec_torchrec.training.log import RunLog
 from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics, gather_rows, windowed_metrics
-from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
+from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad, adam
 from nasrec_torchrec.training.path_statistics import PathStatistics
-from nasrec_torchrec.training.profiling import StepProfiler, parse_steps
+from nasrec_torchrec.training.profiling import StepProfiler
 from nasrec_torchrec.training.schedules import Plateau, cosine_with_warmup, full_path_probability, warmup
-
-# Settings that may differ between a run and its continuation.
-_FREE = (
-    *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
-    *("sharding_type", "pipeline", "quantized_comms", "profile"),
-)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained. The defaults are the paper's recipe for a supernet on Criteo.
-
-    Args:
-        epochs: passes over the training split, at most.
-        batch_size: rows of a global batch, over all ranks.
-        learning_rate: of the dense part and the tables at the end of the warm-up.
-        min_learning_rate: where the schedule starts and ends.
-        warmup_fraction: share of the steps that warm up linearly.
-        schedule: of the learning rate after the warm-up: ``cosine`` falls over all steps; ``plateau`` stays, is divided
-            by ten whenever ``patience`` epochs in a row did not improve on the best, and ends the run the third time.
-        patience: epochs.
-        monitor: what decides which epoch is the best, on the validation split.
-        optimizer: ``adagrad`` is fused into the tables' backward and updates the rows that were looked up. ``adam``
-            updates whole tables, which every rank then holds whole: for tables of some thousand rows.
-        embedding_l2: this times half of the sum of squares of all embeddings is added to the loss; with adam alone.
-        embedding_std: deviation of the tables' initial weights; unset, that of Xavier's rule.
-        dropout: share of the outputs of dense operators, or of a baseline's hidden layers, that a training step drops;
-            not for a supernet.
-        adagrad_eps: added to Adagrad's denominator.
-        gradient_clip: largest norm of the dense part's gradient; the tables update in backward, unclipped.
-        seed: of the initial weights, the order of the rows and the sampled paths.
-        strategy: how a supernet draws its path.
-        full_path_steps: steps over which the chance of a supernet's full path decays from 1 to 0.
-        precision: of the dense part; ``bf16`` runs it under autocast, weights and tables stay float32.
-        compile: the dense part with torch.compile; not for a supernet, whose paths change from step to step.
-        sharding_type: of all tables; unset, the planner chooses.
-        pipeline: ``sparse_dist`` sends the ids of the next batch while this one is computed, ``base`` does not.
-        quantized_comms: sends embeddings and their gradients between ranks in 16 bits; for CUDA.
-        log_every: steps between two log lines.
-        checkpoint_every: steps between two checkpoints, which are also written after every epoch.
-        keep_checkpoints: how many of the last ones stay, beside the best.
-        resume: ``auto`` goes on from the run folder's newest checkpoint if there is one, ``never`` starts anew.
-        profile: ``first:last``, steps that every rank profiles; traces and tables go to the run folder's ``profile/``.
-        max_skipped_steps: a step with a non-finite loss or gradient changes nothing; after so many in a row the run
-            ends with an error.
-        background_reader: read in a process beside each rank; unset, on CUDA alone. On the CPU reading takes under a
-            hundredth of a step, and the process a core.
-    """
-
-    epochs: int = 1
-    batch_size: int = 512
-    learning_rate: float = 0.12
-    min_learning_rate: float = 1e-8
-    warmup_fraction: float = 0.1
-    schedule: Literal["cosine", "plateau"] = "cosine"
-    patience: int = 2
-    monitor: Literal["log_loss", "auc"] = "log_loss"
-    optimizer: Literal["adagrad", "adam"] = "adagrad"
-    embedding_l2: float = 0.0
-    embedding_std: float | None = None
-    dropout: float = 0.0
-    adagrad_eps: float = 1e-2
-    gradient_clip: float = 5.0
-    seed: int = 0
-    strategy: Strategy = "single_operator_any_connection"
-    full_path_steps: int = 15_000
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    sharding_type: str | None = None
-    pipeline: Literal["sparse_dist", "base"] = "sparse_dist"
-    quantized_comms: QuantizedComms = "none"
-    log_every: int = 20
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    resume: Literal["auto", "never"] = "auto"
-    profile: str | None = None
-    max_skipped_steps: int = 10
-    background_reader: bool | None = None
-
-    def __post_init__(self) -> None:
-        for name in (
-            *("epochs", "batch_size", "learning_rate", "adagrad_eps", "gradient_clip", "log_every"),
-            *("checkpoint_every", "keep_checkpoints", "max_skipped_steps", "patience"),
-        ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
-        if not 0 <= self.warmup_fraction <= 1:
-            raise ValueError(f"warmup_fraction: expected 0..1, found {self.warmup_fraction}")
-        if self.profile is not None:
-            parse_steps(self.profile)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected 0 or more and less than 1, found {self.dropout}")
-        if self.embedding_l2 and (self.optimizer != "adam" or self.embedding_l2 < 0):
-            raise ValueError(
-                f"embedding_l2: expected a positive number with optimizer adam, or 0, found {self.embedding_l2} with "
-                f"{self.optimizer}, which updates looked-up rows alone"
-            )
-
-
-def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """What a continued run must share with its beginning."""
-    return {name: value for name, value in asdict(config).items() if name not in _FREE}
 
 
 class Trainer:
@@ -465,7 +364,7 @@ class Trainer:
                 raise ValueError(
                     "optimizer: a supernet is trained with adagrad, whose steps touch the active path alone"
                 )
-            optimizer = self._make_adam(parameters)
+            optimizer = adam(parameters, self._tables, config.learning_rate, config.embedding_l2)
         elif isinstance(self.model, SuperNet):
             optimizer = ActiveSliceAdagrad(
                 parameters, self.model.active_parameters, config.learning_rate, config.adagrad_eps
@@ -473,20 +372,6 @@ class Trainer:
         else:
             optimizer = torch.optim.Adagrad(parameters, config.learning_rate, eps=config.adagrad_eps)
         optimizer.register_step_pre_hook(lambda *_: self._finish_backward())
-        return optimizer
-
-    def _make_adam(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        tables = {id(table) for table in self._tables}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if id(p) not in tables]},
-            # Adam's weight decay is the gradient of half of the sum of squares.
-            {"params": [p for p in parameters if id(p) in tables], "weight_decay": self.config.embedding_l2},
-        ]
-        optimizer = torch.optim.Adam(groups, self.config.learning_rate)
-        # A checkpoint restores the state that is there; Adam alone would make it in its first step.
-        for parameter in parameters:
-            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}
         return optimizer
 
     def _finish_backward(self) -> None:

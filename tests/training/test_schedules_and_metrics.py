@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import SHARED
 
+from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.metrics import click_metrics
 from nasrec_torchrec.training.schedules import cosine_with_warmup, full_path_probability
-from nasrec_torchrec.training.trainer import TrainConfig
 
 
 def test_learning_rates_equal_the_original():

@@ -10,10 +10,11 @@ import yaml
 from support import SMALL_SPACE, make_click_files, make_schema, prepare_clicks, run_program
 
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.log import read_events
 from nasrec_torchrec.training.profiling import parse_steps
 from nasrec_torchrec.training.status import read_status, runs_under
-from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+from nasrec_torchrec.training.trainer import Trainer
 
 SCHEMA = make_schema()
 MODEL = ModelDescription(SCHEMA, SMALL_SPACE.sample(torch.Generator().manual_seed(3)))

@@ -15,8 +15,9 @@ from nasrec_torchrec.distributed.checkpoint import latest_checkpoint, load_model
 from nasrec_torchrec.models.baselines import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.training import trainer as trainer_module
+from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.guard import TERMINATED
-from nasrec_torchrec.training.trainer import TrainConfig, Trainer
+from nasrec_torchrec.training.trainer import Trainer
 from nasrec_torchrec.training.trials import Splits, train_best
 
 SCHEMA = make_schema()
