@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import click_table, make_click_data, make_ebc, make_kjt, make_schema, run_process
+from support import make_ebc, make_kjt, prepare_clicks, run_process
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = (ROOT / "docs" / "cross_layer.py").read_text()
@@ -14,8 +14,6 @@ sys.path.insert(0, str(ROOT / "docs"))
 import cross_layer  # noqa: E402  registers the operator
 
 from nasrec_torchrec import Architecture, NASRecNet, SearchSpace, SuperNet  # noqa: E402
-from nasrec_torchrec.datasets.preparation import RawData, prepare  # noqa: E402
-from nasrec_torchrec.datasets.splits import SplitConfig  # noqa: E402
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator  # noqa: E402
 from nasrec_torchrec.modules.registry import register_operator  # noqa: E402
 from nasrec_torchrec.search.cost import cost  # noqa: E402
@@ -88,15 +86,7 @@ def test_registrations_that_make_no_sense(name, side, reads, message):
 
 @pytest.mark.slow
 def test_the_programs_take_a_space_with_it_from_a_file(tmp_path: Path):
-    schema, raw = make_schema(), tmp_path / "raw"
-    raw.mkdir()
-    import pyarrow.parquet as pq
-
-    files = []
-    for seed, name in enumerate(("train", "validation", "test")):
-        files.append(str(raw / f"{name}.parquet"))
-        pq.write_table(click_table(make_click_data(schema, 200, seed), schema), files[-1])
-    prepare(RawData(tuple(files), schema, split=SplitConfig("given")), tmp_path / "data")
+    prepare_clicks(tmp_path / "data")
     (tmp_path / "cross_layer.py").write_text(SOURCE)
     (tmp_path / "space.yaml").write_text((ROOT / "docs" / "space.yaml").read_text())
 
