@@ -9,7 +9,8 @@ from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split
 from nasrec_torchrec.distributed.checkpoint import load_model
 from nasrec_torchrec.files import local_folder, publish
-from nasrec_torchrec.inference.export import ExportConfig, compare, export
+from nasrec_torchrec.inference.config import ExportConfig
+from nasrec_torchrec.inference.export import compare, export
 from nasrec_torchrec.inference.predictor import MANIFEST
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.paths import RemotePath

@@ -6,7 +6,8 @@ from pathlib import Path
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.sources import TextFormat
 from nasrec_torchrec.files import local_folder
-from nasrec_torchrec.inference.scoring import ScoringConfig, score
+from nasrec_torchrec.inference.config import ScoringConfig
+from nasrec_torchrec.inference.scoring import score
 
 
 def main(package: Path, data: str, out: Path, config: ScoringConfig, text_format: TextFormat) -> None:

@@ -8,7 +8,8 @@ import uvicorn
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.files import local_folder
-from nasrec_torchrec.inference.server import ServingConfig, create_app
+from nasrec_torchrec.inference.config import ServingConfig
+from nasrec_torchrec.inference.server import create_app
 
 
 class _Server(uvicorn.Server):
@@ -28,14 +29,7 @@ class _Server(uvicorn.Server):
         timer.start()
 
 
-def main(
-    package: Path,
-    config: ServingConfig,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    notice_s: float = 2.0,
-    drain_s: int = 30,
-) -> None:
+def main(package: Path, config: ServingConfig) -> None:
     """Serves by the Open Inference Protocol until SIGTERM, then answers what it has accepted.
 
     /v2/models/NAME describes the model, /v2/models/NAME/infer scores, /docs shows the API, /metrics is for Prometheus.
@@ -43,24 +37,19 @@ def main(
 
     Args:
         package: folder that apps.export wrote; a remote one is fetched once, at the start.
-        host: address to listen on; 0.0.0.0 for all.
-        port: to listen on.
-        notice_s: seconds after SIGTERM in which requests are still taken, while the server says that it is not ready
-            and closes every connection after its answer.
-        drain_s: seconds that requests may then take to finish.
     """
     with local_folder(package) as folder:
         app = create_app(folder, config)
         options = uvicorn.Config(
             app,
-            host,
-            port,
-            timeout_graceful_shutdown=drain_s,
+            config.host,
+            config.port,
+            timeout_graceful_shutdown=round(config.drain_s),
             access_log=False,
             timeout_keep_alive=75,
             log_level="info",
         )
-        _Server(options, notice_s).run()
+        _Server(options, config.notice_s).run()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from nasrec_torchrec import NASREC_FULL, PUBLISHED, NASRecNet
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.inference.export import INDUCTOR_OPTIONS, ExportConfig, trace
+from nasrec_torchrec.inference.config import ExportConfig
+from nasrec_torchrec.inference.export import INDUCTOR_OPTIONS, scoring_model, trace
 
 NUM_DENSE, NUM_SPARSE, ROWS = 13, 26, 1000
 
@@ -43,7 +44,7 @@ def main(random: int = 50, first: int = 0) -> None:
         with tempfile.TemporaryDirectory() as folder:
             package = str(Path(folder) / "model.pt2")
             torch._inductor.aoti_compile_and_package(
-                trace(ExportConfig().scoring_model(model)), package_path=package, inductor_configs=INDUCTOR_OPTIONS
+                trace(scoring_model(model, ExportConfig())), package_path=package, inductor_configs=INDUCTOR_OPTIONS
             )
             compiled = torch._inductor.aoti_load_package(package)
             for batch_size in (1, 7, 512):

@@ -25,7 +25,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec import PUBLISHED, NASRecNet
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.inference.export import INDUCTOR_OPTIONS, ExportConfig, ScoringModel, trace
+from nasrec_torchrec.inference.config import ExportConfig
+from nasrec_torchrec.inference.export import INDUCTOR_OPTIONS, ScoringModel, scoring_model, trace
 from nasrec_torchrec.inference.tables import FloatTables
 from nasrec_torchrec.modules.attention import NUM_HEADS, power_of_two
 
@@ -66,10 +67,10 @@ def main(batch_sizes: tuple[int, ...] = (1, 64, 512), seconds: float = 20.0, thr
         model = NASRecNet(_tables(), NUM_DENSE, PUBLISHED[name]).eval()
         forms = {
             "eager": lambda request, model=model: lambda: model(request[0], _keyed(request)),
-            "eager, fused": _scoring(ExportConfig().scoring_model(model)),
-            "torch.compile": _scoring(torch.compile(ExportConfig().scoring_model(model), dynamic=True)),
-            "AOTInductor": _scoring(_compiled(ExportConfig().scoring_model(model))),
-            "AOTInductor, int8 tables": _scoring(_compiled(ExportConfig(tables="int8").scoring_model(model))),
+            "eager, fused": _scoring(scoring_model(model, ExportConfig())),
+            "torch.compile": _scoring(torch.compile(scoring_model(model, ExportConfig()), dynamic=True)),
+            "AOTInductor": _scoring(_compiled(scoring_model(model, ExportConfig()))),
+            "AOTInductor, int8 tables": _scoring(_compiled(scoring_model(model, ExportConfig(tables="int8")))),
         }
         attention = [block for block in PUBLISHED[name].blocks if "attention" in block.sparse_operators]
         exponentials = sum(NUM_HEADS * block.sparse_width**2 for block in attention)

@@ -4,9 +4,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import fbgemm_gpu
 import torch
@@ -16,9 +16,10 @@ from torch.fx.passes.dialect.common.cse_pass import CSEPass
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.inference.predictor import FORMAT, GOLDEN, MANIFEST, PACKAGE, Predictor
-from nasrec_torchrec.inference.tables import FloatTables, TablePrecision, make_tables, table_precisions
+from nasrec_torchrec.inference.tables import FloatTables, make_tables, table_precisions
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics
 
@@ -75,34 +76,14 @@ class ScoringModel(nn.Module):
         return self.interaction_arch(dense.to(self.dtype), pooled.to(self.dtype)).flatten().float()
 
 
-@dataclass(frozen=True)
-class ExportConfig:
-    """In which form a model leaves.
+def scoring_model(model: NASRecNet, config: ExportConfig) -> ScoringModel:
+    """The form of a model that ``config`` asks for, not compiled yet.
 
-    Args:
-        tables: precision of the embedding tables: fp32, fp16, int8 or int4 (4 bytes more a row for a scale and a bias).
-            Only a package whose tables are all fp32 does without FBGEMM.
-        table_precisions: of some tables, by name.
-        dense: precision of the dense part.
-        device: to compile for; cuda needs such a device here.
-        simd_bits: width of the vector instructions; unset, the widest of this machine. 256 runs wherever AVX2 does.
+    Raises:
+        ValueError: for an unknown table or precision.
     """
-
-    tables: TablePrecision = "fp32"
-    table_precisions: dict[str, TablePrecision] = field(default_factory=dict)
-    dense: Literal["fp32", "bf16"] = "fp32"
-    device: Literal["cpu", "cuda"] = "cpu"
-    simd_bits: int | None = None
-
-    def scoring_model(self, model: NASRecNet) -> ScoringModel:
-        """The model in this form, not compiled.
-
-        Raises:
-            ValueError: for an unknown table or precision.
-        """
-        ebc = model.sparse_arch.embedding_bag_collection
-        precisions = table_precisions(ebc, self.tables, self.table_precisions)
-        return ScoringModel(model, precisions, self.dense == "bf16").eval()
+    precisions = table_precisions(model.sparse_arch.embedding_bag_collection, config.tables, config.table_precisions)
+    return ScoringModel(model, precisions, config.dense == "bf16").eval()
 
 
 def export(
@@ -141,7 +122,7 @@ def export(
         )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda needs such a device to compile on, and this machine has none")
-    scoring = config.scoring_model(model).to(config.device)
+    scoring = scoring_model(model, config).to(config.device)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -203,7 +184,7 @@ def compare(model: NASRecNet, config: ExportConfig, files: ClickFiles, batch_siz
         batch_size: rows of a forward pass.
     """
     model.eval()
-    scoring = config.scoring_model(model)
+    scoring = scoring_model(model, config)
     logits: list[tuple[Tensor, Tensor]] = []
     labels = []
     for batch in files.evaluation_batches(batch_size):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +18,12 @@ from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import Piece, TextFormat
 from nasrec_torchrec.files import atomic_path, local_copy, remove, write_text
+from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.predictor import MANIFEST, Predictor, Request
 from nasrec_torchrec.paths import to_path
 from nasrec_torchrec.progress import progress_bar
 
 _KEY = b"nasrec-torchrec"
-
-
-@dataclass(frozen=True)
-class ScoringConfig:
-    """How files are scored.
-
-    Args:
-        raw: the files hold raw columns, to be transformed as the training data were; else prepared ones.
-        keep: columns of the files to copy beside the scores, such as a request's id; unset, the label where there is
-            one.
-        batch_size: rows of a forward pass.
-        piece_mib: MiB of text, or 8,192 Parquet rows for each, that become one file of scores.
-        overwrite: replace scores of something else at the same place.
-    """
-
-    raw: bool = False
-    keep: tuple[str, ...] = ()
-    batch_size: int = 4096
-    piece_mib: int = 32
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "keep", tuple(self.keep))
-        for name in ("batch_size", "piece_mib"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
 
 
 def score(

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +19,11 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from nasrec_torchrec.inference import predictor as predictors
+from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.predictor import MANIFEST, Batcher, Predictor, QueueFull
 
 _LOG = logging.getLogger("nasrec.serve")
 _DATATYPES = {"FP32": np.float32, "INT64": np.int64}
-
-
-@dataclass(frozen=True)
-class ServingConfig:
-    """How requests are served.
-
-    Args:
-        name: of the model in URLs.
-        max_batch_size: rows that are scored together at most.
-        max_delay_ms: that a request waits for others at most when nothing runs.
-        max_waiting: rows that may wait; beyond, requests get 429.
-        max_rows: of one request.
-        max_body_mib: of one request.
-        reload_seconds: between two looks for a new package in the folder; 0 never looks.
-        threads: that a batch computes with.
-    """
-
-    name: str = "nasrec"
-    max_batch_size: int = 512
-    max_delay_ms: float = 1.0
-    max_waiting: int = 8192
-    max_rows: int = 4096
-    max_body_mib: int = 16
-    reload_seconds: float = 5.0
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch_size", "max_waiting", "max_rows", "max_body_mib", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a positive integer, found {getattr(self, name)}")
 
 
 class InferInput(BaseModel):

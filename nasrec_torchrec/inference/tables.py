@@ -1,7 +1,7 @@
 """Embedding tables for inference, looked up from plain tensors: in float32, or quantized row by row."""
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from fbgemm_gpu.split_embedding_configs import SparseType
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-TablePrecision = Literal["fp32", "fp16", "int8", "int4"]
+from nasrec_torchrec.inference.config import TablePrecision
+
 _TYPES = {"fp32": SparseType.FP32, "fp16": SparseType.FP16, "int8": SparseType.INT8, "int4": SparseType.INT4}
 _BITS = {"int8": 8, "int4": 4}
 

@@ -13,7 +13,8 @@ from support import SMALL_SPACE, make_click_data, make_click_files, make_schema
 from nasrec_torchrec import PUBLISHED, Architecture, NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference import predictor as predictor_module
-from nasrec_torchrec.inference.export import ExportConfig, ScoringModel, compare, export, trace
+from nasrec_torchrec.inference.config import ExportConfig
+from nasrec_torchrec.inference.export import ScoringModel, compare, export, scoring_model, trace
 from nasrec_torchrec.inference.fusion import ProductAndSum
 from nasrec_torchrec.inference.tables import table_precisions
 from nasrec_torchrec.models.description import ModelDescription
@@ -108,7 +109,7 @@ def test_any_architecture_exports(seed: int, use_layernorm: bool, num_dense: int
     torch.manual_seed(0)
     model = ModelDescription(schema, architecture, use_layernorm).build().eval()
     assert isinstance(model, NASRecNet)
-    scoring = ExportConfig(tables=tables).scoring_model(model)
+    scoring = scoring_model(model, ExportConfig(tables=tables))
     program = trace(scoring).module()
     for batch_size in (1, 9):
         request, logits = _request(model, schema, batch_size)
@@ -125,7 +126,7 @@ def test_quantized_tables_are_near_the_float_ones(tables, error):
     model = build(schema)
     for parameter in model.sparse_arch.parameters():
         torch.nn.init.normal_(parameter)
-    scoring = ExportConfig(tables=tables).scoring_model(model)
+    scoring = scoring_model(model, ExportConfig(tables=tables))
     data = make_click_data(schema, 200)
     with torch.no_grad():
         pooled = scoring.tables(data.sparse.values(), data.sparse.lengths().view(4, -1).long(), None)
@@ -139,7 +140,7 @@ def test_quantized_tables_are_near_the_float_ones(tables, error):
 @given(st.integers(0, 1000))
 def test_no_id_reads_outside_of_its_table(tables, seed: int):
     schema = make_schema(num_dense=1, num_features=2, rows=5)
-    scoring = ExportConfig(tables=tables).scoring_model(build(schema, 4))
+    scoring = scoring_model(build(schema, 4), ExportConfig(tables=tables))
     generator = torch.Generator().manual_seed(seed)
     wild = torch.randint(-(2**62), 2**62, (6,), generator=generator)
     wild[torch.rand(6, generator=generator) < 0.4] %= 7

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference.conftest import build
 
+from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.export import export
 from nasrec_torchrec.inference.predictor import Predictor, Request
-from nasrec_torchrec.inference.server import ServingConfig, create_app
+from nasrec_torchrec.inference.server import create_app
 
 pytestmark = pytest.mark.slow  # for the package is compiled first
 ROOT = Path(__file__).resolve().parents[2]
