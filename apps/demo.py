@@ -19,10 +19,11 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.distributed.checkpoint import kept_checkpoint, load_model, read_description
+from nasrec_torchrec.drawing import to_svg
 from nasrec_torchrec.files import read_text, write_text
+from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.search.cost import model_multiply_adds
 from nasrec_torchrec.search_space import SearchSpace
-from nasrec_torchrec.training.metrics import click_metrics
 
 SPACE = SearchSpace(num_blocks=3, dense_widths=(16, 32, 64, 128), sparse_widths=(8, 16, 32))
 # Every model is tuned with two trials, each repeated with three seeds: two learning rates, or the two best candidates.
@@ -140,7 +141,7 @@ def write_report(out: Path, table: str) -> None:
     """One page: the table, the search's picture and the drawing of the winner."""
     winner = read_description(kept_checkpoint(out / "nasrecnet")).interaction
     assert isinstance(winner, Architecture)
-    write_text(out / "nasrecnet" / "architecture.svg", winner.to_svg())
+    write_text(out / "nasrecnet" / "architecture.svg", to_svg(winner))
     write_text(
         out / "report.html",
         f"""<!doctype html>

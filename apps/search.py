@@ -19,10 +19,9 @@ from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.paths import RemotePath
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.run_record import record_start
-from nasrec_torchrec.search.cost import Limits
-from nasrec_torchrec.search.evaluator import Candidate, EvaluationConfig, Evaluator
-from nasrec_torchrec.search.evolution import EvolutionConfig, evolve
-from nasrec_torchrec.search.objective import Objective
+from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
+from nasrec_torchrec.search.evaluator import Candidate, Evaluator
+from nasrec_torchrec.search.evolution import evolve
 from nasrec_torchrec.search.report import REPORT, write_results
 from nasrec_torchrec.search.study import JOURNAL, CandidateStudy
 

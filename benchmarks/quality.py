@@ -36,10 +36,8 @@ from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.baselines import BASELINES, Baseline
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
-from nasrec_torchrec.search.cost import Limits, cost, model_multiply_adds
-from nasrec_torchrec.search.evaluator import EvaluationConfig
-from nasrec_torchrec.search.evolution import EvolutionConfig
-from nasrec_torchrec.search.objective import Objective
+from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
+from nasrec_torchrec.search.cost import cost, model_multiply_adds
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.trainer import Trainer
 

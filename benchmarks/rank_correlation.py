@@ -26,7 +26,8 @@ from nasrec_torchrec.distributed.checkpoint import load_supernet
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.search.evaluator import EvaluationConfig, Evaluator
+from nasrec_torchrec.search.config import EvaluationConfig
+from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search_space import Strategy
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.trainer import Trainer

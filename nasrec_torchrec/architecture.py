@@ -245,18 +245,6 @@ class Architecture:
             )
         return Architecture(tuple(blocks))
 
-    def to_dot(self) -> str:
-        """This architecture as a Graphviz document: blocks, operators, widths and connections."""
-        from nasrec_torchrec.drawing import to_dot
-
-        return to_dot(self)
-
-    def to_svg(self) -> str:
-        """This architecture as a standalone SVG picture (drawn without Graphviz)."""
-        from nasrec_torchrec.drawing import to_svg
-
-        return to_svg(self)
-
 
 def _read(what: Reads, operators: Iterable[str]) -> bool:
     return any(what in KINDS[name].reads for name in operators)

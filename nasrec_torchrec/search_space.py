@@ -3,11 +3,12 @@
 import math
 import random
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nasrec_torchrec.architecture import DENSE_OPERATORS, SPARSE_OPERATORS, Architecture, BlockArchitecture
+
+if TYPE_CHECKING:  # a command line needs the values alone, and importing torch takes seconds
+    import torch
 
 Strategy = Literal[
     "single_operator_any_connection",
@@ -35,6 +36,7 @@ class SearchSpace:
 
     Example::
 
+        >>> import torch
         >>> NASREC_SMALL.cardinality > 10**20
         True
         >>> architecture = NASREC_SMALL.sample(torch.Generator().manual_seed(0))
@@ -79,7 +81,7 @@ class SearchSpace:
         return total
 
     def sample(
-        self, generator: torch.Generator | None = None, strategy: Strategy = "single_operator_any_connection"
+        self, generator: "torch.Generator | None" = None, strategy: Strategy = "single_operator_any_connection"
     ) -> Architecture:
         """Draws an architecture.
 
@@ -95,7 +97,7 @@ class SearchSpace:
         rng = _rng(generator)
         return Architecture(tuple(self._sample_block(index, strategy, rng) for index in range(self.num_blocks)))
 
-    def mutate(self, architecture: Architecture, generator: torch.Generator | None = None) -> Architecture:
+    def mutate(self, architecture: Architecture, generator: "torch.Generator | None" = None) -> Architecture:
         """Redraws one choice of one block: its connections or its inside with equal chance, as the paper does.
 
         Unlike there the result always differs from its parent.
@@ -204,8 +206,10 @@ _INNER_FIELDS = (
 )
 
 
-def _rng(generator: torch.Generator | None) -> random.Random:
+def _rng(generator: "torch.Generator | None") -> random.Random:
     # One draw from the tensor generator seeds all choices: 70 tensor draws would cost more than a small forward pass.
+    import torch
+
     return random.Random(int(torch.randint(2**62, (), generator=generator)))
 
 

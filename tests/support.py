@@ -33,9 +33,9 @@ from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
 from nasrec_torchrec.datasets.splits import SplitConfig
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.run_record import COMMAND
 from nasrec_torchrec.search.evaluator import Candidate
-from nasrec_torchrec.training.metrics import ClickMetrics
 
 # Vectors of the original implementation and real rows; only some machines have them.
 SHARED = Path(__file__).resolve().parents[2] / "shared"

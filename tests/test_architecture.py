@@ -95,13 +95,3 @@ def test_a_published_file_may_be_a_plain_choice_block_document():
 
 _MICRO = {"active_nodes": [0, 2], "dense_in_dims": 16, "sparse_in_dims": 16, "dense_sparse_interact": 0, "deep_fm": 0}
 _MACRO = {"dense_idx": [0], "sparse_idx": [0], "dense_left_idx": [0], "dense_right_idx": [0]}
-
-
-def test_drawings_show_operators_widths_and_connections():
-    architecture = PUBLISHED["criteo-full"]
-    dot, svg = architecture.to_dot(), architecture.to_svg()
-    for text in ("SG · 128", "AT · 64 + 8 tokens", "DP · 768", "FM→dense".replace(">", "&gt;")):
-        assert text in dot and text in svg
-    assert "output_4:dense -> output_5:dense" in dot
-    # one arc per connection, and the two edges into the final linear
-    assert svg.count('<path d="M') == dot.count(" -> ") + 1

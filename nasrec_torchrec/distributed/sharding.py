@@ -1,7 +1,6 @@
 """Sharding a model with TorchRec's planner and DistributedModelParallel."""
 
 import os
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,8 @@ from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan,
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-QuantizedComms = Literal["none", "fp16", "bf16"]
+from nasrec_torchrec.distributed.config import QuantizedComms
+
 # A float32 weight and Adagrad's float32 sum.
 _BYTES = 8
 # It divides each shard's part of a bag by the number of ids there, instead of the sum by the length of the bag.

@@ -20,8 +20,8 @@ from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.inference.predictor import FORMAT, GOLDEN, MANIFEST, PACKAGE, Predictor
 from nasrec_torchrec.inference.tables import FloatTables, make_tables, table_precisions
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.models.nasrecnet import NASRecNet
-from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics
 
 INDUCTOR_OPTIONS: dict[str, Any] = {
     # Allows AOTI_RUNTIME_CHECK_INPUTS=1 to refuse inputs of a wrong type instead of misreading them.

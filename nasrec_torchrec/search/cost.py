@@ -1,7 +1,7 @@
 """What an architecture costs: counted on the meta device, and its latency, measured."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +13,6 @@ from torchrec.datasets.utils import Batch
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
-
-CostName = Literal["multiply_adds", "parameters", "activation_bytes", "latency_us"]
-COST_NAMES: tuple[CostName, ...] = get_args(CostName)
 
 
 @dataclass(frozen=True)
@@ -46,33 +43,6 @@ class Latency:
 
     median_us: float
     iqr_us: float
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a candidate may cost; None is without limit.
-
-    Args:
-        max_flops: per example in the interaction part, two for a multiply-add.
-        max_parameters: of the interaction part.
-        max_activation_bytes: per example, that the forward pass computes.
-        max_latency_us: microseconds of the fused interaction part for a batch, as measured here.
-    """
-
-    max_flops: int | None = None
-    max_parameters: int | None = None
-    max_activation_bytes: int | None = None
-    max_latency_us: float | None = None
-
-    def allow(self, multiply_adds: int, parameters: int, activation_bytes: int, latency_us: float | None) -> bool:
-        """Whether costs are within the limits; a latency that is None was not measured and is."""
-        pairs = (
-            (self.max_flops, 2 * multiply_adds),
-            (self.max_parameters, parameters),
-            (self.max_activation_bytes, activation_bytes),
-            (self.max_latency_us, latency_us),
-        )
-        return all(limit is None or found is None or found <= limit for limit, found in pairs)
 
 
 class _ActivationBytes(TorchDispatchMode):

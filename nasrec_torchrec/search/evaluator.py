@@ -18,12 +18,14 @@ from torch.nn import functional as F
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.distributed.gather import gather_rows
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
+from nasrec_torchrec.search.config import EvaluationConfig
 from nasrec_torchrec.search.cost import Cost, Latency, cost, measure_latency
-from nasrec_torchrec.search.rows import CachedRows, Precision, RowCache
-from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics, gather_rows
+from nasrec_torchrec.search.rows import CachedRows, RowCache
 from nasrec_torchrec.training.schedules import cosine_with_warmup
 
 # Shares of the validation rows after which a race is looked at.
@@ -32,44 +34,6 @@ _LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 _ENOUGH_ROWS = 500
 # Bytes of the fine-tuning rows' features up to which they are computed once and kept; beyond, in every step.
 _FEATURES_KEPT = 2 << 30
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How a candidate is evaluated. The defaults are the paper's for Criteo.
-
-    Args:
-        finetune_steps: steps of the last layer; 0 leaves it as the supernet has it.
-        finetune_batch_size: rows of such a step.
-        finetune_learning_rate: of Adagrad with a cosine schedule.
-        evaluation_rows: validation rows at most; the same for every candidate.
-        chunk_size: rows of a forward pass.
-        finetune_seed: of the fine-tuning rows, and of the order of the validation rows; the same for every candidate.
-        race_confidence: stop a candidate early that is behind the best one so far with this confidence, such as 0.999;
-            unset, every candidate sees all rows.
-        latency_batch_size: rows of a batch whose latency is measured.
-        cache_precision: of the embeddings that are kept; bf16 halves their memory.
-        cache_memory: bytes of embeddings that a rank keeps in memory; rows beyond are mapped from a temporary file.
-    """
-
-    finetune_steps: int = 500
-    finetune_batch_size: int = 512
-    finetune_learning_rate: float = 0.04
-    evaluation_rows: int = 150 * 8192
-    chunk_size: int = 1024
-    finetune_seed: int = 0
-    race_confidence: float | None = None
-    latency_batch_size: int = 512
-    cache_precision: Precision = "fp32"
-    cache_memory: int = 4 << 30
-
-    def __post_init__(self) -> None:
-        lowest = {"finetune_steps": 0, "finetune_batch_size": 1, "evaluation_rows": 1, "chunk_size": 1}
-        for name, least in (lowest | {"latency_batch_size": 1, "cache_memory": 0}).items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected {least} or more, found {getattr(self, name)}")
-        if self.race_confidence is not None and not 0.5 < self.race_confidence < 1:
-            raise ValueError(f"race_confidence: expected a number between 0.5 and 1, found {self.race_confidence}")
 
 
 @dataclass(frozen=True)

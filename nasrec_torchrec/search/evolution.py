@@ -5,14 +5,13 @@ Regularized evolution is that of E. Real et al., arXiv 1802.01548: the oldest di
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.search.config import EvolutionConfig, Objective
 from nasrec_torchrec.search.evaluator import Candidate
-from nasrec_torchrec.search.objective import Objective
 from nasrec_torchrec.search.pareto import standing
 from nasrec_torchrec.search_space import SearchSpace
 
@@ -21,39 +20,6 @@ _CROSSOVER = 0.9
 
 Propose = Callable[[], list[Architecture]]
 EvaluateBatch = Callable[[Propose, Candidate | None], Iterable[Candidate]]
-
-
-@dataclass(frozen=True)
-class EvolutionConfig:
-    """How the search proceeds. The defaults are the paper's, 2,048 evaluations.
-
-    Args:
-        population: architectures drawn at random to begin with; as many stay alive.
-        generations: rounds of children.
-        children: architectures per generation; they replace the oldest, or, where costs are traded off, the worst.
-        tournament: members drawn for each generation, the best of whom is the parent; where costs are traded off every
-            child has two parents, each the better of two members.
-        seed: of the whole search.
-    """
-
-    population: int = 128
-    generations: int = 240
-    children: int = 8
-    tournament: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("population", "children", "tournament"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a positive integer, found {getattr(self, name)}")
-        if self.tournament > self.population:
-            raise ValueError(
-                f"tournament: expected at most the population of {self.population}, found {self.tournament}"
-            )
-
-    @property
-    def evaluations(self) -> int:
-        return self.population + self.generations * self.children
 
 
 def evolve(

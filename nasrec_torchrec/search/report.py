@@ -20,13 +20,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.drawing import to_svg
 from nasrec_torchrec.files import atomic_path, local_copy, write_text
-from nasrec_torchrec.search.cost import COST_NAMES, Limits
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics
+from nasrec_torchrec.search.config import COST_NAMES, Limits, Objective
 from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.search.finalists import Finalist, agreement
-from nasrec_torchrec.search.objective import Objective
 from nasrec_torchrec.search.pareto import fronts
-from nasrec_torchrec.training.metrics import ClickMetrics
 from nasrec_torchrec.training.path_statistics import PathStatistics
 
 CANDIDATES, RESULTS, REPORT = "candidates.parquet", "results.json", "report.html"
@@ -121,7 +121,7 @@ def write_report(folder: Path, finalists: Sequence[Finalist] = ()) -> None:
     drawn += [candidate.architecture for candidate in best if candidate.architecture not in drawn]
     parts.append("<h2>Architectures</h2>")
     for number, architecture in enumerate(drawn, start=1):
-        parts.append(f"<h3>{number}</h3>{architecture.to_svg()}")
+        parts.append(f"<h3>{number}</h3>{to_svg(architecture)}")
     write_text(
         folder / REPORT,
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Architecture search</title>\n"
@@ -201,7 +201,7 @@ def _write_architectures(folder: Path, best: Sequence[Candidate], front: Sequenc
     named |= {f"front-{place:02d}": candidate for place, candidate in enumerate(others, start=1)}
     for name, candidate in named.items():
         write_text(folder / f"{name}.json", candidate.architecture.to_json())
-        write_text(folder / f"{name}.svg", candidate.architecture.to_svg())
+        write_text(folder / f"{name}.svg", to_svg(candidate.architecture))
     for file in [*folder.glob("rank-*.*"), *folder.glob("front-*.*")]:
         if file.stem not in named:
             file.unlink(missing_ok=True)

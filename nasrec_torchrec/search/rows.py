@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +13,8 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.search.config import Precision
 
-Precision = Literal["fp32", "bf16"]
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

@@ -20,12 +20,12 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics
+from nasrec_torchrec.search.config import Objective
 from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.search.evolution import EvaluateBatch, Propose
-from nasrec_torchrec.search.objective import Objective
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
-from nasrec_torchrec.training.metrics import ClickMetrics
 
 JOURNAL = "study.journal"
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)

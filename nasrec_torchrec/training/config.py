@@ -1,17 +1,18 @@
 """How a model is trained."""
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from nasrec_torchrec.distributed.sharding import QuantizedComms
+from nasrec_torchrec.distributed.config import QuantizedComms
 from nasrec_torchrec.search_space import Strategy
-from nasrec_torchrec.training.profiling import parse_steps
 
 # Settings that may differ between a run and its continuation.
 _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
     *("sharding_type", "pipeline", "quantized_comms", "profile"),
 )
+_RANGE = re.compile(r"(\d+):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -108,3 +109,16 @@ class TrainConfig:
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """What a continued run must share with its beginning."""
     return {name: value for name, value in asdict(config).items() if name not in _FREE}
+
+
+def parse_steps(text: str) -> range:
+    """``first:last`` as the steps from first to last.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    match = _RANGE.fullmatch(text)
+    steps = range(int(match[1]), int(match[2]) + 1) if match else range(0)
+    if not steps or not steps[0]:
+        raise ValueError(f"profile: expected first:last, two steps from 1 on, such as 10:15, found {text!r}")
+    return steps

@@ -1,6 +1,5 @@
 """Profiler traces of a few steps, on demand."""
 
-import re
 from pathlib import Path
 from types import TracebackType
 
@@ -8,21 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from nasrec_torchrec.files import atomic_path, write_text
-
-_RANGE = re.compile(r"(\d+):(\d+)")
-
-
-def parse_steps(text: str) -> range:
-    """``first:last`` as the steps from first to last.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    match = _RANGE.fullmatch(text)
-    steps = range(int(match[1]), int(match[2]) + 1) if match else range(0)
-    if not steps or not steps[0]:
-        raise ValueError(f"profile: expected first:last, two steps from 1 on, such as 10:15, found {text!r}")
-    return steps
+from nasrec_torchrec.training.config import parse_steps
 
 
 class StepProfiler:

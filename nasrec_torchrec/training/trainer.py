@@ -23,9 +23,12 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
 from nasrec_torchrec.distributed.checkpoint import Checkpoints, kept_checkpoint, latest_checkpoint, read_description
+from nasrec_torchrec.distributed.gather import gather_rows
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
 from nasrec_torchrec.distributed.sharding import describe_plan, parallelize
 from nasrec_torchrec.files import atomic_path, write_text
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
+from nasrec_torchrec.metrics.windowed import windowed_metrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.search_space import Strategy
@@ -33,7 +36,6 @@ from nasrec_torchrec.training.config import TrainConfig, settings_of
 from nasrec_torchrec.training.dropout import add_dropout
 from nasrec_torchrec.training.guard import TERMINATED, StepGuard
 from nasrec_torchrec.training.log import RunLog
-from nasrec_torchrec.training.metrics import ClickMetrics, click_metrics, gather_rows, windowed_metrics
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad, adam
 from nasrec_torchrec.training.path_statistics import PathStatistics
 from nasrec_torchrec.training.profiling import StepProfiler

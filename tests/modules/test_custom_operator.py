@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import cross_layer  # noqa: E402  registers the operator
 
 from nasrec_torchrec import Architecture, NASRecNet, SearchSpace, SuperNet  # noqa: E402
+from nasrec_torchrec.drawing import to_svg  # noqa: E402
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator  # noqa: E402
 from nasrec_torchrec.modules.registry import register_operator  # noqa: E402
 from nasrec_torchrec.search.cost import cost  # noqa: E402
@@ -47,7 +48,7 @@ def test_subnets_with_it_are_the_models_that_are_extracted():
             torch.testing.assert_close(supernet.extract(architecture).eval()(dense, sparse), expected)
         crossed += any("cross" in block.dense_operators for block in architecture.blocks)
         assert Architecture.from_json(architecture.to_json()) == architecture
-        assert ("CN · " in architecture.to_svg()) == any("cross" in b.dense_operators for b in architecture.blocks)
+        assert ("CN · " in to_svg(architecture)) == any("cross" in b.dense_operators for b in architecture.blocks)
         model = NASRecNet(make_ebc(4), 3, architecture)
         torch.nn.functional.softplus(model(dense, sparse)).sum().backward()
         assert cost(architecture, 3, 4, 16).parameters == sum(p.numel() for p in model.interaction_arch.parameters())

@@ -6,10 +6,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from nasrec_torchrec import SuperNet
 from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.metrics.click_metrics import evaluate
 from nasrec_torchrec.search import evaluator as evaluator_module
-from nasrec_torchrec.search.cost import Limits, measure_latency
-from nasrec_torchrec.search.evaluator import Candidate, EvaluationConfig, Evaluator
-from nasrec_torchrec.training.metrics import evaluate
+from nasrec_torchrec.search.config import EvaluationConfig, Limits
+from nasrec_torchrec.search.cost import measure_latency
+from nasrec_torchrec.search.evaluator import Candidate, Evaluator
 from nasrec_torchrec.training.schedules import cosine_with_warmup
 
 CONFIG = EvaluationConfig(finetune_steps=12, finetune_batch_size=32, chunk_size=64)

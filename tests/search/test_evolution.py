@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from support import SMALL_SPACE, make_candidate
 
 from nasrec_torchrec import SearchSpace
+from nasrec_torchrec.search.config import EvolutionConfig, Objective
 from nasrec_torchrec.search.evaluator import Candidate
-from nasrec_torchrec.search.evolution import EvolutionConfig, evolve, num_mutations, one_by_one
-from nasrec_torchrec.search.objective import Objective
+from nasrec_torchrec.search.evolution import evolve, num_mutations, one_by_one
 from nasrec_torchrec.search.pareto import crowding, dominates, fronts, standing
 
 

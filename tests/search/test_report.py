@@ -8,9 +8,8 @@ import torch
 from support import SMALL_SPACE, make_candidate
 
 from nasrec_torchrec import Architecture
-from nasrec_torchrec.search.cost import Limits
+from nasrec_torchrec.search.config import Limits, Objective
 from nasrec_torchrec.search.finalists import Finalist, agreement, read_finalists
-from nasrec_torchrec.search.objective import Objective
 from nasrec_torchrec.search.report import read_results, write_report, write_results
 
 

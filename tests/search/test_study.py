@@ -19,9 +19,9 @@ from support import SMALL_SPACE, forked, make_candidate
 
 from nasrec_torchrec import SearchSpace
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.search.config import EvolutionConfig, Objective
 from nasrec_torchrec.search.evaluator import Candidate
-from nasrec_torchrec.search.evolution import EvolutionConfig, evolve, one_by_one
-from nasrec_torchrec.search.objective import Objective
+from nasrec_torchrec.search.evolution import evolve, one_by_one
 from nasrec_torchrec.search.pareto import fronts
 from nasrec_torchrec.search.study import CandidateStudy
 from nasrec_torchrec.search.workers import Worker

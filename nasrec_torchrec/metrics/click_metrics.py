@@ -1,21 +1,12 @@
-"""Exact metrics over all rows of a split, and TorchRec's windowed ones while training."""
+"""Exact metrics of click predictions: AUC, log loss, normalized entropy."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc
-from torchrec.metrics.metric_module import RecMetricModule, generate_metric_module
-from torchrec.metrics.metrics_config import (
-    DefaultTaskInfo,
-    MetricsConfig,
-    RecMetricDef,
-    RecMetricEnum,
-    ThroughputDef,
-)
 
 from nasrec_torchrec.datasets.reader import ClickFiles
 
@@ -46,38 +37,6 @@ def click_metrics(logits: Tensor, labels: Tensor) -> ClickMetrics:
     entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate)) if mixed else math.nan
     auc = float(binary_auroc(torch.sigmoid(logits), labels.long())) if mixed else math.nan
     return ClickMetrics(auc, loss, loss / entropy, labels.numel())
-
-
-def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenates equally many rows of every rank, in rank order, on every rank."""
-    gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, rows.contiguous())
-    return torch.cat(gathered)
-
-
-def windowed_metrics(batch_size: int, device: torch.device) -> RecMetricModule:
-    """TorchRec's NE and AUC over a sliding window of training rows.
-
-    Args:
-        batch_size: rows per rank and step.
-        device: where their state lives.
-    """
-    window = RecMetricDef(rec_tasks=[DefaultTaskInfo], window_size=100 * batch_size * dist.get_world_size())
-    config = MetricsConfig(
-        rec_tasks=[DefaultTaskInfo],
-        rec_metrics={RecMetricEnum.NE: window, RecMetricEnum.AUC: window},
-        throughput_metric=ThroughputDef(),
-        state_metrics=[],
-    )
-    return generate_metric_module(
-        RecMetricModule,
-        metrics_config=config,
-        batch_size=batch_size,
-        world_size=dist.get_world_size(),
-        my_rank=dist.get_rank(),
-        state_metrics_mapping={},
-        device=device,
-    )
 
 
 @torch.no_grad()

@@ -1,14 +1,9 @@
 import json
-import math
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support import SHARED
 
 from nasrec_torchrec.training.config import TrainConfig
-from nasrec_torchrec.training.metrics import click_metrics
 from nasrec_torchrec.training.schedules import cosine_with_warmup, full_path_probability
 
 
@@ -33,25 +28,6 @@ def test_schedule_starts_peaks_and_ends():
 def test_the_full_path_fades_out():
     assert [full_path_probability(step, 10) for step in (0, 5, 10, 99)] == [1.0, 0.5, 0.0, 0.0]
     assert full_path_probability(0, 0) == 0.0
-
-
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 1)), min_size=2, max_size=40))
-def test_auc_and_log_loss_are_exact(rows):
-    logits = torch.tensor([float(logit) for logit, _ in rows])
-    labels = torch.tensor([float(label) for _, label in rows])
-    metrics = click_metrics(logits, labels)
-    positive, negative = logits[labels == 1].tolist(), logits[labels == 0].tolist()
-    if positive and negative:
-        wins = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
-        assert metrics.auc == pytest.approx(wins / (len(positive) * len(negative)), abs=1e-6)
-        rate = len(positive) / len(rows)
-        entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
-        assert metrics.normalized_entropy == pytest.approx(metrics.log_loss / entropy)
-    else:
-        assert math.isnan(metrics.auc)
-    losses = [math.log1p(math.exp(-logit if label else logit)) for logit, label in rows]
-    assert metrics.log_loss == pytest.approx(sum(losses) / len(losses))
-    assert metrics.rows == len(rows)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,5 @@
+"""Options of sharded training; importable without torch."""
+
+from typing import Literal
+
+QuantizedComms = Literal["none", "fp16", "bf16"]

@@ -1,0 +1,1 @@
+"""Quality of click predictions: exact over a split, windowed while training."""

@@ -1,0 +1,152 @@
+"""The settings of a search; importable without torch."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from nasrec_torchrec.search.evaluator import Candidate
+
+CostName = Literal["multiply_adds", "parameters", "activation_bytes", "latency_us"]
+COST_NAMES: tuple[CostName, ...] = get_args(CostName)
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a candidate is evaluated. The defaults are the paper's for Criteo.
+
+    Args:
+        finetune_steps: steps of the last layer; 0 leaves it as the supernet has it.
+        finetune_batch_size: rows of such a step.
+        finetune_learning_rate: of Adagrad with a cosine schedule.
+        evaluation_rows: validation rows at most; the same for every candidate.
+        chunk_size: rows of a forward pass.
+        finetune_seed: of the fine-tuning rows, and of the order of the validation rows; the same for every candidate.
+        race_confidence: stop a candidate early that is behind the best one so far with this confidence, such as 0.999;
+            unset, every candidate sees all rows.
+        latency_batch_size: rows of a batch whose latency is measured.
+        cache_precision: of the embeddings that are kept; bf16 halves their memory.
+        cache_memory: bytes of embeddings that a rank keeps in memory; rows beyond are mapped from a temporary file.
+    """
+
+    finetune_steps: int = 500
+    finetune_batch_size: int = 512
+    finetune_learning_rate: float = 0.04
+    evaluation_rows: int = 150 * 8192
+    chunk_size: int = 1024
+    finetune_seed: int = 0
+    race_confidence: float | None = None
+    latency_batch_size: int = 512
+    cache_precision: Precision = "fp32"
+    cache_memory: int = 4 << 30
+
+    def __post_init__(self) -> None:
+        lowest = {"finetune_steps": 0, "finetune_batch_size": 1, "evaluation_rows": 1, "chunk_size": 1}
+        for name, least in (lowest | {"latency_batch_size": 1, "cache_memory": 0}).items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected {least} or more, found {getattr(self, name)}")
+        if self.race_confidence is not None and not 0.5 < self.race_confidence < 1:
+            raise ValueError(f"race_confidence: expected a number between 0.5 and 1, found {self.race_confidence}")
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """How the search proceeds. The defaults are the paper's, 2,048 evaluations.
+
+    Args:
+        population: architectures drawn at random to begin with; as many stay alive.
+        generations: rounds of children.
+        children: architectures per generation; they replace the oldest, or, where costs are traded off, the worst.
+        tournament: members drawn for each generation, the best of whom is the parent; where costs are traded off every
+            child has two parents, each the better of two members.
+        seed: of the whole search.
+    """
+
+    population: int = 128
+    generations: int = 240
+    children: int = 8
+    tournament: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("population", "children", "tournament"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive integer, found {getattr(self, name)}")
+        if self.tournament > self.population:
+            raise ValueError(
+                f"tournament: expected at most the population of {self.population}, found {self.tournament}"
+            )
+
+    @property
+    def evaluations(self) -> int:
+        return self.population + self.generations * self.children
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate may cost; None is without limit.
+
+    Args:
+        max_flops: per example in the interaction part, two for a multiply-add.
+        max_parameters: of the interaction part.
+        max_activation_bytes: per example, that the forward pass computes.
+        max_latency_us: microseconds of the fused interaction part for a batch, as measured here.
+    """
+
+    max_flops: int | None = None
+    max_parameters: int | None = None
+    max_activation_bytes: int | None = None
+    max_latency_us: float | None = None
+
+    def allow(self, multiply_adds: int, parameters: int, activation_bytes: int, latency_us: float | None) -> bool:
+        """Whether costs are within the limits; a latency that is None was not measured and is."""
+        pairs = (
+            (self.max_flops, 2 * multiply_adds),
+            (self.max_parameters, parameters),
+            (self.max_activation_bytes, activation_bytes),
+            (self.max_latency_us, latency_us),
+        )
+        return all(limit is None or found is None or found <= limit for limit, found in pairs)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a search minimizes; by default the validation log loss.
+
+    Args:
+        trade_off: costs to weigh against the loss: multiply_adds, parameters, activation_bytes, latency_us. With any
+            of them the search looks for the whole front of architectures that no other beats in everything.
+        latency_target_us: instead minimize loss + latency_weight * (latency / target - 1), microseconds for a batch.
+        latency_weight: of that penalty.
+    """
+
+    trade_off: tuple[CostName, ...] = ()
+    latency_target_us: float | None = None
+    latency_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trade_off", tuple(self.trade_off))
+        unknown = [name for name in self.trade_off if name not in COST_NAMES]
+        if unknown or len(set(self.trade_off)) != len(self.trade_off):
+            raise ValueError(f"trade_off: expected some of {list(COST_NAMES)}, each once, found {list(self.trade_off)}")
+        if self.latency_target_us is not None and not self.latency_target_us > 0:
+            raise ValueError(f"latency_target_us: expected a positive number, found {self.latency_target_us}")
+        if self.latency_target_us is not None and self.trade_off:
+            raise ValueError("latency_target_us: is a penalty on the loss alone, and does not go with trade_off")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the values to minimize."""
+        return ("log_loss" if self.latency_target_us is None else "penalized_log_loss", *self.trade_off)
+
+    @property
+    def needs_latency(self) -> bool:
+        return self.latency_target_us is not None or "latency_us" in self.trade_off
+
+    def values(self, candidate: "Candidate") -> tuple[float, ...]:
+        """What to minimize, by :attr:`names`."""
+        loss = candidate.loss
+        if self.latency_target_us is not None:
+            assert candidate.latency_us is not None
+            loss += self.latency_weight * (candidate.latency_us / self.latency_target_us - 1)
+        return (loss, *(getattr(candidate, name) for name in self.trade_off))
