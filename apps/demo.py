@@ -18,10 +18,11 @@ import torch
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
-from nasrec_torchrec.distributed.checkpoint import kept_checkpoint, load_model, read_description
 from nasrec_torchrec.drawing import to_svg
-from nasrec_torchrec.files import read_text, write_text
 from nasrec_torchrec.metrics.click_metrics import click_metrics
+from nasrec_torchrec.models.stored import load_model, read_description
+from nasrec_torchrec.runs.checkpoint import kept_checkpoint
+from nasrec_torchrec.runs.files import read_text, write_text
 from nasrec_torchrec.search.cost import model_multiply_adds
 from nasrec_torchrec.search_space import SearchSpace
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import open_split
-from nasrec_torchrec.distributed.checkpoint import load_model
 from nasrec_torchrec.metrics.click_metrics import evaluate
+from nasrec_torchrec.models.stored import load_model
 
 
 def main(

@@ -7,14 +7,14 @@ from tempfile import TemporaryDirectory
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split
-from nasrec_torchrec.distributed.checkpoint import load_model
-from nasrec_torchrec.files import local_folder, publish
 from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.export import compare, export
 from nasrec_torchrec.inference.predictor import MANIFEST
 from nasrec_torchrec.models.nasrecnet import NASRecNet
-from nasrec_torchrec.paths import RemotePath
-from nasrec_torchrec.run_record import record_start
+from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.runs.files import local_folder, publish
+from nasrec_torchrec.runs.paths import RemotePath
+from nasrec_torchrec.runs.record import record_start
 
 
 def main(model: Path, out: Path, config: ExportConfig, data: Path | None = None) -> None:

@@ -11,7 +11,7 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import TextFormat
 from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.datasets.statistics import measure
-from nasrec_torchrec.run_record import CONFIG, record_start
+from nasrec_torchrec.runs.record import CONFIG, record_start
 
 
 def criteo(

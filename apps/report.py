@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.files import write_text
+from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.search.finalists import FINALISTS, agreement, read_finalists
 from nasrec_torchrec.search.report import REPORT, read_results, write_report
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.sources import TextFormat
-from nasrec_torchrec.files import local_folder
 from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.scoring import score
+from nasrec_torchrec.runs.files import local_folder
 
 
 def main(package: Path, data: str, out: Path, config: ScoringConfig, text_format: TextFormat) -> None:

@@ -13,17 +13,17 @@ from tqdm import tqdm
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import MANIFEST, open_split, sha256
-from nasrec_torchrec.distributed.checkpoint import load_supernet
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.supernet import SuperNet
-from nasrec_torchrec.paths import RemotePath
 from nasrec_torchrec.progress import update_interval
-from nasrec_torchrec.run_record import record_start
+from nasrec_torchrec.runs.paths import RemotePath
+from nasrec_torchrec.runs.record import record_start
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
 from nasrec_torchrec.search.evaluator import Candidate, Evaluator
 from nasrec_torchrec.search.evolution import evolve
 from nasrec_torchrec.search.report import REPORT, write_results
 from nasrec_torchrec.search.study import JOURNAL, CandidateStudy
+from nasrec_torchrec.search.supernet import load_supernet
 
 # Settings of the evaluation that change no loss.
 _FREE = ("chunk_size", "cache_memory")

@@ -7,9 +7,9 @@ from types import FrameType
 import uvicorn
 
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.files import local_folder
 from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.server import create_app
+from nasrec_torchrec.runs.files import local_folder
 
 
 class _Server(uvicorn.Server):

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.training.status import read_status, runs_under
+from nasrec_torchrec.runs.status import read_status, runs_under
 
 
 def main(folder: Path, /, follow: bool = False, every: float = 10.0, patience: float = 120.0) -> None:

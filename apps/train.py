@@ -9,10 +9,10 @@ from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.distributed.process_group import process_group
-from nasrec_torchrec.files import read_text
 from nasrec_torchrec.models.baselines import BASELINES, Baseline
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.paths import to_path
+from nasrec_torchrec.runs.files import read_text
+from nasrec_torchrec.runs.paths import to_path
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.trials import Splits, train_best
 

@@ -16,9 +16,9 @@ import torch
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import open_split
-from nasrec_torchrec.distributed.checkpoint import load_supernet
 from nasrec_torchrec.search.config import EvaluationConfig
 from nasrec_torchrec.search.evaluator import Evaluator
+from nasrec_torchrec.search.supernet import load_supernet
 
 
 @torch.no_grad()

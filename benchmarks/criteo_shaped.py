@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 
 from nasrec_torchrec.datasets.public import criteo_kaggle
-from nasrec_torchrec.files import atomic_path
 from nasrec_torchrec.progress import progress_bar
+from nasrec_torchrec.runs.files import atomic_path
 
 _BLOCK = 250_000
 

@@ -33,9 +33,9 @@ from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split
 from nasrec_torchrec.datasets.public import frappe
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.distributed.process_group import process_group
-from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.baselines import BASELINES, Baseline
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
+from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
 from nasrec_torchrec.search.cost import cost, model_multiply_adds
 from nasrec_torchrec.training.config import TrainConfig

@@ -22,12 +22,12 @@ from scipy.stats import kendalltau, pearsonr, rankdata
 from nasrec_torchrec import Architecture, SearchSpace
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
-from nasrec_torchrec.distributed.checkpoint import load_supernet
 from nasrec_torchrec.distributed.process_group import process_group
-from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.search.config import EvaluationConfig
 from nasrec_torchrec.search.evaluator import Evaluator
+from nasrec_torchrec.search.supernet import load_supernet
 from nasrec_torchrec.search_space import Strategy
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.trainer import Trainer

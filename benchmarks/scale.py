@@ -30,8 +30,8 @@ from nasrec_torchrec.cli import quiet_libraries, run
 from nasrec_torchrec.datasets.public import criteo_1tb
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.distributed.sharding import TableSharder
-from nasrec_torchrec.files import write_text
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.search_space import SearchSpace
 
 BASE = {"batch": 512, "tables": 26, "rows": 100_000, "blocks": 7}

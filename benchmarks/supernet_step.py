@@ -23,7 +23,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, Architecture, NASRecNet, SearchSpace, SuperNet
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.files import write_text
+from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 
 NUM_DENSE, NUM_SPARSE, ROWS, EMBEDDING_DIM = 13, 26, 1000, 16

@@ -15,8 +15,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import register_type
 
-from nasrec_torchrec.paths import register_handlers, to_path
-from nasrec_torchrec.run_record import COMMAND
+from nasrec_torchrec.runs.paths import register_handlers, to_path
+from nasrec_torchrec.runs.record import COMMAND
 
 register_type(Path, deserializer=to_path, type_check=isinstance)
 _FLAG = re.compile(r"(?<=^--)\w[\w-]*")

@@ -54,7 +54,7 @@ def owner(file: Path) -> str:
     """The label of the target that a file belongs to."""
     folder, name = file.parent.as_posix(), file.stem
     if folder == "nasrec_torchrec":
-        return f"//nasrec_torchrec:{'nasrec_torchrec' if name == '__init__' else 'core'}"
+        return f"//nasrec_torchrec:{ {'__init__': 'nasrec_torchrec', 'cli': 'cli'}.get(name, 'core') }"
     if folder == "apps":
         return f"//apps:{'apps' if name == '__init__' else f'{name}_lib'}"
     if folder.startswith("tests"):

@@ -34,7 +34,7 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
 from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
-from nasrec_torchrec.run_record import COMMAND
+from nasrec_torchrec.runs.record import COMMAND
 from nasrec_torchrec.search.evaluator import Candidate
 
 # Vectors of the original implementation and real rows; only some machines have them.

@@ -41,9 +41,9 @@ from nasrec_torchrec.datasets.prepared import (
 from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema
 from nasrec_torchrec.datasets.sources import Piece, TextFormat
 from nasrec_torchrec.datasets.splits import SPLITS, SplitConfig
-from nasrec_torchrec.files import atomic_path, publish, write_text
-from nasrec_torchrec.paths import RemotePath
 from nasrec_torchrec.progress import progress_bar
+from nasrec_torchrec.runs.files import atomic_path, publish, write_text
+from nasrec_torchrec.runs.paths import RemotePath
 
 _T = TypeVar("_T")
 _KEY = "//split"  # the column that a split rule reads; no schema can name one like it

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
-from nasrec_torchrec.files import atomic_path, read_text
+from nasrec_torchrec.runs.files import atomic_path, read_text
 
 SCHEMA, MANIFEST, DICTIONARIES = "schema.json", "manifest.json", "dictionaries"
 MANIFEST_FORMAT = "nasrec-torchrec/dataset/1"

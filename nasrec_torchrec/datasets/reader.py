@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 from nasrec_torchrec.datasets.click_data import ClickData, Rows, join
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.files import local_copy
-from nasrec_torchrec.paths import RemotePath
 from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.runs.files import local_copy
+from nasrec_torchrec.runs.paths import RemotePath
 
 Interval = tuple[int, int]  # rows first..last-1 of an epoch's line
 _MIN_STREAMS = 8

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
-from nasrec_torchrec.files import read_text
+from nasrec_torchrec.runs.files import read_text
 
 _FORMAT = "nasrec-torchrec/schema/2"
 Transform = Literal["none", "log1p", "standardize"]

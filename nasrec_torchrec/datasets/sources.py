@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from nasrec_torchrec.paths import to_path
+from nasrec_torchrec.runs.paths import to_path
 
 _LONGEST_LINE = 64 << 20
 # Lines that a misplaced quote can at most take with it.

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_manifest, sha256
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import FIRST_WORD, SparseFeature
-from nasrec_torchrec.files import atomic_path
 from nasrec_torchrec.progress import progress_bar
+from nasrec_torchrec.runs.files import atomic_path
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from nasrec_torchrec.datasets.click_data import ClickData
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import Piece, TextFormat
-from nasrec_torchrec.files import atomic_path, local_copy, remove, write_text
 from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.predictor import MANIFEST, Predictor, Request
-from nasrec_torchrec.paths import to_path
 from nasrec_torchrec.progress import progress_bar
+from nasrec_torchrec.runs.files import atomic_path, local_copy, remove, write_text
+from nasrec_torchrec.runs.paths import to_path
 
 _KEY = b"nasrec-torchrec"
 

@@ -11,7 +11,7 @@ import torch
 from torchmetrics.functional.regression import kendall_rank_corrcoef
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.files import read_text
+from nasrec_torchrec.runs.files import read_text
 from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.training.trials import METRICS
 

@@ -21,8 +21,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.drawing import to_svg
-from nasrec_torchrec.files import atomic_path, local_copy, write_text
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
+from nasrec_torchrec.runs.files import atomic_path, local_copy, write_text
 from nasrec_torchrec.search.config import COST_NAMES, Limits, Objective
 from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.search.finalists import Finalist, agreement

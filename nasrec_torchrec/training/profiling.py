@@ -6,7 +6,7 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from nasrec_torchrec.files import atomic_path, write_text
+from nasrec_torchrec.runs.files import atomic_path, write_text
 from nasrec_torchrec.training.config import parse_steps
 
 

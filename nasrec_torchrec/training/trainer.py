@@ -22,20 +22,21 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
-from nasrec_torchrec.distributed.checkpoint import Checkpoints, kept_checkpoint, latest_checkpoint, read_description
 from nasrec_torchrec.distributed.gather import gather_rows
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
 from nasrec_torchrec.distributed.sharding import describe_plan, parallelize
-from nasrec_torchrec.files import atomic_path, write_text
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.metrics.windowed import windowed_metrics
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.models.stored import read_description
 from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.runs.checkpoint import Checkpoints, kept_checkpoint, latest_checkpoint
+from nasrec_torchrec.runs.files import atomic_path, write_text
+from nasrec_torchrec.runs.log import RunLog
 from nasrec_torchrec.search_space import Strategy
 from nasrec_torchrec.training.config import TrainConfig, settings_of
 from nasrec_torchrec.training.dropout import add_dropout
 from nasrec_torchrec.training.guard import TERMINATED, StepGuard
-from nasrec_torchrec.training.log import RunLog
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad, adam
 from nasrec_torchrec.training.path_statistics import PathStatistics
 from nasrec_torchrec.training.profiling import StepProfiler
@@ -127,7 +128,12 @@ class Trainer:
             raise ValueError("schedule: plateau needs a validation split; a supernet is trained without one")
         progress: dict[str, Any] = {"total_steps": config.epochs * reader.steps_per_epoch, "best": None}
         with Checkpoints(
-            self.run_dir, self.description, self.dmp, self.optimizer, config.keep_checkpoints, config.resume == "never"
+            self.run_dir,
+            self.description.to_json(),
+            self.dmp,
+            self.optimizer,
+            config.keep_checkpoints,
+            config.resume == "never",
         ) as checkpoints:
             found = latest_checkpoint(self.run_dir) if config.resume == "auto" else None
             if found is not None:

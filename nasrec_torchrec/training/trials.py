@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.datasets.reader import ClickFiles
-from nasrec_torchrec.files import remove, write_text
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
-from nasrec_torchrec.run_record import CONFIG
+from nasrec_torchrec.runs.files import remove, write_text
+from nasrec_torchrec.runs.record import CONFIG
 from nasrec_torchrec.training.config import TrainConfig, settings_of
 from nasrec_torchrec.training.trainer import Trainer
 

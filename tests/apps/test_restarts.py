@@ -16,7 +16,7 @@ from support import click_table, make_click_data, make_schema
 
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.splits import SplitConfig
-from nasrec_torchrec.distributed.checkpoint import load_model
+from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.training.guard import TERMINATED
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,8 @@ import pytest
 from support import prepare_clicks
 from torchx.runner import get_runner
 
-from nasrec_torchrec.distributed.checkpoint import latest_checkpoint
-from nasrec_torchrec.training.log import read_events
+from nasrec_torchrec.runs.checkpoint import latest_checkpoint
+from nasrec_torchrec.runs.log import read_events
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -28,7 +28,7 @@ from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, Sp
 from nasrec_torchrec.datasets.sources import TextFormat
 from nasrec_torchrec.datasets.splits import SPLITS, SplitConfig
 from nasrec_torchrec.datasets.transform import hash_text
-from nasrec_torchrec.paths import PATHS
+from nasrec_torchrec.runs.paths import PATHS
 
 SCHEMA = Schema(
     "click",

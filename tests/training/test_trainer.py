@@ -11,9 +11,10 @@ from support import SMALL_SPACE, make_click_files, make_schema, run_ranks
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from nasrec_torchrec.datasets.reader import ClickFiles
-from nasrec_torchrec.distributed.checkpoint import latest_checkpoint, load_model
 from nasrec_torchrec.models.baselines import Baseline
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.runs.checkpoint import latest_checkpoint
 from nasrec_torchrec.training import trainer as trainer_module
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.guard import TERMINATED

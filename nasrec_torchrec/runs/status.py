@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nasrec_torchrec.distributed.checkpoint import latest_checkpoint
-from nasrec_torchrec.training.log import LOG, read_events
+from nasrec_torchrec.runs.checkpoint import latest_checkpoint
+from nasrec_torchrec.runs.log import LOG, read_events
 
 State = Literal["running", "ended", "asked to end", "silent"]
 

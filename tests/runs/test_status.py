@@ -10,10 +10,10 @@ import yaml
 from support import SMALL_SPACE, make_click_files, make_schema, prepare_clicks, run_program
 
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.runs.log import read_events
+from nasrec_torchrec.runs.status import read_status, runs_under
 from nasrec_torchrec.training.config import TrainConfig
-from nasrec_torchrec.training.log import read_events
 from nasrec_torchrec.training.profiling import parse_steps
-from nasrec_torchrec.training.status import read_status, runs_under
 from nasrec_torchrec.training.trainer import Trainer
 
 SCHEMA = make_schema()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nasrec_torchrec.environment import installed_versions
-from nasrec_torchrec.files import write_text
+from nasrec_torchrec.runs.files import write_text
 
 CONFIG = "config.yaml"
 

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from nasrec_torchrec.files import read_text, remove, upload, write_text
-from nasrec_torchrec.paths import RemotePath
 from nasrec_torchrec.progress import update_interval
-from nasrec_torchrec.run_record import record_start
+from nasrec_torchrec.runs.files import read_text, remove, upload, write_text
+from nasrec_torchrec.runs.paths import RemotePath
+from nasrec_torchrec.runs.record import record_start
 
 LOG = "log.jsonl"
 # Seconds between two uploads of the log of a run whose folder is remote, beside those at every other event.

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from support import click_table, make_click_data, make_schema, run_process
 
-from nasrec_torchrec.files import atomic_path, local_copy, local_folder, publish, read_text, remove, write_text
-from nasrec_torchrec.paths import PATHS, RemotePath, register_handlers, to_path
+from nasrec_torchrec.runs.files import atomic_path, local_copy, local_folder, publish, read_text, remove, write_text
+from nasrec_torchrec.runs.paths import PATHS, RemotePath, register_handlers, to_path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HANDLERS = """
 from iopath.common.s3 import S3PathHandler
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nasrec_torchrec.paths import PATHS, RemotePath
+from nasrec_torchrec.runs.paths import PATHS, RemotePath
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Run folders: their names, how files are published, locked, checked and removed, and where they may lie."""

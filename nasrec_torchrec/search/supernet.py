@@ -1,0 +1,43 @@
+"""The supernet that a search reads."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torchrec.models.dlrm import DLRMTrain
+
+from nasrec_torchrec.distributed.process_group import rank_and_ranks
+from nasrec_torchrec.distributed.sharding import parallelize
+from nasrec_torchrec.models.stored import load_model, read_description
+from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.runs.checkpoint import kept_checkpoint
+from nasrec_torchrec.search_space import SearchSpace
+
+
+def load_supernet(run_dir: Path, device: torch.device | None = None) -> SuperNet:
+    """A supernet for use, whole in this process, or sharded over the ranks where there are several.
+
+    Args:
+        run_dir: folder of its training.
+        device: this rank's; unset, the CPU.
+
+    Raises:
+        ValueError: when the run trained another model, or see :func:`nasrec_torchrec.models.stored.load_model`.
+    """
+    device = device or torch.device("cpu")
+    folder = kept_checkpoint(run_dir)
+    description = read_description(folder)
+    if not isinstance(description.interaction, SearchSpace):
+        kind = type(description.interaction).__name__
+        raise ValueError(f"{run_dir}: expected the run of a supernet, found one that trained a model of {kind}")
+    if rank_and_ranks() == (0, 1):
+        _, model = load_model(run_dir)
+        assert isinstance(model, SuperNet)
+        return model.to(device)
+    model = description.build(torch.device("meta"))
+    assert isinstance(model, SuperNet)
+    dmp = parallelize(DLRMTrain(model), device)
+    state = {"model": dmp.state_dict()}
+    dcp.load(state, checkpoint_id=folder)
+    dmp.load_state_dict(state["model"])
+    return model.eval()
