@@ -38,7 +38,7 @@ from nasrec_torchrec.datasets.prepared import (
     sha256,
     write_rows,
 )
-from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema
+from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema, SparseFeature
 from nasrec_torchrec.datasets.sources import Piece, TextFormat
 from nasrec_torchrec.datasets.splits import SPLITS, SplitConfig
 from nasrec_torchrec.progress import progress_bar
@@ -159,7 +159,7 @@ class _Job:
         key = [raw.split.split_column] if raw.split.split_column else []
         derivation = raw.derivation
         made = derivation.outputs if derivation else ()
-        needed = [*raw.schema.columns, *key, *(derivation.inputs if derivation else ())]
+        needed = [*raw.schema.raw_columns, *key, *(derivation.inputs if derivation else ())]
         self.wanted = [name for name in dict.fromkeys(needed) if name not in made]
         self.split_of_file: list[int | None] = [None] * len(files)
         if raw.split.split == "given":
@@ -169,7 +169,7 @@ class _Job:
                 raise ValueError(f"split given: {unnamed[0]}: expected a file named {', '.join(splits.NAMES)}")
         description = {
             "format": MANIFEST_FORMAT,
-            "schema": asdict(raw.schema),
+            "schema": raw.schema.to_dict(),
             "text": asdict(raw.text_format),
             "split": asdict(raw.split),
             "piece_mib": config.piece_mib,
@@ -376,10 +376,11 @@ def _fit(
     assigned = np.split(splits.assign(job.split, labels, key), ends)
     train = [rows == 0 for rows in assigned]
 
-    schema, dictionaries = job.schema, {}
-    counted = {
-        name: features for name, features in schema.features_by_table().items() if features[0].ids == "dictionary"
-    }
+    schema = job.schema
+    dictionaries: dict[str, pa.Array] = {}
+    # A cross combines the ids of others: its words are counted when theirs are numbered.
+    tables = sorted(schema.features_by_table().items(), key=lambda table: bool(table[1][0].cross))
+    counted = {name: features for name, features in tables if features[0].ids == "dictionary"}
     scaled = [feature.name for feature in schema.dense if feature.transform == "standardize"]
     with progress_bar(len(counted) + len(scaled), "fit", "column") as bar:
         dense = []
@@ -389,16 +390,35 @@ def _fit(
                 feature = replace(feature, mean=mean, deviation=deviation)
                 bar.update()
             dense.append(feature)
-        rows = {}
+        rows: dict[str, int] = {}
         for table, features in counted.items():
-            words = _count_words(work, [feature.name for feature in features], train, features[0].min_count)
+            known = replace(schema, sparse=tuple(_numbered(feature, rows) for feature in schema.sparse))
+            values = partial(_values, work, known, dictionaries)
+            words = count_words(values, features, train)
             if features[0].num_embeddings is not None:
                 words = words[: features[0].num_embeddings - FIRST_WORD]
             dictionaries[table] = words
             rows[table] = features[0].num_embeddings or len(words) + FIRST_WORD
             bar.update()
-    sparse = [replace(s, num_embeddings=rows[s.table]) if s.table in rows else s for s in schema.sparse]
-    return replace(schema, dense=tuple(dense), sparse=tuple(sparse)), dictionaries, assigned
+    sparse = tuple(_numbered(feature, rows) for feature in schema.sparse)
+    return replace(schema, dense=tuple(dense), sparse=sparse), dictionaries, assigned
+
+
+def _numbered(feature: SparseFeature, rows: Mapping[str, int]) -> SparseFeature:
+    """The feature with the rows of its table, where they are counted already."""
+    return replace(feature, num_embeddings=rows.get(feature.table, feature.num_embeddings))
+
+
+def _values(
+    work: Path, schema: Schema, dictionaries: Mapping[str, pa.Array], number: int, feature: SparseFeature
+) -> pa.ChunkedArray:
+    """What a feature's dictionary counts in a part."""
+    if not feature.cross:
+        return _read_part(work, number, [feature.name]).column(0)
+    inputs = tuple(other for other in schema.sparse if other.name in feature.cross)
+    of_inputs = replace(schema, dense=(), sparse=inputs)
+    table = transform.finish(_read_part(work, number, of_inputs.raw_columns), of_inputs, dictionaries)
+    return pa.chunked_array([transform.combine(table, feature)])
 
 
 def _all(work: Path, parts: Sequence[Any], column: str, kind: type) -> np.ndarray:
@@ -424,13 +444,23 @@ def _moments(work: Path, column: str, train: Sequence[np.ndarray]) -> tuple[floa
     return mean, deviation if deviation > 0 else 1.0
 
 
-def _count_words(work: Path, columns: Sequence[str], train: Sequence[np.ndarray], min_count: int) -> pa.Array:
-    """Words of the training rows, the most frequent first, equally frequent ones in alphabetical order."""
+def count_words(
+    values_of: Callable[[int, SparseFeature], pa.ChunkedArray],
+    features: Sequence[SparseFeature],
+    train: Sequence[np.ndarray],
+) -> pa.Array:
+    """Words of the training rows, the most frequent first, equally frequent ones in alphabetical order.
+
+    Args:
+        values_of: gives a feature's values in a part.
+        features: that share the dictionary.
+        train: of every part, whether its rows are training rows.
+    """
     total = pa.table({"word": pa.array([], pa.string()), "count": pa.array([], pa.int64())})
     waiting: list[pa.Table] = []
     for number, rows in enumerate(train):
-        for column in columns:
-            values = _read_part(work, number, [column]).filter(pa.array(rows)).column(0)
+        for feature in features:
+            values = values_of(number, feature).filter(pa.array(rows))
             if pa.types.is_list(values.type):
                 values = pc.list_flatten(values)
             counts = pc.value_counts(values.drop_null())
@@ -440,7 +470,7 @@ def _count_words(work: Path, columns: Sequence[str], train: Sequence[np.ndarray]
             merged = pa.concat_tables([total, *waiting]).group_by("word", use_threads=False)
             total = merged.aggregate([("count", "sum")]).rename_columns(["word", "count"])
             waiting = []
-    total = total.filter(pc.greater_equal(total.column("count"), min_count))
+    total = total.filter(pc.greater_equal(total.column("count"), features[0].min_count))
     total = total.sort_by([("count", "descending"), ("word", "ascending")])
     return total.column("word").combine_chunks()
 
@@ -459,7 +489,7 @@ def _write_splits(
         record = work / "splits" / f"{number:06d}.json"
         if record.exists():
             return int(parts[number]["rows"])
-        table = transform.finish(_read_part(work, number, schema.columns), schema, dictionaries)
+        table = transform.finish(_read_part(work, number, schema.raw_columns), schema, dictionaries)
         written = {}
         for index, split in enumerate(SPLITS):
             rows = table.filter(pa.array(assigned[number] == index))

@@ -67,6 +67,9 @@ class SparseFeature:
         pooling: ``sum`` or ``mean`` of a row's embeddings.
         table: name of the embedding table, ``t_<name>`` when left out. Features that name the same table share it,
             and its dictionary.
+        cross: names of two or more other features of the schema. This feature has no raw column then: its value is the
+            combination of their prepared ids, which ``ids`` (``hash`` or ``dictionary``) turns into an id like any
+            other text. See :mod:`nasrec_torchrec.datasets.crosses`.
     """
 
     name: str
@@ -78,6 +81,7 @@ class SparseFeature:
     weighted: bool = False
     pooling: Literal["sum", "mean"] = "sum"
     table: str = ""
+    cross: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name(self.name, "sparse feature")
@@ -101,6 +105,19 @@ class SparseFeature:
             raise ValueError(f"{self.name}: separator: expected some text, found {self.separator!r}")
         if self.weighted and not self.multi_hot:
             raise ValueError(f"{self.name}: weighted: only a multi_hot feature can be weighted")
+        if not isinstance(self.cross, (list, tuple)):
+            raise ValueError(f"{self.name}: cross: expected a list of names of features, found {self.cross!r}")
+        object.__setattr__(self, "cross", tuple(self.cross))
+        if self.cross:
+            if len(self.cross) < 2 or len(set(self.cross)) != len(self.cross):
+                raise ValueError(
+                    f"{self.name}: cross: expected two or more different features, found {list(self.cross)}"
+                )
+            if self.ids not in ("hash", "dictionary") or self.multi_hot:
+                raise ValueError(
+                    f"{self.name}: cross: expected ids hash or dictionary and one value a row, "
+                    f"found ids {self.ids}, multi_hot {self.multi_hot}"
+                )
 
     @property
     def weights_column(self) -> str | None:
@@ -145,6 +162,7 @@ class Schema:
             raise ValueError(f"schema: label_above: expected a number, found {self.label_above!r}")
         if len({feature.weighted for feature in self.sparse}) > 1:
             raise ValueError("schema: sparse: either every feature is weighted or none is")
+        self._check_crosses()
         for table, features in self.features_by_table().items():
             for key in ("num_embeddings", "ids", "min_count", "pooling"):
                 values = {feature.name: getattr(feature, key) for feature in features}
@@ -162,10 +180,35 @@ class Schema:
         return [feature.name for feature in self.sparse]
 
     @property
+    def crosses(self) -> list[SparseFeature]:
+        """The features that are computed from the prepared ids of others."""
+        return [feature for feature in self.sparse if feature.cross]
+
+    @property
+    def raw_columns(self) -> list[str]:
+        """Every column that raw data must have: crosses are computed."""
+        computed = {feature.name for feature in self.crosses}
+        return [name for name in self.columns if name not in computed]
+
+    @property
     def columns(self) -> list[str]:
-        """Every column that the schema reads."""
+        """Every column of the prepared data that the schema reads."""
         weights = [feature.weights_column for feature in self.sparse if feature.weights_column]
         return [self.label, *(feature.name for feature in self.dense), *self.feature_names, *weights]
+
+    def _check_crosses(self) -> None:
+        plain = {feature.name: feature for feature in self.sparse if not feature.cross}
+        for feature in self.crosses:
+            allowed = [name for name, other in plain.items() if not other.multi_hot]
+            unknown = [name for name in feature.cross if name not in allowed]
+            if unknown:
+                raise ValueError(
+                    f"{feature.name}: cross: expected sparse features of the schema that have one value a row and are "
+                    f"no crosses themselves ({allowed}), found {unknown}"
+                )
+            sharing = [other.name for other in self.sparse if other.table == feature.table and not other.cross]
+            if sharing:
+                raise ValueError(f"{feature.name}: cross: it cannot share the table {feature.table} with {sharing}")
 
     def features_by_table(self) -> dict[str, list[SparseFeature]]:
         tables: dict[str, list[SparseFeature]] = {}
@@ -195,7 +238,15 @@ class Schema:
         ]
 
     def to_json(self) -> str:
-        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=2)
+        return json.dumps({"format": _FORMAT, **self.to_dict()}, indent=2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; a feature that is no cross is described as before there were any."""
+        document = asdict(self)
+        for feature in document["sparse"]:
+            if not feature["cross"]:
+                del feature["cross"]
+        return document
 
     @classmethod
     def read(cls, path: Path) -> "Schema":

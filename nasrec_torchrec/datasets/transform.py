@@ -7,7 +7,7 @@ decides alone, and :func:`finish` what a dictionary or a mean is needed for. Sco
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,8 @@ def parse(table: pa.Table, schema: Schema, what: Mapping[str, str] | None = None
     for dense in schema.dense:
         columns[dense.name] = _dense(_column(table, dense.name), dense, rejects)
     for sparse in schema.sparse:
+        if sparse.cross:
+            continue
         values = _lists(table, sparse.name, sparse.separator) if sparse.multi_hot else _column(table, sparse.name)
         columns[sparse.name] = _elements(values, partial(_ids, sparse), sparse.name, rejects)
         if sparse.weights_column:
@@ -75,12 +77,36 @@ def finish(table: pa.Table, schema: Schema, dictionaries: Mapping[str, pa.Array]
             scaled = np.nan_to_num((raw - dense.mean) / dense.deviation, nan=0.0).astype(np.float32)
             table = _replace(table, dense.name, pa.array(scaled))
     for sparse in schema.sparse:
-        if sparse.ids == "dictionary":
+        if sparse.ids == "dictionary" and not sparse.cross:
             words = dictionaries[sparse.table]
             column = _column(table, sparse.name)
             ids = _elements(column, partial(_look_up, sparse, words), sparse.name, {})
             table = _replace(table, sparse.name, ids)
+    return add_crosses(table, schema.crosses, dictionaries)
+
+
+def add_crosses(table: pa.Table, crosses: Sequence[SparseFeature], dictionaries: Mapping[str, pa.Array]) -> pa.Table:
+    """Appends the columns of crosses to rows whose other ids are prepared.
+
+    Args:
+        table: with the prepared ids that the crosses combine.
+        crosses: to append.
+        dictionaries: per table with a dictionary its words.
+    """
+    for feature in crosses:
+        values = combine(table, feature)
+        if feature.ids == "dictionary":
+            ids = _look_up(feature, dictionaries[feature.table], values, {})
+        else:
+            ids = _ids(feature, values, {})
+        table = table.append_column(feature.name, ids)
     return table
+
+
+def combine(table: pa.Table, cross: SparseFeature) -> pa.Array:
+    """The value of a cross in every row, as text: the prepared ids of its features with commas between them."""
+    texts = [_column(table, name).cast(pa.string()) for name in cross.cross]
+    return pc.binary_join_element_wise(*texts, ",")
 
 
 def hash_text(value: bytes) -> int:

@@ -61,6 +61,8 @@ def score(
             last = [part for part in done if part["file"] == index]
             if last:
                 start, line = last[-1]["end"], last[-1]["next_line"]
+            if not (config.raw or sources.is_parquet(file)):
+                raise ValueError(f"{file}: prepared rows are Parquet files; --raw true transforms raw ones")
             sources.check_source(file, job.wanted(names), job.text_format)
             for piece in job.pieces(file, names, start, line):
                 done.append(job.score(piece, file, index, names, out, len(done)))
@@ -120,14 +122,13 @@ class _Job:
 
     def wanted(self, names: Sequence[str]) -> list[str]:
         """Columns to read of those that there are; a label is not needed."""
-        columns = [name for name in self.schema.columns if name != self.schema.label or name in names]
+        available = self.schema.raw_columns if self.config.raw else self.schema.columns
+        columns = [name for name in available if name != self.schema.label or name in names]
         return list(dict.fromkeys([*columns, *self.config.keep]))
 
     def pieces(self, file: str, names: Sequence[str], start: int, line: int) -> Iterator[Piece]:
         if sources.is_parquet(file):
             return sources.parquet_pieces(file, self.config.piece_mib << 13, start, self.wanted(names))
-        if not self.config.raw:
-            raise ValueError(f"{file}: prepared rows are Parquet files; --raw true transforms raw ones")
         return sources.text_pieces(file, self.config.piece_mib << 20, start, line)
 
     def score(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import SMALL_SPACE, click_table, make_click_data
 
+from nasrec_torchrec.datasets.crosses import cross_of
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import DICTIONARIES
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
@@ -81,6 +82,8 @@ def test_raw_rows_are_transformed_as_the_training_data_were(tmp_path: Path):
         (
             SparseFeature("shop", ids="dictionary", min_count=2),
             SparseFeature("tags", 50, ids="hash", multi_hot=True),
+            SparseFeature("request", 40, ids="hash"),
+            cross_of(("shop", "request")),
         ),
     )
     lines = [f"r{n}\t{n % 2}\t{n}.5\tshop {n % 7}\t{'|'.join('abc'[: n % 4])}\n" for n in range(300)]

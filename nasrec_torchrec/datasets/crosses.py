@@ -1,0 +1,113 @@
+"""Crosses added to a prepared data set: combinations of categorical features as features of their own.
+
+A cross of ``user`` and ``item`` has an id for every pair that the training split holds (``ids: dictionary``), or a hash
+of the pair (``ids: hash``). It is computed from the *prepared* ids of its features, so that whoever has those, online
+or offline, needs the cross's dictionary alone. A schema with crosses works everywhere: preparation of raw data counts
+their pairs, ``score --raw`` computes them, and a package's ``dictionaries/`` holds them.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nasrec_torchrec.datasets import transform
+from nasrec_torchrec.datasets.preparation import count_words
+from nasrec_torchrec.datasets.prepared import (
+    DICTIONARIES,
+    MANIFEST,
+    SCHEMA,
+    load_schema,
+    read_manifest,
+    sha256,
+    write_rows,
+)
+from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema, SparseFeature
+from nasrec_torchrec.datasets.splits import SPLITS
+from nasrec_torchrec.files import atomic_path, write_text
+
+
+def cross_of(features: Sequence[str], largest: int | None = None, min_count: int = 1) -> SparseFeature:
+    """A cross by dictionary of some features, named like them.
+
+    Args:
+        features: names, two or more.
+        largest: rows of its table at most; the most frequent combinations have one.
+        min_count: a combination seen less often in the training split has none.
+    """
+    return SparseFeature("_x_".join(features), largest, "dictionary", min_count, cross=tuple(features))
+
+
+def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Schema:
+    """Writes a prepared data set again with more columns; ``out`` appears when it is complete.
+
+    Args:
+        data: prepared data set, on this machine.
+        out: folder to write; what is there and holds the same is kept.
+        crosses: to add to the schema.
+
+    Returns:
+        Schema: with the crosses, and the rows of their tables.
+
+    Raises:
+        ValueError: when a cross does not fit the schema, or ``out`` holds something else.
+    """
+    schema, manifest = load_schema(data), read_manifest(data)
+    whole = replace(schema, sparse=(*schema.sparse, *crosses))
+    job = hashlib.sha256(json.dumps([manifest["job"], whole.to_dict()]).encode()).hexdigest()
+    if (out / MANIFEST).exists():
+        if read_manifest(out)["job"] != job:
+            raise ValueError(f"{out}: holds another data set than {data} with the crosses {[c.name for c in crosses]}")
+        return load_schema(out)
+    temporary = out.with_name(f".{out.name}.crossing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    dictionaries: dict[str, pa.Array] = {}
+    if (data / DICTIONARIES).exists():
+        shutil.copytree(data / DICTIONARIES, temporary / DICTIONARIES)
+    for table, sharing in whole.features_by_table().items():
+        if sharing[0].cross and sharing[0].ids == "dictionary":
+            dictionaries[table] = _count(data / SPLITS[0], sharing)
+            rows = sharing[0].num_embeddings or len(dictionaries[table]) + FIRST_WORD
+            whole = replace(
+                whole, sparse=tuple(replace(f, num_embeddings=rows) if f.table == table else f for f in whole.sparse)
+            )
+            with atomic_path(temporary / DICTIONARIES / f"{table}.parquet") as file:
+                pq.write_table(pa.table({"word": dictionaries[table]}), file)
+    described: dict[str, Any] = {}
+    for split in SPLITS:
+        files = []
+        for file in sorted((data / split).glob("*.parquet")):
+            table = transform.add_crosses(pq.read_table(file), whole.crosses, dictionaries)
+            files.append(write_rows(temporary / split / file.name, table, schema.label))
+        described[split] = manifest["splits"][split] | {"files": files}
+    write_text(temporary / SCHEMA, whole.to_json())
+    manifest |= {
+        "job": job,
+        "schema_sha256": sha256(temporary / SCHEMA),
+        "dictionaries": {file.name: sha256(file) for file in sorted((temporary / DICTIONARIES).glob("*.parquet"))},
+        "splits": described,
+    }
+    write_text(temporary / MANIFEST, json.dumps(manifest, indent=2))
+    temporary.rename(out)
+    return whole
+
+
+def _count(split: Path, crosses: Sequence[SparseFeature]) -> pa.Array:
+    """The combinations of the training split, the most frequent first."""
+    files = sorted(split.glob("*.parquet"))
+    inputs = list(dict.fromkeys(name for cross in crosses for name in cross.cross))
+
+    def values(number: int, cross: SparseFeature) -> pa.ChunkedArray:
+        return pa.chunked_array([transform.combine(pq.read_table(files[number], columns=inputs), cross)])
+
+    rows = [np.ones(pq.read_metadata(file).num_rows, bool) for file in files]
+    words = count_words(values, crosses, rows)
+    largest = crosses[0].num_embeddings
+    return words if largest is None else words[: largest - FIRST_WORD]
