@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 # Two compute threads on two busy cores make a step 10 to 30 times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-fast lint docs clean
+.PHONY: setup demo test test-fast lint docs buck clean
 
 setup: $(VENV)/.installed
 
@@ -37,6 +37,10 @@ lint: setup
 docs: setup
 	$(BIN)/python -m pdoc --docformat google -o build/api $(subst /,.,$(basename \
 	    $(shell find nasrec_torchrec -mindepth 1 -maxdepth 1 -name '[a-z]*')))
+
+# The BUCK files, from the sources.
+buck: setup
+	$(BIN)/python tests/buck_files.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split
 from nasrec_torchrec.inference.config import ExportConfig
-from nasrec_torchrec.inference.export import compare, export
+from nasrec_torchrec.inference.exporting import compare, export
 from nasrec_torchrec.inference.predictor import MANIFEST
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.stored import load_model

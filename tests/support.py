@@ -131,7 +131,7 @@ def make_click_files(schema: Schema, count: int, seed: int = 0, row_group: int =
 def forked() -> BaseContext:
     """Starts processes at once: forked from one without threads that has the slow imports behind it."""
     context = mp.get_context("forkserver")
-    modules = ["cli", "training.trainer", "search.workers", "inference.export"]
+    modules = ["cli", "training.trainer", "search.workers", "inference.exporting"]
     context.set_forkserver_preload([f"nasrec_torchrec.{module}" for module in modules])
     return context
 

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from buck_rules import ROOT, sources
+from buck_files import ROOT, sources
 
 PACKAGES = ("nasrec_torchrec", "apps", "components")
 

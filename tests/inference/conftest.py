@@ -7,7 +7,7 @@ from support import SMALL_SPACE, make_schema
 from nasrec_torchrec import NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference.config import ExportConfig
-from nasrec_torchrec.inference.export import export
+from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.models.description import ModelDescription
 
 

@@ -15,7 +15,7 @@ from nasrec_torchrec.datasets.sources import TextFormat
 from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.inference import scoring as scoring_module
 from nasrec_torchrec.inference.config import ScoringConfig
-from nasrec_torchrec.inference.export import export
+from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.inference.predictor import Predictor
 from nasrec_torchrec.inference.scoring import requests, score
 from nasrec_torchrec.models.description import ModelDescription

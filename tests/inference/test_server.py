@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from inference.conftest import build
 
 from nasrec_torchrec.inference.config import ServingConfig
-from nasrec_torchrec.inference.export import export
+from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.inference.predictor import Predictor, Request
 from nasrec_torchrec.inference.server import create_app
 

@@ -14,7 +14,7 @@ from nasrec_torchrec import PUBLISHED, Architecture, NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference import predictor as predictor_module
 from nasrec_torchrec.inference.config import ExportConfig
-from nasrec_torchrec.inference.export import ScoringModel, compare, export, scoring_model, trace
+from nasrec_torchrec.inference.exporting import ScoringModel, compare, export, scoring_model, trace
 from nasrec_torchrec.inference.fusion import ProductAndSum
 from nasrec_torchrec.inference.tables import table_precisions
 from nasrec_torchrec.models.description import ModelDescription
