@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import HealthCheck, settings
+from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 
 # On a busy machine the first example alone can take longer than the health check allows.
 settings.register_profile(

@@ -1,17 +1,10 @@
-"""NASRecNet as a drop-in for torchrec.models.dlrm.DLRM, and equal to the research code."""
+"""NASRecNet as a drop-in for torchrec.models.dlrm.DLRM (test_parity.py compares it with the research code)."""
 
-import json
-import math
-import zlib
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.random import RandomState
-from support import SHARED, SMALL_SPACE, make_ebc, make_kjt, run_ranks
+from support import SMALL_SPACE, make_ebc, make_kjt, run_ranks
 from torch import fx
 from torch.nn import functional as F
 from torchrec.datasets.utils import Batch
@@ -25,84 +18,8 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, Architecture, NASRecNet, load_research_state_dict
+from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, NASRecNet, load_research_state_dict
 from nasrec_torchrec.search.cost import cost
-
-GOLDEN = sorted(SHARED.glob("golden/fixed_*.json"))
-golden = pytest.mark.parametrize("file", GOLDEN or [Path("absent")], ids=lambda file: file.stem)
-
-
-def _crc(name: str) -> RandomState:
-    return RandomState(zlib.crc32(name.encode()))
-
-
-def _weight(name: str, shape: list[int]) -> torch.Tensor:
-    """The rule that the golden files state."""
-    z = _crc(name).standard_normal(shape).astype(np.float32)
-    if name.startswith("_embedding."):
-        value = np.float32(0.2) * z
-    elif len(shape) == 1 and name.endswith(".weight"):
-        value = np.float32(0.17 if "._attn_" in name else 1) * (np.float32(1) + np.float32(0.1) * z)
-    elif len(shape) == 1:
-        value = np.float32(0.05) * z
-    else:
-        value = z * np.float32((0.1 if ".deep_fm." in name else 1.0) / math.sqrt(shape[1]))
-    return torch.from_numpy(value)
-
-
-def _load(file: Path):
-    if not file.exists():
-        pytest.skip("the original's vectors are not on this machine")
-    vector = json.loads(file.read_text())
-    dense, sparse = vector["num_dense"], vector["num_sparse"]
-    model = NASRecNet(
-        make_ebc(sparse), dense, Architecture.from_json(json.dumps(vector["choice"])), vector["use_layernorm"]
-    )
-    load_research_state_dict(model, {name: _weight(name, shape) for name, shape in vector["state_dict"]})
-    ids = torch.from_numpy(_crc("cat_x").randint(0, 50, size=(16, sparse)))
-    kjt = KeyedJaggedTensor(
-        [f"f{i}" for i in range(sparse)], ids.t().flatten(), lengths=torch.ones(16 * sparse, dtype=torch.int64)
-    )
-    dense_x = torch.from_numpy(_crc("int_x").standard_normal((16, dense)).astype(np.float32))
-    labels = torch.from_numpy((_crc("y").random_sample((16, 1)) < 0.5).astype(np.float32))
-    return vector, model, dense_x, kjt, labels
-
-
-@golden
-def test_logits_equal_the_original(file: Path):
-    vector, model, dense, kjt, _ = _load(file)
-    expected = torch.tensor(vector["logits_f64"], dtype=torch.float64)
-    assert (model(dense, kjt).flatten().double() - expected).abs().max() < 2e-5
-    model.interaction_arch.double()
-    assert (model(dense.double(), kjt).flatten() - expected).abs().max() < 1e-9
-
-
-@golden
-def test_gradients_and_training_steps_equal_the_original(file: Path):
-    vector, model, dense, kjt, labels = _load(file)
-    model.interaction_arch.double()
-    dense, labels = dense.double(), labels.double()
-    expected = vector["train3_f64"]
-    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.001, eps=1e-2)
-    for step in range(3):
-        optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(model(dense, kjt), labels)
-        loss.backward()
-        assert loss.item() == pytest.approx(expected["losses_before_each_step"][step], rel=1e-4)
-        if step == 0:
-            for index in range(vector["num_sparse"]):
-                name = f"_embedding.{index}.weight"
-                gradient = model.sparse_arch.embedding_bag_collection.embedding_bags[f"t{index}"].weight.grad
-                assert gradient.norm().item() == pytest.approx(vector["grads_f64"][name][1], rel=1e-4)
-            last = torch.cat([p.grad for n, p in model.interaction_arch.over_arch.named_parameters() if n != "bias"], 1)
-            assert last.norm().item() == pytest.approx(vector["grads_f64"]["_final.weight"][1], rel=1e-4)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        assert norm.item() == pytest.approx(expected["grad_norm_before_clip"][step], rel=1e-4)
-        optimizer.step()
-    logits = model(dense, kjt).flatten()
-    torch.testing.assert_close(
-        logits, torch.tensor(expected["logits_after"], dtype=torch.float64), rtol=1e-4, atol=1e-4
-    )
 
 
 def test_research_weights_that_do_not_fit_are_refused():

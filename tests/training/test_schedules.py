@@ -1,21 +1,18 @@
 import json
+from pathlib import Path
 
 import pytest
-from support import SHARED
 
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.schedules import cosine_with_warmup, full_path_probability
 
 
 def test_learning_rates_equal_the_original():
-    file = SHARED / "golden" / "lr_schedule.json"
-    if not file.exists():
-        pytest.skip("the original's curve is not on this machine")
-    case = json.loads(file.read_text())["cases"][0]
-    total, warmup = case["first_cycle_steps"], case["warmup_steps"]
-    for step, expected in enumerate(case["lr"][:total]):
-        ours = cosine_with_warmup(step, total, case["max_lr"], warmup / total)
-        assert ours == pytest.approx(expected, abs=1e-9)
+    cases = json.loads((Path(__file__).resolve().parents[1] / "golden" / "learning-rate.json").read_text())["cases"]
+    for case in cases:
+        for step, expected in case["rates"].items():
+            ours = cosine_with_warmup(int(step), case["steps"], case["peak"], case["warmup"] / case["steps"])
+            assert ours == pytest.approx(expected, abs=1e-11)
 
 
 def test_schedule_starts_peaks_and_ends():
