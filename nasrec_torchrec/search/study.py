@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,16 +13,14 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.search.config import Objective
 from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.search.evolution import EvaluateBatch, Propose
+from nasrec_torchrec.search.storage import open_storage, shown
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 
@@ -62,8 +59,8 @@ class CandidateStudy:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._objective = space, objective or Objective()
-        self.place = _shown(storage)
-        self._storage = _open(storage)
+        self.place = shown(storage)
+        self._storage = open_storage(storage)
         self._workers = f"{name}.workers"
         settings = json.loads(json.dumps(settings | {"space": asdict(space), "objective": asdict(self._objective)}))
         if anew:
@@ -179,51 +176,6 @@ class CandidateStudy:
                 candidate = _candidate(trial)
                 # Should a worker that was taken for dead have finished after all, the first one counts.
                 self._known.setdefault(candidate.architecture.canonical(), candidate)
-
-
-def _shown(storage: str | Path) -> str:
-    """Without the user and the password that a URL may have."""
-    scheme, separator, rest = str(storage).partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
-
-def _open(storage: str | Path) -> BaseStorage:
-    try:
-        if "://" in str(storage):
-            return optuna.storages.get_storage(str(storage))
-        path = Path(storage)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # It is held for milliseconds; one that a killed process has left stands in the way for so many seconds.
-        lock = JournalFileSymlinkLock(str(path), grace_period=5)
-        _mend(path, lock)
-        return JournalStorage(JournalFileBackend(str(path), lock))
-    except (ImportError, ValueError, KeyError, TypeError, OSError, SQLAlchemyError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"storage: {_shown(storage)} cannot be opened: {reason}") from None
-
-
-def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
-    """Drops the half line that a process killed while it wrote has left: the next one would be glued to it.
-
-    Raises:
-        ValueError: for a file that is no journal.
-    """
-    if not path.exists() or not path.stat().st_size:
-        return
-    if not path.read_bytes().endswith(b"\n"):
-        lock.acquire()
-        try:
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-        finally:
-            lock.release()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                known = "op_code" in json.loads(line)
-            except ValueError:
-                known = False
-            if not known and line.endswith(b"\n"):
-                raise ValueError(f"line {number} is not an entry of an Optuna journal")
 
 
 def _candidate(trial: optuna.trial.FrozenTrial) -> Candidate:

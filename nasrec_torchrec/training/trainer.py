@@ -5,11 +5,11 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,8 @@ from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad, adam
 from nasrec_torchrec.training.path_statistics import PathStatistics
 from nasrec_torchrec.training.profiling import StepProfiler
 from nasrec_torchrec.training.schedules import Plateau, cosine_with_warmup, full_path_probability, warmup
+
+EpochHook: TypeAlias = Callable[[int, ClickMetrics | None], bool]
 
 
 class Trainer:
@@ -99,11 +101,20 @@ class Trainer:
         # Every rank draws the same paths.
         self._generator = torch.Generator().manual_seed(config.seed)
 
-    def train(self, data: ClickFiles, validation: ClickFiles | None = None) -> ClickMetrics | None:
+    def train(
+        self, data: ClickFiles, validation: ClickFiles | None = None, pause: EpochHook | None = None
+    ) -> ClickMetrics | None:
         """Trains for the configured epochs, from the run's newest checkpoint if it has one.
 
         With a validation split the model is evaluated after every epoch, and the epoch of the lowest validation log
         loss is kept and restored; a supernet is kept as it ends.
+
+        Args:
+            data: rows to train on.
+            validation: rows to evaluate on after every epoch.
+            pause: called on every rank after every epoch, when its checkpoint is written, with the number of epochs
+                that are done and their last validation metrics. Where it returns true, on all ranks alike, the
+                training ends for now; another call continues it.
 
         Returns:
             ClickMetrics | None: on the validation split, of the kept model.
@@ -147,7 +158,7 @@ class Trainer:
             with log, self._profiler, self.guard.termination():
                 while reader.epoch < config.epochs and not self._ended():
                     self._train_epoch(reader, progress, checkpoints, log)
-                    best = False
+                    best, metrics = False, None
                     if validation is not None:
                         metrics = self.evaluate(validation)
                         log.write("validation", self.step, **asdict(metrics))
@@ -155,6 +166,10 @@ class Trainer:
                         progress["best"] = asdict(metrics) | {"step": self.step} if best else progress["best"]
                         self.plateau.see(best)
                     self._save(checkpoints, log, reader, progress, best=best)
+                    if pause is not None:
+                        checkpoints.wait()
+                        if pause(reader.epoch, metrics):
+                            break
                     if self.guard.stop and reader.epoch < config.epochs and not self._ended():
                         self._end(checkpoints, log)
                 checkpoints.wait()

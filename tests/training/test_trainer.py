@@ -385,3 +385,27 @@ def test_finished_trials_are_not_repeated(one_rank, tmp_path: Path, monkeypatch)
         train_best([NASRECNET], (0.05,), (0,), config, tmp_path / "b", device, splits)
     train_best([NASRECNET], (0.05,), (0,), replace(config, resume="never"), tmp_path / "b", device, splits)
     assert load_model(tmp_path / "b")[0] == NASRECNET
+
+
+@pytest.mark.parametrize("description", [SUPERNET, DLRM])
+def test_a_paused_training_goes_on_bit_by_bit(one_rank, tmp_path: Path, description):
+    data, validation = make_click_files(SCHEMA, ROWS), make_click_files(SCHEMA, 100, seed=1)
+    config = replace(CONFIG, epochs=3)
+    undisturbed = _make(tmp_path / "whole", description, config)
+    undisturbed.train(data, validation)
+    seen = []
+
+    def pause(epochs: int, metrics) -> bool:
+        assert latest_checkpoint(tmp_path / "paused").name == f"step-{12 * epochs:08d}"
+        seen.append((epochs, metrics.log_loss))
+        return True
+
+    for _ in range(2):
+        _make(tmp_path / "paused", description, config).train(data, validation, pause)
+    last = _make(tmp_path / "paused", description, config)
+    last.train(data, validation)
+    expected = [event["log_loss"] for event in _events(tmp_path / "whole", "validation")]
+    assert seen == [(1, expected[0]), (2, expected[1])]
+    assert _losses(tmp_path / "paused") == _losses(tmp_path / "whole")
+    for name, value in _weights(undisturbed).items():
+        assert torch.equal(value, _weights(last)[name]), name

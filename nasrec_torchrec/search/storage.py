@@ -1,0 +1,60 @@
+"""Storages of Optuna studies: a journal file, or a database."""
+
+import json
+import os
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy.exc import SQLAlchemyError
+
+
+def shown(storage: str | Path) -> str:
+    """Where a storage is, without the user and the password that a URL may have."""
+    scheme, separator, rest = str(storage).partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def open_storage(storage: str | Path) -> BaseStorage:
+    """Opens a storage; a journal file is made when there is none.
+
+    Raises:
+        ValueError: when it cannot be opened.
+    """
+    try:
+        if "://" in str(storage):
+            return optuna.storages.get_storage(str(storage))
+        path = Path(storage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # It is held for milliseconds; one that a killed process has left stands in the way for so many seconds.
+        lock = JournalFileSymlinkLock(str(path), grace_period=5)
+        _mend(path, lock)
+        return JournalStorage(JournalFileBackend(str(path), lock))
+    except (ImportError, ValueError, KeyError, TypeError, OSError, SQLAlchemyError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"storage: {shown(storage)} cannot be opened: {reason}") from None
+
+
+def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
+    """Drops the half line that a process killed while it wrote has left: the next one would be glued to it.
+
+    Raises:
+        ValueError: for a file that is no journal.
+    """
+    if not path.exists() or not path.stat().st_size:
+        return
+    if not path.read_bytes().endswith(b"\n"):
+        lock.acquire()
+        try:
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        finally:
+            lock.release()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                known = "op_code" in json.loads(line)
+            except ValueError:
+                known = False
+            if not known and line.endswith(b"\n"):
+                raise ValueError(f"line {number} is not an entry of an Optuna journal")
