@@ -5,11 +5,10 @@ from pathlib import Path
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets import movielens, public
-from nasrec_torchrec.datasets.preparation import PreparationConfig, RawData, prepare
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
+from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import read_manifest
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.datasets.sources import TextFormat
-from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.datasets.statistics import measure
 from nasrec_torchrec.runs.record import CONFIG, record_start
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.sources import TextFormat
+from nasrec_torchrec.datasets.config import TextFormat
 from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.scoring import score
 from nasrec_torchrec.runs.files import local_folder

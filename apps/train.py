@@ -9,7 +9,7 @@ from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.distributed.process_group import process_group
-from nasrec_torchrec.models.baselines import BASELINES, Baseline
+from nasrec_torchrec.models.config import BASELINES, Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.files import read_text
 from nasrec_torchrec.runs.paths import to_path

@@ -25,12 +25,12 @@ from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec.cli import run
+from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.preparation import prepare
 from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.public import criteo_kaggle
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.datasets.splits import SplitConfig
 
 
 def main(rows: int = 2_000_000, batch_size: int = 8192, rounds: int = 5, text_rows: int = 100_000) -> None:

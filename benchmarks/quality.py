@@ -27,13 +27,14 @@ import torch
 from apps.search import main as search
 from nasrec_torchrec import PUBLISHED, Architecture, SearchSpace
 from nasrec_torchrec.cli import run
+from nasrec_torchrec.datasets.config import PreparationConfig
 from nasrec_torchrec.datasets.movielens import prepare as prepare_movielens
-from nasrec_torchrec.datasets.preparation import PreparationConfig, prepare
+from nasrec_torchrec.datasets.preparation import prepare
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split
 from nasrec_torchrec.datasets.public import frappe
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.distributed.process_group import process_group
-from nasrec_torchrec.models.baselines import BASELINES, Baseline
+from nasrec_torchrec.models.config import BASELINES, Baseline
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
 from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective

@@ -19,7 +19,7 @@ from click_steps import ClickSteps, click_schema, gemm, in_turns, random_batch, 
 from nasrec_torchrec import PUBLISHED, Architecture
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.distributed.process_group import process_group
-from nasrec_torchrec.models.baselines import Baseline
+from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.files import write_text
 

@@ -29,10 +29,10 @@ from torchx.specs.finder import get_component
 
 from nasrec_torchrec import Architecture, SearchSpace
 from nasrec_torchrec.datasets.click_data import ClickData
+from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
-from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.runs.record import COMMAND
 from nasrec_torchrec.search.evaluator import Candidate

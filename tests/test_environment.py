@@ -37,7 +37,7 @@ def test_command_explains_a_broken_fbgemm(tmp_path):
 
 
 def test_import_with_a_broken_fbgemm_ends_in_the_same_explanation(tmp_path):
-    result = _python("-c", "import nasrec_torchrec", first_on_path=_break_fbgemm(tmp_path))
+    result = _python("-c", "import nasrec_torchrec; nasrec_torchrec.NASRecNet", first_on_path=_break_fbgemm(tmp_path))
     assert result.returncode == 1
     assert "ImportError" in result.stderr and "Mend it with" in result.stderr
     assert "pip install torch==" in result.stderr

@@ -31,7 +31,7 @@ from nasrec_torchrec.datasets.prepared import (
 )
 from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema, SparseFeature
 from nasrec_torchrec.datasets.splits import SPLITS
-from nasrec_torchrec.files import atomic_path, write_text
+from nasrec_torchrec.runs.files import atomic_path, write_text
 
 
 def cross_of(features: Sequence[str], largest: int | None = None, min_count: int = 1) -> SparseFeature:

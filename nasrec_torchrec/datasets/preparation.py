@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from iopath.common.file_io import get_cache_dir
 
 from nasrec_torchrec.datasets import sources, splits, transform
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.prepared import (
     DICTIONARIES,
     MANIFEST,
@@ -39,8 +40,8 @@ from nasrec_torchrec.datasets.prepared import (
     write_rows,
 )
 from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema, SparseFeature
-from nasrec_torchrec.datasets.sources import Piece, TextFormat
-from nasrec_torchrec.datasets.splits import SPLITS, SplitConfig
+from nasrec_torchrec.datasets.sources import Piece
+from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.files import atomic_path, publish, write_text
 from nasrec_torchrec.runs.paths import RemotePath
@@ -48,31 +49,6 @@ from nasrec_torchrec.runs.paths import RemotePath
 _T = TypeVar("_T")
 _KEY = "//split"  # the column that a split rule reads; no schema can name one like it
 _REJECTS = "rejects.jsonl"
-
-
-@dataclass(frozen=True)
-class PreparationConfig:
-    """How the work is done. Only ``piece_mib`` changes a byte of the result.
-
-    Args:
-        max_rejects: largest share of rows that may be rejected.
-        piece_mib: MiB of raw text that are read and finished at a time.
-        threads: pieces at work at the same time, one for each core when 0.
-        overwrite: replace another data set at the same place.
-    """
-
-    max_rejects: float = 0.01
-    piece_mib: int = 32
-    threads: int = 0
-    overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_rejects <= 1:
-            raise ValueError(f"max_rejects: expected a share in 0..1, found {self.max_rejects}")
-        if not 1 <= self.piece_mib <= 512:
-            raise ValueError(f"piece_mib: expected 1..512, found {self.piece_mib}")
-        if self.threads < 0:
-            raise ValueError(f"threads: expected 0 or more, found {self.threads}")
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
+from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
 from nasrec_torchrec.datasets.preparation import Derivation, RawData
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
-from nasrec_torchrec.datasets.sources import TextFormat, open_uri
-from nasrec_torchrec.datasets.splits import SplitConfig
+from nasrec_torchrec.datasets.sources import open_uri
 
 _CRITEO_KAGGLE = (
     *(1461, 584, 10131227, 2202609, 306, 25, 12518, 634, 4, 93146, 5684, 8351593, 3195),

@@ -15,38 +15,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
+from nasrec_torchrec.datasets.config import TextFormat
 from nasrec_torchrec.runs.paths import to_path
 
 _LONGEST_LINE = 64 << 20
 # Lines that a misplaced quote can at most take with it.
 _LONGEST_VALUE = 100
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """How lines become columns. One line is one row; Parquet files need none of this.
-
-    Args:
-        delimiter: between two columns, one character; ``\\t`` is a tab.
-        columns: their names; left out, the first line of each file holds them.
-        quoting: values may stand in double quotes, with a quote inside written twice.
-        missing: texts that mean that there is no value.
-    """
-
-    delimiter: str = ","
-    columns: tuple[str, ...] = ()
-    quoting: bool = True
-    missing: tuple[str, ...] = ("",)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "delimiter", self.delimiter.replace("\\t", "\t"))
-        object.__setattr__(self, "columns", tuple(self.columns))
-        object.__setattr__(self, "missing", tuple(self.missing))
-        if len(self.delimiter.encode()) != 1 or self.delimiter in '"\r\n':
-            raise ValueError(f"delimiter: expected one character, found {self.delimiter!r}")
-        repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
-        if repeated:
-            raise ValueError(f"columns: named more than once: {repeated}")
 
 
 @dataclass(frozen=True)

@@ -1,49 +1,12 @@
 """Which row belongs to which split."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
+from nasrec_torchrec.datasets.config import SplitConfig
+
 SPLITS = ("train", "validation", "test")
-SplitRule = Literal["stratified", "time", "column", "given"]
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """How rows are divided into train, validation and test.
-
-    Args:
-        split: ``stratified`` divides 8/1/1, each part with the same share of clicks, as scikit-learn's
-            ``StratifiedKFold(10, shuffle=True, random_state=split_seed)`` does with its folds 0-7, 8 and 9; ``time``
-            gives the earliest rows to train and the latest to test; ``column`` reads the name of the split from a
-            column; ``given`` takes each source file for the split that its name begins with.
-        split_column: of ``time`` (numbers; without it, the rows are taken to lie in the order of time) or ``column``
-            (train, validation or test).
-        split_seed: of ``stratified``.
-        validation_share: of the rows, for ``time``.
-        test_share: of the rows, for ``time``.
-    """
-
-    split: SplitRule = "stratified"
-    split_column: str | None = None
-    split_seed: int = 2018
-    validation_share: float = 0.1
-    test_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.split not in get_args(SplitRule):
-            raise ValueError(f"split: expected one of {list(get_args(SplitRule))}, found {self.split!r}")
-        if self.split == "column" and self.split_column is None:
-            raise ValueError("split_column: the split 'column' needs it")
-        if self.split_column is not None and self.split not in ("time", "column"):
-            raise ValueError(f"split_column: only the splits 'time' and 'column' read it; the split is {self.split!r}")
-        for name in ("validation_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 0 or more and less than 1, found {getattr(self, name)}")
-        if self.validation_share + self.test_share >= 1:
-            raise ValueError("validation_share and test_share: nothing is left for train")
 
 
 def stratified(labels: np.ndarray, seed: int, folds: int = 10) -> np.ndarray:

@@ -14,9 +14,10 @@ import torch
 
 from nasrec_torchrec.datasets import sources, transform
 from nasrec_torchrec.datasets.click_data import ClickData
+from nasrec_torchrec.datasets.config import TextFormat
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.datasets.sources import Piece, TextFormat
+from nasrec_torchrec.datasets.sources import Piece
 from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.predictor import MANIFEST, Predictor, Request
 from nasrec_torchrec.progress import progress_bar

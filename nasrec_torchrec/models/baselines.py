@@ -1,8 +1,5 @@
 """What a user would pick instead of a NASRecNet: TorchRec's models, and an MLP, behind one description."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor, nn
 from torchrec.models.dlrm import DLRM, DLRM_DCN, SparseArch
@@ -10,57 +7,35 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-BaselineKind = Literal["dlrm", "dcn", "deepfm", "mlp"]
-BASELINES: tuple[BaselineKind, ...] = get_args(BaselineKind)
+from nasrec_torchrec.models.config import Baseline
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """A model of fixed structure to compare with.
+def build_baseline(
+    baseline: Baseline,
+    embedding_bag_collection: EmbeddingBagCollection,
+    dense_in_features: int,
+    device: torch.device | None = None,
+) -> "DLRM | FlatModel":
+    """The model that a description stands for.
 
     Args:
-        kind: ``dlrm`` (TorchRec's DLRM), ``dcn`` (TorchRec's DLRM_DCN: DCN-V2 with low-rank cross layers), ``deepfm``
-            (an MLP beside a factorization machine) or ``mlp``; the last two over dense features and embeddings.
-        dense_layers: over the dense features, of dlrm and dcn; the last must be the embedding dimension.
-        over_layers: before the logit; the last must be 1.
-        cross_layers: of dcn.
-        cross_rank: of dcn's cross layers.
+        baseline: description of the model.
+        embedding_bag_collection: tables of one embedding dimension.
+        dense_in_features: columns of the dense features.
+        device: device of the dense part.
 
-    Raises:
-        ValueError: for an unknown kind, or layers of no width.
+    Returns:
+        A model that maps dense features and ids to logits ``(B, 1)``.
     """
-
-    kind: BaselineKind = "dlrm"
-    dense_layers: tuple[int, ...] = (64, 16)
-    over_layers: tuple[int, ...] = (128, 64, 1)
-    cross_layers: int = 3
-    cross_rank: int = 64
-
-    def __post_init__(self) -> None:
-        if self.kind not in BASELINES:
-            raise ValueError(f"kind: expected one of {list(BASELINES)}, found {self.kind!r}")
-        for name in ("dense_layers", "over_layers"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        sizes = (*self.dense_layers, *self.over_layers, self.cross_layers, self.cross_rank)
-        if min(sizes) < 1 or self.over_layers[-1:] != (1,):
-            raise ValueError(
-                f"expected positive sizes and over_layers that end in 1, found dense_layers {self.dense_layers}, "
-                f"over_layers {self.over_layers}, cross_layers {self.cross_layers}, cross_rank {self.cross_rank}"
-            )
-
-    def build(
-        self, embedding_bag_collection: EmbeddingBagCollection, dense_in_features: int, device: torch.device | None
-    ) -> "DLRM | FlatModel":
-        """The model over a collection of tables; ``device`` is the dense part's."""
-        dense, over = list(self.dense_layers), list(self.over_layers)
-        if self.kind == "dlrm":
-            return DLRM(embedding_bag_collection, dense_in_features, dense, over, device)
-        if self.kind == "dcn":
-            return DLRM_DCN(
-                *(embedding_bag_collection, dense_in_features, dense, over),
-                *(self.cross_layers, self.cross_rank, device),
-            )
-        return FlatModel(embedding_bag_collection, dense_in_features, over, self.kind == "deepfm", device)
+    dense, over = list(baseline.dense_layers), list(baseline.over_layers)
+    if baseline.kind == "dlrm":
+        return DLRM(embedding_bag_collection, dense_in_features, dense, over, device)
+    if baseline.kind == "dcn":
+        return DLRM_DCN(
+            *(embedding_bag_collection, dense_in_features, dense, over),
+            *(baseline.cross_layers, baseline.cross_rank, device),
+        )
+    return FlatModel(embedding_bag_collection, dense_in_features, over, baseline.kind == "deepfm", device)
 
 
 class FlatModel(nn.Module):

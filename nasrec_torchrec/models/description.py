@@ -11,7 +11,8 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.models.baselines import Baseline, FlatModel
+from nasrec_torchrec.models.baselines import FlatModel, build_baseline
+from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.search_space import SearchSpace
@@ -44,7 +45,7 @@ class ModelDescription:
             case SearchSpace():
                 return SuperNet(ebc, dense, self.interaction, self.use_layernorm, device)
             case Baseline():
-                return self.interaction.build(ebc, dense, device)
+                return build_baseline(self.interaction, ebc, dense, device)
 
     def to_json(self) -> str:
         kind = {Architecture: "nasrecnet", SearchSpace: "supernet", Baseline: "baseline"}[type(self.interaction)]

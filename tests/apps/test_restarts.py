@@ -14,8 +14,8 @@ import pytest
 import torch
 from support import click_table, make_click_data, make_schema
 
+from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.training.guard import TERMINATED
 

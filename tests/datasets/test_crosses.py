@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from nasrec_torchrec.datasets import transform
+from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, cross_of
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split
 from nasrec_torchrec.datasets.schema import Schema, SparseFeature
-from nasrec_torchrec.datasets.splits import SplitConfig
 
 _CROSSES = (
     cross_of(("user", "item")),

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from iopath.common.file_io import PathHandler
 from support import forked
 
-from nasrec_torchrec.datasets.preparation import PreparationConfig, RawData, prepare
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
+from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import open_split, read_manifest
 from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
-from nasrec_torchrec.datasets.sources import TextFormat
-from nasrec_torchrec.datasets.splits import SPLITS, SplitConfig
+from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.datasets.transform import hash_text
 from nasrec_torchrec.runs.paths import PATHS
 

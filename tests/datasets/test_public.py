@@ -12,7 +12,8 @@ from sklearn.model_selection import StratifiedKFold
 from support import SHARED
 
 from nasrec_torchrec.datasets import public, transform
-from nasrec_torchrec.datasets.preparation import PreparationConfig, RawData, prepare
+from nasrec_torchrec.datasets.config import PreparationConfig
+from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema
 from nasrec_torchrec.datasets.splits import SPLITS

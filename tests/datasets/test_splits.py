@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold
 from support import SHARED
 
-from nasrec_torchrec.datasets.splits import SplitConfig, assign, stratified
+from nasrec_torchrec.datasets.config import SplitConfig
+from nasrec_torchrec.datasets.splits import assign, stratified
 
 
 def _sklearn(labels: np.ndarray, seed: int) -> np.ndarray:

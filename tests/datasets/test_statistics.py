@@ -3,9 +3,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
-from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.datasets.statistics import measure
 
 _LINES = {

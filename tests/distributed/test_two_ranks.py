@@ -14,7 +14,7 @@ from nasrec_torchrec.distributed import sharding
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
 from nasrec_torchrec.distributed.sharding import SHARDING_TYPES, describe_plan
 from nasrec_torchrec.metrics.click_metrics import evaluate
-from nasrec_torchrec.models.baselines import Baseline
+from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.training.config import TrainConfig

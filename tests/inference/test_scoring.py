@@ -7,12 +7,11 @@ import pytest
 import torch
 from support import SMALL_SPACE, click_table, make_click_data
 
+from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
 from nasrec_torchrec.datasets.crosses import cross_of
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import DICTIONARIES
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
-from nasrec_torchrec.datasets.sources import TextFormat
-from nasrec_torchrec.datasets.splits import SplitConfig
 from nasrec_torchrec.inference import scoring as scoring_module
 from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.exporting import export

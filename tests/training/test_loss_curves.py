@@ -18,7 +18,7 @@ from support import SMALL_SPACE, make_click_files, make_schema
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from nasrec_torchrec.distributed.process_group import process_group
-from nasrec_torchrec.models.baselines import Baseline
+from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.trainer import Trainer

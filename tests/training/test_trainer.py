@@ -11,7 +11,7 @@ from support import SMALL_SPACE, make_click_files, make_schema, run_ranks
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from nasrec_torchrec.datasets.reader import ClickFiles
-from nasrec_torchrec.models.baselines import Baseline
+from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs.checkpoint import latest_checkpoint

@@ -1,0 +1,94 @@
+"""The settings of preparing a data set; importing them needs neither PyTorch nor pyarrow."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+SplitRule = Literal["stratified", "time", "column", "given"]
+
+
+@dataclass(frozen=True)
+class PreparationConfig:
+    """How the work is done. Only ``piece_mib`` changes a byte of the result.
+
+    Args:
+        max_rejects: largest share of rows that may be rejected.
+        piece_mib: MiB of raw text that are read and finished at a time.
+        threads: pieces at work at the same time, one for each core when 0.
+        overwrite: replace another data set at the same place.
+    """
+
+    max_rejects: float = 0.01
+    piece_mib: int = 32
+    threads: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_rejects <= 1:
+            raise ValueError(f"max_rejects: expected a share in 0..1, found {self.max_rejects}")
+        if not 1 <= self.piece_mib <= 512:
+            raise ValueError(f"piece_mib: expected 1..512, found {self.piece_mib}")
+        if self.threads < 0:
+            raise ValueError(f"threads: expected 0 or more, found {self.threads}")
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How lines become columns. One line is one row; Parquet files need none of this.
+
+    Args:
+        delimiter: between two columns, one character; ``\\t`` is a tab.
+        columns: their names; left out, the first line of each file holds them.
+        quoting: values may stand in double quotes, with a quote inside written twice.
+        missing: texts that mean that there is no value.
+    """
+
+    delimiter: str = ","
+    columns: tuple[str, ...] = ()
+    quoting: bool = True
+    missing: tuple[str, ...] = ("",)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "delimiter", self.delimiter.replace("\\t", "\t"))
+        object.__setattr__(self, "columns", tuple(self.columns))
+        object.__setattr__(self, "missing", tuple(self.missing))
+        if len(self.delimiter.encode()) != 1 or self.delimiter in '"\r\n':
+            raise ValueError(f"delimiter: expected one character, found {self.delimiter!r}")
+        repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
+        if repeated:
+            raise ValueError(f"columns: named more than once: {repeated}")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How rows are divided into train, validation and test.
+
+    Args:
+        split: ``stratified`` divides 8/1/1, each part with the same share of clicks, as scikit-learn's
+            ``StratifiedKFold(10, shuffle=True, random_state=split_seed)`` does with its folds 0-7, 8 and 9; ``time``
+            gives the earliest rows to train and the latest to test; ``column`` reads the name of the split from a
+            column; ``given`` takes each source file for the split that its name begins with.
+        split_column: of ``time`` (numbers; without it, the rows are taken to lie in the order of time) or ``column``
+            (train, validation or test).
+        split_seed: of ``stratified``.
+        validation_share: of the rows, for ``time``.
+        test_share: of the rows, for ``time``.
+    """
+
+    split: SplitRule = "stratified"
+    split_column: str | None = None
+    split_seed: int = 2018
+    validation_share: float = 0.1
+    test_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.split not in get_args(SplitRule):
+            raise ValueError(f"split: expected one of {list(get_args(SplitRule))}, found {self.split!r}")
+        if self.split == "column" and self.split_column is None:
+            raise ValueError("split_column: the split 'column' needs it")
+        if self.split_column is not None and self.split not in ("time", "column"):
+            raise ValueError(f"split_column: only the splits 'time' and 'column' read it; the split is {self.split!r}")
+        for name in ("validation_share", "test_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 or more and less than 1, found {getattr(self, name)}")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share: nothing is left for train")

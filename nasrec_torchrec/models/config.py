@@ -1,0 +1,42 @@
+"""What describes a baseline; importing it needs no PyTorch."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+BaselineKind = Literal["dlrm", "dcn", "deepfm", "mlp"]
+BASELINES: tuple[BaselineKind, ...] = get_args(BaselineKind)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A model of fixed structure to compare with.
+
+    Args:
+        kind: ``dlrm`` (TorchRec's DLRM), ``dcn`` (TorchRec's DLRM_DCN: DCN-V2 with low-rank cross layers), ``deepfm``
+            (an MLP beside a factorization machine) or ``mlp``; the last two over dense features and embeddings.
+        dense_layers: over the dense features, of dlrm and dcn; the last must be the embedding dimension.
+        over_layers: before the logit; the last must be 1.
+        cross_layers: of dcn.
+        cross_rank: of dcn's cross layers.
+
+    Raises:
+        ValueError: for an unknown kind, or layers of no width.
+    """
+
+    kind: BaselineKind = "dlrm"
+    dense_layers: tuple[int, ...] = (64, 16)
+    over_layers: tuple[int, ...] = (128, 64, 1)
+    cross_layers: int = 3
+    cross_rank: int = 64
+
+    def __post_init__(self) -> None:
+        if self.kind not in BASELINES:
+            raise ValueError(f"kind: expected one of {list(BASELINES)}, found {self.kind!r}")
+        for name in ("dense_layers", "over_layers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        sizes = (*self.dense_layers, *self.over_layers, self.cross_layers, self.cross_rank)
+        if min(sizes) < 1 or self.over_layers[-1:] != (1,):
+            raise ValueError(
+                f"expected positive sizes and over_layers that end in 1, found dense_layers {self.dense_layers}, "
+                f"over_layers {self.over_layers}, cross_layers {self.cross_layers}, cross_rank {self.cross_rank}"
+            )
