@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nasrec_torchrec.modules.kernels.self_attention import has_kernel, self_attention
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, across_tokens, laid_across, norm
 
@@ -72,8 +73,11 @@ class Attention(Operator):
         return laid_across(out_BNE)
 
     def _heads(self, tokens_BNE: Tensor) -> Tensor:
-        qkv = self.project_qkv(tokens_BNE).unflatten(-1, (3, NUM_HEADS, self.head_dim))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, head_dim)
+        qkv = self.project_qkv(tokens_BNE)
+        if _on_cpu(qkv) and has_kernel(self.head_dim, qkv.dtype == torch.float64):
+            return self_attention(qkv, NUM_HEADS)
+        heads = qkv.unflatten(-1, (3, NUM_HEADS, self.head_dim))
+        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, head_dim)
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
     def _heads_pairwise(self, tokens_BEN: Tensor) -> Tensor:
@@ -106,6 +110,13 @@ class Attention(Operator):
         total = weights.sum(3)
         heads = [(weights * v.unsqueeze(2)).sum(3) / total for v in value]  # each (B, heads, N)
         return torch.stack(heads, 2).flatten(1, 2).transpose(1, 2)
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    """Whether an operator of our own may run: not in a graph that is to run elsewhere, without this package."""
+    if not isinstance(tensor, Tensor) or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False  # torch.fx traces with stand-ins for tensors
+    return tensor.device.type == "cpu"
 
 
 def power_of_two(exponents: Tensor) -> Tensor:

@@ -1,0 +1,163 @@
+"""Self-attention with narrow heads as an operator of PyTorch: ``torch.ops.nasrec.self_attention``."""
+
+import ctypes
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from nasrec_torchrec.modules.kernels.compiled_library import CompilerError, compiled_library
+
+MAX_HEAD_DIM = 8
+SWITCH = "NASREC_ATTENTION"
+_SCALARS = {torch.float32: "float", torch.float64: "double"}
+_SOURCE = Path(__file__).with_suffix(".cpp")
+_LOG = logging.getLogger(__name__)
+
+
+@torch.compiler.assume_constant_result
+def has_kernel(head_dim: int, double: bool = False) -> bool:
+    """Whether the operator can run on this machine's CPU; compiles its kernel, once per machine.
+
+    Where there is no C++ compiler this is false, which is logged once, and callers use
+    ``scaled_dot_product_attention`` instead. The environment variable ``NASREC_ATTENTION=sdpa`` makes it false too: for
+    comparing a run, bit by bit, with one from before the kernel, or from a machine without a compiler.
+
+    Args:
+        head_dim: columns of a head.
+        double: float64 instead of float32.
+
+    Raises:
+        ValueError: when the environment variable is neither ``kernel`` nor ``sdpa``.
+    """
+    wanted = os.environ.get(SWITCH, "kernel")
+    if wanted not in ("kernel", "sdpa"):
+        raise ValueError(f"{SWITCH}: expected kernel or sdpa, found {wanted!r}")
+    return wanted == "kernel" and 1 <= head_dim <= MAX_HEAD_DIM and _kernel(head_dim, double) is not None
+
+
+@lru_cache(maxsize=None)
+def _kernel(head_dim: int, double: bool) -> Any:
+    definitions = {"NASREC_SCALAR": "double" if double else "float", "NASREC_HEAD_DIM": str(head_dim)}
+    try:
+        return compiled_library(_SOURCE, definitions).nasrec_self_attention
+    except CompilerError as error:
+        _LOG.warning("attention runs as scaled_dot_product_attention, several times slower: %s", error)
+        return None
+
+
+def _run(backwards: bool, heads: int, *tensors: Tensor) -> None:
+    """Runs the kernel on tensors ``(B, N, columns)``, ``qkv`` first."""
+    rows, tokens, columns = tensors[0].shape
+    kernel = _kernel(columns // (3 * heads), tensors[0].dtype == torch.float64)
+    if kernel is None:
+        raise RuntimeError("nasrec::self_attention: its kernel could not be compiled on this machine")
+    data = (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+    strides = (ctypes.c_int64 * (3 * len(tensors)))(*(stride for tensor in tensors for stride in tensor.stride()))
+    sizes = [ctypes.c_int64(size) for size in (rows, tokens, heads, _threads(rows * heads * tokens * tokens))]
+    if kernel(ctypes.c_int(backwards), data, strides, *sizes):
+        raise MemoryError("nasrec::self_attention: no memory left")
+
+
+def _threads(pairs: int) -> int:
+    # A thread takes 30 microseconds to start, in which another one computes some ten thousand pairs.
+    return max(1, min(torch.get_num_threads(), pairs // 200_000))
+
+
+def _check(qkv: Tensor, heads: int) -> None:
+    if qkv.dim() != 3 or heads < 1 or qkv.shape[2] % (3 * heads) or not qkv.shape[2]:
+        raise ValueError(f"qkv: expected shape (B, N, 3 * heads * head_dim), found {tuple(qkv.shape)}, heads {heads}")
+    if qkv.dtype not in _SCALARS or qkv.shape[2] // (3 * heads) > MAX_HEAD_DIM:
+        raise ValueError(
+            f"qkv: expected float32 or float64 and heads of at most {MAX_HEAD_DIM} columns, found {qkv.dtype} and "
+            f"{qkv.shape[2] // (3 * heads)}"
+        )
+
+
+@torch.library.custom_op("nasrec::self_attention", mutates_args=(), device_types="cpu")
+def _self_attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _outputs(qkv, heads)
+    _run(False, heads, qkv, *outputs)
+    return outputs
+
+
+@_self_attention.register_fake
+def _outputs(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    _check(qkv, heads)
+    rows, tokens, columns = qkv.shape
+    statistics = (qkv.new_empty(rows, tokens, heads) for _ in range(2))
+    return qkv.new_empty(rows, tokens, columns // 3), *statistics
+
+
+@torch.library.custom_op("nasrec::self_attention_backward", mutates_args=(), device_types="cpu")
+def _self_attention_backward(
+    grad: Tensor, qkv: Tensor, out: Tensor, highest: Tensor, inverse: Tensor, heads: int
+) -> Tensor:
+    qkv_grad = qkv.new_empty(qkv.shape)
+    _run(True, heads, qkv, out, highest, inverse, grad, qkv_grad)
+    return qkv_grad
+
+
+@_self_attention_backward.register_fake
+def _(grad: Tensor, qkv: Tensor, out: Tensor, highest: Tensor, inverse: Tensor, heads: int) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    out, highest, inverse = output
+    ctx.mark_non_differentiable(highest, inverse)
+    ctx.save_for_backward(inputs[0], out, highest, inverse)
+    ctx.heads = inputs[1]
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+    return torch.ops.nasrec.self_attention_backward(grad, *ctx.saved_tensors, ctx.heads), None
+
+
+def _no_second_derivative(ctx: Any, *_: Tensor) -> None:
+    raise NotImplementedError(
+        f"nasrec::self_attention has no second derivative; set the environment variable {SWITCH}=sdpa for it"
+    )
+
+
+_self_attention.register_autograd(_backward, setup_context=_save)
+_self_attention_backward.register_autograd(_no_second_derivative)
+
+
+@register_flop_formula(torch.ops.nasrec.self_attention)
+def _flops(qkv_shape: torch.Size, *_: Any, **__: Any) -> int:
+    rows, tokens, columns = qkv_shape
+    return 4 * rows * tokens * tokens * (columns // 3)
+
+
+@register_flop_formula(torch.ops.nasrec.self_attention_backward)
+def _backward_flops(_: torch.Size, qkv_shape: torch.Size, *__: Any, **___: Any) -> int:
+    rows, tokens, columns = qkv_shape
+    return 10 * rows * tokens * tokens * (columns // 3)
+
+
+def self_attention(qkv: Tensor, heads: int) -> Tensor:
+    """``softmax(query key^T / sqrt(head_dim)) value`` for every head, on a CPU for which :func:`has_kernel` is true.
+
+    Computed in float32 or float64; other types are computed in float32 and returned as they came. Two runs on one
+    machine give the same bits, whatever the number of threads. Gradients can be taken once.
+
+    Args:
+        qkv: ``(B, N, 3 * heads * head_dim)`` of any strides: queries, keys and values side by side, each head by head,
+            as one linear emits them. A head has 1 to 8 columns.
+        heads: how many.
+
+    Returns:
+        Tensor: ``(B, N, heads * head_dim)``.
+
+    Raises:
+        ValueError: for another shape.
+    """
+    exact = qkv if qkv.dtype in _SCALARS else qkv.float()
+    out: Tensor = torch.ops.nasrec.self_attention(exact, heads)[0]
+    return out.to(qkv.dtype)
