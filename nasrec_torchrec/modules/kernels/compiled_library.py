@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -119,8 +119,7 @@ def _instruction_set() -> str:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     with file.open("w") as lock:
-        try:
+        # Not every network file system has locks. Without, each process compiles, and the last one's library stays.
+        with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            pass  # not every network file system has locks; then each process compiles, and the last one's stays
         yield

@@ -3,7 +3,7 @@
 import ctypes
 import logging
 import os
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def has_kernel(head_dim: int, double: bool = False) -> bool:
     return wanted == "kernel" and 1 <= head_dim <= MAX_HEAD_DIM and _kernel(head_dim, double) is not None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _kernel(head_dim: int, double: bool) -> Any:
     definitions = {"NASREC_SCALAR": "double" if double else "float", "NASREC_HEAD_DIM": str(head_dim)}
     try:
@@ -90,8 +90,8 @@ def _self_attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 def _outputs(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     _check(qkv, heads)
     rows, tokens, columns = qkv.shape
-    statistics = (qkv.new_empty(rows, tokens, heads) for _ in range(2))
-    return qkv.new_empty(rows, tokens, columns // 3), *statistics
+    highest, inverse = qkv.new_empty(rows, tokens, heads), qkv.new_empty(rows, tokens, heads)
+    return qkv.new_empty(rows, tokens, columns // 3), highest, inverse
 
 
 @torch.library.custom_op("nasrec::self_attention_backward", mutates_args=(), device_types="cpu")

@@ -45,8 +45,8 @@ def test_processes_that_start_together_compile_once(source: Path):
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert compiled_library(source, DEFINITIONS).answer() == 42
     assert _calls(source) == 1
-    (library,) = (source.parent / "cache").glob("*.so")
-    assert not list((source.parent / "cache").glob(".*")), "temporary files are left"
+    left = sorted(file.suffix for file in (source.parent / "cache").iterdir())
+    assert left == [".lock", ".so"], "temporary files are left"
 
 
 def test_another_source_or_macro_is_another_library(source: Path):
@@ -73,12 +73,12 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(source: Path, monk
 
 def test_errors_of_the_compiler_are_told(source: Path, monkeypatch: pytest.MonkeyPatch):
     source.write_text("no C++")
-    with pytest.raises(CompilerError, match="error: .no. does not name a type"):
+    with pytest.raises(CompilerError, match=r"error: .no. does not name a type"):
         compiled_library(source, DEFINITIONS)
     monkeypatch.setenv("CXX", "a-compiler-that-nobody-has")
     with pytest.raises(CompilerError, match=r"\$CXX is a-compiler-that-nobody-has, which cannot be run"):
         compiled_library(source, DEFINITIONS)
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(source.parent / "cache"))
-    with pytest.raises(CompilerError, match="no C\\+\\+ compiler was found"):
+    with pytest.raises(CompilerError, match=r"no C\+\+ compiler was found"):
         compiled_library(source, DEFINITIONS)
