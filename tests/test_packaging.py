@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from buck_files import ROOT, sources
+from buck_files import ROOT, resources, sources
 
 PACKAGES = ("nasrec_torchrec", "apps", "components")
 
@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_wheel_and_sdist_hold_the_packages_and_nothing_else(built: Path):
-    code = {file.as_posix() for file in sources() if file.parts[0] in PACKAGES}
+    code = {file.as_posix() for file in (*sources(), *resources()) if file.parts[0] in PACKAGES}
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
