@@ -29,6 +29,8 @@ ELSEWHERE = {
     r"python benchmarks/quality\.py": "tests/benchmarks/test_quick.py: def test_quality",
     r"python benchmarks/throughput\.py": "tests/benchmarks/test_quick.py: def test_throughput",
     r"python benchmarks/scale\.py": "tests/benchmarks/test_quick.py: def test_scale",
+    r"python benchmarks/record\.py": "tests/test_figures.py: def test_a_benchmark_writes_its_figure",
+    r"python docs/figures\.py": "tests/test_figures.py: def test_pages_show_what_the_benchmarks_wrote",
     r"(cmake|build/score|python examples/cpp)": "tests/inference/test_cpp.py: def test_the_example_reproduces",
     r"(curl|python -m apps\.serve)": "tests/inference/test_server.py: def test_it_speaks_the_open_inference_protocol",
     r".*postgresql\+psycopg:": "tests/search/test_study.py: def test_two_workers_killed_again_and_again",
