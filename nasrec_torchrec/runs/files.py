@@ -1,13 +1,19 @@
 """Writing files so that a reader never sees half of one, here or in a remote storage."""
 
+import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from nasrec_torchrec.runs.paths import PATHS, RemotePath
+
+_T = TypeVar("_T")
+_TEMPORARY = re.compile(r"\..+\.nasrec-tmp")
 
 
 @contextmanager
@@ -20,7 +26,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             upload(temporary, path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.nasrec-tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -46,6 +52,60 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: cannot be read: {error}") from None
 
 
+def read_json(path: Path, kind: type[_T], remedy: str = "") -> _T:
+    """Reads a JSON file of a known form.
+
+    Args:
+        path: the file.
+        kind: what it must hold, as a type: a TypedDict, a dataclass, ``dict[str, Any]``.
+        remedy: what the user can do about a damaged file.
+
+    Raises:
+        ValueError: naming the file, when it cannot be read or holds something else.
+    """
+    from pydantic import TypeAdapter, ValidationError  # takes a while; --help needs none of it
+
+    text = read_text(path)
+    hint = f"; {remedy}" if remedy else ""
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: damaged, not a JSON document: {error}{hint}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: damaged, nested too deeply{hint}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise ValueError(f"{path}: damaged, {where}: {first['msg']}{hint}") from None
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """Paths below a folder, of all files in it, sorted in each folder; no links to folders are followed."""
+    if isinstance(folder, RemotePath):
+        yield from (str(file.relative_to(folder)) for file in folder.files())
+        return
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (os.path.relpath(os.path.join(place, name), folder) for name in sorted(files))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder has a name that one has here alone while it is written."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes left half written; to be called by the one process that writes the folder."""
+    if isinstance(folder, RemotePath):
+        return
+    for place, folders, files in os.walk(folder):
+        for name in filter(is_temporary, files):
+            os.unlink(os.path.join(place, name))
+        for name in [name for name in folders if is_temporary(name)]:
+            folders.remove(name)
+            shutil.rmtree(os.path.join(place, name))
+
+
 def remove(folder: Path) -> None:
     """Removes a folder with everything in it, if it is there."""
     if isinstance(folder, RemotePath):
@@ -55,7 +115,7 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def upload(source: Path, target: RemotePath) -> None:
+def upload(source: Path, target: Path) -> None:
     """Copies a local file.
 
     Raises:

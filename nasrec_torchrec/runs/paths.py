@@ -205,6 +205,11 @@ def to_path(text: str) -> Path:
     return RemotePath(f"{scheme}{':' if rest.startswith('/') else ''}:", rest.lstrip("/"))
 
 
+def is_remote(path: Path) -> bool:
+    """Whether a path lies elsewhere than in this machine's file system. For the modules of this package alone."""
+    return isinstance(path, RemotePath)
+
+
 def register_handlers(name: str) -> None:
     """Calls a function that registers its handlers with the path manager it is given.
 

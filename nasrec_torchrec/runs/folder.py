@@ -1,0 +1,226 @@
+"""Whose a folder is: what a program may overwrite and remove, and how a whole folder takes the place of another.
+
+A marker file says that we wrote a folder, and which files in it. Only those are ever removed or replaced. Folders are
+written in one of two ways:
+
+- *in place*, file by file (a training, a search): :func:`claim` it first; ours are the names in :data:`IN_PLACE`;
+- *whole* (a package, a data set): :func:`check_replaceable` first, fill a folder beside it, :func:`replace_folder`.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nasrec_torchrec.runs import names
+from nasrec_torchrec.runs.files import is_temporary, read_text, remove, remove_leftovers, upload, walk, write_text
+from nasrec_torchrec.runs.paths import is_remote
+
+_FORMAT = "nasrec-torchrec/folder/1"
+# What a program writes into a folder of each kind, as patterns of paths; * stands for anything, also for slashes.
+IN_PLACE: dict[str, tuple[str, ...]] = {
+    "training": (
+        *(names.CONFIG, names.LOG, names.PLAN, names.PATHS, names.RESULT, names.METRICS),
+        *(f"{names.TENSORBOARD}/events.out.tfevents.*", f"{names.PROFILE}/*"),
+        *(f"{names.CHECKPOINTS}/{names.BEST}", f"{names.CHECKPOINTS}/step-????????/*"),
+    ),
+    "search": (
+        *(names.CONFIG, names.JOURNAL, names.CANDIDATES, names.RESULTS, names.PICTURE, names.REPORT, names.FINALISTS),
+        *(f"{names.ARCHITECTURES}/{kind}-??.{ending}" for kind in ("rank", "front") for ending in ("json", "svg")),
+    ),
+    "scores": ("part-??????.parquet", "_part-??????.rejects", "_rejects.jsonl", names.CONFIG),
+}
+
+
+def claim(folder: Path, kind: str) -> None:
+    """Makes a folder one that this program writes in place; to be called while its lock is held.
+
+    Files that it will never write may lie there, and stay. What killed processes left half written is removed.
+
+    Args:
+        folder: created unless it is there.
+        kind: one of :data:`IN_PLACE`.
+
+    Raises:
+        ValueError: when it is marked as something else, or holds what would be overwritten and was not written by us.
+    """
+    if _owner(folder) == kind:
+        remove_leftovers(folder)
+        return
+    _refuse_other_kind(folder, kind)
+    foreign = next((file for file in _files(folder) if _matches(file, IN_PLACE[kind])), None)
+    if foreign is not None:
+        raise ValueError(
+            f"{folder}: holds {foreign}, which an earlier version or another program wrote; choose another folder"
+        )
+    _mark(folder, kind)
+
+
+def clear(folder: Path, kind: str) -> None:
+    """Removes what this program wrote into a folder of a kind, and the folder unless something else lies in it.
+
+    Raises:
+        ValueError: when the folder holds files and is not marked as of this kind.
+    """
+    check_replaceable(folder, kind)
+    for file in _ours(folder):
+        (folder / file).unlink(missing_ok=True)
+    (folder / names.MARKER).unlink(missing_ok=True)
+    _remove_empty(folder)
+
+
+def check_replaceable(folder: Path, kind: str) -> None:
+    """Whether a folder may be replaced by one of a kind: it is not there, it is empty, or we wrote one of this kind.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if folder.is_file():
+        raise ValueError(f"{folder}: expected a folder, found a file in its place")
+    if _owner(folder) == kind:
+        return
+    _refuse_other_kind(folder, kind)
+    foreign = next(_files(folder), None)
+    if foreign is not None:
+        raise ValueError(
+            f"{folder}: holds {foreign} and is no {kind} that this version wrote; choose another folder, "
+            "or remove it yourself"
+        )
+
+
+def replace_folder(source: Path, target: Path, kind: str, last: str) -> None:
+    """Puts a complete local folder in the place of another one; to be called while the source's lock is held.
+
+    Files in the target that this program did not write stay. A process that is killed in between leaves nothing that
+    :func:`recover`, which every start calls, does not put right.
+
+    Args:
+        source: filled folder; beside the target unless that is remote. It is gone afterwards.
+        target: its new place.
+        kind: for the marker, such as ``package``.
+        last: name of the file by which a folder counts as complete.
+
+    Raises:
+        ValueError: see :func:`check_replaceable`.
+    """
+    check_replaceable(target, kind)
+    files = sorted(set(_files(source)))
+    if is_remote(target):
+        _upload_folder(source, target, kind, files, last)
+        return
+    recover(target)
+    _mark(source, kind, files)
+    if target.exists():
+        target.rename(_aside(target))
+    source.rename(target)
+    recover(target)
+
+
+def recover(target: Path) -> None:
+    """Finishes, or takes back, a :func:`replace_folder` that was killed."""
+    if is_remote(target) or not (aside := _aside(target)).exists():
+        return
+    if not target.exists():
+        aside.rename(target)
+        return
+    for file in _ours(aside):
+        (aside / file).unlink(missing_ok=True)
+    (aside / names.MARKER).unlink(missing_ok=True)
+    for file in list(_files(aside)):
+        place = target / file
+        while place.exists():
+            place = place.with_name(f"{place.name}.kept")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (aside / file).rename(place)
+    _remove_empty(aside)
+
+
+def _upload_folder(source: Path, target: Path, kind: str, files: list[str], last: str) -> None:
+    old = _ours(target) if _owner(target) else []
+    # Whoever is killed here has left a folder that is ours and not complete.
+    (target / last).unlink(missing_ok=True)
+    _mark(target, kind, sorted({*old, *files}))
+    for file in set(old) - set(files):
+        (target / file).unlink(missing_ok=True)
+    for file in sorted(files, key=lambda file: file == last):
+        upload(source / file, target / file)
+    _mark(target, kind, files)
+    remove(source)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _mark(folder: Path, kind: str, files: list[str] | None = None) -> None:
+    marker: dict[str, Any] = {"format": _FORMAT, "kind": kind}
+    if files is not None:
+        marker["files"] = files
+    write_text(folder / names.MARKER, json.dumps(marker, indent=2))
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    """What the marker says; empty where there is none."""
+    file = folder / names.MARKER
+    if not file.is_file():
+        return {}
+    try:
+        marker = json.loads(read_text(file))
+        if marker["format"] != _FORMAT or not isinstance(marker["kind"], str):
+            raise ValueError(f"expected {_FORMAT}, found {marker['format']!r}")
+        files = marker.get("files", [])
+        if not isinstance(files, list) or not all(isinstance(name, str) and _stays_below(name) for name in files):
+            raise ValueError("files: expected paths below the folder")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file}: not a marker of this program, so nothing here is touched: {error}") from None
+    return marker
+
+
+def _stays_below(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and bool(path.parts)
+
+
+def _owner(folder: Path) -> str | None:
+    return _read_marker(folder).get("kind")
+
+
+def _refuse_other_kind(folder: Path, kind: str) -> None:
+    owner = _owner(folder)
+    if owner is not None:
+        raise ValueError(f"{folder}: holds a {owner}, expected a {kind} or nothing; choose another folder")
+
+
+def _ours(folder: Path) -> list[str]:
+    """The files of a marked folder that this program wrote and that are there."""
+    marker = _read_marker(folder)
+    if "files" in marker:
+        return [name for name in marker["files"] if (folder / name).is_file()]
+    return [file for file in _files(folder) if _matches(file, IN_PLACE.get(marker.get("kind", ""), ()))]
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Paths below a folder of all files but markers, locks and leftovers of killed writers."""
+    for file in walk(folder):
+        name = PurePosixPath(file).name
+        if name not in (names.MARKER, names.LOCK) and not is_temporary(name):
+            yield file
+
+
+def _matches(file: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(file, pattern) for pattern in patterns)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Removes a local folder and those in it as far as nothing of anybody lies there."""
+    if is_remote(folder) or not folder.is_dir():
+        return
+    for place, _, _ in os.walk(folder, topdown=False):
+        left = os.listdir(place)
+        ours = [name for name in left if name in (names.MARKER, names.LOCK) or is_temporary(name)]
+        if len(ours) == len(left) and (Path(place) != folder or names.LOCK not in left):
+            for name in ours:
+                os.unlink(Path(place) / name)
+            os.rmdir(place)

@@ -1,0 +1,87 @@
+"""One writer for each folder: a lock that vanishes with the process that holds it."""
+
+import fcntl
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from iopath.common.file_io import get_cache_dir
+
+from nasrec_torchrec.runs.names import LOCK
+from nasrec_torchrec.runs.paths import is_remote
+
+# Of those that find the lock's file gone when they hold it, since its last holder has just removed it.
+_ATTEMPTS = 20
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Holds a folder for writing; it is created, so that one that cannot be written is refused at once.
+
+    The operating system drops the lock with the process, however that ends. Of a folder in a remote storage only
+    processes of this machine are told apart, since object stores know no locks.
+
+    Args:
+        folder: that this process is about to write.
+
+    Raises:
+        ValueError: when another process holds it, or it cannot be written.
+    """
+    file = _acquire(folder, _lock_file(folder))
+    try:
+        yield
+    finally:
+        # Removed while it is held: whoever opened it meanwhile sees that it has lost its name, and opens a new one.
+        with suppress(OSError):
+            os.unlink(file.name)
+        file.close()
+
+
+def _lock_file(folder: Path) -> Path:
+    if is_remote(folder):
+        return Path(get_cache_dir()) / "locks" / hashlib.sha256(str(folder).encode()).hexdigest()
+    return folder / LOCK
+
+
+def _acquire(folder: Path, path: Path) -> IO[str]:
+    for attempt in range(_ATTEMPTS):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(f"{folder}: expected a folder, found a file in its place") from None
+        except OSError as error:
+            # The folder may have been renamed between the two.
+            if isinstance(error, FileNotFoundError) and attempt < _ATTEMPTS - 1:
+                continue
+            raise ValueError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise ValueError(
+                f"{folder}: {holder} is writing here; wait until it ends, or choose another folder"
+            ) from None
+        except OSError as error:
+            file.close()
+            raise ValueError(f"{folder}: cannot be locked: {error.strerror or error}") from None
+        if _still_named(file, path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()
+    raise ValueError(f"{folder}: another process is writing here; wait until it ends, or choose another folder")
+
+
+def _still_named(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
