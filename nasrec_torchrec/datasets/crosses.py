@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nasrec_torchrec.datasets import transform
+from nasrec_torchrec.datasets import history, transform
 from nasrec_torchrec.datasets.preparation import count_words
 from nasrec_torchrec.datasets.prepared import (
     DICTIONARIES,
@@ -45,6 +46,12 @@ def cross_of(features: Sequence[str], largest: int | None = None, min_count: int
     return SparseFeature("_x_".join(features), largest, "dictionary", min_count, cross=tuple(features))
 
 
+def history_of(features: Sequence[str]) -> SparseFeature:
+    """The history of a feature, or of a combination of features."""
+    name = "history_of_" + "_x_".join(features)
+    return SparseFeature(name, ids="history", cross=tuple(features))
+
+
 def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Schema:
     """Writes a prepared data set again with more columns; ``out`` appears when it is complete.
 
@@ -68,24 +75,37 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
         return load_schema(out)
     temporary = out.with_name(f".{out.name}.crossing")
     shutil.rmtree(temporary, ignore_errors=True)
-    dictionaries: dict[str, pa.Array] = {}
     if (data / DICTIONARIES).exists():
         shutil.copytree(data / DICTIONARIES, temporary / DICTIONARIES)
+    train = sorted((data / SPLITS[0]).glob("*.parquet"))
+    dictionaries: dict[str, pa.Array] = {}
+    training: dict[str, dict[int, pa.Array]] = {}
     for table, sharing in whole.features_by_table().items():
-        if sharing[0].cross and sharing[0].ids == "dictionary":
-            dictionaries[table] = _count(data / SPLITS[0], sharing)
+        if not sharing[0].cross or sharing[0].ids == "hash":
+            continue
+        if sharing[0].ids == "dictionary":
+            dictionaries[table] = _count(train, sharing)
             rows = sharing[0].num_embeddings or len(dictionaries[table]) + FIRST_WORD
             whole = replace(
                 whole, sparse=tuple(replace(f, num_embeddings=rows) if f.table == table else f for f in whole.sparse)
             )
-            with atomic_path(temporary / DICTIONARIES / f"{table}.parquet") as file:
-                pq.write_table(pa.table({"word": dictionaries[table]}), file)
+            words = pa.table({"word": dictionaries[table]})
+        else:
+            read = partial(_labelled, train, sharing[0], schema.label)
+            dictionaries[table] = history.count(read(number) for number in range(len(train)))
+            for feature in sharing:
+                training[feature.name] = history.training_ids(read, len(train), dictionaries[table])
+            words = pa.Table.from_struct_array(dictionaries[table])
+        with atomic_path(temporary / DICTIONARIES / f"{table}.parquet") as file:
+            pq.write_table(words, file)
     described: dict[str, Any] = {}
     for split in SPLITS:
         files = []
-        for file in sorted((data / split).glob("*.parquet")):
-            table = transform.add_crosses(pq.read_table(file), whole.crosses, dictionaries)
-            files.append(write_rows(temporary / split / file.name, table, schema.label))
+        for number, file in enumerate(sorted((data / split).glob("*.parquet"))):
+            rows_of = transform.add_crosses(pq.read_table(file), whole.crosses, dictionaries)
+            for name, ids in training.items() if split == SPLITS[0] else ():
+                rows_of = rows_of.set_column(rows_of.schema.get_field_index(name), name, ids[number])
+            files.append(write_rows(temporary / split / file.name, rows_of, schema.label))
         described[split] = manifest["splits"][split] | {"files": files}
     write_text(temporary / SCHEMA, whole.to_json())
     manifest |= {
@@ -99,9 +119,8 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
     return whole
 
 
-def _count(split: Path, crosses: Sequence[SparseFeature]) -> pa.Array:
+def _count(files: Sequence[Path], crosses: Sequence[SparseFeature]) -> pa.Array:
     """The combinations of the training split, the most frequent first."""
-    files = sorted(split.glob("*.parquet"))
     inputs = list(dict.fromkeys(name for cross in crosses for name in cross.cross))
 
     def values(number: int, cross: SparseFeature) -> pa.ChunkedArray:
@@ -111,3 +130,9 @@ def _count(split: Path, crosses: Sequence[SparseFeature]) -> pa.Array:
     words = count_words(values, crosses, rows)
     largest = crosses[0].num_embeddings
     return words if largest is None else words[: largest - FIRST_WORD]
+
+
+def _labelled(files: Sequence[Path], cross: SparseFeature, label: str, number: int) -> tuple[pa.Array, np.ndarray]:
+    """The combinations of a file, and the labels."""
+    table = pq.read_table(files[number], columns=[*cross.cross, label])
+    return transform.combine(table, cross), table.column(label).to_numpy()

@@ -135,6 +135,11 @@ class _Job:
         key = [raw.split.split_column] if raw.split.split_column else []
         derivation = raw.derivation
         made = derivation.outputs if derivation else ()
+        histories = [feature.name for feature in raw.schema.sparse if feature.ids == "history"]
+        if histories:
+            raise ValueError(
+                f"schema: sparse: histories are added to prepared data (see datasets.crosses), found {histories}"
+            )
         needed = [*raw.schema.raw_columns, *key, *(derivation.inputs if derivation else ())]
         self.wanted = [name for name in dict.fromkeys(needed) if name not in made]
         self.split_of_file: list[int | None] = [None] * len(files)

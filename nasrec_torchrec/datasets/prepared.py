@@ -87,3 +87,18 @@ def open_split(folder: Path, split: str) -> ClickFiles:
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {list(SPLITS)}, found {split!r}")
     return ClickFiles.open(folder / split, load_schema(folder))
+
+
+def read_dictionary(file: Path) -> pa.Array:
+    """The words of a dictionary; those of a history as a struct with their counts.
+
+    Raises:
+        ValueError: when it cannot be read.
+    """
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from None
+    if table.num_columns == 1:
+        return table.column(0).combine_chunks()
+    return table.combine_chunks().to_struct_array().combine_chunks()

@@ -16,9 +16,12 @@ from nasrec_torchrec.runs.files import read_text
 
 _FORMAT = "nasrec-torchrec/schema/2"
 Transform = Literal["none", "log1p", "standardize"]
-IdRule = Literal["id", "modulo", "hex", "hash", "dictionary"]
+IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "history"]
 # Prepared ids below this are taken: 0 is a missing value, 1 one that the dictionary does not hold.
 FIRST_WORD = 2
+# A history is one of 12 x 12 buckets of two counts; 0 is a missing value.
+HISTORY_LEVELS = 12
+HISTORY_IDS = 1 + HISTORY_LEVELS**2
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class SparseFeature:
         ids: how a raw value becomes an id: ``id`` takes it as it is; ``modulo`` is value % (num_embeddings - 1) + 1 of
             an integer, where -1 counts as missing; ``hex`` the same of hexadecimal text; ``hash`` the same of a hash
             of the text; ``dictionary`` numbers the values of the training split from 2 on, the most frequent first,
-            and gives 1 to all others.
+            and gives 1 to all others; ``history``, of a cross alone, is how often the combination was seen with and
+            without a click, see :mod:`nasrec_torchrec.datasets.history`.
         min_count: a value seen less often in the training split is not put into the dictionary.
         multi_hot: a row holds a list of values instead of one.
         separator: between the values of a list in raw text.
@@ -67,9 +71,10 @@ class SparseFeature:
         pooling: ``sum`` or ``mean`` of a row's embeddings.
         table: name of the embedding table, ``t_<name>`` when left out. Features that name the same table share it,
             and its dictionary.
-        cross: names of two or more other features of the schema. This feature has no raw column then: its value is the
-            combination of their prepared ids, which ``ids`` (``hash`` or ``dictionary``) turns into an id like any
-            other text. See :mod:`nasrec_torchrec.datasets.crosses`.
+        cross: names of two or more other features of the schema (one suffices for a ``history``). This feature has no
+            raw column then: its value is the combination of their prepared ids, which ``ids`` (``hash``,
+            ``dictionary`` or ``history``) turns into an id like any other text. See
+            :mod:`nasrec_torchrec.datasets.crosses`.
     """
 
     name: str
@@ -91,7 +96,11 @@ class SparseFeature:
             object.__setattr__(self, "table", f"t_{self.name}")
         _check_name(self.table, f"{self.name}: table")
         least = {"id": 1, "dictionary": FIRST_WORD}.get(self.ids, 2)
+        if self.ids == "history" and self.num_embeddings is None:
+            object.__setattr__(self, "num_embeddings", HISTORY_IDS)
         rows = self.num_embeddings
+        if self.ids == "history" and rows != HISTORY_IDS:
+            raise ValueError(f"{self.name}: num_embeddings: a history has {HISTORY_IDS} ids, found {rows!r}")
         if rows is None and self.ids != "dictionary":
             raise ValueError(f"{self.name}: num_embeddings: only a dictionary can do without")
         if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or not least <= rows < 2**63):
@@ -108,16 +117,19 @@ class SparseFeature:
         if not isinstance(self.cross, (list, tuple)):
             raise ValueError(f"{self.name}: cross: expected a list of names of features, found {self.cross!r}")
         object.__setattr__(self, "cross", tuple(self.cross))
-        if self.cross:
-            if len(self.cross) < 2 or len(set(self.cross)) != len(self.cross):
-                raise ValueError(
-                    f"{self.name}: cross: expected two or more different features, found {list(self.cross)}"
-                )
-            if self.ids not in ("hash", "dictionary") or self.multi_hot:
-                raise ValueError(
-                    f"{self.name}: cross: expected ids hash or dictionary and one value a row, "
-                    f"found ids {self.ids}, multi_hot {self.multi_hot}"
-                )
+        least_crossed = 1 if self.ids == "history" else 2
+        if (self.cross or self.ids == "history") and (
+            len(self.cross) < least_crossed or len(set(self.cross)) != len(self.cross)
+        ):
+            raise ValueError(
+                f"{self.name}: cross: expected {'one' if least_crossed == 1 else 'two'} or more different features, "
+                f"found {list(self.cross)}"
+            )
+        if self.cross and (self.ids not in ("hash", "dictionary", "history") or self.multi_hot):
+            raise ValueError(
+                f"{self.name}: cross: expected ids hash, dictionary or history and one value a row, "
+                f"found ids {self.ids}, multi_hot {self.multi_hot}"
+            )
 
     @property
     def weights_column(self) -> str | None:

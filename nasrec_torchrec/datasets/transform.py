@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nasrec_torchrec.datasets import history
 from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
 
 Rejects = dict[int, str]  # row -> why
@@ -91,11 +92,15 @@ def add_crosses(table: pa.Table, crosses: Sequence[SparseFeature], dictionaries:
     Args:
         table: with the prepared ids that the crosses combine.
         crosses: to append.
-        dictionaries: per table with a dictionary its words.
+        dictionaries: per table with a dictionary its words; of histories also their counts.
     """
     for feature in crosses:
         values = combine(table, feature)
-        if feature.ids == "dictionary":
+        if feature.ids == "history":
+            words = dictionaries[feature.table]
+            assert isinstance(words, pa.StructArray)
+            ids = history.look_up(values, words)
+        elif feature.ids == "dictionary":
             ids = _look_up(feature, dictionaries[feature.table], values, {})
         else:
             ids = _ids(feature, values, {})

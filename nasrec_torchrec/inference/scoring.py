@@ -15,7 +15,7 @@ import torch
 from nasrec_torchrec.datasets import sources, transform
 from nasrec_torchrec.datasets.click_data import ClickData
 from nasrec_torchrec.datasets.config import TextFormat
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
+from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary, sha256
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import Piece
 from nasrec_torchrec.inference.config import ScoringConfig
@@ -86,12 +86,11 @@ def read_dictionaries(package: Path, schema: Schema) -> dict[str, pa.Array]:
         ValueError: when the package has none, though its model needs them.
     """
     found = {}
-    for table in {feature.table for feature in schema.sparse if feature.ids == "dictionary"}:
-        file = package / DICTIONARIES / f"{table}.parquet"
+    for table in {feature.table for feature in schema.sparse if feature.ids in ("dictionary", "history")}:
         try:
-            found[table] = pq.read_table(file).column(0).combine_chunks()
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{file}: cannot be read, export with --data to have it: {error}") from None
+            found[table] = read_dictionary(package / DICTIONARIES / f"{table}.parquet")
+        except ValueError as error:
+            raise ValueError(f"{error}; export with --data to have it") from None
     return found
 
 

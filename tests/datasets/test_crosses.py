@@ -5,11 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nasrec_torchrec.datasets import transform
-from nasrec_torchrec.datasets.config import SplitConfig
-from nasrec_torchrec.datasets.crosses import add_crosses, cross_of
+from nasrec_torchrec.datasets import history, transform
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
+from nasrec_torchrec.datasets.crosses import add_crosses, cross_of, history_of
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split
+from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_dictionary
 from nasrec_torchrec.datasets.schema import Schema, SparseFeature
 
 _CROSSES = (
@@ -99,7 +99,7 @@ def test_what_cannot_be_crossed_is_refused(cross: tuple[str, ...], message: str)
 
 
 def test_a_cross_has_no_id_of_its_own():
-    with pytest.raises(ValueError, match=r"cross: expected ids hash or dictionary .* found ids modulo"):
+    with pytest.raises(ValueError, match=r"cross: expected ids hash, dictionary or history .* found ids modulo"):
         SparseFeature("pair", 9, "modulo", cross=("user", "item"))
 
 
@@ -107,3 +107,47 @@ def test_a_schema_with_a_cross_reads_back():
     schema = Schema("clicked", (), (*_SCHEMA.sparse, _CROSSES[1]))
     assert Schema.from_json(schema.to_json()) == schema
     assert schema.raw_columns == ["clicked", "user", "item", "shop"] and "cross" not in _SCHEMA.to_json()
+
+
+def test_a_history_counts_the_training_rows_and_never_the_own_label(tmp_path: Path):
+    plain = tmp_path / "plain"
+    prepare(_raw(tmp_path, _SCHEMA), plain, PreparationConfig(piece_mib=1))
+    pair, alone = history_of(("user", "item")), history_of(("shop",))
+    schema = add_crosses(plain, tmp_path / "out", [pair, alone])
+    assert Schema.from_json(schema.to_json()) == schema
+    train = pq.read_table(tmp_path / "out" / "train").to_pylist()
+    counts: dict[tuple[int, int], list[int]] = {}
+    for row in train:
+        counts.setdefault((row["user"], row["item"]), [0, 0])[row["clicked"]] += 1
+    for split in ("validation", "test"):
+        for row in pq.read_table(tmp_path / "out" / split).to_pylist():
+            others, clicks = counts.get((row["user"], row["item"]), (0, 0))
+            assert row[pair.name] == history.bucket(np.array([clicks]), np.array([others]))[0]
+    # The rows of a combination, in whatever order they were drawn, saw 0, 1, 2, ... rows, one after another.
+    exact = {key: seen for key, seen in counts.items() if sum(seen) <= 5}  # larger counts share buckets
+    assert len(exact) > 50
+    for key, (others, clicks) in exact.items():
+        mine = [(row[pair.name], row["clicked"]) for row in train if (row["user"], row["item"]) == key]
+        steps, seen = {(0, 0): 0}, []
+        for identity, clicked in sorted(mine, key=lambda row: sum(divmod(row[0] - 1, 12))):
+            before = divmod(identity - 1, 12)
+            assert before in steps and sum(before) == len(seen)
+            steps = {(before[0] + clicked, before[1] + 1 - clicked): 0}
+            seen.append(identity)
+        assert len(seen) == others + clicks
+    # Drawn again it is the same, and what is scored online is what lies in the files.
+    again = add_crosses(plain, tmp_path / "again", [pair, alone])
+    assert again == schema and pq.read_table(tmp_path / "again" / "train").equals(
+        pq.read_table(tmp_path / "out" / "train")
+    )
+    dictionaries = {f.stem: read_dictionary(f) for f in (tmp_path / "out" / DICTIONARIES).iterdir()}
+    parsed, _ = transform.parse(pq.read_table(tmp_path / "test.parquet"), schema)
+    online = transform.finish(parsed, schema, dictionaries)
+    offline = pq.read_table(tmp_path / "out" / "test")
+    for name in (pair.name, alone.name):
+        assert online.column(name).to_pylist() == offline.column(name).to_pylist()
+
+
+def test_histories_are_added_to_prepared_data_alone(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"histories are added to prepared data .* found .*history_of_shop"):
+        prepare(_raw(tmp_path, Schema("clicked", (), (*_SCHEMA.sparse, history_of(("shop",))))), tmp_path / "out")
