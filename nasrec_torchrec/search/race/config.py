@@ -1,0 +1,85 @@
+"""Settings of a race."""
+
+import re
+from dataclasses import dataclass
+
+from nasrec_torchrec.search.race.trial import PHASES, Phase
+from nasrec_torchrec.search_space import SearchSpace
+
+_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
+# Shares of the budget after which a phase ends.
+_ENDS = {"recipes": 0.25, "features": 0.5, "architectures": 0.75, "polish": 0.85, "finals": 1.0}
+
+
+@dataclass(frozen=True)
+class RaceConfig:
+    """How a race spends its budget.
+
+    Args:
+        budget: seconds of wall-clock time in all, such as 90s, 5m, 2h or 1d, shared by all workers.
+        trials: number of trials instead; with one worker the race then repeats exactly.
+        seed: of everything that is drawn.
+        epochs: of a full training; unset, what the budget allows, between 2 and 20.
+        reduction_factor: of the trials that reach a rung one in so many goes on.
+        features: propose crosses and statistics of the categorical features.
+        max_features: added features that are computed at most.
+        candidate_features: sparse features of the data that are combined at most, those of the largest tables first.
+        finalists: models that are repeated with further seeds.
+        final_seeds: seeds of every finalist.
+        ensemble: measure what the mean of the winner's seeds gains.
+        final_fit: train the winner again on the training and the validation rows, for as many epochs as were best.
+        trees: train LightGBM as a yardstick; unset, where it is installed.
+        step_limit: a proposed architecture whose training step takes so many times that of the slowest baseline is
+            not trained.
+        quiet: print the verdict alone.
+    """
+
+    budget: str = "1h"
+    trials: int | None = None
+    seed: int = 0
+    epochs: int | None = None
+    reduction_factor: int = 3
+    features: bool = True
+    max_features: int = 8
+    candidate_features: int = 24
+    finalists: int = 3
+    final_seeds: int = 3
+    ensemble: bool = True
+    final_fit: bool = False
+    trees: bool | None = None
+    step_limit: float = 4.0
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        self.budget_seconds  # noqa: B018 - checks it
+        for name in ("trials", "epochs", "max_features", "candidate_features", "finalists", "final_seeds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected a positive number, found {value}")
+        if self.reduction_factor < 2:
+            raise ValueError(f"reduction_factor: expected 2 or more, found {self.reduction_factor}")
+        if not self.step_limit > 0:
+            raise ValueError(f"step_limit: expected a positive number, found {self.step_limit}")
+
+    @property
+    def budget_seconds(self) -> float:
+        """The budget in seconds."""
+        match = _SPAN.fullmatch(self.budget.strip())
+        if match is None or not float(match[1]):
+            raise ValueError(f"budget: expected a number with s, m, h or d, such as 90s or 2h, found {self.budget!r}")
+        return float(match[1]) * _UNITS[match[2]]
+
+    def phase(self, share: float) -> Phase:
+        """The phase in which a new trial is proposed when a share of the budget is spent."""
+        phases = [phase for phase in PHASES if self.features or phase != "features"]
+        return next((phase for phase in phases if share < _ENDS[phase]), phases[-1])
+
+
+@dataclass(frozen=True)
+class RaceSpace(SearchSpace):
+    """Networks of about the baselines' size: the paper's operators in three blocks."""
+
+    num_blocks: int = 3
+    dense_widths: tuple[int, ...] = (16, 32, 64, 128, 256)
+    sparse_widths: tuple[int, ...] = (8, 16, 32)

@@ -1,0 +1,65 @@
+"""What a model costs, measured: seconds of a training step and latency of a batch."""
+
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+from torchrec.datasets.utils import Batch
+from torchrec.models.dlrm import DLRMTrain
+
+from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.models.description import ClickModel, ModelDescription, dense_parameters
+from nasrec_torchrec.models.nasrecnet import NASRecNet
+from nasrec_torchrec.search.cost import model_multiply_adds
+
+_WARM_UP, _STEPS = 2, 5
+
+
+def step_seconds(description: ModelDescription, batch: Batch, device: torch.device) -> float:
+    """The median time of a training step with Adam, on one process."""
+    task = DLRMTrain(description.build(device))
+    optimizer = torch.optim.Adam(task.parameters(), 1e-3)
+    batch = batch.to(device)
+    times = []
+    for _ in range(_WARM_UP + _STEPS):
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        loss, _ = task(batch)
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[_WARM_UP:])
+
+
+def measured_costs(description: ModelDescription, batch: Batch, device: torch.device) -> dict[str, float]:
+    """Multiply-adds per example, parameters without the tables, and the latency of a batch in microseconds.
+
+    The latency is that of look-ups and dense part together, with one thread; a NASRecNet is measured in its fused form,
+    in which it serves.
+    """
+    model = description.build(torch.device("cpu"))
+    costs = {"parameters": dense_parameters(model), "multiply_adds": model_multiply_adds(model, batch)}
+    model = _Serving(model).eval().to(device)
+    batch = batch.to(device)
+    with torch.inference_mode():
+        timer = Timer("model(batch.dense_features, batch.sparse_features)", globals=locals(), num_threads=1)
+        timer.timeit(2)
+        latency = 1e6 * timer.blocked_autorange(min_run_time=0.2).median
+    return {**costs, "latency_us": latency}
+
+
+class _Serving(nn.Module):
+    """A model in the form in which it serves."""
+
+    def __init__(self, model: ClickModel) -> None:
+        super().__init__()
+        self.model: nn.Module = model
+        if isinstance(model, NASRecNet):
+            model.interaction_arch = fuse(model.interaction_arch)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.model(*inputs)

@@ -1,0 +1,157 @@
+"""The end of a race: the winner and its seeds, the test split, read once, and the results."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.metrics.click_metrics import click_metrics
+from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.runs.files import read_text, remove, write_text
+from nasrec_torchrec.search.race.book import Book
+from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.leaderboard import by_source, standings
+from nasrec_torchrec.search.race.planner import Planner, winner
+from nasrec_torchrec.search.race.promotion import fidelity
+from nasrec_torchrec.search.race.training import RaceData
+from nasrec_torchrec.search.race.trial import Entry, Trial
+from nasrec_torchrec.search.race.verdict import verdict
+
+RESULTS = "results.json"
+_FORMAT = "nasrec-torchrec/race/1"
+_FINAL = "final"
+_EVALUATION_ROWS = 8192
+_MOVED = ("checkpoints", "config.json", "config.yaml", "plan.txt", "log.jsonl")
+
+
+def read_results(out: Path) -> dict[str, Any] | None:
+    """The results of a race that is over.
+
+    Raises:
+        ValueError: when the file is no such thing.
+    """
+    if not (out / RESULTS).exists():
+        return None
+    results = json.loads(read_text(out / RESULTS))
+    if results.get("format") != _FORMAT:
+        raise ValueError(f"{out / RESULTS}: expected the format {_FORMAT!r}, found {results.get('format')!r}")
+    return results
+
+
+def finish(
+    book: Book,
+    planner: Planner,
+    config: RaceConfig,
+    data: RaceData,
+    out: Path,
+    seconds: Callable[[], float],
+    retrain: Callable[[Trial, int, RaceData, Path], None],
+) -> dict[str, Any]:
+    """Measures the winner and the best baseline on the test split, and writes the results.
+
+    Raises:
+        ValueError: when no trial was trained for a single epoch.
+    """
+    entries = book.entries()
+    best = winner(entries)
+    if best is None:
+        raise ValueError("budget: no trial finished a single epoch; a larger budget is needed")
+    baseline = winner([entry for entry in entries if isinstance(entry.trial.interaction, Baseline)])
+    plain = winner([e for e in entries if isinstance(e.trial.interaction, Baseline) and not e.trial.features])
+    measured = {
+        name: _measure(entry, entries, data, out)
+        for name, entry in (("winner", best), ("baseline", baseline), ("baseline without added features", plain))
+        if entry is not None
+    }
+    whole = [entry for entry in entries if entry.status == "complete"]
+    results = {
+        "format": _FORMAT,
+        "winner": best.number,
+        "model": best.trial.to_dict(),
+        "title": best.trial.title,
+        "measured": measured,
+        "leaderboard": standings(entries),
+        "sources": by_source(entries),
+        "fidelity": {
+            kind: {str(share): tau for share, tau in fidelity(group).items()}
+            for kind, group in (
+                ("across recipes", [e for e in whole if e.trial.phase in ("recipes", "polish")]),
+                ("within a recipe", [e for e in whole if e.trial.phase in ("features", "architectures")]),
+            )
+            if len(group) > 1
+        },
+        "trials": [
+            {
+                "number": entry.number,
+                "trial": entry.trial.to_dict(),
+                "status": entry.status,
+                "losses": entry.losses,
+                "aucs": entry.aucs,
+                "seconds": entry.seconds,
+                **entry.facts,
+            }
+            for entry in entries
+        ],
+        "rows": {split: len(data.open(split, best.trial)) for split in ("train", "validation", "test")},
+        "config": asdict(config),
+        "seconds": round(seconds(), 1),
+    }
+    results["verdict"] = verdict(results)
+    source = out / "trials" / f"{best.number:04d}"
+    if config.final_fit:
+        raise ValueError("final_fit: not implemented")
+    _move(source, out)
+    write_text(out / RESULTS, json.dumps(results, indent=2))
+    for entry in entries:
+        remove(out / "trials" / f"{entry.number:04d}" / "checkpoints")
+    return results
+
+
+def _move(source: Path, out: Path) -> None:
+    """The winner's files take their place in the run folder; those of a move that was killed are there already."""
+    for name in _MOVED:
+        if (source / name).exists():
+            remove(out / name)
+            (source / name).replace(out / name)
+
+
+def _measure(entry: Entry, entries: Sequence[Entry], data: RaceData, out: Path) -> dict[str, Any]:
+    """Metrics of all seeds of a configuration, each alone and their mean prediction."""
+    seeds = [e for e in entries if e.trial.configuration == entry.trial.configuration and e.losses]
+    found: dict[str, Any] = {"title": entry.trial.title, "features": list(entry.trial.features)}
+    found["recipe"] = str(entry.trial.recipe)
+    found["seeds"] = [e.trial.seed for e in seeds]
+    for split in ("validation", "test"):
+        files = data.open(split, entry.trial)
+        if not len(files):
+            continue
+        logits, labels = [], torch.empty(0)
+        for seed in seeds:
+            folder = out / "trials" / f"{seed.number:04d}"
+            if not (folder / "checkpoints").exists() and seed.number == entry.number:
+                folder = out
+            if (folder / "checkpoints").exists():
+                predicted, labels = predict(folder, files)
+                logits.append(predicted)
+        found[split] = [asdict(click_metrics(rows, labels)) for rows in logits]
+        if len(logits) > 1:
+            mean = torch.stack([rows.double().sigmoid() for rows in logits]).mean(0)
+            found[f"{split} ensemble"] = asdict(click_metrics(torch.logit(mean).float(), labels))
+    return found
+
+
+@torch.no_grad()
+def predict(run_dir: Path, files: ClickFiles) -> tuple[Tensor, Tensor]:
+    """Logits of a trained model for the rows of a split, and their labels."""
+    _, model = load_model(run_dir)
+    logits, labels = [], []
+    for batch in files.evaluation_batches(_EVALUATION_ROWS):
+        logits.append(model(batch.dense_features, batch.sparse_features).flatten().float())
+        labels.append(batch.labels.float())
+    return torch.cat(logits), torch.cat(labels)

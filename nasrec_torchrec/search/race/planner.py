@@ -1,0 +1,351 @@
+"""What is done next: a function of what is known, so that a killed race goes on as the undisturbed one would."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import optuna
+import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.search.race import sources
+from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.promotion import calibrated_shares, overfitted, promotable, rung_epochs
+from nasrec_torchrec.search.race.recipe import Recipe, neighbours, with_parameters
+from nasrec_torchrec.search.race.surrogate import Surrogate
+from nasrec_torchrec.search.race.trial import Entry, Phase, Trial
+from nasrec_torchrec.search_space import SearchSpace
+
+_TPE_STARTUP = 4
+# Feature sets that are tried with one feature each before sets grow.
+_SINGLE_FEATURES = 4
+
+
+@dataclass(frozen=True)
+class Continue:
+    """Train a trial up to an epoch."""
+
+    entry: Entry
+    until: int
+
+
+@dataclass(frozen=True)
+class New:
+    """Record a new trial."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Nothing is left to do, or, with ``waiting``, nothing until other workers are done."""
+
+    waiting: bool = False
+
+
+Action: TypeAlias = Continue | New | Finished
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a decision depends on.
+
+    Args:
+        entries: all trials in the order of their proposal.
+        spent: share of the budget that is gone, 0 to 1.
+        busy: numbers of the trials that other workers train at the moment.
+        seconds_left: until the trainings must end; unset where trials are counted instead.
+        features: names of the added features, the most promising first; None while they are not ranked.
+    """
+
+    entries: Sequence[Entry]
+    spent: float
+    busy: Collection[int] = ()
+    seconds_left: float | None = None
+    features: Sequence[str] | None = None
+
+
+class Planner:
+    """Decides about a race.
+
+    Args:
+        config: of the race.
+        space: of random architectures.
+        recipes: to try first.
+        recipe_choices: gives what a sampler may choose around a recipe.
+        embedding_dim: of the tables.
+        allowed: whether an architecture is within the limits.
+    """
+
+    def __init__(
+        self,
+        config: RaceConfig,
+        space: SearchSpace,
+        recipes: Sequence[Recipe],
+        recipe_choices: Callable[[Recipe], dict[str, optuna.distributions.BaseDistribution]],
+        embedding_dim: int,
+        allowed: sources.Allowed,
+    ) -> None:
+        self._config, self._space, self._recipes = config, space, list(recipes)
+        self._choices, self._embedding_dim, self._allowed = recipe_choices, embedding_dim, allowed
+
+    def next(self, situation: Situation) -> Action:
+        """What a free worker does now."""
+        entries = situation.entries
+        for entry in entries:  # what a dead worker has left, or this one has just begun
+            if entry.status == "running" and entry.number not in situation.busy:
+                return Continue(entry, entry.facts.get("until") or self._until(entry, entries))
+        over = situation.spent >= 1
+        counted = self._config.trials is not None
+        if not over or counted:
+            for entry in sorted(entries, key=lambda entry: entry.loss):
+                if entry.status == "paused" and entry.number not in situation.busy and self._promoted(entry, entries):
+                    if not self._affordable(situation, entry):
+                        continue
+                    return Continue(entry, self._until(entry, entries))
+        if over:
+            return Finished(waiting=bool(situation.busy))
+        trial = self._propose(situation)
+        if trial is None:
+            return Finished(waiting=bool(situation.busy))
+        return New(trial)
+
+    def status_of(self, entry: Entry) -> str:
+        """What becomes of a trial that has reached where it was trained to."""
+        done = entry.epochs >= entry.trial.recipe.epochs or overfitted(entry)
+        return "complete" if done else "paused"
+
+    def shares(self, phase: Phase, entries: Sequence[Entry]) -> tuple[float, ...]:
+        """Where the rungs of a phase are."""
+        whole = [entry for entry in entries if entry.status == "complete"]
+        # Across recipes early losses say less than within one.
+        across = phase in ("recipes", "polish")
+        return calibrated_shares([e for e in whole if (e.trial.phase in ("recipes", "polish")) == across])
+
+    def _until(self, entry: Entry, entries: Sequence[Entry]) -> int:
+        """The next rung of a trial, or its end."""
+        last = entry.trial.recipe.epochs
+        if entry.trial.phase == "finals" or self._first_ones(entry):
+            return last
+        rungs = rung_epochs(last, self.shares(entry.trial.phase, entries))
+        return next((epoch for epoch in rungs if epoch > entry.epochs), last)
+
+    def _first_ones(self, entry: Entry) -> bool:
+        """The first trainings run to their end, whatever they are: rungs are calibrated by them."""
+        return entry.number < 3
+
+    def _promoted(self, entry: Entry, entries: Sequence[Entry]) -> bool:
+        phase = entry.trial.phase
+        leader = min((e for e in entries if e.status == "complete"), key=lambda e: e.loss, default=None)
+        rivals = [e for e in entries if e.trial.phase == phase or (phase != "recipes" and e is leader)]
+        return promotable(entry, rivals, self.shares(phase, entries), self._config.reduction_factor)
+
+    def _affordable(self, situation: Situation, entry: Entry) -> bool:
+        """Whether at least one epoch more fits into the time that is left."""
+        return situation.seconds_left is None or max(entry.seconds, default=0.0) <= situation.seconds_left
+
+    def _propose(self, situation: Situation) -> Trial | None:
+        entries = situation.entries
+        phase = self._config.phase(situation.spent)
+        if phase != "recipes" and not any(entry.losses for entry in entries):
+            phase = "recipes"
+        generator = torch.Generator().manual_seed((self._config.seed << 20) + len(entries))
+        if phase == "features":
+            trial = self._propose_features(situation)
+            if trial is not None:
+                return trial
+            phase = "architectures"
+        if phase == "recipes":
+            return self._propose_recipe(entries, "recipes")
+        if phase == "architectures":
+            return self._propose_architecture(entries, generator)
+        if phase == "polish":
+            return self._propose_polish(entries)
+        return self._propose_final(situation)
+
+    def _new(self, phase: Phase, source: str, like: Trial | None = None, **changes: Any) -> Trial:
+        if like is None:
+            model = sources.cheap_baseline(self._embedding_dim)
+            like = Trial(phase, source, model, self._recipes[0], (), self._config.seed)
+        return replace(like, phase=phase, source=source, **{"seed": self._config.seed, **changes})
+
+    def _propose_recipe(self, entries: Sequence[Entry], phase: Phase, like: Trial | None = None) -> Trial:
+        known = {entry.trial.configuration for entry in entries}
+        if like is None:
+            for recipe in self._recipes:
+                trial = self._new(phase, "baseline", recipe=recipe)
+                if trial.configuration not in known:
+                    return trial
+        base = like or self._new(phase, "baseline")
+        of_kind = [
+            entry
+            for entry in entries
+            if entry.losses and entry.trial.interaction == base.interaction and entry.trial.features == base.features
+        ]
+        best = min(of_kind, key=lambda entry: entry.loss, default=None)
+        recipe = best.trial.recipe if best else base.recipe
+        choices = self._choices(recipe)
+        study = optuna.create_study(
+            storage=optuna.storages.InMemoryStorage(),
+            direction="minimize",
+            sampler=optuna.samplers.TPESampler(
+                seed=(self._config.seed << 20) + len(entries), n_startup_trials=_TPE_STARTUP, multivariate=True
+            ),
+        )
+        for entry in of_kind:
+            values = {name: getattr(entry.trial.recipe, name) for name in choices}
+            fits = all(_holds(choices[name], value) for name, value in values.items())
+            if fits and entry.trial.recipe.optimizer == recipe.optimizer:
+                study.add_trial(
+                    create_trial(
+                        state=TrialState.COMPLETE if entry.status == "complete" else TrialState.PRUNED,
+                        value=entry.loss,
+                        params=values,
+                        distributions=choices,
+                        intermediate_values=dict(enumerate(entry.losses, start=1)),
+                    )
+                )
+        while True:
+            parameters = study.ask(choices).params
+            trial = replace(base, recipe=with_parameters(recipe, parameters))
+            if trial.configuration not in known:
+                return trial
+
+    def _propose_features(self, situation: Situation) -> Trial | None:
+        """Each promising feature alone first, then the best set with one more."""
+        if not situation.features:
+            return None
+        entries = situation.entries
+        known = {entry.trial.configuration for entry in entries}
+        ranked = list(situation.features)
+        like = min((e for e in entries if e.losses and not e.trial.features), key=lambda e: e.loss).trial
+        for name in ranked[:_SINGLE_FEATURES]:
+            trial = self._new("features", "features", like, features=(name,))
+            if trial.configuration not in known:
+                return trial
+        best = min((e for e in entries if e.losses), key=lambda e: e.loss).trial
+        # A cross brings many weights: what they need is known better once there is one.
+        if best.features and best.recipe.optimizer == "adam":
+            for factor in (3.0, 1 / 3):
+                stronger = replace(
+                    best.recipe, embedding_l2=float(f"{max(best.recipe.embedding_l2, 1e-5) * factor:.3g}")
+                )
+                trial = self._new("features", "features", best, recipe=stronger)
+                if trial.configuration not in known:
+                    return trial
+        for name in ranked:
+            if name not in best.features:
+                trial = self._new("features", "features", best, features=tuple(sorted((*best.features, name))))
+                if trial.configuration not in known:
+                    return trial
+        return None
+
+    def _propose_architecture(self, entries: Sequence[Entry], generator: torch.Generator) -> Trial:
+        known = {entry.trial.configuration for entry in entries}
+        best = min((e for e in entries if e.losses), key=lambda e: e.loss).trial
+        for baseline in sources.baselines(self._embedding_dim):
+            trial = self._new("architectures", "baseline", best, interaction=baseline)
+            if trial.configuration not in known:
+                return trial
+        mine = [entry for entry in entries if entry.trial.phase == "architectures"]
+        trained = [entry for entry in entries if isinstance(entry.trial.interaction, Architecture)]
+        drawn = {e.trial.interaction.canonical() for e in trained if isinstance(e.trial.interaction, Architecture)}
+        surrogate = Surrogate.fit(trained)
+        able = ["random"]
+        if sum(bool(entry.losses) for entry in trained) >= 3:
+            able.append("mutation")
+        if surrogate is not None:
+            able.append("surrogate")
+        while able:
+            name = sources.choose_source(able, mine)
+            found: Architecture | None
+            if name == "random":
+                found = sources.random_architecture(self._space, generator, drawn, self._allowed)
+            elif name == "mutation":
+                found = sources.mutated_architecture(self._space, generator, trained, drawn, self._allowed)
+            else:
+                assert surrogate is not None
+                pool = [sources.random_architecture(self._space, generator, drawn, self._allowed) for _ in range(24)]
+                pool += [
+                    sources.mutated_architecture(self._space, generator, trained, drawn, self._allowed)
+                    for _ in range(24)
+                ]
+                found = surrogate.best([architecture for architecture in pool if architecture is not None])
+            if found is not None:
+                return self._new("architectures", name, best, interaction=found)
+            able.remove(name)
+        return self._propose_polish(entries)
+
+    def _propose_polish(self, entries: Sequence[Entry]) -> Trial:
+        """The recipe once more, around the best trial so far."""
+        known = {entry.trial.configuration for entry in entries}
+        best = min((e for e in entries if e.losses), key=lambda e: e.loss).trial
+        adam = "embedding_l2" in self._choices(best.recipe)
+        for recipe in neighbours(best.recipe, adam):
+            trial = self._new("polish", "recipe", best, recipe=recipe)
+            if trial.configuration not in known:
+                return trial
+        return self._propose_recipe(entries, "polish", self._new("polish", "recipe", best))
+
+    def _propose_final(self, situation: Situation) -> Trial | None:
+        """Further seeds of the finalists, one seed for all of them before the next one."""
+        entries = situation.entries
+        chosen = finalists(entries, self._config.finalists)
+        for seed in range(self._config.seed + 1, self._config.seed + self._config.final_seeds):
+            for entry in chosen:
+                if any(e.trial.configuration == entry.trial.configuration and e.trial.seed == seed for e in entries):
+                    continue
+                seconds = sum(entry.seconds) / max(1, entry.epochs) * (entry.best_epoch + 1)
+                if situation.seconds_left is not None and seconds > situation.seconds_left:
+                    continue
+                return replace(entry.trial, phase="finals", seed=seed)
+        return None
+
+
+def _holds(distribution: optuna.distributions.BaseDistribution, value: Any) -> bool:
+    """Whether a sampler could have chosen the value."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, FloatDistribution)
+    return distribution.low <= value <= distribution.high
+
+
+def finalists(entries: Sequence[Entry], count: int) -> list[Entry]:
+    """The best trials, of every configuration one, and among them the best baseline."""
+    ranked: dict[str, Entry] = {}
+    for entry in sorted((e for e in entries if e.losses), key=lambda e: e.loss):
+        if entry.trial.phase != "finals":
+            ranked.setdefault(entry.trial.configuration, entry)
+    best = list(ranked.values())
+    chosen = best[:count]
+    baseline = next((entry for entry in best if isinstance(entry.trial.interaction, Baseline)), None)
+    if baseline is not None and baseline not in chosen:
+        chosen.append(baseline)
+    return chosen
+
+
+def mean_losses(entries: Sequence[Entry]) -> dict[str, tuple[float, int]]:
+    """For every configuration the mean of its seeds' losses, and how many there are."""
+    losses: dict[str, list[float]] = {}
+    for entry in entries:
+        if entry.losses:
+            losses.setdefault(entry.trial.configuration, []).append(entry.loss)
+    return {key: (math.fsum(values) / len(values), len(values)) for key, values in losses.items()}
+
+
+def winner(entries: Sequence[Entry]) -> Entry | None:
+    """The best seed of the configuration that is best on the validation rows.
+
+    Where configurations were repeated with further seeds, the mean decides among those with the most seeds: the best
+    of many single trainings owes part of its lead to luck.
+    """
+    means = mean_losses(entries)
+    if not means:
+        return None
+    most = max(seeds for _, seeds in means.values())
+    best = min((key for key, (_, seeds) in means.items() if seeds == most), key=lambda key: means[key][0])
+    return min((e for e in entries if e.trial.configuration == best and e.losses), key=lambda e: e.loss)

@@ -1,0 +1,90 @@
+"""Who goes on at a rung: Optuna's successive halving, on rungs that are moved to where losses order the end well."""
+
+import math
+from collections.abc import Sequence
+
+import optuna
+from optuna.pruners import SuccessiveHalvingPruner
+from optuna.trial import TrialState, create_trial
+
+from nasrec_torchrec.search.race.trial import Entry
+
+# Shares of a full training where a rung may be. Until enough trainings are whole there is one, late.
+_SHARES = (0.15, 0.25, 0.4, 0.6, 0.8)
+_FIRST_RUNGS = (0.6,)
+_WHOLE_TRAININGS = 4
+# Kendall's tau between the losses at a rung and at the end; the first rung may err more, for few are dropped there.
+_EARLY_TAU, _LATE_TAU = 0.5, 0.75
+
+
+def kendall_tau(one: Sequence[float], other: Sequence[float]) -> float:
+    """How alike two orders are: 1 the same, 0 unrelated, -1 reversed; nan for less than two values."""
+    pairs = [
+        (one[i] - one[j]) * (other[i] - other[j]) for i in range(len(one)) for j in range(i) if other[i] != other[j]
+    ]
+    return sum(math.copysign(1, pair) if pair else 0 for pair in pairs) / len(pairs) if pairs else math.nan
+
+
+def rung_epochs(epochs: int, shares: Sequence[float]) -> list[int]:
+    """Epochs after which a training of so many epochs is compared."""
+    found = sorted({max(1, round(share * epochs)) for share in shares})
+    return [epoch for epoch in found if epoch < epochs]
+
+
+def fidelity(whole: Sequence[Entry]) -> dict[float, float]:
+    """For each share of a training Kendall's tau of the losses there with the final ones."""
+    final = [entry.loss for entry in whole]
+    return {
+        share: kendall_tau([entry.loss_at(max(1, round(share * entry.trial.recipe.epochs))) for entry in whole], final)
+        for share in _SHARES
+    }
+
+
+def calibrated_shares(whole: Sequence[Entry]) -> tuple[float, ...]:
+    """Where the rungs are, given the trainings that ran to their end.
+
+    With too few of them there is one late rung. Otherwise the first rung is at the earliest share whose order agrees
+    tolerably with the final one, the second at the earliest one that agrees well; where none does, nothing is dropped.
+    """
+    if len(whole) < _WHOLE_TRAININGS:
+        return _FIRST_RUNGS
+    taus = fidelity(whole)
+    early = next((share for share in _SHARES if taus[share] >= _EARLY_TAU), None)
+    late = next((share for share in _SHARES if taus[share] >= _LATE_TAU), None)
+    return tuple(sorted({share for share in (early, late) if share is not None}))
+
+
+def promotable(entry: Entry, rivals: Sequence[Entry], shares: Sequence[float], reduction_factor: int) -> bool:
+    """Whether a trial that stands at a rung may go on, by Optuna's successive halving.
+
+    Args:
+        entry: trained up to one of its rungs.
+        rivals: the trials that it competes with, itself among them or not.
+        shares: where the rungs are.
+        reduction_factor: of the trials at a rung, the best one in so many goes on.
+    """
+    mine = rung_epochs(entry.trial.recipe.epochs, shares)
+    if entry.epochs not in mine:
+        return True
+    rung = mine.index(entry.epochs)
+    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="minimize")
+    for rival in rivals:
+        theirs = rung_epochs(rival.trial.recipe.epochs, shares)
+        if rival.number != entry.number and rung < len(theirs) and rival.epochs >= theirs[rung]:
+            attributes = {f"completed_rung_{rung}": rival.loss_at(theirs[rung])}
+            study.add_trial(create_trial(value=rival.loss, system_attrs=attributes))
+    study.add_trial(
+        create_trial(
+            state=TrialState.RUNNING,
+            intermediate_values={reduction_factor**rung: entry.loss},
+            # What it passed already.
+            system_attrs={f"completed_rung_{number}": entry.loss_at(mine[number]) for number in range(rung)},
+        )
+    )
+    pruner = SuccessiveHalvingPruner(min_resource=1, reduction_factor=reduction_factor)
+    return not pruner.prune(study, study.get_trials(deepcopy=False)[-1])
+
+
+def overfitted(entry: Entry) -> bool:
+    """Whether the best epoch is so long ago that the rest of the training is not worth its time."""
+    return entry.epochs - entry.best_epoch >= max(4, math.ceil(entry.trial.recipe.epochs / 3))

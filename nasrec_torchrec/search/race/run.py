@@ -1,0 +1,332 @@
+"""One race from end to end: what ``auto`` does."""
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
+from nasrec_torchrec.distributed.process_group import process_group
+from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.runs.files import remove
+from nasrec_torchrec.runs.paths import RemotePath
+from nasrec_torchrec.runs.record import record_start
+from nasrec_torchrec.search.config import Limits
+from nasrec_torchrec.search.cost import cost
+from nasrec_torchrec.search.race import sources
+from nasrec_torchrec.search.race.book import Book
+from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
+from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
+from nasrec_torchrec.search.race.finish import RESULTS, finish, read_results
+from nasrec_torchrec.search.race.leaderboard import span, standings, table
+from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation
+from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
+from nasrec_torchrec.search.race.training import RaceData, train_trial
+from nasrec_torchrec.search.race.trial import Entry, Trial
+from nasrec_torchrec.search.workers import Worker
+from nasrec_torchrec.search_space import SearchSpace
+
+JOURNAL = "race.journal"
+TRIALS = "trials"
+# Share of the budget in which the trials end; the rest is for the last measurements and the report.
+_TRAINING_SHARE = 0.92
+# Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
+_WHOLE_TRAININGS = 14
+_MOST_EPOCHS, _LEAST_EPOCHS, _COUNTED_EPOCHS = 20, 2, 10
+_POLL_SECONDS = 0.5
+_LATENCY_ROWS = 512
+
+
+def auto(
+    data: Path,
+    out: Path,
+    config: RaceConfig | None = None,
+    space: SearchSpace | None = None,
+    limits: Limits | None = None,
+    storage: str | None = None,
+    resume: Literal["auto", "never"] = "auto",
+) -> dict[str, Any] | None:
+    """Finds the best model for a prepared data set within a budget; see docs/search.md.
+
+    Recipes, features and architectures race, baselines always among them. Every candidate is really trained and judged
+    on the validation split; the test split is read once, at the end. A race that was killed goes on when it is started
+    again, and several processes that are started with the same arguments race together.
+
+    Args:
+        data: prepared data set.
+        out: run folder; receives the study, a folder per trial, ``results.json``, ``report.html``, the data set with
+            the added features as ``data/``, and the winner's checkpoint.
+        config: how the budget is spent.
+        space: of random architectures.
+        limits: what a proposed architecture may cost.
+        storage: where the Optuna study is, as a URL; unset, a journal file in ``out``.
+        resume: ``auto`` goes on where an earlier race with the same settings stopped, ``never`` drops it.
+
+    Returns:
+        dict | None: the results, on rank 0.
+
+    Raises:
+        ValueError: when the settings do not fit the data or the race that ``out`` holds.
+    """
+    config = config or RaceConfig()
+    if isinstance(out, RemotePath):
+        raise ValueError(f"out: expected a folder on this machine, since trials are many small files, found {out}")
+    with process_group() as device:
+        if resume == "never" and dist.get_rank() == 0:
+            remove(out)
+        dist.barrier()
+        if dist.get_rank() != 0:
+            _follow(device)
+            return None
+        race = _Race(data, out, config, space or RaceSpace(), limits or Limits(), storage, device)
+        try:
+            return race.run()
+        finally:
+            race.tell(None)
+
+
+class _Race:
+    """The leader of the ranks of one worker."""
+
+    def __init__(
+        self,
+        data: Path,
+        out: Path,
+        config: RaceConfig,
+        space: SearchSpace,
+        limits: Limits,
+        storage: str | None,
+        device: torch.device,
+    ) -> None:
+        self.started = time.monotonic()
+        self.config, self.space, self.limits, self.out, self.device = config, space, limits, out, device
+        self.base = load_schema(data)
+        self.data = RaceData(data, self.base)
+        self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
+        if not all(self.rows.values()):
+            raise ValueError(f"{data}: expected rows to train and to validate on, found {self.rows}")
+        described = asdict(config)
+        # What may change between a kill and the next start.
+        for name in ("budget", "trials", "quiet"):
+            del described[name]
+        settings = {"data": sha256(data / MANIFEST), "config": described, "limits": asdict(limits)}
+        out.mkdir(parents=True, exist_ok=True)
+        self.book = Book(storage or out / JOURNAL, settings | {"space": asdict(space)})
+        self.before = self.book.seconds()
+        self.features: list[str] | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Races, and returns the results."""
+        if (results := read_results(self.out)) is not None:
+            self._say(f"{self.out / RESULTS}: this race is over; --resume never repeats it")
+            return results
+        record_start(self.out)
+        with self.book.worker() as worker:
+            self.worker = worker
+            self._prepare(worker)
+            self._race(worker)
+            return self._finish(worker)
+
+    def tell(self, message: Any) -> None:
+        """Gives the other ranks their next task; None ends them."""
+        if dist.get_world_size() > 1:
+            dist.broadcast_object_list([message], 0)
+
+    @property
+    def seconds(self) -> float:
+        """How long the race has run, earlier processes included."""
+        return self.before + time.monotonic() - self.started
+
+    @property
+    def seconds_left(self) -> float:
+        """Until trainings must end."""
+        return _TRAINING_SHARE * self.config.budget_seconds - self.seconds
+
+    def _say(self, text: str) -> None:
+        if not self.config.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def _prepare(self, worker: Worker) -> None:
+        """Measures how fast this machine is, and decides how long a full training is."""
+        batch_size = starting_recipes(self.base, self.rows["train"], 1)[0].batch_size
+        files = open_split(self.data.folder, "train")
+        self.batch, self.latency_batch = (next(files.evaluation_batches(n)) for n in (batch_size, _LATENCY_ROWS))
+
+        def measure() -> list[Any]:
+            slowest = 0.0
+            cheap = step_seconds(
+                self._describe(sources.cheap_baseline(self.base.embedding_dim)), self.batch, self.device
+            )
+            for baseline in sources.baselines(self.base.embedding_dim):
+                slowest = max(slowest, step_seconds(self._describe(baseline), self.batch, self.device))
+            return [cheap, slowest]
+
+        self.cheap_step, self.slowest_step = 0.0, 0.0
+        epochs = self.config.epochs or _COUNTED_EPOCHS
+        if self.config.trials is None:
+            self.cheap_step, self.slowest_step = self.book.recall(worker, "seconds of a step", measure)
+            # A validation row costs about a third of a training row.
+            steps = (self.rows["train"] + self.rows["validation"] / 3) / self.batch.labels.numel()
+            if self.config.epochs is None:
+                affordable = self.config.budget_seconds / (_WHOLE_TRAININGS * steps * self.cheap_step)
+                (epochs,) = self.book.recall(
+                    worker, "epochs", lambda: [int(min(_MOST_EPOCHS, max(_LEAST_EPOCHS, affordable)))]
+                )
+            self._say(
+                f"a training step of {self.batch.labels.numel()} rows takes {1e3 * self.cheap_step:.1f} ms here, an "
+                f"epoch about {steps * self.cheap_step:.1f} s; a full training has {epochs} epochs"
+            )
+        self.planner = Planner(
+            self.config,
+            self.space,
+            starting_recipes(self.base, self.rows["train"], epochs),
+            lambda recipe: recipe_space(self.base, recipe, epochs),
+            self.base.embedding_dim,
+            self._allowed,
+        )
+
+    def _describe(self, interaction: sources.Interaction) -> ModelDescription:
+        return ModelDescription(self.base, interaction)
+
+    def _allowed(self, architecture: Architecture) -> bool:
+        """Whether a proposed architecture is within the limits, those on measured times included."""
+        counted = cost(architecture, len(self.base.dense), len(self.base.sparse), self.base.embedding_dim)
+        costs = counted.multiply_adds, counted.parameters, counted.activation_bytes
+        if not self.limits.allow(*costs, None):
+            return False
+        description = self._describe(architecture)
+        if self.slowest_step:
+            seconds = step_seconds(description, self.batch, self.device)
+            if seconds > self.config.step_limit * self.slowest_step:
+                return False
+        if self.limits.max_latency_us is None:
+            return True
+        latency = measured_costs(description, self.latency_batch, self.device)["latency_us"]
+        return self.limits.allow(*costs, latency)
+
+    def _situation(self, busy: set[int]) -> Situation:
+        entries = self.book.entries()
+        if self.config.trials is not None:
+            return Situation(entries, len(entries) / self.config.trials, busy, None, self.features)
+        left = self.seconds_left
+        spent = self.seconds / (_TRAINING_SHARE * self.config.budget_seconds)
+        return Situation(entries, spent if left > 0 else 1.0, busy, left, self.features)
+
+    def _race(self, worker: Worker) -> None:
+        busy: set[int] = set()
+        while True:
+            situation = self._situation(busy)
+            action = self.planner.next(situation)
+            match action:
+                case New(trial):
+                    self.book.add(worker, len(situation.entries), trial)
+                    continue
+                case Continue(entry, until):
+                    claim = worker.claim(f"train {entry.number}")
+                    if claim is None:
+                        busy.add(entry.number)
+                        continue
+                    try:
+                        if self.book.entries()[entry.number] == entry:
+                            self._train(entry, until)
+                    finally:
+                        worker.release(claim)
+                case Finished(waiting=True):
+                    time.sleep(_POLL_SECONDS)
+                case Finished():
+                    return
+            busy = set()
+
+    def _train(self, entry: Entry, until: int) -> None:
+        """A trial up to its next rung."""
+        self.book.begin(entry.number, until)
+        folder = self._folder(entry.number)
+        self.tell((entry.trial, until, self.data, folder))
+        out_of_time = False
+
+        def report(epoch: int, loss: float, auc: float, seconds: float) -> bool:
+            nonlocal out_of_time
+            self.book.record(entry.number, epoch, loss, auc, seconds)
+            self.book.spend(self.seconds)
+            out_of_time = self.config.trials is None and self.seconds_left < seconds
+            return out_of_time or self.planner.status_of(self.book.entries()[entry.number]) == "complete"
+
+        try:
+            train_trial(entry.trial, until, self.data, folder, self.device, report)
+        except RuntimeError as error:
+            self.book.note(entry.number, error=str(error).splitlines()[0])
+            self.book.settle(entry.number, "failed")
+            self._say(f"trial {entry.number} failed: {error}")
+            return
+        trained = self.book.entries()[entry.number]
+        if "latency_us" not in entry.facts:
+            description = ModelDescription(self.data.schema(entry.trial), entry.trial.interaction)
+            batch = next(self.data.open("validation", entry.trial).evaluation_batches(_LATENCY_ROWS))
+            self.book.note(entry.number, **measured_costs(description, batch, self.device))
+        self.book.settle(entry.number, "complete" if self.planner.status_of(trained) == "complete" else "paused")
+        self._clean()
+        self._show(trained)
+
+    def _folder(self, number: int) -> Path:
+        return self.out / TRIALS / f"{number:04d}"
+
+    def _clean(self) -> None:
+        """Drops the checkpoints of trials that are complete and far from winning."""
+        entries = self.book.entries()
+        keep = self.config.finalists + 3
+        ranked = sorted((entry for entry in entries if entry.losses), key=lambda entry: entry.loss)
+        for entry in ranked[keep:]:
+            if entry.status == "complete" and entry.trial.phase != "finals":
+                remove(self._folder(entry.number) / "checkpoints")
+
+    def _show(self, entry: Entry) -> None:
+        entries = self.book.entries()
+        if self.config.trials is None:
+            left = f"{span(self.config.budget_seconds - self.seconds)} left of {self.config.budget}"
+        else:
+            left = f"{len(entries)} of {self.config.trials} trials"
+        what = f"trial {entry.number} ({entry.trial.phase}): {entry.loss:.5f} after {entry.epochs} epochs"
+        self._say(f"\n{what}; {left}\n{table(standings(entries), 5)}")
+
+    def _finish(self, worker: Worker) -> dict[str, Any]:
+        """One worker writes the results; the others wait for them."""
+        while (results := read_results(self.out)) is None:
+            claim = worker.claim("finish")
+            if claim is None:
+                time.sleep(_POLL_SECONDS)
+                continue
+            try:
+                results = read_results(self.out)
+                if results is None:
+                    results = finish(
+                        self.book, self.planner, self.config, self.data, self.out, lambda: self.seconds, self._retrain
+                    )
+                    self.book.close()
+            finally:
+                worker.release(claim)
+            break
+        return results
+
+    def _retrain(self, trial: Trial, until: int, data: RaceData, folder: Path) -> None:
+        """A training beside the race, over all ranks."""
+        self.tell((trial, until, data, folder))
+        train_trial(trial, until, data, folder, self.device, lambda *_: False)
+
+
+def _follow(device: torch.device) -> None:
+    """The other ranks train what the leader says."""
+    while True:
+        message: list[Any] = [None]
+        dist.broadcast_object_list(message, 0)
+        if message[0] is None:
+            return
+        trial, until, data, folder = message[0]
+        try:
+            train_trial(trial, until, data, folder, device, None)
+        except RuntimeError as error:
+            print(f"{folder}: {error}", file=sys.stderr)

@@ -1,0 +1,96 @@
+"""Where architectures come from: baselines, chance, and mutations of what was trained and did well."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.models.config import BASELINES, Baseline
+from nasrec_torchrec.search.race.trial import Entry
+from nasrec_torchrec.search_space import SearchSpace
+
+Interaction: TypeAlias = Architecture | Baseline
+Allowed: TypeAlias = Callable[[Architecture], bool]
+# Proposals that are tried before a source gives up: limits may leave next to nothing of a space.
+_ATTEMPTS = 200
+_EXPLORATION = 0.5
+
+
+def cheap_baseline(embedding_dim: int) -> Baseline:
+    """The model by which recipes are judged first."""
+    return Baseline("dlrm", (64, embedding_dim), (128, 64, 1))
+
+
+def baselines(embedding_dim: int) -> list[Baseline]:
+    """What a user would pick instead, of two sizes each."""
+    sizes = ((128, 64, 1), (256, 256, 1))
+    return [Baseline(kind, (64, embedding_dim), layers) for layers in sizes for kind in BASELINES]
+
+
+def random_architecture(
+    space: SearchSpace, generator: torch.Generator, known: set[Architecture], allowed: Allowed
+) -> Architecture | None:
+    """A new architecture within the limits, or None when none is found."""
+    for _ in range(_ATTEMPTS):
+        found = space.sample(generator)
+        if found.canonical() not in known and allowed(found):
+            return found
+    return None
+
+
+def mutated_architecture(
+    space: SearchSpace,
+    generator: torch.Generator,
+    trained: Sequence[Entry],
+    known: set[Architecture],
+    allowed: Allowed,
+) -> Architecture | None:
+    """A mutation of one of the best really trained architectures; None when there is none or nothing new is found."""
+    ranked = sorted(
+        (entry for entry in trained if isinstance(entry.trial.interaction, Architecture) and entry.losses),
+        key=lambda entry: entry.loss,
+    )
+    parents = [entry.trial.interaction for entry in ranked[: max(1, len(ranked) // 3)]]
+    for _ in range(_ATTEMPTS if parents else 0):
+        parent = parents[int(torch.randint(len(parents), (), generator=generator))]
+        assert isinstance(parent, Architecture)
+        child = space.mutate(parent, generator)
+        if child.canonical() not in known and allowed(child):
+            return child
+    return None
+
+
+def choose_source(names: Sequence[str], entries: Sequence[Entry]) -> str:
+    """The source that gets the next trial: the upper confidence bound (UCB1) of what its trials earned.
+
+    A trial earns the share of the other trials of its phase that it beats after as many epochs as both have, so that
+    one that was dropped early counts for what it showed.
+
+    Args:
+        names: of the sources that can propose.
+        entries: of the phase.
+    """
+    trained = [entry for entry in entries if entry.losses]
+    earned: dict[str, list[float]] = {name: [] for name in names}
+    for entry in trained:
+        if entry.trial.source in earned:
+            others = [other for other in trained if other.number != entry.number]
+            beaten = sum(_share_loss(entry, other) < _share_loss(other, entry) for other in others)
+            earned[entry.trial.source].append(beaten / max(1, len(others)))
+    total = sum(map(len, earned.values()))
+
+    def bound(name: str) -> float:
+        rewards = earned[name]
+        if not rewards:
+            return math.inf
+        return sum(rewards) / len(rewards) + _EXPLORATION * math.sqrt(math.log(total) / len(rewards))
+
+    return max(names, key=bound)
+
+
+def _share_loss(entry: Entry, other: Entry) -> float:
+    """The loss of ``entry`` at the largest share of a training that both have."""
+    share = min(one.epochs / one.trial.recipe.epochs for one in (entry, other))
+    return entry.loss_at(max(1, round(share * entry.trial.recipe.epochs)))

@@ -1,0 +1,133 @@
+"""A trial: what is trained, and what is known of its training."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.search.race.recipe import Recipe
+
+Phase = Literal["recipes", "features", "architectures", "polish", "finals"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+Status = Literal["running", "paused", "complete", "failed"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model, its features, its recipe and a seed.
+
+    Args:
+        phase: of the race that proposed it; trials of one phase compete for promotion.
+        source: what proposed it: ``baseline``, ``random``, ``mutation``, ``surrogate``, ...
+        interaction: the model.
+        recipe: how it is trained.
+        features: names of the added features that it reads beside the data's own.
+        seed: of its weights and the order of its rows.
+    """
+
+    phase: Phase
+    source: str
+    interaction: Architecture | Baseline
+    recipe: Recipe
+    features: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def configuration(self) -> str:
+        """Tells trials apart that differ in more than the seed, the phase and the source."""
+        document = self.to_dict()
+        for name in ("phase", "source", "seed"):
+            del document[name]
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        """A name for tables."""
+        if isinstance(self.interaction, Baseline):
+            return f"{self.interaction.kind} {'-'.join(map(str, self.interaction.over_layers[:-1]))}"
+        digest = hashlib.sha256(self.interaction.to_json(None).encode()).hexdigest()[:6]
+        return f"nasrecnet {digest}"
+
+    def schema(self, base: Schema, whole: Schema) -> Schema:
+        """The columns that the model reads: those of the data, and the trial's features among the added ones."""
+        added = tuple(feature for feature in whole.sparse if feature.name in self.features)
+        return replace(base, sparse=(*base.sparse, *added))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        if isinstance(self.interaction, Baseline):
+            kind, interaction = "baseline", json.loads(json.dumps(asdict(self.interaction)))
+        else:
+            kind, interaction = "architecture", json.loads(self.interaction.to_json(None))
+        return {
+            "phase": self.phase,
+            "source": self.source,
+            kind: interaction,
+            "recipe": asdict(self.recipe),
+            "features": list(self.features),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Trial":
+        """Reads what :meth:`to_dict` gave."""
+        interaction: Architecture | Baseline
+        if "baseline" in document:
+            interaction = Baseline(**document["baseline"])
+        else:
+            interaction = Architecture.from_json(json.dumps(document["architecture"]))
+        return cls(
+            document["phase"],
+            document["source"],
+            interaction,
+            Recipe(**document["recipe"]),
+            tuple(document["features"]),
+            document["seed"],
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a trial.
+
+    Args:
+        number: in the order of their proposal.
+        trial: what is trained.
+        losses: validation log loss after every epoch so far.
+        aucs: likewise.
+        seconds: that every epoch took.
+        status: ``running`` until somebody trains it no further; ``paused`` at a rung, from where it may go on;
+            ``complete``; ``failed`` when its training could not go on.
+        facts: JSON values: parameters, measured latency, why it failed.
+    """
+
+    number: int
+    trial: Trial
+    losses: tuple[float, ...] = ()
+    aucs: tuple[float, ...] = ()
+    seconds: tuple[float, ...] = ()
+    status: Status = "running"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """The lowest validation log loss so far, that of the epoch which is kept."""
+        return min(self.losses, default=float("inf"))
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of that loss, counted from 1."""
+        return self.losses.index(self.loss) + 1 if self.losses else 0
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are done."""
+        return len(self.losses)
+
+    def loss_at(self, epoch: int) -> float:
+        """The lowest loss of the first epochs."""
+        return min(self.losses[:epoch])
