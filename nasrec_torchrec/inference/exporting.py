@@ -165,9 +165,11 @@ class Drift:
     float_table_bytes: int
 
     def __str__(self) -> str:
+        auc = "undefined, because all labels are equal"
+        if self.exported.auc is not None and self.trained.auc is not None:
+            auc = f"{self.exported.auc:.6f} ({self.exported.auc - self.trained.auc:+.6f})"
         return (
-            f"validation, {self.trained.rows:,} rows: AUC {self.exported.auc:.6f} "
-            f"({self.exported.auc - self.trained.auc:+.6f}), log loss {self.exported.log_loss:.6f} "
+            f"validation, {self.trained.rows:,} rows: AUC {auc}, log loss {self.exported.log_loss:.6f} "
             f"({self.exported.log_loss - self.trained.log_loss:+.6f}); tables {self.table_bytes / 2**20:,.2f} MiB "
             f"instead of {self.float_table_bytes / 2**20:,.2f}"
         )

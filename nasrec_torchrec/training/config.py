@@ -12,6 +12,8 @@ _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
     *("sharding_type", "pipeline", "quantized_comms", "profile"),
 )
+Monitor = Literal["log_loss", "auc"]
+TrainPrecision = Literal["fp32", "bf16"]
 _RANGE = re.compile(r"(\d+):(\d+)")
 
 
@@ -63,7 +65,7 @@ class TrainConfig:
     warmup_fraction: float = 0.1
     schedule: Literal["cosine", "plateau"] = "cosine"
     patience: int = 2
-    monitor: Literal["log_loss", "auc"] = "log_loss"
+    monitor: Monitor = "log_loss"
     optimizer: Literal["adagrad", "adam"] = "adagrad"
     embedding_l2: float = 0.0
     embedding_std: float | None = None
@@ -73,7 +75,7 @@ class TrainConfig:
     seed: int = 0
     strategy: Strategy = "single_operator_any_connection"
     full_path_steps: int = 15_000
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: TrainPrecision = "fp32"
     compile: bool = False
     sharding_type: str | None = None
     pipeline: Literal["sparse_dist", "base"] = "sparse_dist"
