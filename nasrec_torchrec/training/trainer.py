@@ -59,6 +59,7 @@ class _Session:
     log: RunLog
     profiler: StepProfiler
 
+
 class Trainer:
     """Trains one model over the current process group.
 

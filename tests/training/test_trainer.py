@@ -11,6 +11,7 @@ from support import SMALL_SPACE, in_step, make_click_files, make_schema, run_ran
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
@@ -79,6 +80,28 @@ def test_a_plateau_divides_the_learning_rate_and_ends_the_run(one_rank, tmp_path
     assert rates == {0.2, 0.02, 0.002}
     with pytest.raises(ValueError, match="plateau needs a validation split"):
         _make(tmp_path / "b", NASRECNET, config).train(data)
+
+
+def _with_labels(folder: Path, label: int) -> ClickFiles:
+    """Rows of one class."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(make_click_files(SCHEMA, 60, seed=5).files[0])
+    labels = pa.array([label] * table.num_rows, table.schema.field("label").type)
+    folder.mkdir()
+    pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", labels), folder / "p.parquet")
+    return ClickFiles.open(folder, SCHEMA)
+
+
+def test_where_there_is_no_auc_the_log_loss_decides(one_rank, tmp_path: Path, capsys):
+    data, validation = make_click_files(SCHEMA, 80), _with_labels(tmp_path / "data", 1)
+    config = replace(CONFIG, epochs=4, monitor="auc", learning_rate=0.2)
+    best = _make(tmp_path / "run", NASRECNET, config).train(data, validation)
+    seen = [entry["log_loss"] for entry in _events(tmp_path / "run", "validation")]
+    assert best.auc is None and best.log_loss == min(seen) < max(seen)
+    assert "step 2: the validation split has no AUC" in capsys.readouterr().err
+    assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
 
 
 def test_dropout_changes_training_alone(one_rank, tmp_path: Path):
@@ -158,10 +181,16 @@ def test_rungs_within_an_epoch_train_like_one_run(one_rank, tmp_path: Path, desc
     plain = _make(tmp_path / "c", description, config)
     plain.train(data, validation)
     racing = _make(tmp_path / "b", description, config)
+    asked = []
+
+    def pause(epochs: float, metrics: ClickMetrics) -> bool:
+        asked.append((epochs, metrics))
+        return True
+
     for steps in (6, 12, 17, 24):
-        paused = []
-        found = racing.train(data, validation, lambda *asked: not paused.append(asked), rungs)
-        ((epochs, metrics),) = paused
+        found = racing.train(data, validation, pause, rungs)
+        ((epochs, metrics),) = asked
+        asked.clear()
         assert racing.progress.step == steps == round(12 * epochs)
         assert racing.progress.validations[-1] == asdict(metrics) | {"step": steps}
         assert found.log_loss == min(measured["log_loss"] for measured in racing.progress.validations)
