@@ -18,7 +18,7 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.fusion import fuse
-from nasrec_torchrec.inference.predictor import FORMAT, GOLDEN, MANIFEST, PACKAGE, Predictor
+from nasrec_torchrec.inference.predictor import FORMAT, GOLDEN, MANIFEST, PACKAGE, Predictor, manifest_sha256
 from nasrec_torchrec.inference.tables import FloatTables, make_tables, table_precisions
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.models.nasrecnet import NASRecNet
@@ -214,7 +214,7 @@ def _manifest(
     folder: Path,
 ) -> dict[str, Any]:
     quantized = not isinstance(scoring.tables, FloatTables)
-    return {
+    document = {
         "format": FORMAT,
         "inputs": scoring.input_names,
         "input_types": {"dense": "float32", "ids": "int64", "lengths": "int64", "weights": "float32"},
@@ -232,8 +232,9 @@ def _manifest(
         "metrics": dict(metrics),
         "schema": json.loads(schema.to_json()),
         "architecture": json.loads(model.architecture.to_json()),
-        "sha256": {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()},
     }
+    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {**document, "sha256": sums | {MANIFEST: manifest_sha256(document)}}
 
 
 def _golden(scoring: ScoringModel, schema: Schema) -> dict[str, Any]:
