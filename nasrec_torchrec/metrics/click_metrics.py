@@ -45,7 +45,13 @@ def click_metrics(logits: Tensor, labels: Tensor) -> ClickMetrics:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> ClickMetrics:
-    """Exact metrics of an unsharded model over a split, in this process."""
+    """Exact metrics of an unsharded model over a split, in this process.
+
+    Raises:
+        ValueError: when the split has no rows.
+    """
+    if not len(files):
+        raise ValueError(f"{files.files[0].parent}: the split has no rows to measure")
     model.eval()
     logits, labels = [], []
     for batch in files.evaluation_batches(batch_size):

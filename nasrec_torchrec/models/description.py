@@ -11,6 +11,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.memory import host_memory, require_memory
 from nasrec_torchrec.models.baselines import FlatModel, build_baseline
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.nasrecnet import NASRecNet
@@ -36,7 +37,13 @@ class ModelDescription:
     use_layernorm: bool = False
 
     def build(self, device: torch.device | None = None) -> ClickModel:
-        """The model, its tables and its dense part on ``device`` (``meta`` is allowed)."""
+        """The model, its tables and its dense part on ``device`` (``meta`` is allowed).
+
+        Raises:
+            ValueError: when the tables do not fit into this machine's memory.
+        """
+        if device is None or device.type == "cpu":
+            require_memory(self.schema.tables(), 4, host_memory(), "their weights")
         ebc = EmbeddingBagCollection(tables=self.schema.tables(), is_weighted=self.schema.weighted, device=device)
         dense = len(self.schema.dense)
         match self.interaction:

@@ -15,8 +15,8 @@ TERMINATED = 128 + signal.SIGTERM
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class DivergedError(RuntimeError):
-    """Too many steps in a row had a loss or a gradient that is not finite."""
+class DivergedError(ValueError):
+    """Too many steps in a row had a loss or a gradient that is not finite; other settings or data are needed."""
 
 
 class StepGuard:

@@ -19,7 +19,8 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
 from nasrec_torchrec.distributed.gather import gather_rows
-from nasrec_torchrec.distributed.sharding import describe_plan, parallelize
+from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, rank_memory
+from nasrec_torchrec.memory import require_memory
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.metrics.windowed import WindowedMetrics
 from nasrec_torchrec.models.description import ModelDescription
@@ -86,6 +87,10 @@ class Trainer:
         # On the CPU the weights start alike whatever the number of ranks. On CUDA, where the tables may not fit into
         # one host's memory, each rank initialises its own shards.
         torch.manual_seed(config.seed if device.type == "cpu" else config.seed + self.rank)
+        if device.type == "cpu":
+            # The whole tables, and this rank's shards of them with Adagrad's sums, or whole ones with Adam's moments.
+            state = 12 if config.optimizer == "adam" else 8 / self.world_size
+            require_memory(description.schema.tables(), 4 + state, rank_memory(device), "weights and optimizer state")
         self.model = description.build(torch.device("cpu" if device.type == "cpu" else "meta"))
         tables = self.model.sparse_arch.embedding_bag_collection
         self.paths = paths_of(self.model, tables, config)
@@ -224,7 +229,7 @@ class Trainer:
             loss, logits, labels = step.run(progress.step, rate, batches)
             progress.step += 1
             session.log.advance()
-            self._count_skipped()
+            self._count_skipped(session)
             meter.update(logits, labels)
             if progress.step % config.log_every == 0:
                 values = meter.read(loss, progress.step)
@@ -327,7 +332,7 @@ class Trainer:
             print(f"{self.run_dir}: asked to end; step {self.progress.step} is saved", file=sys.stderr)
         raise SystemExit(128 + self.guard.stop)
 
-    def _count_skipped(self) -> None:
+    def _count_skipped(self, session: _Session) -> None:
         """Counts a step that changed nothing, and ends the run when there are too many in a row."""
         self.progress.skipped_steps += self.guard.skip
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if self.guard.skip else 0
@@ -345,6 +350,7 @@ class Trainer:
         file = self.run_dir / f"skipped-batch-rank-{self.rank}.pt"
         with atomic_path(file) as temporary:
             torch.save({name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}, temporary)
+        session.log.note("diverged", self.progress.step)
         raise DivergedError(
             f"step {self.progress.step}: the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a "
             f"row; the last batch is in {file}, and the last checkpoint is intact; a lower learning_rate may help"
