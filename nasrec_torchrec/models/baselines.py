@@ -85,6 +85,7 @@ class FlatInteraction(nn.Module):
         device: torch.device | None,
     ) -> None:
         super().__init__()
+        self.dense_in_features = dense_in_features
         inputs = dense_in_features + embedded
         self.deep = MLP(inputs, hidden, device=device) if hidden else nn.Identity()
         self.factorization_machine = factorization_machine
