@@ -128,17 +128,6 @@ def make_click_files(schema: Schema, count: int, seed: int = 0, row_group: int =
     return ClickFiles.open(file.parent, schema)
 
 
-def in_step(trainer: Any, step: int, act: Callable[[torch.Tensor], object]) -> None:
-    """Calls ``act`` with the dense features in the middle of a step, counted from 0."""
-
-    def hook(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        # A pipeline traces the model before it runs it.
-        if model.training and isinstance(inputs[0], torch.Tensor) and trainer.progress.step == step:
-            act(inputs[0])
-
-    trainer.model.register_forward_pre_hook(hook)
-
-
 def forked() -> BaseContext:
     """Starts processes at once: forked from one without threads that has the slow imports behind it."""
     context = mp.get_context("forkserver")
@@ -200,6 +189,24 @@ def prepare_clicks(folder: Path) -> Path:
         files.append(str(raw / f"{name}.parquet"))
         pq.write_table(click_table(make_click_data(schema, rows, seed), schema), files[-1])
     prepare(RawData(tuple(files), schema, split=SplitConfig("given")), folder)
+    return folder
+
+
+def prepare_pairs(folder: Path, rows: int = 1200) -> Path:
+    """A prepared data set whose clicks depend on the pair of user and item, and on neither alone."""
+    rng = np.random.default_rng(0)
+    likes = rng.random((12, 10)) < 0.5
+    raw = folder.with_name(f"{folder.name}-raw")
+    raw.mkdir(parents=True)
+    files = []
+    for name, count in (("train", rows), ("validation", rows // 3), ("test", rows // 3)):
+        user, item, shop = (rng.integers(0, size, count) for size in (12, 10, 4))
+        clicked = rng.random(count) < np.where(likes[user, item], 0.9, 0.1)
+        table = {"clicked": clicked.astype(int), "user": user, "item": item, "shop": shop}
+        files.append(str(raw / f"{name}.parquet"))
+        pq.write_table(pa.table(table), files[-1])
+    sparse = tuple(SparseFeature(name, ids="dictionary") for name in ("user", "item")) + (SparseFeature("shop", 4),)
+    prepare(RawData(tuple(files), Schema("clicked", (), sparse, 8), split=SplitConfig("given")), folder)
     return folder
 
 

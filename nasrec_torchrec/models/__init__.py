@@ -1,1 +1,1 @@
-"""Complete models: NASRecNet, SuperNet, baselines and the published architectures."""
+"""Whole models: NASRecNet, SuperNet and the published architectures."""

@@ -42,7 +42,7 @@ class RaceConfig:
     reduction_factor: int = 3
     features: bool = True
     max_features: int = 8
-    candidate_features: int = 24
+    candidate_features: int = 12
     finalists: int = 3
     final_seeds: int = 3
     ensemble: bool = True

@@ -62,13 +62,7 @@ def finish(
     best = winner(entries)
     if best is None:
         raise ValueError("budget: no trial finished a single epoch; a larger budget is needed")
-    baseline = winner([entry for entry in entries if isinstance(entry.trial.interaction, Baseline)])
-    plain = winner([e for e in entries if isinstance(e.trial.interaction, Baseline) and not e.trial.features])
-    measured = {
-        name: _measure(entry, entries, data, out)
-        for name, entry in (("winner", best), ("baseline", baseline), ("baseline without added features", plain))
-        if entry is not None
-    }
+    measured = {name: _measure(entry, entries, data, out) for name, entry in compared(entries).items()}
     whole = [entry for entry in entries if entry.status == "complete"]
     results = {
         "format": _FORMAT,
@@ -111,6 +105,17 @@ def finish(
     for entry in entries:
         remove(out / "trials" / f"{entry.number:04d}" / "checkpoints")
     return results
+
+
+def compared(entries: Sequence[Entry]) -> dict[str, Entry]:
+    """What a verdict names: the winner, the best baseline, and the best baseline on the data's own columns."""
+    baselines = [entry for entry in entries if isinstance(entry.trial.interaction, Baseline)]
+    found = {
+        "winner": winner(entries),
+        "baseline": winner(baselines),
+        "baseline without added features": winner([entry for entry in baselines if not entry.trial.features]),
+    }
+    return {name: entry for name, entry in found.items() if entry is not None}
 
 
 def _move(source: Path, out: Path) -> None:

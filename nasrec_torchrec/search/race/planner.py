@@ -5,24 +5,28 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-import optuna
 import torch
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.config import RaceConfig
-from nasrec_torchrec.search.race.promotion import calibrated_shares, overfitted, promotable, rung_epochs
+from nasrec_torchrec.search.race.promotion import (
+    calibrated_shares,
+    overfitted,
+    promotable,
+    rung_epochs,
+    study_in_memory,
+)
 from nasrec_torchrec.search.race.recipe import Recipe, neighbours, with_parameters
 from nasrec_torchrec.search.race.surrogate import Surrogate
-from nasrec_torchrec.search.race.trial import Entry, Phase, Trial
+from nasrec_torchrec.search.race.trial import Entry, Phase, Status, Trial
 from nasrec_torchrec.search_space import SearchSpace
 
 _TPE_STARTUP = 4
-# Feature sets that are tried with one feature each before sets grow.
-_SINGLE_FEATURES = 4
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,16 @@ class Situation:
         spent: share of the budget that is gone, 0 to 1.
         busy: numbers of the trials that other workers train at the moment.
         seconds_left: until the trainings must end; unset where trials are counted instead.
-        features: names of the added features, the most promising first; None while they are not ranked.
+        features: names of the added features, for each time that they were ranked the most promising first.
+        crosses: those among them that are crosses by dictionary.
     """
 
     entries: Sequence[Entry]
     spent: float
     busy: Collection[int] = ()
     seconds_left: float | None = None
-    features: Sequence[str] | None = None
+    features: Sequence[Sequence[str]] = ()
+    crosses: Collection[str] = ()
 
 
 class Planner:
@@ -86,7 +92,7 @@ class Planner:
         config: RaceConfig,
         space: SearchSpace,
         recipes: Sequence[Recipe],
-        recipe_choices: Callable[[Recipe], dict[str, optuna.distributions.BaseDistribution]],
+        recipe_choices: Callable[[Recipe], dict[str, BaseDistribution]],
         embedding_dim: int,
         allowed: sources.Allowed,
     ) -> None:
@@ -100,12 +106,14 @@ class Planner:
             if entry.status == "running" and entry.number not in situation.busy:
                 return Continue(entry, entry.facts.get("until") or self._until(entry, entries))
         over = situation.spent >= 1
-        counted = self._config.trials is not None
-        if not over or counted:
+        if not over or self._config.trials is not None:
+            tried = set()
             for entry in sorted(entries, key=lambda entry: entry.loss):
-                if entry.status == "paused" and entry.number not in situation.busy and self._promoted(entry, entries):
-                    if not self._affordable(situation, entry):
-                        continue
+                rung = entry.trial.phase, entry.epochs, entry.trial.recipe.epochs
+                if entry.status != "paused" or entry.number in situation.busy or rung in tried:
+                    continue
+                tried.add(rung)  # where the best one does not go on, no other does
+                if self._affordable(situation, entry) and self._promoted(entry, entries):
                     return Continue(entry, self._until(entry, entries))
         if over:
             return Finished(waiting=bool(situation.busy))
@@ -114,7 +122,7 @@ class Planner:
             return Finished(waiting=bool(situation.busy))
         return New(trial)
 
-    def status_of(self, entry: Entry) -> str:
+    def status_of(self, entry: Entry) -> Status:
         """What becomes of a trial that has reached where it was trained to."""
         done = entry.epochs >= entry.trial.recipe.epochs or overfitted(entry)
         return "complete" if done else "paused"
@@ -189,13 +197,8 @@ class Planner:
         best = min(of_kind, key=lambda entry: entry.loss, default=None)
         recipe = best.trial.recipe if best else base.recipe
         choices = self._choices(recipe)
-        study = optuna.create_study(
-            storage=optuna.storages.InMemoryStorage(),
-            direction="minimize",
-            sampler=optuna.samplers.TPESampler(
-                seed=(self._config.seed << 20) + len(entries), n_startup_trials=_TPE_STARTUP, multivariate=True
-            ),
-        )
+        seed = (self._config.seed << 20) + len(entries)
+        study = study_in_memory(TPESampler(seed=seed, n_startup_trials=_TPE_STARTUP, multivariate=True))
         for entry in of_kind:
             values = {name: getattr(entry.trial.recipe, name) for name in choices}
             fits = all(_holds(choices[name], value) for name, value in values.items())
@@ -216,32 +219,23 @@ class Planner:
                 return trial
 
     def _propose_features(self, situation: Situation) -> Trial | None:
-        """Each promising feature alone first, then the best set with one more."""
+        """The best feature alone, then all that were found together, then sets that differ from the best in one."""
         if not situation.features:
             return None
         entries = situation.entries
         known = {entry.trial.configuration for entry in entries}
-        ranked = list(situation.features)
-        like = min((e for e in entries if e.losses and not e.trial.features), key=lambda e: e.loss).trial
-        for name in ranked[:_SINGLE_FEATURES]:
-            trial = self._new("features", "features", like, features=(name,))
-            if trial.configuration not in known:
-                return trial
+        ranked = [name for found in situation.features for name in found]
+        plain = min((e for e in entries if e.losses and not e.trial.features), key=lambda e: e.loss).trial
         best = min((e for e in entries if e.losses), key=lambda e: e.loss).trial
-        # A cross brings many weights: what they need is known better once there is one.
-        if best.features and best.recipe.optimizer == "adam":
-            for factor in (3.0, 1 / 3):
-                stronger = replace(
-                    best.recipe, embedding_l2=float(f"{max(best.recipe.embedding_l2, 1e-5) * factor:.3g}")
-                )
-                trial = self._new("features", "features", best, recipe=stronger)
-                if trial.configuration not in known:
-                    return trial
-        for name in ranked:
-            if name not in best.features:
-                trial = self._new("features", "features", best, features=tuple(sorted((*best.features, name))))
-                if trial.configuration not in known:
-                    return trial
+        together = [[name for name in found if name not in situation.crosses] for found in situation.features]
+        sets = [(plain, together[0][:1]), (plain, together[0])]
+        sets += [(best, [*best.features, *names]) for names in together[1:]]
+        sets += [(best, [*best.features, name]) for name in ranked]
+        sets += [(best, [name for name in best.features if name != dropped]) for dropped in reversed(best.features)]
+        for like, names in sets:
+            found = self._new("features", "features", like, features=tuple(n for n in ranked if n in names))
+            if found.configuration not in known:
+                return found
         return None
 
     def _propose_architecture(self, entries: Sequence[Entry], generator: torch.Generator) -> Trial:
@@ -306,7 +300,7 @@ class Planner:
         return None
 
 
-def _holds(distribution: optuna.distributions.BaseDistribution, value: Any) -> bool:
+def _holds(distribution: BaseDistribution, value: Any) -> bool:
     """Whether a sampler could have chosen the value."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices

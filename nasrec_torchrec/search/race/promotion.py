@@ -54,6 +54,12 @@ def calibrated_shares(whole: Sequence[Entry]) -> tuple[float, ...]:
     return tuple(sorted({share for share in (early, late) if share is not None}))
 
 
+def study_in_memory(sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+    """A study for one question to one of Optuna's algorithms."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="minimize", sampler=sampler)
+
+
 def promotable(entry: Entry, rivals: Sequence[Entry], shares: Sequence[float], reduction_factor: int) -> bool:
     """Whether a trial that stands at a rung may go on, by Optuna's successive halving.
 
@@ -67,7 +73,7 @@ def promotable(entry: Entry, rivals: Sequence[Entry], shares: Sequence[float], r
     if entry.epochs not in mine:
         return True
     rung = mine.index(entry.epochs)
-    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="minimize")
+    study = study_in_memory()
     for rival in rivals:
         theirs = rung_epochs(rival.trial.recipe.epochs, shares)
         if rival.number != entry.number and rung < len(theirs) and rival.epochs >= theirs[rung]:

@@ -1,7 +1,10 @@
 """One race from end to end: what ``auto`` does."""
 
+import fcntl
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.datasets.crosses import add_crosses
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
@@ -22,7 +26,8 @@ from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
-from nasrec_torchrec.search.race.finish import RESULTS, finish, read_results
+from nasrec_torchrec.search.race.features import Ranked, proposed, rank_features
+from nasrec_torchrec.search.race.finish import RESULTS, compared, finish, predict, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
@@ -30,15 +35,16 @@ from nasrec_torchrec.search.race.training import RaceData, train_trial
 from nasrec_torchrec.search.race.trial import Entry, Trial
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
-from nasrec_torchrec.training.guard import DivergedError
 
 JOURNAL = "race.journal"
-TRIALS = "trials"
+TRIALS, DATA = "trials", "data"
 # Share of the budget in which the trials end; the rest is for the last measurements and the report.
 _TRAINING_SHARE = 0.92
 # Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
 _WHOLE_TRAININGS = 14
 _MOST_EPOCHS, _LEAST_EPOCHS, _COUNTED_EPOCHS = 20, 2, 10
+# Seconds that an epoch takes beside its steps, for the checkpoint and the log.
+_EPOCH_OVERHEAD = 0.25
 _POLL_SECONDS = 0.5
 _LATENCY_ROWS = 512
 
@@ -77,7 +83,7 @@ def auto(
     config = config or RaceConfig()
     if isinstance(out, RemotePath):
         raise ValueError(f"out: expected a folder on this machine, since trials are many small files, found {out}")
-    with process_group() as device:
+    with _ranks() as device:
         if resume == "never" and dist.get_rank() == 0:
             remove(out)
         dist.barrier()
@@ -89,6 +95,16 @@ def auto(
             return race.run()
         finally:
             race.tell(None)
+
+
+@contextmanager
+def _ranks() -> Iterator[torch.device]:
+    """The process group that there is, or that the launcher describes."""
+    if not dist.is_initialized():
+        with process_group() as device:
+            yield device
+        return
+    yield torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 class _Race:
@@ -107,7 +123,7 @@ class _Race:
         self.started = time.monotonic()
         self.config, self.space, self.limits, self.out, self.device = config, space, limits, out, device
         self.base = load_schema(data)
-        self.data = RaceData(data, self.base)
+        self.source, self.data = data, RaceData(data, self.base)
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
         if not all(self.rows.values()):
             raise ValueError(f"{data}: expected rows to train and to validate on, found {self.rows}")
@@ -119,7 +135,7 @@ class _Race:
         out.mkdir(parents=True, exist_ok=True)
         self.book = Book(storage or out / JOURNAL, settings | {"space": asdict(space)})
         self.before = self.book.seconds()
-        self.features: list[str] | None = None
+        self.rankings: list[list[Ranked]] = []
 
     def run(self) -> dict[str, Any]:
         """Races, and returns the results."""
@@ -173,14 +189,15 @@ class _Race:
             self.cheap_step, self.slowest_step = self.book.recall(worker, "seconds of a step", measure)
             # A validation row costs about a third of a training row.
             steps = (self.rows["train"] + self.rows["validation"] / 3) / self.batch.labels.numel()
+            epoch = steps * self.cheap_step + _EPOCH_OVERHEAD
             if self.config.epochs is None:
-                affordable = self.config.budget_seconds / (_WHOLE_TRAININGS * steps * self.cheap_step)
+                affordable = self.config.budget_seconds / (_WHOLE_TRAININGS * epoch)
                 (epochs,) = self.book.recall(
                     worker, "epochs", lambda: [int(min(_MOST_EPOCHS, max(_LEAST_EPOCHS, affordable)))]
                 )
             self._say(
                 f"a training step of {self.batch.labels.numel()} rows takes {1e3 * self.cheap_step:.1f} ms here, an "
-                f"epoch about {steps * self.cheap_step:.1f} s; a full training has {epochs} epochs"
+                f"epoch about {epoch:.1f} s; a full training has {epochs} epochs"
             )
         self.planner = Planner(
             self.config,
@@ -212,16 +229,58 @@ class _Race:
 
     def _situation(self, busy: set[int]) -> Situation:
         entries = self.book.entries()
+        added = [[feature.name for feature in proposed(found)] for found in self.rankings if found]
+        crosses = [f.name for found in self.rankings for f in proposed(found) if f.ids != "history"]
         if self.config.trials is not None:
-            return Situation(entries, len(entries) / self.config.trials, busy, None, self.features)
+            return Situation(entries, len(entries) / self.config.trials, busy, None, added, crosses)
         left = self.seconds_left
         spent = self.seconds / (_TRAINING_SHARE * self.config.budget_seconds)
-        return Situation(entries, spent if left > 0 else 1.0, busy, left, self.features)
+        return Situation(entries, spent if left > 0 else 1.0, busy, left, added, crosses)
+
+    def _wants_features(self, situation: Situation) -> bool:
+        """Whether features are to be ranked now: once the best recipe is known, and again when those found are in."""
+        if not self.config.features or self.config.phase(situation.spent) == "recipes":
+            return False
+        if not self.rankings:
+            return any(entry.losses for entry in situation.entries)
+        if not self.rankings[-1] or sum(map(len, self.rankings)) >= self.config.max_features:
+            return False
+        newest = {feature.name for feature in proposed(self.rankings[-1]) if feature.ids == "history"}
+        return any(e.status == "complete" and newest <= set(e.trial.features) for e in situation.entries)
+
+    def _find_features(self, worker: Worker, entries: Sequence[Entry]) -> None:
+        """Ranks features by the errors of the best model so far, and adds them to a copy of the data."""
+        known = [ranked.columns for found in self.rankings for ranked in found]
+
+        def rank() -> list[Any]:
+            trained = [e for e in entries if e.losses and (not e.trial.features) == (not known)]
+            best = min(trained, key=lambda e: e.loss)
+            self._say(f"ranking features by the errors of trial {best.number}")
+            logits, _ = predict(self._folder(best.number), self.data.open("validation", best.trial))
+            most = min((self.config.max_features + 1) // 2, self.config.max_features - len(known))
+            found = rank_features(self.data.folder, self.base, logits.numpy(), most, self.config.candidate_features)
+            return [[list(ranked.columns), ranked.gain] for ranked in found if ranked.columns not in known]
+
+        name = f"features {len(self.rankings)}"
+        found = [Ranked(tuple(columns), gain) for columns, gain in self.book.recall(worker, name, rank)]
+        self.rankings.append(found)
+        if not found:
+            return
+        folder = self.out / f"{DATA}-{len(self.rankings)}"
+        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            add_crosses(self.source, folder, [feature for ranked in self.rankings for feature in proposed(ranked)])
+        self.data = RaceData(folder, self.base)
+        for ranked in found:
+            self._say(f"feature {' x '.join(ranked.columns)}: its history would save {ranked.gain:.5f} of log loss")
 
     def _race(self, worker: Worker) -> None:
         busy: set[int] = set()
         while True:
             situation = self._situation(busy)
+            if self._wants_features(situation):
+                self._find_features(worker, situation.entries)
+                continue
             action = self.planner.next(situation)
             match action:
                 case New(trial):
@@ -259,7 +318,7 @@ class _Race:
 
         try:
             train_trial(entry.trial, until, self.data, folder, self.device, report)
-        except DivergedError as error:
+        except RuntimeError as error:
             self.book.note(entry.number, error=str(error).splitlines()[0])
             self.book.settle(entry.number, "failed")
             self._say(f"trial {entry.number} failed: {error}")
@@ -269,7 +328,7 @@ class _Race:
             description = ModelDescription(self.data.schema(entry.trial), entry.trial.interaction)
             batch = next(self.data.open("validation", entry.trial).evaluation_batches(_LATENCY_ROWS))
             self.book.note(entry.number, **measured_costs(description, batch, self.device))
-        self.book.settle(entry.number, "complete" if self.planner.status_of(trained) == "complete" else "paused")
+        self.book.settle(entry.number, self.planner.status_of(trained))
         self._clean()
         self._show(trained)
 
@@ -281,8 +340,9 @@ class _Race:
         entries = self.book.entries()
         keep = self.config.finalists + 3
         ranked = sorted((entry for entry in entries if entry.losses), key=lambda entry: entry.loss)
-        for entry in ranked[keep:]:
-            if entry.status == "complete" and entry.trial.phase != "finals":
+        kept = {entry.number for entry in (*ranked[:keep], *compared(entries).values())}
+        for entry in ranked:
+            if entry.status == "complete" and entry.number not in kept and entry.trial.phase != "finals":
                 remove(self._folder(entry.number) / "checkpoints")
 
     def _show(self, entry: Entry) -> None:
@@ -329,5 +389,5 @@ def _follow(device: torch.device) -> None:
         trial, until, data, folder = message[0]
         try:
             train_trial(trial, until, data, folder, device, None)
-        except DivergedError as error:
+        except RuntimeError as error:
             print(f"{folder}: {error}", file=sys.stderr)

@@ -1,0 +1,138 @@
+"""Which added features are worth a training: ranked by what they say about the errors of a model without them.
+
+A combination of columns is judged through its history: for every validation row the numbers of training rows with the
+same combination that had a click and that had none, in buckets. Half of the validation rows say by how much the model
+is wrong in each bucket, and the other half what it gains when that is corrected. Combinations are chosen one after
+another, each on what the ones before it left, so that ten names for one piece of information count once.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from nasrec_torchrec.datasets import history
+from nasrec_torchrec.datasets.crosses import cross_of, history_of
+from nasrec_torchrec.datasets.schema import HISTORY_IDS, Schema, SparseFeature
+
+# Rows that suffice to rank; features that are chosen count all of them.
+_TRAIN_ROWS, _VALIDATION_ROWS = 2_000_000, 200_000
+_PARENTS = 6  # pairs that are extended by a third column
+_SHRINKAGE = 20.0  # rows that speak for no correction, in every bucket
+_LEAST_GAIN = 2e-4  # of the model's log loss
+_CROSSES = 2  # of the chosen combinations so many are also proposed as dictionary ids
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A combination of columns.
+
+    Args:
+        columns: names.
+        gain: validation log loss that its history saves, beside those ranked before it.
+    """
+
+    columns: tuple[str, ...]
+    gain: float
+
+
+def proposed(ranked: Sequence[Ranked]) -> list[SparseFeature]:
+    """Features to add to the data: the histories, and the first combinations as crosses by dictionary."""
+    crosses = [cross_of(entry.columns, min_count=2) for entry in ranked if len(entry.columns) > 1]
+    return [*(history_of(entry.columns) for entry in ranked), *crosses[:_CROSSES]]
+
+
+def rank_features(data: Path, schema: Schema, logits: np.ndarray, most: int, candidates: int) -> list[Ranked]:
+    """Chooses combinations of one to three columns.
+
+    Args:
+        data: prepared data set.
+        schema: of it.
+        logits: of a trained model for the validation rows in their order.
+        most: combinations to choose.
+        candidates: columns that are combined at most, those of the largest tables first.
+
+    Returns:
+        list[Ranked]: the first is the best; empty when none helps.
+    """
+    columns = [f for f in schema.sparse if not f.multi_hot and not f.cross]
+    columns = sorted(columns, key=lambda feature: -(feature.num_embeddings or 0))[:candidates]
+    names = [feature.name for feature in schema.sparse if feature in columns]
+    train = _read(data / "train", [*names, schema.label], _TRAIN_ROWS)
+    validation = _read(data / "validation", [*names, schema.label], _VALIDATION_ROWS)
+    labels = validation[schema.label]
+    logits = logits[: len(labels)].astype(np.float64)
+    half = np.random.default_rng(0).random(len(labels)) < 0.5
+    pairs = {combination: _buckets(combination, train, validation, schema.label) for combination in _pairs(names)}
+    single_gains = {c: _corrected(logits, labels, ids, half)[1] for c, ids in pairs.items()}
+    best = sorted((c for c in pairs if len(c) == 2), key=lambda c: -single_gains[c])[:_PARENTS]
+    triples = {tuple(sorted((*pair, name), key=names.index)) for pair in best for name in names if name not in pair}
+    pool = pairs | {c: _buckets(c, train, validation, schema.label) for c in sorted(triples)}
+    chosen: list[Ranked] = []
+    least = _LEAST_GAIN * _log_loss(logits, labels)
+    while pool and len(chosen) < most:
+        gains = {combination: _corrected(logits, labels, ids, half) for combination, ids in pool.items()}
+        winner = max(gains, key=lambda combination: gains[combination][1])
+        logits, gain = gains[winner]
+        if gain < least:
+            break
+        chosen.append(Ranked(winner, gain))
+        del pool[winner]
+    return chosen
+
+
+def _pairs(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for size in (1, 2):
+        yield from combinations(names, size)
+
+
+def _read(split: Path, columns: Sequence[str], rows: int) -> dict[str, np.ndarray]:
+    parts: list[dict[str, np.ndarray]] = []
+    for file in sorted(split.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(columns=list(columns)):
+            parts.append({name: batch.column(name).to_numpy() for name in columns})
+            rows -= batch.num_rows
+            if rows <= 0:
+                break
+        if rows <= 0:
+            break
+    return {name: np.concatenate([part[name] for part in parts]).astype(np.int64) for name in columns}
+
+
+def _buckets(
+    combination: Sequence[str], train: dict[str, np.ndarray], validation: dict[str, np.ndarray], label: str
+) -> np.ndarray:
+    """The history of every validation row."""
+    key = np.zeros(len(train[label]) + len(validation[label]), np.int64)
+    for name in combination:
+        column = np.concatenate([train[name], validation[name]])
+        # Numbered again after each column, so that no product of table sizes overflows.
+        key = np.unique(key * (int(column.max()) + 1) + column, return_inverse=True)[1]
+    mine, theirs = key[: len(train[label])], key[len(train[label]) :]
+    size = int(key.max()) + 1
+    clicks = np.bincount(mine, weights=train[label], minlength=size).astype(np.int64)
+    rows = np.bincount(mine, minlength=size)
+    return history.bucket(clicks[theirs], rows[theirs] - clicks[theirs])
+
+
+def _corrected(logits: np.ndarray, labels: np.ndarray, ids: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, float]:
+    """Logits that are corrected in every bucket by what the other half of the rows says, and what that gains."""
+    probability = 1 / (1 + np.exp(-logits))
+    corrected = logits.copy()
+    for fit in (half, ~half):
+        offsets = np.zeros(HISTORY_IDS)
+        for _ in range(3):  # Newton's steps
+            shifted = 1 / (1 + np.exp(-(logits[fit] + offsets[ids[fit]])))
+            error = np.bincount(ids[fit], weights=labels[fit] - shifted, minlength=HISTORY_IDS)
+            curvature = np.bincount(ids[fit], weights=shifted * (1 - shifted), minlength=HISTORY_IDS)
+            prior = _SHRINKAGE * float((probability * (1 - probability)).mean())
+            offsets += np.clip((error - prior * offsets) / (curvature + prior), -2, 2)
+        corrected[~fit] += offsets[ids[~fit]]
+    return corrected, _log_loss(logits, labels) - _log_loss(corrected, labels)
+
+
+def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(np.logaddexp(0, logits) - labels * logits))

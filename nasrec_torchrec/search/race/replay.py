@@ -1,0 +1,63 @@
+"""A race over known curves: how its decisions fare without training anything, in moments instead of hours."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from nasrec_torchrec.search.race.planner import Continue, New, Planner, Situation
+from nasrec_torchrec.search.race.trial import Entry, Trial
+
+# Validation log loss, AUC and seconds of every epoch.
+Curve: TypeAlias = Sequence[tuple[float, float, float]]
+
+
+def replay(
+    planner: Planner,
+    curve_of: Callable[[Trial], Curve],
+    seconds: float | None = None,
+    trials: int | None = None,
+    features: Sequence[Sequence[str]] = (),
+    crosses: Collection[str] = (),
+) -> list[Entry]:
+    """Races one worker.
+
+    Args:
+        planner: decides.
+        curve_of: what the training of a trial gives, epoch by epoch.
+        seconds: budget of trainings, or
+        trials: number of them.
+        features: ranked before the race.
+        crosses: those of them that are crosses by dictionary.
+
+    Returns:
+        list[Entry]: all trials.
+    """
+    if (seconds is None) == (trials is None):
+        raise ValueError(f"expected seconds or trials, found {seconds} and {trials}")
+    entries: list[Entry] = []
+    spent = 0.0
+    while True:
+        if seconds is None:
+            situation = Situation(entries, len(entries) / (trials or 1), features=features, crosses=crosses)
+        else:
+            left = seconds - spent
+            share = spent / seconds if left > 0 else 1.0
+            situation = Situation(entries, share, (), left, features, crosses)
+        match planner.next(situation):
+            case New(trial):
+                entries.append(Entry(len(entries), trial))
+            case Continue(entry, until):
+                for loss, auc, took in curve_of(entry.trial)[entry.epochs : until]:
+                    entry = replace(
+                        entry,
+                        losses=(*entry.losses, loss),
+                        aucs=(*entry.aucs, auc),
+                        seconds=(*entry.seconds, took),
+                        status="running",
+                    )
+                    spent += took
+                    if planner.status_of(entry) == "complete" or (seconds is not None and seconds - spent < took):
+                        break
+                entries[entry.number] = replace(entry, status=planner.status_of(entry))
+            case _:
+                return entries

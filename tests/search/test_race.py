@@ -1,0 +1,149 @@
+"""Races that really train, on a data set of a few hundred rows."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import forked, prepare_pairs, run_program, run_ranks
+
+from nasrec_torchrec.datasets.prepared import load_schema
+from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.run import auto
+
+_CONFIG = RaceConfig(trials=14, epochs=5, final_seeds=2, finalists=2, max_features=2, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return prepare_pairs(tmp_path_factory.mktemp("pairs") / "data", 3000)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("race") / "out"
+    results = auto(data, out, _CONFIG)
+    assert results is not None
+    return out, results
+
+
+def _what_counts(results: dict[str, Any]) -> Any:
+    """Everything but the times."""
+    trials = [[t["number"], t["trial"], t["losses"], t["aucs"], t["status"]] for t in results["trials"]]
+    return json.loads(json.dumps([trials, results["winner"], results["verdict"], results["measured"]]))
+
+
+def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undisturbed):
+    out, results = undisturbed
+    assert len(results["trials"]) == 14
+    winner = results["trials"][results["winner"]]
+    # The pair of user and item decides, and only an added feature shows it to models this small this fast.
+    assert any("user_x_item" in name for name in winner["trial"]["features"])
+    assert {"user_x_item", "history_of_user_x_item"} <= {feature.name for feature in load_schema(out / "data-1").sparse}
+    without = results["measured"]["baseline without added features"]["test"][0]["log_loss"]
+    assert results["measured"]["winner"]["test"][0]["log_loss"] < without - 0.02
+    assert results["verdict"].startswith("Winner: ")
+    description, _ = load_model(out)
+    assert description.schema.feature_names[:3] == ["user", "item", "shop"]
+    assert set(description.schema.feature_names[3:]) == set(winner["trial"]["features"])
+    assert not list(out.glob("trials/*/checkpoints"))
+    assert results["winner"] in next(row["trials"] for row in results["leaderboard"] if row["seeds"] == 2)
+    # It is over: asked again, it says the same and trains nothing.
+    assert auto(data, out, _CONFIG) == json.loads(json.dumps(results))
+
+
+def _race(data: str, out: str, trials: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    auto(Path(data), Path(out), RaceConfig(**{**vars(_CONFIG), "trials": trials}))
+
+
+@pytest.mark.slow
+def test_killed_five_times_a_race_ends_as_the_undisturbed_one(data: Path, undisturbed, tmp_path: Path):
+    rng, out = random.Random(0), tmp_path / "out"
+    kills = 0
+    while True:
+        process = forked().Process(target=_race, args=(str(data), str(out), 14))
+        process.start()
+        process.join(rng.uniform(2, 5) if kills < 5 else 120)
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+    assert process.exitcode == 0 and kills >= 3
+    results = json.loads((out / "results.json").read_text())
+    assert _what_counts(results) == _what_counts(undisturbed[1])
+
+
+@pytest.mark.slow
+def test_workers_share_a_race(data: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    workers = [forked().Process(target=_race, args=(str(data), str(out), 10)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["trials"]) == 10
+    for trial in results["trials"]:
+        events = [json.loads(line) for line in _log(out, trial["number"], results).read_text().splitlines()]
+        # Every epoch was trained by one worker, once.
+        steps = [event["step"] for event in events if event["event"] == "validation"]
+        assert len(steps) == len(set(steps)) == len(trial["losses"])
+    hosts = {event["pid"] for t in results["trials"] for event in _starts(_log(out, t["number"], results))}
+    assert len(hosts) == 2
+
+
+def _log(out: Path, number: int, results: dict[str, Any]) -> Path:
+    return (out if number == results["winner"] else out / "trials" / f"{number:04d}") / "log.jsonl"
+
+
+def _starts(log: Path) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    return [event for event in events if event["event"] == "start"]
+
+
+def _on_ranks(data: str, out: str) -> float:
+    results = auto(Path(data), Path(out), RaceConfig(**{**vars(_CONFIG), "trials": 5, "features": False}))
+    return -1.0 if results is None else float(len(results["trials"]))
+
+
+@pytest.mark.slow
+def test_ranks_train_every_trial_together(data: Path, tmp_path: Path):
+    assert run_ranks(2, _on_ranks, str(data), str(tmp_path / "out")) == [5.0, -1.0]
+    document = json.loads((tmp_path / "out" / "results.json").read_text())
+    starts = [s for t in document["trials"] for s in _starts(_log(tmp_path / "out", t["number"], document))]
+    assert len(starts) >= 5
+
+
+@pytest.mark.slow
+def test_a_budget_of_seconds_is_kept(data: Path, tmp_path: Path):
+    started = time.monotonic()
+    results = auto(data, tmp_path / "out", RaceConfig(budget="20s", quiet=True))
+    seconds = time.monotonic() - started
+    assert results is not None and 14 < seconds < 22
+    phases = [trial["trial"]["phase"] for trial in results["trials"]]
+    assert {"recipes", "features", "architectures", "finals"} <= set(phases)
+
+
+def test_another_race_in_the_same_folder_is_refused(data: Path, undisturbed):
+    out, _ = undisturbed
+    with pytest.raises(ValueError, match="holds a race with another config; choose another --out, or --resume never"):
+        auto(data, out, RaceConfig(**{**vars(_CONFIG), "seed": 3}))
+
+
+def test_the_program(data: Path, undisturbed):
+    out, results = undisturbed
+    flags = ["--data", data, "--out", out, "--trials", 14, "--epochs", 5, "--final_seeds", 2, "--finalists", 2]
+    done = run_program("-m", "apps.auto", *flags, "--max_features", 2, "--quiet", "true")
+    assert (done.returncode, done.stdout.strip()) == (0, results["verdict"])
+    done = run_program("-m", "apps.auto", "--data", data, "--out", out, "--budget", "soon")
+    assert done.returncode == 2 and "budget: expected a number with s, m, h or d" in done.stderr

@@ -1,0 +1,154 @@
+"""Decisions of a race, over curves that are made up."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from support import SMALL_SPACE
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.models.config import BASELINES, Baseline
+from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.planner import Planner, finalists, winner
+from nasrec_torchrec.search.race.promotion import calibrated_shares, fidelity, kendall_tau, promotable, rung_epochs
+from nasrec_torchrec.search.race.recipe import Recipe, recipe_space, starting_recipes
+from nasrec_torchrec.search.race.replay import Curve, replay
+from nasrec_torchrec.search.race.surrogate import Surrogate
+from nasrec_torchrec.search.race.trial import Entry, Trial
+
+_SCHEMA = Schema("y", (), (SparseFeature("a", 50), SparseFeature("b", 50)), 8)
+_EPOCHS = 10
+_DLRM = Baseline("dlrm", (64, 8), (128, 64, 1))
+_RECIPE = Recipe(1e-3, _EPOCHS, 128)
+
+
+def _planner(**changes: object) -> Planner:
+    config = RaceConfig(**{"trials": 40, "features": False, **changes})
+    recipes = starting_recipes(_SCHEMA, 10_000, _EPOCHS)
+    return Planner(config, SMALL_SPACE, recipes, lambda r: recipe_space(_SCHEMA, r, _EPOCHS), 8, lambda _: True)
+
+
+def _quality(trial: Trial) -> float:
+    """The final loss: recipes near 3e-3 and wide last blocks are good; features help."""
+    loss = 0.5 + abs(trial.recipe.learning_rate - 3e-3) * 10 + 0.001 * (trial.seed % 3)
+    if isinstance(trial.interaction, Architecture):
+        loss -= trial.interaction.blocks[-1].dense_width / 1000
+    return loss - 0.05 * len(trial.features)
+
+
+def _curve(trial: Trial) -> Curve:
+    final, epochs = _quality(trial), trial.recipe.epochs
+    return [(final + 0.3 * (1 - (epoch + 1) / epochs), 0.7, 1.0) for epoch in range(epochs)]
+
+
+def _entry(number: int, *losses: float, epochs: int = _EPOCHS, status: str = "complete") -> Entry:
+    trial = Trial("architectures", "random", _DLRM, replace(_RECIPE, epochs=epochs, learning_rate=1e-4 * (number + 1)))
+    return Entry(number, trial, losses, losses, tuple(1.0 for _ in losses), status)
+
+
+def test_the_same_trials_follow_from_the_same_curves():
+    one, other = (replay(_planner(), _curve, trials=40) for _ in range(2))
+    assert one == other and len(one) == 40
+    assert replay(_planner(seed=1), _curve, trials=40) != one
+
+
+def test_recipes_come_first_then_architectures_then_seeds():
+    entries = replay(_planner(), _curve, trials=40)
+    phases = [entry.trial.phase for entry in entries]
+    assert phases == sorted(phases, key=["recipes", "architectures", "polish", "finals"].index)
+    assert {entry.trial.interaction for entry in entries if entry.trial.phase == "recipes"} == {_DLRM}
+    # Every baseline is in, at the recipe that was best.
+    best = min((e for e in entries if e.trial.phase == "recipes"), key=lambda e: e.loss)
+    raced = [entry.trial for entry in entries if entry.trial.phase == "architectures"]
+    assert {t.interaction.kind for t in raced if isinstance(t.interaction, Baseline)} == set(BASELINES)
+    assert {trial.recipe for trial in raced} == {best.trial.recipe}
+    sources = Counter(trial.source for trial in raced)
+    assert {"random", "mutation"} <= set(sources)
+    final = [entry for entry in entries if entry.trial.phase == "finals"]
+    assert {entry.trial.seed for entry in final} == {1, 2}
+    found = winner(entries)
+    assert found is not None and isinstance(found.trial.interaction, Architecture)
+    assert found.loss < min(entry.loss for entry in entries if isinstance(entry.trial.interaction, Baseline))
+
+
+def test_nothing_is_trained_twice_and_trials_that_are_behind_stop():
+    entries = replay(_planner(), _curve, trials=40)
+    keys = [(entry.trial.configuration, entry.trial.seed) for entry in entries]
+    assert len(set(keys)) == len(keys)
+    stopped = [entry for entry in entries if entry.epochs < entry.trial.recipe.epochs]
+    assert len(stopped) >= 5
+    raced = [entry for entry in entries if entry.trial.phase == "recipes"][3:]
+    whole = [entry for entry in raced if entry.status == "complete"]
+    assert whole and min(raced, key=lambda entry: entry.loss) in whole
+
+
+@pytest.mark.parametrize("budget", [200, 1000])
+def test_a_budget_of_seconds_is_kept_and_more_of_it_is_better(budget: int):
+    planner = _planner(trials=None, budget=f"{budget}s")
+    entries = replay(planner, _curve, seconds=budget)
+    spent = sum(sum(entry.seconds) for entry in entries)
+    assert 0.9 * budget <= spent <= budget
+    found = winner(entries)
+    assert found is not None
+    if budget == 1000:
+        less = winner(replay(_planner(trials=None, budget="200s"), _curve, seconds=200))
+        assert less is not None and _quality(found.trial) < _quality(less.trial)
+
+
+def test_features_are_tried_and_kept_where_they_help():
+    planner = _planner(features=True)
+    entries = replay(
+        planner, _curve, trials=40, features=[["history_of_a", "history_of_b", "a_x_b"]], crosses=["a_x_b"]
+    )
+    tried = [e.trial.features for e in entries if e.trial.phase == "features"]
+    assert tried[:2] == [("history_of_a",), ("history_of_a", "history_of_b")]
+    assert ("history_of_a", "history_of_b", "a_x_b") in tried
+    found = winner(entries)
+    assert found is not None and found.trial.features == ("history_of_a", "history_of_b", "a_x_b")
+    harmful = replay(planner, lambda trial: _curve(replace(trial, features=())), trials=40, features=[["history_of_a"]])
+    least = min(harmful, key=lambda entry: entry.loss)
+    assert least.trial.phase != "features"
+
+
+def test_rungs_are_where_losses_order_the_end():
+    orderly = [_entry(n, *(n + 10.0 - epoch for epoch in range(10))) for n in range(5)]
+    assert set(fidelity(orderly).values()) == {1.0} and calibrated_shares(orderly) == (0.15,)
+    # Whoever leads before the eighth of ten epochs loses.
+    late = [_entry(n, *(10.0 - n - e / 100 for e in range(7)), *(n / 10 - e / 100 for e in range(3))) for n in range(5)]
+    assert fidelity(late)[0.6] == -1 and fidelity(late)[0.8] == 1 and calibrated_shares(late) == (0.8,)
+    assert calibrated_shares(late[:3]) == (0.6,)  # not known yet
+    flat = [_entry(n, *(10.0 - n for _ in range(8)), 1.0 + n, n / 10) for n in range(5)]
+    assert calibrated_shares(flat) == ()  # nothing may be dropped
+    assert rung_epochs(10, (0.15, 0.6)) == [2, 6] and rung_epochs(1, (0.6,)) == []
+    assert kendall_tau([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
+
+
+def test_one_in_so_many_goes_on():
+    rivals = [_entry(n, *(1 + n / 10 for _ in range(6)), status="paused") for n in range(9)]
+    going_on = [entry.number for entry in rivals if promotable(entry, rivals, (0.6,), 3)]
+    assert going_on == [0, 1, 2]
+    assert [entry.number for entry in rivals[:2] if promotable(entry, rivals[:2], (0.6,), 3)] == [0]
+    # One that waited may go on when worse ones have come.
+    assert not promotable(rivals[1], rivals[:5], (0.6,), 3) and promotable(rivals[1], rivals[:6], (0.6,), 3)
+
+
+def test_the_best_mean_wins_not_the_luckiest_seed():
+    lucky, steady = _entry(0, 0.40), _entry(1, 0.41)
+    more = [
+        Entry(2, replace(lucky.trial, seed=1, phase="finals"), (0.46,), (0.7,), (1.0,), "complete"),
+        Entry(3, replace(steady.trial, seed=1, phase="finals"), (0.42,), (0.7,), (1.0,), "complete"),
+    ]
+    assert winner([lucky, steady]) == lucky and winner([lucky, steady, *more]) == steady
+    assert winner([_entry(0)]) is None
+    assert finalists([lucky, steady], 1) == [lucky]
+
+
+def test_the_surrogate_finds_what_the_trained_ones_have_in_common():
+    entries = [e for e in replay(_planner(), _curve, trials=60) if isinstance(e.trial.interaction, Architecture)]
+    surrogate = Surrogate.fit(entries)
+    assert surrogate is not None and Surrogate.fit(entries[:5]) is None
+    architectures = [e.trial.interaction for e in entries if isinstance(e.trial.interaction, Architecture)]
+    widths = {architecture.blocks[-1].dense_width for architecture in architectures}
+    found = surrogate.best(architectures)
+    assert found is not None and found.blocks[-1].dense_width == max(widths)
