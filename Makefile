@@ -33,10 +33,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The API reference, into build/api.
+# The pages and the API reference as one site, into build/site. Figures are filled from docs/figures first.
 docs: setup
-	$(BIN)/python -m pdoc --docformat google -o build/api $(subst /,.,$(basename \
-	    $(shell find nasrec_torchrec -mindepth 1 -maxdepth 1 -name '[a-z]*')))
+	$(BIN)/python docs/figures.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # The BUCK files, from the sources.
 buck: setup

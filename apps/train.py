@@ -14,7 +14,7 @@ from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.files import read_text
 from nasrec_torchrec.runs.paths import to_path
 from nasrec_torchrec.training.config import TrainConfig
-from nasrec_torchrec.training.trials import Splits, train_best
+from nasrec_torchrec.training.trials import Splits, Unreadable, train_best
 
 
 def main(
@@ -45,7 +45,7 @@ def main(
         seeds: to repeat every trial with, instead of the one seed.
     """
     schema = load_schema(data, embedding_dim)
-    interactions: list[Architecture | Baseline]
+    interactions: list[Architecture | Baseline | Unreadable]
     if architecture is None or architecture in BASELINES:
         interactions = [replace(baseline, kind=architecture or baseline.kind)]
     elif architecture in PUBLISHED:
@@ -53,11 +53,14 @@ def main(
     else:
         path = to_path(architecture)
         files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-        interactions = [Architecture.from_json(read_text(file)) for file in files]
-    descriptions = [ModelDescription(schema, interaction, use_layernorm) for interaction in interactions]
+        interactions = [_read(file) for file in files]
+    models = [
+        interaction if isinstance(interaction, Unreadable) else ModelDescription(schema, interaction, use_layernorm)
+        for interaction in interactions
+    ]
     with process_group() as device:
         best = train_best(
-            descriptions,
+            models,
             learning_rates or (config.learning_rate,),
             seeds or (config.seed,),
             config,
@@ -67,6 +70,13 @@ def main(
         )
     if best is not None:
         print(json.dumps(best))
+
+
+def _read(file: Path) -> Architecture | Unreadable:
+    try:
+        return Architecture.from_json(read_text(file))
+    except ValueError as error:
+        return Unreadable(file.name, f"{file}: {error}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from nasrec_torchrec import NASREC_FULL, PUBLISHED, NASRecNet
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.inference.config import ExportConfig
-from nasrec_torchrec.inference.exporting import INDUCTOR_OPTIONS, scoring_model, trace
+from nasrec_torchrec.inference.exporting import INDUCTOR_OPTIONS
+from nasrec_torchrec.inference.scoring_model import scoring_model, trace
 
 NUM_DENSE, NUM_SPARSE, ROWS = 13, 26, 1000
 

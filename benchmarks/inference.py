@@ -26,7 +26,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from nasrec_torchrec import PUBLISHED, NASRecNet
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.inference.config import ExportConfig
-from nasrec_torchrec.inference.exporting import INDUCTOR_OPTIONS, ScoringModel, scoring_model, trace
+from nasrec_torchrec.inference.exporting import INDUCTOR_OPTIONS
+from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model, trace
 from nasrec_torchrec.inference.tables import FloatTables
 from nasrec_torchrec.modules.attention import NUM_HEADS, power_of_two
 

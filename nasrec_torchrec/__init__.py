@@ -3,7 +3,7 @@
 Importing this package is cheap; PyTorch is imported when a name that needs it is used for the first time, after a check
 that the installed torch, TorchRec and FBGEMM belong together.
 
-Example::
+Example:
 
     >>> from nasrec_torchrec import NASREC_SMALL, PUBLISHED
     >>> len(PUBLISHED["criteo-small"].blocks) == NASREC_SMALL.num_blocks

@@ -1,7 +1,7 @@
 """Architectures as values: what each choice block computes, how wide it is and what it reads.
 
-An :class:`Architecture` is one point of a search space (NASRec, arXiv 2207.07187, section 3). It is frozen, hashable,
-validated when it is made, and converts to and from two JSON formats: ours and the one in which the research code
+An :class:`Architecture` is one point of a search space (NASRec, arXiv 2207.07187, section 3). It is frozen, hashable
+and validated when it is created. It converts to and from two JSON formats: ours, and the one in which the research code
 publishes its results (``{"micro": [...], "macro": [...]}``).
 """
 
@@ -32,24 +32,25 @@ _FORMAT = "nasrec-torchrec/architecture/1"
 
 @dataclass(frozen=True)
 class BlockArchitecture:
-    """One choice block.
+    """The choices for one block.
 
     Args:
-        dense_operators: names of the operators that emit the dense output; their outputs are added.
-        sparse_operators: names of the operators that emit the sparse output; their outputs are added.
-        dense_width: columns of the dense output ``(B, dense_width)``.
-        sparse_width: tokens of the sparse output ``(B, sparse_width, E)``.
-        dense_inputs: blocks whose dense output is read, concatenated in ascending order. 0 is the raw input, i is
-            the output of block i-1 (counted from 0).
-        sparse_inputs: the same for sparse outputs.
-        left_inputs: what the binary operators (``sigmoid_gating``, ``sum``) read on their left side.
-        right_inputs: what they read on their right side.
-        dense_to_sparse: append 8 tokens projected from the dense output to the sparse output.
-        sparse_to_dense: add a factorization machine over the tokens to the dense output.
+        dense_operators: Names of the operators that produce the dense output; their outputs are added.
+        sparse_operators: Names of the operators that produce the sparse output; their outputs are added.
+        dense_width: Number of columns of the dense output ``(B, dense_width)``.
+        sparse_width: Number of tokens of the sparse output ``(B, sparse_width, E)``.
+        dense_inputs: Indices of the dense outputs that the block reads and concatenates in ascending order. 0 is the
+            raw input, and i is the output of block i-1 (counted from 0).
+        sparse_inputs: Indices of the sparse outputs that the block reads, counted in the same way.
+        left_inputs: Indices of the dense outputs that the binary operators (``sigmoid_gating``, ``sum``) read on
+            their left side.
+        right_inputs: Indices of the dense outputs that they read on their right side.
+        dense_to_sparse: Whether 8 tokens that are projected from the dense output are appended to the sparse output.
+        sparse_to_dense: Whether a factorization machine over the tokens is added to the dense output.
 
     Raises:
-        ValueError: for an unknown, missing or repeated operator, a width that is not positive, or inputs that are not
-            distinct non-negative integers.
+        ValueError: If an operator is unknown, missing or repeated, a width is not positive, or the inputs are not
+            non-negative integers.
     """
 
     dense_operators: tuple[str, ...]
@@ -97,13 +98,21 @@ class BlockArchitecture:
 
     @property
     def dense_sources(self) -> tuple[int, ...]:
-        """The dense outputs that the dense operators read, in ascending order."""
+        """Indices of the dense outputs that the dense operators read, in ascending order."""
         sources = self.dense_inputs if _read("dense", self.dense_operators) else ()
         operands = (*self.left_inputs, *self.right_inputs) if _read("operands", self.dense_operators) else ()
         return tuple(sorted({*sources, *operands}))
 
     def computes(self, dense_is_read: bool, sparse_is_read: bool) -> tuple[bool, bool]:
-        """Whether the dense and the sparse operators have to run, given which outputs are read."""
+        """Decides which operators of the block have to run.
+
+        Args:
+            dense_is_read: Whether anything reads the block's dense output.
+            sparse_is_read: Whether anything reads the block's sparse output.
+
+        Returns:
+            Whether the dense operators have to run, and whether the sparse ones do.
+        """
         return (
             dense_is_read or (sparse_is_read and self.dense_to_sparse),
             sparse_is_read or (dense_is_read and self.sparse_to_dense),
@@ -112,19 +121,22 @@ class BlockArchitecture:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A whole network: its choice blocks in order. Equal by content, hashable.
+    """A whole network as the sequence of its choice blocks.
+
+    Architectures are hashable, and two of them are equal if their blocks are.
 
     Args:
-        blocks: one or more :class:`BlockArchitecture`; block i may read outputs 0..i.
+        blocks: One or more blocks. Block i may read the outputs 0 to i.
 
     Raises:
-        ValueError: when there is no block, or a block reads an output that does not exist yet.
+        ValueError: If there is no block, or if a block reads an output that does not exist yet.
 
-    Example::
-
+    Example:
         >>> from nasrec_torchrec import PUBLISHED
         >>> PUBLISHED["criteo-small"].blocks[0].dense_operators
         ('fully_connected',)
+        >>> Architecture.from_json(PUBLISHED["criteo-small"].to_json()) == PUBLISHED["criteo-small"]
+        True
     """
 
     blocks: tuple[BlockArchitecture, ...]
@@ -143,14 +155,27 @@ class Architecture:
                         )
 
     def to_json(self, indent: int | None = 2) -> str:
-        """This architecture in our JSON format."""
+        """Converts the architecture to our JSON format.
+
+        Args:
+            indent: Number of spaces per level, or None for a single line.
+
+        Returns:
+            The JSON document.
+        """
         return json.dumps({"format": _FORMAT, "blocks": [asdict(block) for block in self.blocks]}, indent=indent)
 
     def to_published_json(self, indent: int | None = None) -> str:
-        """This architecture in the research code's format.
+        """Converts the architecture to the research code's format.
+
+        Args:
+            indent: Number of spaces per level, or None for a single line.
+
+        Returns:
+            The JSON document.
 
         Raises:
-            ValueError: when it has an operator that the research code does not have.
+            ValueError: If the research code does not have one of the operators.
         """
         used = {name for block in self.blocks for name in (*block.dense_operators, *block.sparse_operators)}
         config = next((c for c in ("autoctr", "xlarge") if used <= set(_PUBLISHED_OPERATORS[c])), None)
@@ -182,13 +207,17 @@ class Architecture:
 
     @classmethod
     def from_json(cls, text: str) -> "Architecture":
-        """Reads our format and the published one.
+        """Reads an architecture in our format or in the published one.
 
         Args:
-            text: the JSON document.
+            text: The JSON document.
+
+        Returns:
+            The architecture.
 
         Raises:
-            ValueError: says what was found, what is allowed and in which block.
+            ValueError: If the document is not valid. The message says what was found, what is allowed and in which
+                block.
         """
         try:
             document = json.loads(text)
@@ -206,7 +235,12 @@ class Architecture:
         )
 
     def outputs_read(self) -> list[tuple[bool, bool]]:
-        """For the raw input (0) and each block's output: is its dense, is its sparse side read by what counts?"""
+        """Finds out which outputs contribute to the logit.
+
+        Returns:
+            For the raw input (index 0) and for the output of each block, whether anything that contributes to the
+            logit reads its dense side, and whether anything reads its sparse side.
+        """
         count = len(self.blocks)
         dense, sparse = [False] * (count + 1), [False] * (count + 1)
         dense[count] = sparse[count] = True  # the final linear reads the last block
@@ -222,7 +256,11 @@ class Architecture:
         return list(zip(dense, sparse, strict=True))
 
     def canonical(self) -> "Architecture":
-        """The same network with every choice that cannot matter set to one value: equal forms compute the same."""
+        """Sets every choice that cannot matter to a fixed value.
+
+        Returns:
+            An architecture that computes the same. Two architectures with equal canonical forms are the same network.
+        """
         blocks = []
         for block, (dense, sparse) in zip(self.blocks, self.outputs_read()[1:], strict=True):
             computes_dense, computes_tokens = block.computes(dense, sparse)
@@ -310,7 +348,7 @@ def _read_published(document: Mapping[str, Any]) -> Iterable[BlockArchitecture]:
         if not isinstance(active, list) or not all(_is_int(node) for node in active):
             raise ValueError(f"block {index}: active_nodes: expected a list of operator indices, found {active!r}")
         nodes.append(active)
-    # Without "config" the space still shows: every block has a sparse operator, 4 or 5 in NASRec-Full, 2 in Small.
+    # Without "config" the space can be inferred: every block has a sparse operator, 4 or 5 in NASRec-Full, 2 in Small.
     inferred = "xlarge" if any(node > 2 for active in nodes for node in active) else "autoctr"
     config = document.get("config", inferred)
     if config not in _PUBLISHED_OPERATORS:

@@ -1,4 +1,4 @@
-"""Pictures of an architecture: Graphviz text, and an SVG that needs no other program."""
+"""Drawings of architectures: as a Graphviz document, or as SVG without any other program."""
 
 from collections.abc import Iterator
 from html import escape
@@ -10,14 +10,14 @@ _DENSE_COLOR, _SPARSE_COLOR, _MERGER_COLOR = "#2b6cb0", "#c05621", "#6b46c1"
 
 
 def _edges(architecture: Architecture) -> Iterator[tuple[int, int, str]]:
-    """``(output, block, side)`` of every connection that an operator of the block uses; blocks count from 1."""
+    """Yields ``(output, block, side)`` of every connection that an operator uses; blocks are counted from 1."""
     for index, block in enumerate(architecture.blocks, start=1):
         yield from ((source, index, "dense") for source in block.dense_sources)
         yield from ((source, index, "sparse") for source in block.sparse_inputs)
 
 
 def _operators(block: BlockArchitecture) -> tuple[str, str, str]:
-    """Captions of a block: dense side, sparse side, mergers."""
+    """Captions for a block's dense side, its sparse side and its mergers."""
     dense = " + ".join(KINDS[name].caption for name in block.dense_operators)
     sparse = " + ".join(KINDS[name].caption for name in block.sparse_operators)
     mergers = [
@@ -28,7 +28,14 @@ def _operators(block: BlockArchitecture) -> tuple[str, str, str]:
 
 
 def to_dot(architecture: Architecture) -> str:
-    """The architecture as a Graphviz document; blue edges carry dense outputs, orange ones tokens."""
+    """Draws an architecture with Graphviz.
+
+    Args:
+        architecture: The architecture to draw.
+
+    Returns:
+        A document in the DOT language. Blue edges carry dense outputs, and orange ones carry tokens.
+    """
     lines = [
         "digraph architecture {",
         '  rankdir=LR; node [shape=record, style=rounded, fontname="Helvetica"];',
@@ -52,9 +59,21 @@ def to_dot(architecture: Architecture) -> str:
 
 
 def to_svg(architecture: Architecture) -> str:
-    """The architecture as SVG: one column per block, dense operators above, sparse operators below.
+    """Draws an architecture with one column per block.
 
-    An arc leads from each output to each block that reads it: dense ones (blue) above, tokens (orange) below.
+    Dense operators are at the top and sparse operators at the bottom. An arc leads from each output to each block that
+    reads it: blue arcs at the top carry dense outputs, and orange arcs at the bottom carry tokens.
+
+    Args:
+        architecture: The architecture to draw.
+
+    Returns:
+        An SVG document.
+
+    Example:
+        >>> from nasrec_torchrec import PUBLISHED
+        >>> to_svg(PUBLISHED["criteo-small"]).startswith("<svg")
+        True
     """
     box_width, box_height, gap, margin = 132, 46, 46, 20
     count = len(architecture.blocks)

@@ -1,4 +1,4 @@
-"""What an operator reads and emits, as far as architectures care: names and connections, no computation."""
+"""What each operator reads and produces. This module has names and connections, but no computation."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,12 +9,16 @@ Reads = Literal["dense", "operands", "tokens"]
 
 @dataclass(frozen=True)
 class OperatorKind:
-    """An operator of a choice block.
+    """The kind of an operator in a choice block.
 
     Args:
-        side: of its output: ``dense`` columns or ``sparse`` tokens.
-        reads: ``dense`` inputs, the two binary ``operands``, ``tokens``. Sparse operators read tokens alone.
-        caption: a few letters for drawings.
+        side: What the operator produces: ``dense`` columns or ``sparse`` tokens.
+        reads: What the operator reads: the ``dense`` inputs, the two binary ``operands``, or ``tokens``. Sparse
+            operators only read tokens.
+        caption: A few letters that stand for the operator in drawings.
+
+    Raises:
+        ValueError: If a side or something to read is unknown, or if a sparse operator reads anything but tokens.
     """
 
     side: Side
@@ -33,7 +37,7 @@ class OperatorKind:
             raise ValueError(f"a sparse operator reads tokens, found one that reads {list(self.reads)}")
 
 
-# The paper's; others are added by nasrec_torchrec.modules.registry.register_operator.
+# The operators of the paper. nasrec_torchrec.modules.registry.register_operator adds others.
 KINDS: dict[str, OperatorKind] = {
     "fully_connected": OperatorKind("dense", ("dense",), "FC"),
     "dot_product": OperatorKind("dense", ("dense", "tokens"), "DP"),
@@ -45,5 +49,12 @@ KINDS: dict[str, OperatorKind] = {
 
 
 def names_of(side: Side) -> tuple[str, ...]:
-    """All operators of a side."""
+    """Lists the operators that produce one side.
+
+    Args:
+        side: ``dense`` or ``sparse``.
+
+    Returns:
+        The names of the operators, in the order in which they were registered.
+    """
     return tuple(name for name, kind in KINDS.items() if kind.side == side)

@@ -1,4 +1,4 @@
-"""Search spaces: which architectures exist, how one is drawn, mutated and counted (NASRec, sections 3 and 4.1)."""
+"""Search spaces: sets of architectures from which one can sample and mutate (NASRec, sections 3 and 4.1)."""
 
 import math
 import random
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nasrec_torchrec.architecture import DENSE_OPERATORS, SPARSE_OPERATORS, Architecture, BlockArchitecture
 
-if TYPE_CHECKING:  # a command line needs the values alone, and importing torch takes seconds
+if TYPE_CHECKING:  # a command line only needs the values, and importing torch takes seconds
     import torch
 
 Strategy = Literal[
@@ -20,22 +20,21 @@ Strategy = Literal[
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The set of architectures that a supernet holds.
+    """A set of architectures whose weights one supernet can hold.
 
     Args:
-        num_blocks: choice blocks of every architecture.
-        dense_operators: dense operators a block may use.
-        sparse_operators: sparse operators a block may use.
-        dense_widths: columns that a dense output may have.
-        sparse_widths: tokens that a sparse output may have.
-        max_inputs: earlier outputs that a block reads at most, on the dense and on the sparse side. The binary
-            operators read exactly one on their left and one on their right.
+        num_blocks: Number of choice blocks of every architecture.
+        dense_operators: Names of the dense operators that a block may use.
+        sparse_operators: Names of the sparse operators that a block may use.
+        dense_widths: Allowed numbers of columns of a dense output.
+        sparse_widths: Allowed numbers of tokens of a sparse output.
+        max_inputs: Maximum number of earlier outputs that a block reads on the dense side, and on the sparse side.
+            The binary operators always read one on their left and one on their right.
 
     Raises:
-        ValueError: for a count that is not positive, an empty choice or an unknown operator.
+        ValueError: If a count is not positive, a choice is empty, or an operator is unknown.
 
-    Example::
-
+    Example:
         >>> import torch
         >>> NASREC_SMALL.cardinality > 10**20
         True
@@ -64,7 +63,7 @@ class SearchSpace:
 
     @property
     def cardinality(self) -> int:
-        """Number of architectures with one dense and one sparse operator per block (what a search ranges over)."""
+        """Number of architectures with one dense and one sparse operator per block, the set that a search covers."""
         per_block = (
             len(self.dense_operators)
             * len(self.sparse_operators)
@@ -83,14 +82,21 @@ class SearchSpace:
     def sample(
         self, generator: "torch.Generator | None" = None, strategy: Strategy = "single_operator_any_connection"
     ) -> Architecture:
-        """Draws an architecture.
+        """Samples an architecture.
 
         Args:
-            generator: source of randomness; ranks that share its seed draw the same architecture.
-            strategy: ``single_operator_any_connection`` (the paper's: one dense and one sparse operator, and
-                1 + Binomial(min(i, max_inputs - 1), 1/2) inputs for block i), ``single_operator_single_connection``
-                (one input), ``any_operator_any_connection`` (also 1 + Binomial operators) or ``full``
-                (everything at its largest; only the operands of the binary operators are drawn).
+            generator: Source of randomness. Ranks that use the same seed sample the same architecture.
+            strategy: How to sample. ``single_operator_any_connection`` is the paper's strategy: one dense and one
+                sparse operator, and 1 + Binomial(min(i, max_inputs - 1), 1/2) inputs for block i.
+                ``single_operator_single_connection`` samples one input, ``any_operator_any_connection`` also samples
+                1 + Binomial operators, and ``full`` takes everything at its maximum and only samples the operands of
+                the binary operators.
+
+        Returns:
+            The architecture.
+
+        Raises:
+            ValueError: If the strategy is unknown.
         """
         if strategy not in get_args(Strategy):
             raise ValueError(f"strategy: expected one of {list(get_args(Strategy))}, found {strategy!r}")
@@ -98,12 +104,20 @@ class SearchSpace:
         return Architecture(tuple(self._sample_block(index, strategy, rng) for index in range(self.num_blocks)))
 
     def mutate(self, architecture: Architecture, generator: "torch.Generator | None" = None) -> Architecture:
-        """Redraws one choice of one block: its connections or its inside with equal chance, as the paper does.
+        """Samples one choice of one block again, as the paper does.
 
-        Unlike there the result always differs from its parent.
+        A connection and a choice inside the block are equally likely. Unlike in the paper, the result always differs
+        from its parent.
+
+        Args:
+            architecture: The parent, an architecture of this space.
+            generator: Source of randomness.
+
+        Returns:
+            The mutated architecture.
 
         Raises:
-            ValueError: when the architecture is not of this space, or the space has a single architecture.
+            ValueError: If the architecture does not belong to this space, or if the space has only one architecture.
         """
         self.check(architecture)
         if self.cardinality == 1:
@@ -124,7 +138,11 @@ class SearchSpace:
                 return child
 
     def union(self) -> Architecture:
-        """The architecture that uses everything at its largest: what a supernet has to store."""
+        """Builds the architecture that uses everything at its maximum, which is what a supernet has to store.
+
+        Returns:
+            The architecture. Its binary operators read all earlier outputs on both sides.
+        """
         return Architecture(
             tuple(
                 BlockArchitecture(
@@ -144,7 +162,14 @@ class SearchSpace:
         )
 
     def check(self, architecture: Architecture) -> None:
-        """Raises ValueError when a supernet of this space cannot run the architecture, and says why."""
+        """Checks that a supernet of this space can run an architecture.
+
+        Args:
+            architecture: The architecture to check.
+
+        Raises:
+            ValueError: If it cannot. The message says why.
+        """
         if len(architecture.blocks) != self.num_blocks:
             raise ValueError(f"expected {self.num_blocks} choice blocks, found {len(architecture.blocks)}")
         for index, block in enumerate(architecture.blocks):
@@ -207,7 +232,8 @@ _INNER_FIELDS = (
 
 
 def _rng(generator: "torch.Generator | None") -> random.Random:
-    # One draw from the tensor generator seeds all choices: 70 tensor draws would cost more than a small forward pass.
+    # One number from the tensor generator seeds all choices: sampling 70 tensors would cost more than a small forward
+    # pass.
     import torch
 
     return random.Random(int(torch.randint(2**62, (), generator=generator)))

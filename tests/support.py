@@ -128,6 +128,17 @@ def make_click_files(schema: Schema, count: int, seed: int = 0, row_group: int =
     return ClickFiles.open(file.parent, schema)
 
 
+def in_step(trainer: Any, step: int, act: Callable[[torch.Tensor], object]) -> None:
+    """Calls ``act`` with the dense features in the middle of a step, counted from 0."""
+
+    def hook(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        # A pipeline traces the model before it runs it.
+        if model.training and isinstance(inputs[0], torch.Tensor) and trainer.progress.step == step:
+            act(inputs[0])
+
+    trainer.model.register_forward_pre_hook(hook)
+
+
 def forked() -> BaseContext:
     """Starts processes at once: forked from one without threads that has the slow imports behind it."""
     context = mp.get_context("forkserver")

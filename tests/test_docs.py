@@ -1,6 +1,7 @@
 """The pages: links lead somewhere, commands name programs and flags that exist, the API reference can be built."""
 
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -78,17 +79,40 @@ def test_commands_name_programs_components_and_flags_that_exist(page: Path):
             assert (ROOT / words[1]).exists(), where
 
 
-@pytest.mark.slow
-def test_the_api_reference_is_built_of_docstrings(tmp_path: Path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site as `make docs` builds it; a link that leads nowhere, or an argument that does not exist, is an error."""
+    folder = tmp_path_factory.mktemp("site")
     (recipe,) = re.findall(r"^docs:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    makefile = tmp_path / "Makefile"
-    # The recipe itself, into another folder, with the Python that runs the tests.
-    makefile.write_text(
-        f"BIN := {Path(sys.executable).parent}\n.PHONY: docs\ndocs:\n" + recipe.replace("build/api", str(tmp_path))
+    (command,) = re.findall(r"-m mkdocs (.*)", recipe)
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", *command.split(), "--site-dir", folder],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
     )
-    result = subprocess.run(["make", "-f", makefile, "docs"], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    page = (tmp_path / "nasrec_torchrec" / "models" / "nasrecnet.html").read_text()
-    assert "embedding_bag_collection" in page and "one table per sparse feature" in page
+    assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_and_module(site: Path):
+    for page in (ROOT / "docs").glob("*.md"):
+        assert (site / f"{page.stem}.html").exists(), page
     for file in (ROOT / "nasrec_torchrec").rglob("[a-z]*.py"):
-        assert (tmp_path / file.relative_to(ROOT).with_suffix(".html")).exists(), file
+        assert (site / "reference" / file.relative_to(ROOT).with_suffix(".html")).exists(), file
+    page = (site / "reference" / "nasrec_torchrec" / "models" / "nasrecnet.html").read_text()
+    assert "embedding_bag_collection" in page and "one table per sparse feature" in page
+
+
+@pytest.mark.slow
+def test_links_to_sources_lead_to_pages_that_show_them(site: Path):
+    page = (site / "supernet.html").read_text()
+    assert 'href="reference/nasrec_torchrec/training/trainer.html"' in page
+    home = (site / "index.html").read_text()
+    assert 'href="source/examples/swap_dlrm.py.html"' in home and 'href="supernet.html#what-a-step-costs"' in home
+    assert "DistributedModelParallel" in (site / "source" / "examples" / "swap_dlrm.py.html").read_text()
+    # A role of Sphinx in a docstring becomes a link.
+    reference = (site / "reference" / "nasrec_torchrec" / "models" / "supernet.html").read_text()
+    assert '#nasrec_torchrec.training.optimizers.ActiveSliceAdagrad"><code>ActiveSliceAdagrad</code></a>' in reference

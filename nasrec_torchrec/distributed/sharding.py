@@ -17,6 +17,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from nasrec_torchrec.distributed.config import QuantizedComms
+from nasrec_torchrec.memory import gib, host_memory
 
 # A float32 weight and Adagrad's float32 sum.
 _BYTES = 8
@@ -166,8 +167,8 @@ def _plan(
         tables = {config.name: config.num_embeddings * config.embedding_dim * _BYTES for config in _configs(model)}
         largest = max(tables, key=lambda name: tables[name])
         raise ValueError(
-            f"no sharding plan fits {world_size} ranks of {device.type}: the tables need {_gib(sum(tables.values()))} "
-            f"with their optimizer's state, of which {largest} {_gib(tables[largest])}; a rank has {_gib(memory)}, of "
+            f"no sharding plan fits {world_size} ranks of {device.type}: the tables need {gib(sum(tables.values()))} "
+            f"with their optimizer's state, of which {largest} {gib(tables[largest])}; a rank has {gib(memory)}, of "
             "which the planner keeps a part free. More ranks, row_wise sharding of the largest tables, a smaller "
             f"embedding_dim or fewer num_embeddings help. TorchRec's planner says: {str(error).splitlines()[0]}"
         ) from None
@@ -177,7 +178,7 @@ def rank_memory(device: torch.device) -> int:
     """Bytes that one rank may fill: its GPU's memory, or its share of the host's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // local_world_size()
+    return host_memory() // local_world_size()
 
 
 def describe_plan(dmp: DistributedModelParallel) -> str:
@@ -200,12 +201,8 @@ def describe_plan(dmp: DistributedModelParallel) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", "tables and their optimizer's state, in all:"]
-    lines += [f"  rank {rank}: {_gib(count)}" for rank, count in sorted(held.items())]
+    lines += [f"  rank {rank}: {gib(count)}" for rank, count in sorted(held.items())]
     return "\n".join(lines) + "\n"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:,.3f} GiB"
 
 
 def local_world_size() -> int:

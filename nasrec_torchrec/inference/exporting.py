@@ -1,28 +1,38 @@
 """A trained model as a package: compiled by AOTInductor, with a manifest and a golden response."""
 
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import fbgemm_gpu
 import torch
-from torch import Tensor, nn
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
+from torch import Tensor
 
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.inference.config import ExportConfig
-from nasrec_torchrec.inference.fusion import fuse
-from nasrec_torchrec.inference.predictor import FORMAT, GOLDEN, MANIFEST, PACKAGE, Predictor
-from nasrec_torchrec.inference.tables import FloatTables, make_tables, table_precisions
+from nasrec_torchrec.inference.predictor import FORMAT, GOLDEN, MANIFEST, PACKAGE, Predictor, manifest_sha256
+from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model, trace
+from nasrec_torchrec.inference.tables import FloatTables
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
+from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.nasrecnet import NASRecNet
+from nasrec_torchrec.runs.files import write_text
+from nasrec_torchrec.runs.folder import check_replaceable, recover, replace_folder
+from nasrec_torchrec.runs.lock import lock
+from nasrec_torchrec.runs.names import LOCK
+from nasrec_torchrec.runs.paths import is_remote
+from nasrec_torchrec.runs.record import record_start
 
+# The kind of folder that a package is, see nasrec_torchrec.runs.folder.
+KIND = "package"
 INDUCTOR_OPTIONS: dict[str, Any] = {
     # Allows AOTI_RUNTIME_CHECK_INPUTS=1 to refuse inputs of a wrong type instead of misreading them.
     "aot_inductor.check_lowerbound": False,
@@ -33,119 +43,97 @@ INDUCTOR_OPTIONS: dict[str, Any] = {
 }
 
 
-class ScoringModel(nn.Module):
-    """A NASRecNet in the form that serves: fused, with tables that are looked up from plain tensors.
-
-    Inputs are dense features ``(B, F_dense)`` (left out when there are none), ``ids`` ``(T,)`` int64 of all features,
-    feature by feature, ``lengths`` ``(F_sparse, B)`` int64, and for weighted collections ``weights`` ``(T,)``.
-    Ids outside of a feature's table are looked up as 0, the missing id.
-
-    Args:
-        model: unsharded; it is not changed.
-        precision: of every table; unset, float32.
-        bf16: run the dense part in bfloat16.
-    """
-
-    def __init__(self, model: NASRecNet, precision: Mapping[str, str] | None = None, bf16: bool = False) -> None:
-        super().__init__()
-        ebc = model.sparse_arch.embedding_bag_collection
-        self.precisions = dict(precision or table_precisions(ebc, "fp32", {}))
-        self.tables = make_tables(ebc, model.sparse_arch.feature_names, self.precisions)
-        self.has_dense = model.interaction_arch.dense_in_features > 0
-        self.weighted: bool = ebc.is_weighted()
-        self.interaction_arch = fuse(model.interaction_arch)
-        self.dtype = torch.bfloat16 if bf16 else torch.float32
-        self.interaction_arch.to(self.dtype)
-
-    @property
-    def input_names(self) -> list[str]:
-        """Of the inputs, in order."""
-        return (["dense"] if self.has_dense else []) + ["ids", "lengths"] + (["weights"] if self.weighted else [])
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """
-        Args:
-            inputs: ``[dense,] ids, lengths[, weights]`` as the class says.
-
-        Returns:
-            Tensor: logits ``(B,)`` float32.
-        """
-        ids, lengths, *weights = inputs[1:] if self.has_dense else inputs
-        pooled = self.tables(ids, lengths, weights[0] if self.weighted else None)
-        dense = inputs[0] if self.has_dense else pooled.new_zeros(lengths.shape[1], 0)
-        return self.interaction_arch(dense.to(self.dtype), pooled.to(self.dtype)).flatten().float()
-
-
-def scoring_model(model: NASRecNet, config: ExportConfig) -> ScoringModel:
-    """The form of a model that ``config`` asks for, not compiled yet.
-
-    Raises:
-        ValueError: for an unknown table or precision.
-    """
-    precisions = table_precisions(model.sparse_arch.embedding_bag_collection, config.tables, config.table_precisions)
-    return ScoringModel(model, precisions, config.dense == "bf16").eval()
-
-
 def export(
-    model: NASRecNet,
+    model: ClickModel,
     schema: Schema,
     folder: Path,
     config: ExportConfig | None = None,
     metrics: Mapping[str, Any] | None = None,
     dictionaries: Path | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Predictor:
     """Compiles a model with AOTInductor into a package; takes some 20 seconds.
 
     The package is a folder: ``model.pt2`` takes any batch size and any number of ids, ``model.json`` says what it takes
-    and holds the checksums of the other files, ``golden.json`` is a request and its response, which
+    and holds the checksums of all files, ``golden.json`` is a request and its response, which
     :class:`~nasrec_torchrec.inference.predictor.Predictor` compares when it loads the package, and ``dictionaries/``
     has the words of dictionary ids, for scoring raw rows.
 
     Args:
-        model: unsharded; it is not changed.
-        schema: of the data that the model reads.
-        folder: is replaced when the package is complete.
-        config: in which form.
+        model: a NASRecNet or a baseline, unsharded; it is not changed.
+        schema: schema of the data that the model reads.
+        folder: place of the package, also in a remote storage. An earlier package there is replaced when the new one is
+            complete; files in it that no export wrote stay.
+        config: form of the package.
         metrics: JSON values to tell the reader.
-        dictionaries: folder of the data set's words.
+        dictionaries: local folder of the data set's words.
+        origin: JSON values that say where the model comes from.
 
     Returns:
         Predictor: the package, loaded and verified.
 
     Raises:
-        ValueError: when the model and the schema name different features, or for an unknown table.
+        ValueError: when the folder holds anything but a package, another export writes it, the model and the schema
+            name different features, or for an unknown table.
     """
     config = config or ExportConfig()
-    if model.sparse_arch.feature_names != schema.feature_names:
+    check_place(folder)
+    scoring = scoring_model(model, config, schema.feature_names)
+    if scoring.dense_in_features != len(schema.dense):
         raise ValueError(
-            f"the model reads the features {model.sparse_arch.feature_names}, the schema has {schema.feature_names}"
+            f"the model reads {scoring.dense_in_features} dense features, the schema has {len(schema.dense)}"
         )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda needs such a device to compile on, and this machine has none")
-    scoring = scoring_model(model, config).to(config.device)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    scoring = scoring.to(config.device)
+    with _work_folder(folder) as work:
+        package = work / "package"
+        package.mkdir()
         options = dict(INDUCTOR_OPTIONS)
         if config.simd_bits is not None:
             options["cpp.simdlen"] = config.simd_bits
         with torch.no_grad():
             torch._inductor.aoti_compile_and_package(
-                trace(scoring), package_path=str(temporary / PACKAGE), inductor_configs=options
+                trace(scoring), package_path=str(package / PACKAGE), inductor_configs=options
             )
-        (temporary / GOLDEN).write_text(json.dumps(_golden(scoring, schema)))
+        write_text(package / GOLDEN, json.dumps(_golden(scoring, schema)))
         if dictionaries is not None and dictionaries.exists():
-            shutil.copytree(dictionaries, temporary / DICTIONARIES)
-        document = _manifest(scoring, schema, model, config, metrics or {}, temporary)
-        (temporary / MANIFEST).write_text(json.dumps(document, indent=2))
+            shutil.copytree(dictionaries, package / DICTIONARIES)
+        document = _manifest(scoring, schema, model, config, metrics or {}, origin or {}, package)
+        write_text(package / MANIFEST, json_text(document, indent=2))
         # A package that does not give the golden response does not take the place of one that did.
-        Predictor(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return Predictor(folder, verify=False)
+        predictor = Predictor(package)
+        record_start(package)
+        replace_folder(package, folder, KIND, last=MANIFEST)
+    return predictor
+
+
+def check_place(folder: Path) -> None:
+    """Refuses a place for a package before any work is done for it, and puts right what a killed export left there.
+
+    Raises:
+        ValueError: when the folder holds anything but a package that this program wrote.
+    """
+    recover(folder)
+    check_replaceable(folder, KIND)
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """A locked folder beside a place, in which a package is made; what a killed export left in it is removed."""
+    if is_remote(folder):
+        with TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    work = folder.with_name(f".{folder.name}.export.nasrec-tmp")
+    with lock(work):
+        for left in work.iterdir():
+            if left.name != LOCK:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -165,26 +153,28 @@ class Drift:
     float_table_bytes: int
 
     def __str__(self) -> str:
+        auc = "undefined, because all labels are equal"
+        if self.exported.auc is not None and self.trained.auc is not None:
+            auc = f"{self.exported.auc:.6f} ({self.exported.auc - self.trained.auc:+.6f})"
         return (
-            f"validation, {self.trained.rows:,} rows: AUC {self.exported.auc:.6f} "
-            f"({self.exported.auc - self.trained.auc:+.6f}), log loss {self.exported.log_loss:.6f} "
+            f"validation, {self.trained.rows:,} rows: AUC {auc}, log loss {self.exported.log_loss:.6f} "
             f"({self.exported.log_loss - self.trained.log_loss:+.6f}); tables {self.table_bytes / 2**20:,.2f} MiB "
             f"instead of {self.float_table_bytes / 2**20:,.2f}"
         )
 
 
 @torch.no_grad()
-def compare(model: NASRecNet, config: ExportConfig, files: ClickFiles, batch_size: int = 4096) -> Drift:
+def compare(model: ClickModel, config: ExportConfig, files: ClickFiles, batch_size: int = 4096) -> Drift:
     """Measures a form of a model beside the model itself, before anything is compiled.
 
     Args:
         model: unsharded.
-        config: the form.
+        config: form of the package.
         files: rows to measure on.
         batch_size: rows of a forward pass.
     """
     model.eval()
-    scoring = scoring_model(model, config)
+    scoring = scoring_model(model, config, files.schema.feature_names)
     logits: list[tuple[Tensor, Tensor]] = []
     labels = []
     for batch in files.evaluation_batches(batch_size):
@@ -206,13 +196,15 @@ def compare(model: NASRecNet, config: ExportConfig, files: ClickFiles, batch_siz
 def _manifest(
     scoring: ScoringModel,
     schema: Schema,
-    model: NASRecNet,
+    model: ClickModel,
     config: ExportConfig,
     metrics: Mapping[str, Any],
+    origin: Mapping[str, Any],
     folder: Path,
 ) -> dict[str, Any]:
     quantized = not isinstance(scoring.tables, FloatTables)
-    return {
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    document = {
         "format": FORMAT,
         "inputs": scoring.input_names,
         "input_types": {"dense": "float32", "ids": "int64", "lengths": "int64", "weights": "float32"},
@@ -222,16 +214,21 @@ def _manifest(
         "device": config.device,
         "requires": ["torch", "fbgemm_gpu"] if quantized else ["torch"],
         "versions": {"torch": torch.__version__, "fbgemm_gpu": fbgemm_gpu.__version__},
+        "bytes": sum(file.stat().st_size for file in files),
         "tables": {
             "bytes": scoring.tables.nbytes(),
             "precisions": scoring.precisions,
         },
         "dense": config.dense,
         "metrics": dict(metrics),
+        "origin": dict(origin),
         "schema": json.loads(schema.to_json()),
-        "architecture": json.loads(model.architecture.to_json()),
-        "sha256": {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()},
+        "model": type(model).__name__,
+        "architecture": json.loads(model.architecture.to_json()) if isinstance(model, NASRecNet) else None,
     }
+    document = json.loads(json_text(document))
+    sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+    return {**document, "sha256": sums | {MANIFEST: manifest_sha256(document)}}
 
 
 def _golden(scoring: ScoringModel, schema: Schema) -> dict[str, Any]:
@@ -260,28 +257,3 @@ def _golden(scoring: ScoringModel, schema: Schema) -> dict[str, Any]:
         # Of the largest logit; compiled bfloat16 rounds less often than the same operations one by one.
         "tolerance": 1e-4 if scoring.dtype == torch.float32 else 3e-2,
     }
-
-
-def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:
-    """The model as a ``torch.export`` program of any batch size and any number of ids."""
-    batch, ids = torch.export.Dim("batch", min=1, max=2**20), torch.export.Dim("ids", min=0, max=2**31 - 1)
-    shapes: list[dict[int, Any]] = [{0: batch}] if scoring.has_dense else []
-    shapes += [{0: ids}, {1: batch}] + ([{0: ids}] if scoring.weighted else [])
-    example = example_inputs(scoring, batch_size=3)
-    program = torch.export.export(scoring, example, dynamic_shapes=(tuple(shapes),), strict=False)
-    # Operators that read the same tokens each write down how these lie side by side: once is enough.
-    shared = CSEPass()(program.graph_module)
-    assert shared is not None
-    program.graph_module.graph = shared.graph_module.graph
-    return program
-
-
-def example_inputs(scoring: ScoringModel, batch_size: int) -> tuple[Tensor, ...]:
-    """Inputs of the right shapes: two ids in every bag."""
-    features = scoring.tables.rows.numel()
-    count = 2 * features * batch_size
-    inputs: tuple[Tensor, ...] = ()
-    if scoring.has_dense:
-        inputs += (torch.zeros(batch_size, scoring.interaction_arch.dense_in_features),)
-    inputs += (torch.zeros(count, dtype=torch.int64), torch.full((features, batch_size), 2))
-    return inputs + ((torch.ones(count),) if scoring.weighted else ())

@@ -4,19 +4,31 @@ This file alone is enough, copy it into a service: it needs PyTorch, and FBGEMM 
 
     predictor = Predictor("package")
     probabilities = predictor.predict(predictor.request([{"age": 0.5, "user": 3, "tags": [7, 9]}]))
+
+One rule holds for ids wherever a package is used: an id is a whole number of 64 bits, anything else is refused, and one
+that its feature's table does not have (below 0, or beyond the last row) is looked up as 0, the missing id, and counted
+in :attr:`Predictor.unknown_ids`.
 """
 
+import fcntl
 import hashlib
 import json
+import logging
+import math
 import os
 import queue
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 # Must be set before a package is loaded: wrong types and shapes then raise instead of being misread.
 os.environ.setdefault("AOTI_RUNTIME_CHECK_INPUTS", "1")
@@ -25,8 +37,9 @@ import torch
 from torch import Tensor
 from torch._inductor.package import load_package
 
-FORMAT = "nasrec-torchrec/package/2"
+FORMAT = "nasrec-torchrec/package/3"
 MANIFEST, PACKAGE, GOLDEN = "model.json", "model.pt2", "golden.json"
+_LOG = logging.getLogger("nasrec.predictor")
 
 
 @dataclass(frozen=True)
@@ -54,10 +67,17 @@ class Predictor:
     """A loaded package. Safe to use from several threads.
 
     Args:
-        folder: that ``apps.export`` wrote.
+        folder: folder that ``apps.export`` wrote.
         runners: calls that may run at the same time; the weights are held once.
         verify: compare the files with their checksums, and a stored response with the model's.
         chunk_size: rows that a CPU computes at a time, which bounds the memory of large requests.
+
+    Attributes:
+        manifest: the content of the package's ``model.json``.
+        version: twelve digits that differ between packages that differ in any file.
+        close: removes the temporary files of a package that scores no more.
+        ids: ids that were looked up since the package was loaded, by feature.
+        unknown_ids: those of them that no table has, by feature.
 
     Raises:
         ValueError: when the package is damaged, or does not give on this machine what it gave where it was made.
@@ -65,13 +85,11 @@ class Predictor:
 
     def __init__(self, folder: str | Path, runners: int = 1, verify: bool = True, chunk_size: int = 512) -> None:
         folder = Path(folder)
-        self.manifest: dict[str, Any] = _read(folder / MANIFEST)
-        if self.manifest.get("format") != FORMAT:
-            raise ValueError(f"{folder / MANIFEST}: expected a manifest of format '{FORMAT}'")
+        self.manifest: dict[str, Any] = read_manifest(folder, verify)
         if verify:
             for name, known in self.manifest["sha256"].items():
-                if _sha256(folder / name) != known:
-                    raise ValueError(f"{folder / name}: its checksum is not that of the manifest")
+                if name not in (MANIFEST, PACKAGE) and _file_sha256(folder / name) != known:
+                    raise ValueError(f"{folder / name}: its checksum is not that of {MANIFEST}")
         if "fbgemm_gpu" in self.manifest["requires"]:
             import fbgemm_gpu  # noqa: F401  registers the operator that looks quantized tables up
         schema = self.manifest["schema"]
@@ -79,14 +97,19 @@ class Predictor:
         self.dense_features: list[str] = [feature["name"] for feature in schema["dense"]]
         self.weighted = "weights" in self.manifest["inputs"]
         self.device = torch.device(self.manifest["device"])
+        self._rows = torch.tensor([feature["num_embeddings"] for feature in schema["sparse"]])
         self._chunk_size = chunk_size if self.device.type == "cpu" else 2**30
         self._free = threading.BoundedSemaphore(runners)
-        try:
-            self._model = load_package(str(folder / PACKAGE), num_runners=runners)
-        except (RuntimeError, OSError) as error:
-            raise ValueError(f"{folder / PACKAGE}: cannot be loaded: {str(error).splitlines()[0]}") from None
+        self._counting = threading.Lock()
+        sums = self.manifest["sha256"]
+        self.version = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:12]
+        self._model, folder_and_lock = _load(folder / PACKAGE, sums[PACKAGE] if verify else "", runners)
+        # Whoever does not call it leaves that to the garbage collection, or the end of the process.
+        self.close = weakref.finalize(self, _remove, os.getpid(), *folder_and_lock)
+        self._count_from_now_on()
         if verify:
             self._verify(folder / GOLDEN)
+            self._count_from_now_on()
 
     def predict(self, request: Request) -> Tensor:
         """Probabilities of a click, ``(B,)`` float32.
@@ -97,13 +120,15 @@ class Predictor:
         return torch.sigmoid(self.logits(request))
 
     def logits(self, request: Request) -> Tensor:
-        """Their logits, see :meth:`predict`."""
+        """Logits ``(B,)`` float32, see :meth:`predict`."""
         self.check(request)
         if not len(request):
             return torch.empty(0)
         with self._free, torch.inference_mode():
             parts = split(request, self._chunk_size) if len(request) > self._chunk_size else [request]
-            return torch.cat([self._run(part) for part in parts])
+            logits = torch.cat([self._run(part) for part in parts])
+        self._count(request)
+        return logits
 
     def _run(self, request: Request) -> Tensor:
         named = {
@@ -112,8 +137,27 @@ class Predictor:
             "lengths": request.lengths,
             "weights": request.weights,
         }
-        inputs = [named[name].to(self.device).contiguous() for name in self.manifest["inputs"]]  # type: ignore[union-attr]
+        inputs = [_row_major(named[name]).to(self.device) for name in self.manifest["inputs"]]  # type: ignore[arg-type]
         return self._model(*inputs).cpu()
+
+    def unknown(self, request: Request) -> dict[str, int]:
+        """How many ids of each feature no table has, of a request that :meth:`check` accepts."""
+        per_feature = request.lengths.sum(1)
+        outside = (request.ids < 0) | (request.ids >= self._rows.repeat_interleave(per_feature))
+        if not bool(outside.any()):
+            return dict.fromkeys(self.features, 0)
+        counts = [int(part.sum()) for part in outside.split(per_feature.tolist())]
+        return dict(zip(self.features, counts, strict=True))
+
+    def _count(self, request: Request) -> None:
+        counts, unknown = request.lengths.sum(1).tolist(), self.unknown(request)
+        with self._counting:
+            for name, count in zip(self.features, counts, strict=True):
+                self.ids[name] += count
+                self.unknown_ids[name] += unknown[name]
+
+    def _count_from_now_on(self) -> None:
+        self.ids, self.unknown_ids = dict.fromkeys(self.features, 0), dict.fromkeys(self.features, 0)
 
     def check(self, request: Request) -> None:
         """Raises ValueError, saying what is wrong, unless the model can score the request."""
@@ -143,42 +187,58 @@ class Predictor:
             raise ValueError("weights: the ids of this model are not weighted")
 
     def request(self, rows: Sequence[Mapping[str, Any]]) -> Request:
-        """Rows as values by the names of the features: a number, or a list of ids; a missing one is no id, or 0.
+        """Makes a request of rows of prepared values by the names of the features.
 
-        For weighted ids a list of ``[id, weight]`` pairs.
+        An id is a whole number (3.0 is 3), a multi-hot feature has a list of them, and for weighted ids a list of
+        ``[id, weight]`` pairs. A dense value is a finite number. What is None or left out is missing: no id, or 0.
 
         Raises:
-            ValueError: for a name that the model does not know, or a value of another kind.
+            ValueError: for a name that the model does not know, or a value of another kind; it says which row,
+                feature and value.
         """
         known = {*self.features, *self.dense_features}
-        bags: dict[str, list[list[Any]]] = {name: [] for name in self.features}
-        dense = []
+        dense, bags, weights = [], {name: [] for name in self.features}, {name: [] for name in self.features}  # type: ignore[var-annotated]
+        lengths: dict[str, list[int]] = {name: [] for name in self.features}
         for number, row in enumerate(rows):
             unknown = sorted(set(row) - known)
             if unknown:
                 raise ValueError(f"row {number}: unknown features {unknown}; the model has {sorted(known)}")
-            for name, bag in bags.items():
-                value = row.get(name, [])
-                bag.append(list(value) if isinstance(value, list | tuple) else [value])
-            dense.append([row.get(name, 0.0) for name in self.dense_features])
-        try:
-            lengths = torch.tensor([[len(bag) for bag in bags[name]] for name in self.features], dtype=torch.int64)
-            flat = [value for name in self.features for bag in bags[name] for value in bag]
-            weights = torch.tensor([weight for _, weight in flat], dtype=torch.float32) if self.weighted else None
-            ids = torch.tensor([value[0] for value in flat] if self.weighted else flat, dtype=torch.int64)
-            columns = torch.tensor(dense, dtype=torch.float32).reshape(len(rows), len(self.dense_features))
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ValueError(f"rows: expected numbers: {error}") from None
-        return Request(ids, lengths.reshape(len(self.features), len(rows)), columns, weights)
+            try:
+                for name in self.features:
+                    entries = _entries(row.get(name))
+                    if self.weighted:
+                        pairs = [_pair(entry) for entry in entries]
+                        weights[name] += [weight for _, weight in pairs]
+                        entries = [value for value, _ in pairs]
+                    bags[name] += [_whole(entry) for entry in entries]
+                    lengths[name].append(len(entries))
+                for name in self.dense_features:
+                    value = row.get(name)
+                    dense.append(0.0 if value is None else _finite(value))
+            except ValueError as error:
+                raise ValueError(f"row {number}: {name}: {error}") from None
+        return Request(
+            torch.tensor([value for name in self.features for value in bags[name]], dtype=torch.int64),
+            torch.tensor([lengths[name] for name in self.features], dtype=torch.int64).view(
+                len(self.features), len(rows)
+            ),
+            torch.tensor(dense, dtype=torch.float32).view(len(rows), len(self.dense_features)),
+            torch.tensor([value for name in self.features for value in weights[name]]) if self.weighted else None,
+        )
 
     def _verify(self, file: Path) -> None:
         golden = _read(file)
         types = {"ids": torch.int64, "lengths": torch.int64, "dense": torch.float32, "weights": torch.float32}
-        tensors: dict[str, Any] = {
-            name: torch.tensor(value, dtype=types[name]) for name, value in golden["request"].items()
-        }
-        request = Request(**tensors)
-        expected = torch.tensor(golden["logits"])
+        try:
+            request = Request(
+                **{name: torch.tensor(value, dtype=types[name]) for name, value in golden["request"].items()}
+            )
+            expected, tolerance = torch.tensor(golden["logits"], dtype=torch.float32), float(golden["tolerance"])
+            self.check(request)
+            if not len(request) or expected.shape != (len(request),):
+                raise ValueError(f"expected {len(request)} logits, at least one, found {expected.numel()}")
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{file}: not a request and its response: {error!r}") from None
         # By itself, row by row, and often enough to fill a batch.
         often = [request] * max(1, 512 // len(request))
         try:
@@ -192,7 +252,7 @@ class Predictor:
         except RuntimeError as error:
             raise ValueError(f"{file}: the model does not take the request: {str(error).splitlines()[0]}") from None
         difference = float((logits - expected).abs().max())
-        if not difference <= golden["tolerance"] * max(1.0, float(expected.abs().max())):
+        if not difference <= tolerance * max(1.0, float(expected.abs().max())):
             raise ValueError(
                 f"{file}: the model's logits differ by {difference:.2g} from those where it was exported; "
                 "export it on a machine like this one"
@@ -203,6 +263,9 @@ class QueueFull(Exception):  # noqa: N818  as queue.Full is named
     """More rows wait than are allowed."""
 
 
+_Waiting = tuple[Request, "Future[Tensor]"]
+
+
 class Batcher:
     """Scores requests of many threads together: while one batch runs, the next one gathers.
 
@@ -211,7 +274,7 @@ class Batcher:
         max_batch_size: rows of a batch; a larger request is a batch of its own.
         max_delay: seconds that a request waits for others at most when nothing runs.
         max_waiting: rows that may wait; beyond, requests are refused.
-        observe: told the rows and seconds of every batch.
+        observe: called with the rows and the seconds of every batch.
     """
 
     def __init__(
@@ -220,11 +283,11 @@ class Batcher:
         max_batch_size: int = 512,
         max_delay: float = 0.001,
         max_waiting: int = 4096,
-        observe: Any = None,
+        observe: Callable[[int, float], None] | None = None,
     ) -> None:
         self._predictor, self._observe = predictor, observe
         self._max_batch_size, self._max_delay, self._max_waiting = max_batch_size, max_delay, max_waiting
-        self._queue: queue.SimpleQueue[tuple[Request, Future[Tensor]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
         self.waiting = 0
@@ -232,7 +295,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, request: Request) -> "Future[Tensor]":
-        """Probabilities, later.
+        """Returns the future of the probabilities; who cancels it stops nobody else.
 
         Raises:
             ValueError: at once, for a request that does not fit the model.
@@ -244,9 +307,9 @@ class Batcher:
         with self._lock:
             if self._closed:
                 raise RuntimeError("closed")
-            if self.waiting and self.waiting + len(request) > self._max_waiting:
+            if self.waiting and self.waiting + _weight(request) > self._max_waiting:
                 raise QueueFull(f"{self.waiting} rows wait already, {self._max_waiting} may")
-            self.waiting += len(request)
+            self.waiting += _weight(request)
             self._queue.put((request, future))
         return future
 
@@ -258,53 +321,65 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        kept: tuple[Request, Future[Tensor]] | None = None
-        while True:
+        kept: _Waiting | None = None
+        ended = False
+        while not ended or kept is not None:
             first = kept or self._queue.get()
             kept = None
             if first is None:
                 return
-            batch, rows, ended = [first], len(first[0]), False
+            batch, rows = [first], len(first[0])
             until = time.monotonic() + self._max_delay
-            while rows < self._max_batch_size:
+            while rows < self._max_batch_size and not ended:
                 try:
                     item = self._queue.get(timeout=max(0.0, until - time.monotonic()))
                 except queue.Empty:
                     break
                 if item is None:
                     ended = True
-                    break
-                if rows + len(item[0]) > self._max_batch_size:
+                elif rows + len(item[0]) > self._max_batch_size:
                     kept = item
                     break
-                batch.append(item)
-                rows += len(item[0])
-            self._score(batch, rows)
-            if ended:
-                return
+                else:
+                    batch.append(item)
+                    rows += len(item[0])
+            self._score(batch)
 
-    def _score(self, batch: "list[tuple[Request, Future[Tensor]]]", rows: int) -> None:
+    def _score(self, batch: "list[_Waiting]") -> None:
         started = time.perf_counter()
+        # From here on a future cannot be cancelled any more.
+        wanted = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
+        rows = sum(len(request) for request, _ in wanted)
         try:
-            scores = self._predictor.predict(merge([request for request, _ in batch]))
-            for (_, future), part in zip(batch, scores.split([len(request) for request, _ in batch]), strict=True):
+            scores = self._predictor.predict(merge([request for request, _ in wanted])) if wanted else torch.empty(0)
+            for (_, future), part in zip(wanted, scores.split([len(request) for request, _ in wanted]), strict=True):
                 future.set_result(part)
-        except Exception as error:
-            for _, future in batch:
-                if not future.done():
+        except Exception:
+            # One request may have failed for all: each gets an answer, or an error, of its own.
+            for request, future in wanted:
+                try:
+                    future.set_result(self._predictor.predict(request))
+                except Exception as error:
                     future.set_exception(error)
-        finally:
-            with self._lock:
-                self.waiting -= rows
-            if self._observe is not None:
+        with self._lock:
+            self.waiting -= sum(_weight(request) for request, _ in batch)
+        if self._observe is not None and wanted:
+            try:
                 self._observe(rows, time.perf_counter() - started)
+            except Exception:
+                _LOG.exception("the observer of batches failed")
+
+
+def _weight(request: Request) -> int:
+    """Rows that a request counts as while it waits; one without rows takes its place too."""
+    return max(1, len(request))
 
 
 def merge(requests: Sequence[Request]) -> Request:
     """Requests one after another, as one."""
     if len(requests) == 1:
         return requests[0]
-    # Ids lie feature by feature, so those of each request are dealt out anew.
+    # Ids lie feature by feature, so those of every request are dealt out again.
     per_feature = [request.lengths.sum(1).tolist() for request in requests]
 
     def dealt(tensors: Sequence[Tensor]) -> Tensor:
@@ -341,6 +416,8 @@ def split(request: Request, size: int) -> list[Request]:
 
 
 def _require(tensor: Tensor, name: str, kind: torch.dtype, shape: tuple[int | None, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: expected a tensor, found {type(tensor).__name__}")
     fits = tensor.dim() == len(shape) and all(
         size is None or size == found for size, found in zip(shape, tensor.shape, strict=False)
     )
@@ -351,22 +428,171 @@ def _require(tensor: Tensor, name: str, kind: torch.dtype, shape: tuple[int | No
         )
 
 
+def _row_major(tensor: Tensor) -> Tensor:
+    """The tensor with the strides that compiled code expects, also where it has no element, or one in a dimension."""
+    expected = [math.prod(max(size, 1) for size in tensor.shape[place + 1 :]) for place in range(tensor.dim())]
+    if list(tensor.stride()) == expected:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+
+
+def _plain(value: Any) -> Any:
+    """Python's own value for one of NumPy or PyTorch."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _entries(value: Any) -> list[Any]:
+    value = _plain(value)
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _whole(value: Any) -> int:
+    number = _plain(value)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, int) and not isinstance(number, bool) and -(2**63) <= number < 2**63:
+        return number
+    raise ValueError(f"expected whole numbers of 64 bits as ids, found {value!r:.60}")
+
+
+def _pair(value: Any) -> tuple[Any, float]:
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return value[0], _finite(value[1])
+    raise ValueError(f"expected [id, weight] pairs, found {value!r:.60}")
+
+
+def _finite(value: Any) -> float:
+    number = _plain(value)
+    # What rounds to an infinite number of 32 bits is too large.
+    if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= 3.4028235e38:
+        return float(number)
+    raise ValueError(f"expected a finite number of 32 bits, found {value!r:.60}")
+
+
+def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
+    """The manifest of a package, when it has all that a predictor relies on.
+
+    Args:
+        folder: folder of the package.
+        verify: compare the manifest with the checksum that it holds of itself.
+
+    Raises:
+        ValueError: says what is missing or wrong.
+    """
+    file = folder / MANIFEST
+    document = _read(file)
+    if document.get("format") != FORMAT:
+        raise ValueError(f"{file}: expected a manifest of format '{FORMAT}', found {document.get('format')!r:.80}")
+    try:
+        schema, inputs, sums = document["schema"], document["inputs"], document["sha256"]
+        names = [*(["dense"] if schema["dense"] else []), "ids", "lengths"]
+        valid = {
+            "inputs": inputs in (names, [*names, "weights"]),
+            "device": document["device"] in ("cpu", "cuda"),
+            "requires": document["requires"] in (["torch"], ["torch", "fbgemm_gpu"]),
+            "schema.dense": all(isinstance(feature["name"], str) for feature in schema["dense"]),
+            "schema.sparse": len(schema["sparse"]) > 0
+            and all(isinstance(part["name"], str) and 0 < part["num_embeddings"] < 2**63 for part in schema["sparse"]),
+            "sha256": {MANIFEST, PACKAGE, GOLDEN} <= set(sums) and all(map(_inside, sums)),
+        }
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"{file}: not the manifest of a package: {error!r}") from None
+    if not all(valid.values()):
+        wrong = [key for key, right in valid.items() if not right]
+        raise ValueError(f"{file}: not the manifest of a package: {', '.join(wrong)}: not as an export writes it")
+    if verify and manifest_sha256(document) != sums[MANIFEST]:
+        raise ValueError(f"{file}: its checksum is not that of its content")
+    return document
+
+
+def manifest_sha256(document: Mapping[str, Any]) -> str:
+    """Checksum of a manifest but for its list of checksums, which the files themselves answer for."""
+    content = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _inside(name: str) -> bool:
+    """Whether a name stays inside of the folder that it is joined to."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
+
+
+def _load(file: Path, known: str, runners: int) -> tuple[Callable[..., Tensor], tuple[Path, IO[str]]]:
+    """Loads a compiled model, unless its checksum is another one than what is known of it.
+
+    Returns:
+        The model, and the temporary folder in which it lies, with its lock.
+    """
+    folder = None
+    try:
+        folder, lock = _make_folder()
+        with file.open("rb") as opened:
+            # What is compared is what is loaded, also where somebody replaces the file meanwhile.
+            if known and _sha256(opened) != known:
+                raise ValueError(f"{file}: its checksum is not that of {MANIFEST}")
+            with zipfile.ZipFile(opened) as archive:
+                archive.extractall(folder)
+        try:
+            from torch.export.pt2_archive._package import AOTICompiledModel
+
+            loader = torch._C._aoti.AOTIModelPackageLoader(str(folder), "model", False, runners, -1)
+            return AOTICompiledModel(loader), (folder, lock)
+        except (ImportError, RuntimeError):  # PyTorch before 2.13 loads files only
+            return load_package(str(file), num_runners=runners), (folder, lock)
+    except (ValueError, RuntimeError, OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        if folder is not None:
+            _remove(os.getpid(), folder, lock)
+        if isinstance(error, ValueError) and MANIFEST in str(error):
+            raise
+        raise ValueError(f"{file}: cannot be loaded: {(str(error) or repr(error)).splitlines()[0]}") from None
+
+
+def _make_folder() -> tuple[Path, IO[str]]:
+    """A temporary folder that is locked while this process lives; removes those of processes that were killed."""
+    home, prefix = Path(tempfile.gettempdir()), f"nasrec-aotinductor-{os.getuid()}-"
+    gate = os.open(home / f".{prefix}lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        for left in home.glob(f"{prefix}*"):
+            if left.is_symlink() or left.lstat().st_uid != os.getuid():
+                continue
+            with suppress(OSError), (left / ".lock").open("w") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        lock = (folder / ".lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return folder, lock
+    finally:
+        os.close(gate)
+
+
+def _remove(pid: int, folder: Path, lock: IO[str]) -> None:
+    if pid == os.getpid():  # not in a fork
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise ValueError(f"{file}: expected a JSON object")
     return document
 
 
-def _sha256(file: Path) -> str:
+def _sha256(opened: IO[bytes]) -> str:
     digest = hashlib.sha256()
+    while block := opened.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _file_sha256(file: Path) -> str:
     try:
         with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+            return _sha256(opened)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error}") from None

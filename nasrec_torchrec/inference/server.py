@@ -2,167 +2,96 @@
 
 import asyncio
 import logging
+import math
+import os
+import resource
+import signal
+import socket
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
+import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from nasrec_torchrec.inference import predictor as predictors
+from nasrec_torchrec.inference import protocol
 from nasrec_torchrec.inference.config import ServingConfig
-from nasrec_torchrec.inference.predictor import MANIFEST, Batcher, Predictor, QueueFull
+from nasrec_torchrec.inference.limits import Bodies, BoundedProtocol, CountedAnswers, error_response
+from nasrec_torchrec.inference.metrics import ServerMetrics
+from nasrec_torchrec.inference.predictor import QueueFull
+from nasrec_torchrec.inference.served import Served
+from nasrec_torchrec.runs.files import local_folder
 
 _LOG = logging.getLogger("nasrec.serve")
-_DATATYPES = {"FP32": np.float32, "INT64": np.int64}
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The request does not fit the model; the reason is in `error`."},
+    404: {"description": "There is no such model or version."},
+    408: {"description": "The body did not arrive in time."},
+    413: {"description": "The body is too large."},
+    429: {"description": "Too many rows wait; ask again later."},
+    503: {"description": "Too many bodies or connections are open, or the server shuts down."},
+}
+_TENSOR = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "datatype": {"type": "string", "enum": ["FP32", "INT64"]},
+        "data": {"type": "array", "items": {}, "description": "values in row-major order, nested or flat"},
+        "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
+    },
+}
+_INFER = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "inputs": {"type": "array", "items": _TENSOR, "minItems": 1},
+                        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+                        "parameters": {"type": "object", "properties": {"binary_data_output": {"type": "boolean"}}},
+                    },
+                }
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
 
 
-class InferInput(BaseModel):
-    """A tensor: its values in row-major order, nested or flat."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[Any]
-
-
-class InferRequest(BaseModel):
-    """Tensors by the names that the model's metadata gives."""
-
-    id: str | None = None
-    inputs: list[InferInput] = Field(min_length=1)
-
-
-class InferOutput(BaseModel):
-    name: str
-    shape: list[int]
-    datatype: str
-    data: list[float]
-
-
-class InferResponse(BaseModel):
-    """Probabilities of a click, one for each row."""
-
-    model_name: str
-    model_version: str
-    id: str | None = None
-    outputs: list[InferOutput]
-
-
-class Served:
-    """The package that takes the traffic, which a newer one may replace while requests run."""
-
-    def __init__(self, folder: Path, config: ServingConfig, metrics: "Metrics") -> None:
-        self._folder, self._config, self._metrics = folder, config, metrics
-        self._stopped = threading.Event()
-        self._seen = self._stamp()
-        self._load()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-
-    def close(self) -> None:
-        self._stopped.set()
-        self._watcher.join()
-        self.batcher.close()
-
-    def _load(self) -> None:
-        predictor = Predictor(self._folder)
-        config = self._config
-        batcher = Batcher(
-            predictor,
-            config.max_batch_size,
-            config.max_delay_ms / 1000,
-            config.max_waiting,
-            self._metrics.observe_batch,
-        )
-        # One assignment: a request uses the one or the other.
-        self.current = predictor, batcher, predictor.manifest["sha256"][predictors.PACKAGE][:12]
-        _LOG.info("serving %s, version %s", self._folder, self.version)
-
-    @property
-    def predictor(self) -> Predictor:
-        return self.current[0]
-
-    @property
-    def batcher(self) -> Batcher:
-        return self.current[1]
-
-    @property
-    def version(self) -> str:
-        return self.current[2]
-
-    def _stamp(self) -> tuple[int, int] | None:
-        try:
-            stat = (self._folder / MANIFEST).stat()
-        except OSError:
-            return None
-        return stat.st_mtime_ns, stat.st_ino
-
-    def _watch(self) -> None:
-        while self._config.reload_seconds and not self._stopped.wait(self._config.reload_seconds):
-            stamp = self._stamp()
-            if stamp is None or stamp == self._seen:
-                continue
-            self._seen = stamp
-            old = self.batcher
-            try:
-                self._load()
-            except Exception as error:
-                self._metrics.reloads.labels("refused").inc()
-                _LOG.error("the new package is not served, the old one goes on: %s", error)
-            else:
-                self._metrics.reloads.labels("served").inc()
-                old.close()
-
-
-class Metrics:
-    """What Prometheus reads."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        seconds = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-        rows = tuple(2**power for power in range(14))
-        self.latency = Histogram(
-            "nasrec_request_seconds", "of an inference request", buckets=seconds, registry=self.registry
-        )
-        self.batch_rows = Histogram("nasrec_batch_rows", "scored together", buckets=rows, registry=self.registry)
-        self.batch_seconds = Histogram(
-            "nasrec_batch_seconds", "that a batch computes", buckets=seconds, registry=self.registry
-        )
-        self.requests = Counter("nasrec_requests", "by status", ["status"], registry=self.registry)
-        self.reloads = Counter("nasrec_reloads", "of new packages", ["result"], registry=self.registry)
-        self.waiting = Gauge("nasrec_waiting_rows", "in the queue or being scored", registry=self.registry)
-
-    def observe_batch(self, rows: int, seconds: float) -> None:
-        self.batch_rows.observe(rows)
-        self.batch_seconds.observe(seconds)
-
-
-def create_app(folder: Path, config: ServingConfig | None = None) -> FastAPI:
+def create_app(folder: Path, config: ServingConfig | None = None, metrics: ServerMetrics | None = None) -> FastAPI:
     """The service as an ASGI application.
 
     Args:
         folder: package that ``apps.export`` wrote; is looked at again and again, and a new one is verified before it
             takes the traffic.
-        config: how.
+        config: how requests are served.
+        metrics: counters to use.
 
     Raises:
         ValueError: when the package is damaged.
     """
-    config = config or ServingConfig()
+    config, metrics = config or ServingConfig(), metrics or ServerMetrics()
     torch.set_num_threads(config.threads)
-    metrics = Metrics()
-    served = Served(folder, config, metrics)
-    metrics.waiting.set_function(lambda: served.batcher.waiting)
+    served, bodies = Served(folder, config, metrics), Bodies(config)
+    metrics.waiting.set_function(lambda: served.current[1].waiting)
+    metrics.held.set_function(lambda: bodies.held)
+    metrics.follow(served.counts)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -173,92 +102,91 @@ def create_app(folder: Path, config: ServingConfig | None = None) -> FastAPI:
         title="nasrec-torchrec",
         description="Click probabilities, by the Open Inference Protocol.",
         lifespan=lifespan,
+        redirect_slashes=False,
     )
-    # Who stops the server sets it first, see apps/serve.py.
+    # Set by whoever stops the server, before it closes its door.
     app.state.draining = False
-    limit = config.max_body_mib << 20
-
-    @app.middleware("http")
-    async def bounded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > limit:
-            return _error(413, f"expected a body of {limit} bytes at most, found content-length {length}")
-        if request.method == "POST" and "content-length" not in request.headers:
-            return _error(411, "expected the header content-length")
-        response = await call_next(request)
-        if app.state.draining:
-            response.headers["connection"] = "close"
-        return response
+    app.add_middleware(CountedAnswers, metrics=metrics, draining=app.state)
 
     @app.exception_handler(StarletteHTTPException)
-    async def refused(_: Request, error: StarletteHTTPException) -> JSONResponse:
-        return _error(error.status_code, str(error.detail))
+    async def refused(_: Request, error: StarletteHTTPException) -> Response:
+        return error_response(error.status_code, str(error.detail), dict(error.headers or {}))
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        metrics.requests.labels("400").inc()
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return _error(400, f"{where or 'body'}: {first['msg']}")
-
-    def known(name: str) -> None:
+    def known(name: str, version: str | None = None) -> None:
         if name != config.name:
-            raise HTTPException(404, f"unknown model {name!r}; this server has {config.name!r}")
+            raise HTTPException(404, f"unknown model {name!r:.100}; this server has {config.name!r}")
+        if version is not None and version != served.current[2]:
+            raise HTTPException(404, f"unknown version {version!r:.100}; this server has {served.current[2]!r}")
 
-    @app.get("/v2")
-    async def server_metadata() -> dict[str, Any]:
-        return {"name": "nasrec-torchrec", "version": "2", "extensions": []}
+    def readable(*paths: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def add(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+            for path in paths:
+                app.get(path, include_in_schema=path == path.rstrip("/"))(endpoint)
+                app.head(path, include_in_schema=False)(endpoint)
+            return endpoint
 
-    @app.get("/v2/health/live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
+        return add
 
-    @app.get("/v2/health/ready")
-    async def ready() -> dict[str, bool]:
+    def ready() -> None:
         if app.state.draining:
             raise HTTPException(503, "shutting down")
+
+    @readable("/v2", "/v2/")
+    async def server_metadata() -> dict[str, Any]:
+        return {"name": "nasrec-torchrec", "version": "2", "extensions": protocol.EXTENSIONS}
+
+    @readable("/v2/health/live")
+    async def server_live() -> dict[str, bool]:
+        return {"live": True}
+
+    @readable("/v2/health/ready")
+    async def server_ready() -> dict[str, bool]:
+        ready()
         return {"ready": True}
 
-    @app.get("/v2/models/{name}/ready")
-    async def model_ready(name: str) -> dict[str, Any]:
-        known(name)
+    @readable("/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/ready")
+    async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
+        known(name, version)
+        ready()
         return {"name": name, "ready": True}
 
-    @app.get("/v2/models/{name}")
-    async def model_metadata(name: str) -> dict[str, Any]:
-        known(name)
+    @readable("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+    async def model_metadata(name: str, version: str | None = None) -> dict[str, Any]:
+        known(name, version)
+        predictor, _, current = served.current
         return {
             "name": name,
-            "versions": [served.version],
+            "versions": [current],
             "platform": "pytorch_aotinductor",
-            "inputs": _described(served.predictor),
-            "outputs": [{"name": "probability", "datatype": "FP32", "shape": [-1]}],
+            "inputs": protocol.describe_inputs(predictor),
+            "outputs": [{"name": protocol.OUTPUT, "datatype": "FP32", "shape": [-1]}],
         }
 
-    @app.post(
-        "/v2/models/{name}/infer",
-        responses={code: {"description": text} for code, text in _FAILURES.items()},
-    )
-    async def infer(name: str, request: InferRequest) -> InferResponse:
-        known(name)
+    @app.post("/v2/models/{name}/infer", responses=_FAILURES, openapi_extra=_INFER)
+    @app.post("/v2/models/{name}/versions/{version}/infer", responses=_FAILURES, openapi_extra=_INFER)
+    async def infer(request: Request, name: str, version: str | None = None) -> Response:
         started = time.perf_counter()
-        # Both at once, so that a new package never answers for the checks of an old one.
-        predictor, batcher, version = served.current
-        try:
-            asked = _tensors(predictor, request.inputs)
-            if len(asked) > config.max_rows:
-                raise ValueError(f"expected {config.max_rows} rows at most, found {len(asked)}")
-            scores = await asyncio.wrap_future(_submit(served, batcher, asked))
-        except QueueFull as error:
-            metrics.requests.labels("429").inc()
-            raise HTTPException(429, f"busy: {error}") from None
-        except ValueError as error:
-            metrics.requests.labels("400").inc()
-            raise HTTPException(400, str(error)) from None
-        metrics.requests.labels("200").inc()
+        known(name, version)
+        header_length = _header_length(request)
+        async with bodies.read(request) as body:
+            try:
+                while True:
+                    # All three at once, so that a new package never answers for the checks of an old one.
+                    predictor, batcher, current = served.current
+                    inference = protocol.decode(body, header_length, predictor, config.max_rows, config.max_ids)
+                    try:
+                        future = batcher.submit(inference.request)
+                        break
+                    except RuntimeError:  # a new package has taken over since
+                        continue
+                scores = await asyncio.wrap_future(future)
+            except QueueFull as error:
+                raise HTTPException(429, f"busy: {error}") from None
+            except ValueError as error:
+                raise HTTPException(400, str(error)) from None
+        content, headers = protocol.encode(inference, name, current, scores)
         metrics.latency.observe(time.perf_counter() - started)
-        output = InferOutput(name="probability", shape=[len(scores)], datatype="FP32", data=scores.tolist())
-        return InferResponse(model_name=name, model_version=version, id=request.id, outputs=[output])
+        return Response(content, headers=headers)
 
     @app.get("/metrics")
     async def prometheus() -> Response:
@@ -267,82 +195,89 @@ def create_app(folder: Path, config: ServingConfig | None = None) -> FastAPI:
     return app
 
 
-_FAILURES: dict[int | str, str] = {
-    400: "The request does not fit the model; the reason is in `error`.",
-    404: "Unknown model.",
-    411: "No content-length.",
-    413: "The body is too large.",
-    429: "Too many rows wait; ask again later.",
-}
+def serve(package: Path, config: ServingConfig) -> None:
+    """Serves a package until SIGTERM or Ctrl-C, then answers what was accepted.
 
-
-def _error(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": message}, status)
-
-
-def _submit(served: Served, batcher: Batcher, asked: predictors.Request) -> Any:
-    try:
-        return batcher.submit(asked)
-    except RuntimeError:  # a new package has taken over since
-        return served.batcher.submit(asked)
-
-
-def _described(predictor: Predictor) -> list[dict[str, Any]]:
-    shapes = {
-        "dense": ("FP32", [-1, len(predictor.dense_features)]),
-        "ids": ("INT64", [-1]),
-        "lengths": ("INT64", [len(predictor.features), -1]),
-        "weights": ("FP32", [-1]),
-    }
-    names = predictor.manifest["inputs"]
-    return [{"name": name, "datatype": shapes[name][0], "shape": shapes[name][1]} for name in names]
-
-
-def _tensors(predictor: Predictor, inputs: Sequence[InferInput]) -> predictors.Request:
-    """The request's tensors.
+    Args:
+        package: folder that ``apps.export`` wrote; a remote one is fetched once, at the start.
+        config: how requests are served.
 
     Raises:
-        ValueError: says which input does not fit, and why.
+        ValueError: when the port is taken, or the package is damaged.
     """
-    expected = {entry["name"]: entry for entry in _described(predictor)}
-    tensors: dict[str, torch.Tensor] = {}
-    for given in inputs:
-        if given.name not in expected or given.name in tensors:
-            raise ValueError(f"inputs: expected {list(expected)}, each once, found {[part.name for part in inputs]}")
-        wanted = expected[given.name]
-        if given.datatype != wanted["datatype"]:
-            raise ValueError(f"{given.name}: datatype: expected {wanted['datatype']}, found {given.datatype!r}")
-        fits = len(given.shape) == len(wanted["shape"]) and all(
-            size >= 0 and most in (-1, size) for size, most in zip(given.shape, wanted["shape"], strict=True)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    _LOG.setLevel(logging.INFO)
+    # Before the package is loaded, which may take long.
+    with _bind(config) as listener, local_folder(package) as folder:
+        metrics = ServerMetrics()
+        app = create_app(folder, config, metrics)
+        bounds = replace(config, max_connections=_connections(config.max_connections))
+        options = uvicorn.Config(
+            app,
+            http=partial(BoundedProtocol, bounds=bounds, metrics=metrics),  # type: ignore[arg-type]
+            ws="none",
+            timeout_graceful_shutdown=math.ceil(config.drain_s),
+            timeout_keep_alive=75,
+            access_log=False,
+            server_header=False,
+            log_level="info",
         )
-        if not fits:
-            raise ValueError(f"{given.name}: shape: expected {wanted['shape']}, -1 being any, found {given.shape}")
-        tensors[given.name] = _tensor(given)
-    missing = [name for name in expected if name not in tensors]
-    if missing:
-        raise ValueError(f"inputs: missing {missing}")
-    return predictors.Request(**tensors)
+        _LOG.info("listening at %s port %d, for %d connections", *listener.getsockname()[:2], bounds.max_connections)
+        _Server(options, config.notice_s).run([listener])
 
 
-def _tensor(given: InferInput) -> torch.Tensor:
-    kind = _DATATYPES[given.datatype]
+class _Server(uvicorn.Server):
+    """Lets clients and load balancers know before it closes its door, and ends as a program that did its work."""
+
+    def __init__(self, config: uvicorn.Config, notice_s: float) -> None:
+        super().__init__(config)
+        self._notice_s = notice_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # uvicorn's own would raise the signal once more after the shutdown: exit code -15, and nothing is torn down.
+        state = self.config.app.state  # type: ignore[union-attr]
+        if state.draining:  # asked twice: without notice; three times: without an answer to anybody
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
+            return
+        state.draining = True
+        timer = threading.Timer(self._notice_s, self._close_door)
+        timer.daemon = True
+        timer.start()
+
+    def _close_door(self) -> None:
+        self.should_exit = True
+
+
+def _bind(config: ServingConfig) -> socket.socket:
     try:
-        values = np.asarray(given.data)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{given.name}: data: expected numbers, nested as the shape says or flat") from None
-    whole = values.dtype.kind == "i"
-    if values.size and not (whole or (kind is np.float32 and values.dtype.kind == "f")):
-        what = "integers of 64 bits" if kind is np.int64 else "numbers"
-        raise ValueError(f"{given.name}: data: expected {what}, found {_sample(values)}")
-    if values.size != int(np.prod(given.shape, dtype=object)) or values.shape not in (
-        tuple(given.shape),
-        (values.size,),
-    ):
-        raise ValueError(f"{given.name}: data: expected {given.shape} values, found {list(values.shape)}")
-    with np.errstate(over="ignore"):
-        return torch.from_numpy(np.ascontiguousarray(values.astype(kind).reshape(given.shape)))
+        family, kind, proto, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ValueError(
+            f"port: cannot listen at {config.host} port {config.port}: {error.strerror or error}"
+        ) from None
+    return listener
 
 
-def _sample(values: np.ndarray) -> str:
-    text = repr(values.flat[0] if values.size else values.dtype)
-    return text if len(text) < 60 else f"{text[:60]}..."
+def _connections(wanted: int) -> int:
+    """As many connections as the process may open files for, after those that it needs itself."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        in_use = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        in_use = 64
+    return wanted if allowed == resource.RLIM_INFINITY else max(1, min(wanted, allowed - in_use - 16))
+
+
+def _header_length(request: Request) -> int | None:
+    text = request.headers.get("inference-header-content-length")
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise HTTPException(400, f"inference-header-content-length: expected a number, found {text!r:.30}")
+    return int(text)

@@ -16,15 +16,16 @@ class ClickMetrics:
     """Quality over a split.
 
     Args:
-        auc: area under the ROC curve, exact; NaN when all labels are equal.
-        log_loss: mean binary cross-entropy in nats.
-        normalized_entropy: log loss divided by that of always predicting the split's positive rate.
+        auc: area under the ROC curve, exact; None when all labels are equal, or a prediction is not a number.
+        log_loss: mean binary cross-entropy in nats; infinite when a prediction is not a number.
+        normalized_entropy: log loss divided by that of always predicting the split's positive rate; None when all
+            labels are equal.
         rows: rows counted.
     """
 
-    auc: float
+    auc: float | None
     log_loss: float
-    normalized_entropy: float
+    normalized_entropy: float | None
     rows: int
 
 
@@ -32,16 +33,25 @@ def click_metrics(logits: Tensor, labels: Tensor) -> ClickMetrics:
     """Exact metrics of ``logits`` ``(N,)`` against ``labels`` ``(N,)`` of 0 and 1."""
     logits, labels = logits.double().flatten(), labels.double().flatten()
     loss = float(F.binary_cross_entropy_with_logits(logits, labels))
+    if math.isnan(loss):
+        return ClickMetrics(None, math.inf, None, labels.numel())
     rate = float(labels.mean())
-    mixed = 0.0 < rate < 1.0
-    entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate)) if mixed else math.nan
-    auc = float(binary_auroc(torch.sigmoid(logits), labels.long())) if mixed else math.nan
+    if not 0.0 < rate < 1.0:
+        return ClickMetrics(None, loss, None, labels.numel())
+    entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+    auc = float(binary_auroc(torch.sigmoid(logits), labels.long()))
     return ClickMetrics(auc, loss, loss / entropy, labels.numel())
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> ClickMetrics:
-    """Exact metrics of an unsharded model over a split, in this process."""
+    """Exact metrics of an unsharded model over a split, in this process.
+
+    Raises:
+        ValueError: when the split has no rows.
+    """
+    if not len(files):
+        raise ValueError(f"{files.files[0].parent}: the split has no rows to measure")
     model.eval()
     logits, labels = [], []
     for batch in files.evaluation_batches(batch_size):

@@ -1,1 +1,1 @@
-"""Whole models: NASRecNet, SuperNet and the published architectures."""
+"""Complete models: NASRecNet, SuperNet, baselines and the published architectures."""

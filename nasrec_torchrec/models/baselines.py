@@ -1,4 +1,4 @@
-"""What a user would pick instead of a NASRecNet: TorchRec's models, and an MLP, behind one description."""
+"""Baselines that a user might pick instead of a NASRecNet: TorchRec's models, DeepFM and an MLP."""
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,13 @@ def build_baseline(
     dense_in_features: int,
     device: torch.device | None = None,
 ) -> "DLRM | FlatModel":
-    """The model that a description stands for.
+    """Builds a baseline from its description.
 
     Args:
-        baseline: description of the model.
-        embedding_bag_collection: tables of one embedding dimension.
-        dense_in_features: columns of the dense features.
-        device: device of the dense part.
+        baseline: The description of the model.
+        embedding_bag_collection: Tables with a common embedding dimension.
+        dense_in_features: Number of dense features.
+        device: Device of the dense part.
 
     Returns:
         A model that maps dense features and ids to logits ``(B, 1)``.
@@ -39,15 +39,16 @@ def build_baseline(
 
 
 class FlatModel(nn.Module):
-    """An MLP over the dense features and all embeddings, beside a factorization machine over them if asked for.
+    """An MLP over the dense features and all embeddings, optionally combined with a factorization machine.
 
     Args:
-        embedding_bag_collection: tables of one embedding dimension E.
-        dense_in_features: columns of the dense features.
-        over_layers: widths of the layers; the last is 1.
-        factorization_machine: add one: DeepFM (arXiv 1703.04247). The logit is a linear over the dense features, the
-            MLP's last hidden layer and the sum of the products of all pairs of embeddings.
-        device: of the dense part.
+        embedding_bag_collection: Tables with a common embedding dimension E.
+        dense_in_features: Number of dense features.
+        over_layers: Layer widths of the MLP; the last one is 1.
+        factorization_machine: Whether to add a factorization machine, which makes the model DeepFM (arXiv
+            1703.04247). The logit is then a linear function of the dense features, the last hidden layer of the MLP,
+            and the sum of the products of all pairs of embeddings.
+        device: Device of the dense part.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class FlatModel(nn.Module):
         )
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
-        """``(B, F_dense)`` and ids to logits ``(B, 1)``."""
+        """Computes logits ``(B, 1)`` from dense features ``(B, F_dense)`` and ids."""
         return self.interaction_arch(dense_features, self.sparse_arch(sparse_features))
 
 
 class FlatInteraction(nn.Module):
-    """Everything of a :class:`FlatModel` above the tables: a leaf for TorchRec's pipelines."""
+    """The part of a :class:`FlatModel` above the tables, a module that TorchRec's pipelines do not trace into."""
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class FlatInteraction(nn.Module):
         device: torch.device | None,
     ) -> None:
         super().__init__()
+        self.dense_in_features = dense_in_features
         inputs = dense_in_features + embedded
         self.deep = MLP(inputs, hidden, device=device) if hidden else nn.Identity()
         self.factorization_machine = factorization_machine
@@ -94,7 +96,7 @@ class FlatInteraction(nn.Module):
         self.over_arch = nn.Linear(read_by_logit, out_features, device=device)
 
     def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
-        """``(B, F_dense)`` and ``(B, F_sparse, E)`` to logits ``(B, 1)``."""
+        """Computes logits ``(B, 1)`` from ``(B, F_dense)`` and ``(B, F_sparse, E)``."""
         deep = self.deep(torch.cat([dense_features, embedded_features.flatten(1)], dim=1))
         if not self.factorization_machine:
             return self.over_arch(deep)

@@ -1,4 +1,4 @@
-"""What describes a baseline; importing it needs no PyTorch."""
+"""Descriptions of baselines. Importing this module does not import PyTorch."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -9,18 +9,20 @@ BASELINES: tuple[BaselineKind, ...] = get_args(BaselineKind)
 
 @dataclass(frozen=True)
 class Baseline:
-    """A model of fixed structure to compare with.
+    """A model with a fixed structure to compare with.
 
     Args:
-        kind: ``dlrm`` (TorchRec's DLRM), ``dcn`` (TorchRec's DLRM_DCN: DCN-V2 with low-rank cross layers), ``deepfm``
-            (an MLP beside a factorization machine) or ``mlp``; the last two over dense features and embeddings.
-        dense_layers: over the dense features, of dlrm and dcn; the last must be the embedding dimension.
-        over_layers: before the logit; the last must be 1.
-        cross_layers: of dcn.
-        cross_rank: of dcn's cross layers.
+        kind: ``dlrm`` (TorchRec's DLRM), ``dcn`` (TorchRec's DLRM_DCN, which is DCN-V2 with low-rank cross layers),
+            ``deepfm`` (an MLP and a factorization machine) or ``mlp``. The last two read the dense features and all
+            embeddings.
+        dense_layers: Layer widths of the MLP over the dense features of dlrm and dcn. The last one must be the
+            embedding dimension.
+        over_layers: Layer widths of the MLP before the logit. The last one must be 1.
+        cross_layers: Number of cross layers of dcn.
+        cross_rank: Rank of the cross layers of dcn.
 
     Raises:
-        ValueError: for an unknown kind, or layers of no width.
+        ValueError: If the kind is unknown, a width is not positive, or ``over_layers`` does not end in 1.
     """
 
     kind: BaselineKind = "dlrm"

@@ -1,4 +1,4 @@
-"""What model a run trained: enough to build it again, in one small JSON file beside the weights."""
+"""Descriptions from which a model can be built again; a run stores one as a small JSON file next to the weights."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -11,6 +11,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.memory import host_memory, require_memory
 from nasrec_torchrec.models.baselines import FlatModel, build_baseline
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.nasrecnet import NASRecNet
@@ -23,12 +24,12 @@ _FORMAT = "nasrec-torchrec/model/1"
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model and the data it reads.
+    """Describes a model and the data that it reads.
 
     Args:
-        schema: columns and tables.
-        interaction: an architecture (NASRecNet), a search space (SuperNet) or a baseline.
-        use_layernorm: normalise after each linear; not for baselines.
+        schema: The columns and tables of the data.
+        interaction: An architecture (for a NASRecNet), a search space (for a SuperNet) or a baseline.
+        use_layernorm: Whether to normalize after each linear layer. Baselines ignore it.
     """
 
     schema: Schema
@@ -36,7 +37,19 @@ class ModelDescription:
     use_layernorm: bool = False
 
     def build(self, device: torch.device | None = None) -> ClickModel:
-        """The model, its tables and its dense part on ``device`` (``meta`` is allowed)."""
+        """Builds the model.
+
+        Args:
+            device: Device of the tables and the dense part; ``meta`` is allowed.
+
+        Returns:
+            The model with initial weights.
+
+        Raises:
+            ValueError: If the tables do not fit into this machine's memory.
+        """
+        if device is None or device.type == "cpu":
+            require_memory(self.schema.tables(), 4, host_memory(), "their weights")
         ebc = EmbeddingBagCollection(tables=self.schema.tables(), is_weighted=self.schema.weighted, device=device)
         dense = len(self.schema.dense)
         match self.interaction:
@@ -48,6 +61,7 @@ class ModelDescription:
                 return build_baseline(self.interaction, ebc, dense, device)
 
     def to_json(self) -> str:
+        """Converts the description to a JSON document."""
         kind = {Architecture: "nasrecnet", SearchSpace: "supernet", Baseline: "baseline"}[type(self.interaction)]
         interaction = (
             json.loads(self.interaction.to_json())
@@ -67,10 +81,16 @@ class ModelDescription:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelDescription":
-        """Reads what :meth:`to_json` wrote.
+        """Reads a document that :meth:`to_json` wrote.
+
+        Args:
+            text: The JSON document.
+
+        Returns:
+            The description.
 
         Raises:
-            ValueError: for another format or kind, or a part that is not valid.
+            ValueError: If the format or the kind is unknown, or if a part is not valid.
         """
         document = json.loads(text)
         if document.get("format") != _FORMAT:
@@ -89,6 +109,6 @@ class ModelDescription:
 
 
 def dense_parameters(model: nn.Module) -> int:
-    """Number of parameters outside of the embedding tables."""
+    """Counts the parameters outside of the embedding tables."""
     tables = {id(p) for m in model.modules() if isinstance(m, EmbeddingBagCollection) for p in m.parameters()}
     return sum(p.numel() for p in model.parameters() if id(p) not in tables)

@@ -1,4 +1,4 @@
-"""NASRecNet: the model that an architecture describes."""
+"""NASRecNet, the model that an architecture describes."""
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +11,24 @@ from nasrec_torchrec.modules.sparse_arch import SparseArch
 
 
 class NASRecNet(nn.Module):
-    """A click-through-rate model with a searched interaction part (NASRec, arXiv 2207.07187).
+    """A click-through-rate model whose interaction part is an architecture (NASRec, arXiv 2207.07187).
 
-    Takes the place of ``torchrec.models.dlrm.DLRM``: the same inputs, logits as output, an
-    ``EmbeddingBagCollection`` that DistributedModelParallel shards.
+    It replaces ``torchrec.models.dlrm.DLRM``: it has the same inputs, returns logits, and contains an
+    ``EmbeddingBagCollection`` that DistributedModelParallel can shard.
 
     Args:
-        embedding_bag_collection: one table per sparse feature or shared ones, all of one embedding dimension E.
-        dense_in_features: columns F_dense of the dense features; 0 when there are none.
-        architecture: what the interaction part computes.
-        use_layernorm: normalise after each linear. The published final networks do not.
-        dense_device: where the interaction part lives; ``meta`` is allowed.
+        embedding_bag_collection: The tables, one table per sparse feature or shared ones. All of them have the same
+            embedding dimension E.
+        dense_in_features: Number of dense features F_dense, or 0 if there are none.
+        architecture: The architecture of the interaction part.
+        use_layernorm: Whether to normalize after each linear layer. The published final networks do not.
+        dense_device: Device of the interaction part; ``meta`` is allowed.
 
     Raises:
-        ValueError: for embedding dimensions that differ, or that an operator cannot use.
+        ValueError: If embedding dimensions differ, or if an operator cannot use them.
 
-    Example::
-
+    Example:
+        >>> from nasrec_torchrec import PUBLISHED
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
         >>> tables = [EmbeddingBagConfig(name=f"t{i}", embedding_dim=16, num_embeddings=50, feature_names=[f"f{i}"])
         ...           for i in range(26)]
@@ -60,20 +61,22 @@ class NASRecNet(nn.Module):
 
     @property
     def architecture(self) -> Architecture:
+        """The architecture of the interaction part."""
         return self.interaction_arch.architecture
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
-        """
+        """Computes the logits of a batch.
+
         Args:
-            dense_features: ``(B, F_dense)``; ``(B, 0)`` without dense features.
-            sparse_features: ids of every sparse feature, ``stride`` B.
+            dense_features: Tensor of shape ``(B, F_dense)``, or ``(B, 0)`` without dense features.
+            sparse_features: Ids of every sparse feature for B rows.
 
         Returns:
-            Tensor: logits ``(B, 1)``.
+            Logits of shape ``(B, 1)``.
 
         Raises:
-            ValueError: for a missing feature, dense features of the wrong width and, on the CPU, for an id outside
-                of its table.
+            ValueError: If a feature is missing, the dense features have the wrong width, or, on the CPU, an id is
+                outside of its table.
         """
         return predict(self.sparse_arch, self.interaction_arch, dense_features, sparse_features)
 
@@ -81,13 +84,13 @@ class NASRecNet(nn.Module):
 def predict(
     sparse_arch: SparseArch, interaction_arch: nn.Module, dense_features: Tensor, sparse_features: KeyedJaggedTensor
 ) -> Tensor:
-    """The forward pass that NASRecNet and SuperNet share."""
+    """Runs the forward pass that NASRecNet and SuperNet share."""
     if isinstance(sparse_features, KeyedJaggedTensor):  # not while a pipeline traces through
         sparse_arch.check(sparse_features)
     return interaction_arch(dense_features, sparse_arch(sparse_features))
 
 
 def check_dense_in_features(count: int) -> None:
-    """Raises ValueError unless the number of dense features can be one."""
+    """Raises ValueError unless ``count`` is a valid number of dense features."""
     if not isinstance(count, int) or count < 0:
         raise ValueError(f"dense_in_features: expected an integer, 0 or more, found {count!r}")

@@ -1,6 +1,6 @@
-"""The six architectures that the NASRec authors published, and their weights' names in the research code.
+"""The six architectures that the NASRec authors published, and a loader for weights from the research code.
 
-Source of the architectures: the result files of https://github.com/facebookresearch/NasRec (Apache-2.0).
+The architectures come from the result files in https://github.com/facebookresearch/NasRec (Apache-2.0).
 """
 
 import re
@@ -87,7 +87,7 @@ PUBLISHED: dict[str, Architecture] = {
     ),
 }
 
-# Module of a choice block there -> module here. Node numbers are those of NASRec-Full; Small numbers EFC 2.
+# For each module of a choice block there, the module here. Nodes are numbered as in NASRec-Full; in Small, EFC is 2.
 _NODES = {"full": (FC, DP, SG, SUM, AT, EFC), "small": (FC, DP, EFC)}
 _PARTS: dict[str, dict[str, str]] = {
     FC: {"_linear": "linear", "_layernorm": "norm"},
@@ -118,16 +118,17 @@ _PARTS: dict[str, dict[str, str]] = {
 
 
 def load_research_state_dict(model: NASRecNet, state_dict: Mapping[str, Tensor]) -> None:
-    """Loads weights that carry the research code's names.
+    """Loads a state dict of the research code.
 
-    Table i there belongs to the i-th table of the model's embedding collection.
+    Table i of the research code is loaded into the i-th table of the model's embedding collection.
 
     Args:
-        model: built for the same architecture, unsharded.
-        state_dict: names such as ``_blocks.0._nodes.1._linear_proj.weight`` to tensors.
+        model: A model with the same architecture that is not sharded.
+        state_dict: Tensors by their names in the research code, such as
+            ``_blocks.0._nodes.1._linear_proj.weight``.
 
     Raises:
-        ValueError: when a weight is missing, has no counterpart or has another shape.
+        ValueError: If a weight is missing, has no counterpart, or has a different shape.
     """
     names = {name.split(".")[3] for name in state_dict if "._nodes." in name}
     space = "full" if names & {"3", "4", "5"} else "small"
@@ -139,10 +140,10 @@ def load_research_state_dict(model: NASRecNet, state_dict: Mapping[str, Tensor])
         module = modules.get(path)
         if module is None or isinstance(module, nn.Identity):
             if re.search(r"deep_fm\._linear_layernorm\.", name):
-                continue  # the research code keeps this LayerNorm, and skips it, where the merger needs no projection
+                continue  # without a projection, the research code keeps this LayerNorm but does not use it
             raise ValueError(f"{name}: the model has no such weight; does it have the same architecture?")
         if path.endswith(".gate") and attribute == "weight":
-            # Square there: the columns beyond the left operand only ever meet padding.
+            # The weight is square there, but the columns beyond the left operand are only multiplied by padding.
             value = value[:, : sum(module.in_features.values())]
         loaded |= _copy(module, attribute, value, name)
     missing = [name for name, parameter in model.named_parameters() if parameter not in loaded]
@@ -151,7 +152,7 @@ def load_research_state_dict(model: NASRecNet, state_dict: Mapping[str, Tensor])
 
 
 def _translate(name: str, space: str, tables: list[str]) -> tuple[str, str]:
-    """A name of the research code as path of the module here and the parameter's name in it."""
+    """Translates a name of the research code to the path of a module here and the name of its parameter."""
     name = re.sub(r"\.in_proj_(weight|bias)$", r".in_proj.\1", name)
     stem, _, attribute = name.rpartition(".")
     if match := re.fullmatch(r"_embedding\.(\d+)", stem):
@@ -176,7 +177,7 @@ def _translate(name: str, space: str, tables: list[str]) -> tuple[str, str]:
 
 @torch.no_grad()
 def _copy(module: nn.Module, attribute: str, value: Tensor, name: str) -> set[nn.Parameter]:
-    """Copies one tensor, in pieces where the module keeps one weight per source, and returns what was filled."""
+    """Copies one tensor, split if the module has one weight per source, and returns the parameters it filled."""
     targets: list[nn.Parameter]
     if attribute == "weight" and isinstance(module, MultiSourceLinear):
         targets = [module.weight(source) for source in module.in_features]

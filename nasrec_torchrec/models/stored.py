@@ -1,4 +1,4 @@
-"""Models that a run trained, built and loaded from its checkpoint."""
+"""Loading of the model that a run trained from its checkpoint."""
 
 from pathlib import Path
 
@@ -12,10 +12,16 @@ from nasrec_torchrec.runs.files import read_text
 
 
 def read_description(folder: Path) -> ModelDescription:
-    """The description of the model in a checkpoint.
+    """Reads the description of the model in a checkpoint.
+
+    Args:
+        folder: The folder of the checkpoint.
+
+    Returns:
+        The description.
 
     Raises:
-        ValueError: when it is damaged.
+        ValueError: If the file is damaged.
     """
     file = folder / MODEL
     try:
@@ -25,16 +31,19 @@ def read_description(folder: Path) -> ModelDescription:
 
 
 def load_model(run_dir: Path) -> tuple[ModelDescription, ClickModel]:
-    """Loads a run's checkpoint for use, written by any number of ranks, into an unsharded model on the CPU.
+    """Loads the model of a training run for inference.
+
+    The checkpoint may have been written by any number of ranks. The model is not sharded and is on the CPU, and no
+    process group is needed.
 
     Args:
-        run_dir: folder of a training run.
+        run_dir: The folder of the training run.
 
     Returns:
-        The description and the model, in evaluation mode. No process group is needed.
+        The description, and the model in evaluation mode.
 
     Raises:
-        ValueError: when the run has no complete checkpoint or it cannot be read.
+        ValueError: If the run has no complete checkpoint, or if it cannot be read.
     """
     folder = kept_checkpoint(run_dir)
     description = read_description(folder)

@@ -1,4 +1,4 @@
-"""SuperNet: the shared weights of all architectures of a search space."""
+"""SuperNet, the shared weights of all architectures of a search space."""
 
 import copy
 from collections.abc import Iterator
@@ -16,19 +16,20 @@ from nasrec_torchrec.search_space import SearchSpace
 
 
 class SharedInteractionArch(nn.Module):
-    """Storage for every subnet's parameters; the subnet that runs is an :class:`InteractionArch` of views on it.
+    """Storage for the parameters of every subnet.
 
-    A subnet's parameters are prefix slices of the stored ones, equal in name. They are parameters of their own, with
-    gradients of the subnet's size; an in-place update of them lands in the storage. A step therefore costs what the
+    The subnet that runs is an :class:`~nasrec_torchrec.modules.interaction_arch.InteractionArch` whose parameters are
+    views: prefix slices of the stored parameters with the same names. They are parameters in their own right with
+    gradients of the subnet's size, and updating them in place updates the storage. A step therefore costs what the
     subnet costs, and a subnet computes what the extracted model computes.
 
     Args:
-        search_space: the architectures to hold.
-        dense_in_features: columns of the dense features.
-        num_tokens: sparse features.
-        embedding_dim: width of a pooled embedding.
-        use_layernorm: normalise after each linear, over the width in use.
-        device: where the storage lives; ``meta`` is allowed.
+        search_space: The architectures to store.
+        dense_in_features: Number of dense features.
+        num_tokens: Number of sparse features.
+        embedding_dim: Width of a pooled embedding.
+        use_layernorm: Whether to normalize after each linear layer, over the width in use.
+        device: Device of the storage; ``meta`` is allowed.
     """
 
     def __init__(
@@ -54,30 +55,40 @@ class SharedInteractionArch(nn.Module):
         )
         self.architecture = search_space.sample(torch.Generator().manual_seed(0), "full")
         self._stored = dict(self.storage.named_modules())
-        # In a list, so that it is not registered: its parameters are views on the storage.
+        # A list keeps the subnet from being registered as a child: its parameters are views of the storage.
         self._bound: list[tuple[InteractionArch, list[tuple[nn.Parameter, nn.Parameter]]]] = []
 
     def set_architecture(self, architecture: Architecture) -> None:
         """Chooses the subnet that the next forward pass runs.
 
+        Args:
+            architecture: An architecture of the search space.
+
         Raises:
-            ValueError: when the architecture is not of this search space.
+            ValueError: If the architecture does not belong to the search space.
         """
         self.search_space.check(architecture)
         self.architecture = architecture
         self._bound.clear()
 
     def subnet(self, architecture: Architecture) -> InteractionArch:
-        """The interaction part that an architecture selects, its parameters being views on the storage."""
+        """Builds the interaction part that an architecture selects.
+
+        Args:
+            architecture: An architecture of the search space.
+
+        Returns:
+            A module whose parameters are views of the storage.
+        """
         self.search_space.check(architecture)
         return self._bind(architecture)[0]
 
     def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
-        """``(B, F_dense)`` and ``(B, F_sparse, E)`` to logits ``(B, 1)`` of the current subnet."""
+        """Computes the logits ``(B, 1)`` of the current subnet from ``(B, F_dense)`` and ``(B, F_sparse, E)``."""
         return self._current()[0](dense_features, embedded_features)
 
     def active_parameters(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        """Pairs of a stored parameter and the current subnet's view on it."""
+        """Yields each stored parameter that the current subnet uses, together with the subnet's view of it."""
         yield from self._current()[1]
 
     def _current(self) -> tuple[InteractionArch, list[tuple[nn.Parameter, nn.Parameter]]]:
@@ -114,7 +125,7 @@ class SharedInteractionArch(nn.Module):
 
 
 def _is_view(view: nn.Parameter, stored: nn.Parameter) -> bool:
-    # Without dense features some weights are empty; an empty tensor has no address to compare.
+    # Without dense features some weights are empty, and an empty tensor has no address to compare.
     return (
         (view.data_ptr() == stored.data_ptr() or not view.numel())
         and view.device == stored.device
@@ -124,20 +135,20 @@ def _is_view(view: nn.Parameter, stored: nn.Parameter) -> bool:
 
 
 class SuperNet(nn.Module):
-    """One model that holds the weights of every architecture of a search space (NASRec, section 4).
+    """A model that stores the weights of every architecture of a search space (NASRec, section 4).
 
     Args:
-        embedding_bag_collection: tables shared by all architectures, all of one embedding dimension E.
-        dense_in_features: columns F_dense of the dense features; 0 when there are none.
-        search_space: the architectures to hold.
-        use_layernorm: normalise after each linear, over the width in use.
-        dense_device: where the interaction part lives; ``meta`` is allowed.
+        embedding_bag_collection: The tables, which all architectures share. All of them have the same embedding
+            dimension E.
+        dense_in_features: Number of dense features F_dense, or 0 if there are none.
+        search_space: The architectures to store.
+        use_layernorm: Whether to normalize after each linear layer, over the width in use.
+        dense_device: Device of the interaction part; ``meta`` is allowed.
 
     Raises:
-        ValueError: for embedding dimensions that differ, or that an operator cannot use.
+        ValueError: If embedding dimensions differ, or if an operator cannot use them.
 
-    Example::
-
+    Example:
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
         >>> table = EmbeddingBagConfig(name="t", embedding_dim=16, num_embeddings=50, feature_names=["f"])
         >>> supernet = SuperNet(EmbeddingBagCollection(tables=[table]), 3, SearchSpace(num_blocks=2))
@@ -169,6 +180,7 @@ class SuperNet(nn.Module):
 
     @property
     def search_space(self) -> SearchSpace:
+        """The architectures that the supernet stores."""
         return self.interaction_arch.search_space
 
     @property
@@ -179,39 +191,48 @@ class SuperNet(nn.Module):
     def set_architecture(self, architecture: Architecture) -> None:
         """Chooses the subnet that the next forward pass runs.
 
+        Args:
+            architecture: An architecture of the search space.
+
         Raises:
-            ValueError: when the architecture is not of this search space.
+            ValueError: If the architecture does not belong to the search space.
         """
         self.interaction_arch.set_architecture(architecture)
 
     def active_parameters(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        """Pairs of a stored parameter of the interaction part and the current subnet's view on it.
+        """Lists the parameters of the interaction part that the current subnet uses.
 
-        Gradients arrive on the views. An optimizer that is made of ``supernet.parameters()`` would see none of them;
+        Gradients arrive on the views. An optimizer over ``supernet.parameters()`` would see none of them, whereas
         :class:`~nasrec_torchrec.training.optimizers.ActiveSliceAdagrad` takes this method and updates the views.
+
+        Returns:
+            An iterator over pairs of a stored parameter and the current subnet's view of it.
         """
         return self.interaction_arch.active_parameters()
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
-        """
+        """Computes the logits of a batch with the current architecture.
+
         Args:
-            dense_features: ``(B, F_dense)``; ``(B, 0)`` without dense features.
-            sparse_features: ids of every sparse feature, ``stride`` B.
+            dense_features: Tensor of shape ``(B, F_dense)``, or ``(B, 0)`` without dense features.
+            sparse_features: Ids of every sparse feature for B rows.
 
         Returns:
-            Tensor: logits ``(B, 1)`` of the current architecture.
+            Logits of shape ``(B, 1)``.
         """
         return predict(self.sparse_arch, self.interaction_arch, dense_features, sparse_features)
 
     @torch.no_grad()
     def extract(self, architecture: Architecture) -> NASRecNet:
-        """A standalone model with copies of the weights that the architecture selects, and of the tables.
+        """Copies the weights that an architecture selects, and the tables, into a standalone model.
+
+        The supernet must not be sharded.
 
         Args:
-            architecture: one of the search space.
+            architecture: An architecture of the search space.
 
         Returns:
-            NASRecNet: computes the same logits. Of an unsharded supernet only.
+            A model that computes the same logits.
         """
         subnet = self.interaction_arch.subnet(architecture)
         model = NASRecNet(

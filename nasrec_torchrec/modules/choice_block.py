@@ -15,7 +15,7 @@ from nasrec_torchrec.modules.registry import OPERATORS
 class BlockOutputs(NamedTuple):
     """What a block emits; None where nobody reads it.
 
-    Args:
+    Attributes:
         dense: ``(B, dense_width)``.
         tokens: ``(B, sparse_width, E)``.
         merged: ``(B, 8, E)``, the tokens of the dense-to-sparse merger.

@@ -19,6 +19,11 @@ class SparseArch(nn.Module):
 
     def __init__(self, embedding_bag_collection: EmbeddingBagCollection) -> None:
         super().__init__()
+        if not hasattr(embedding_bag_collection, "embedding_bag_configs"):
+            raise ValueError(
+                "embedding_bag_collection: expected an EmbeddingBagCollection, found "
+                f"{type(embedding_bag_collection).__name__}, which is not supported"
+            )
         configs = list(embedding_bag_collection.embedding_bag_configs())
         dims = {config.name: config.embedding_dim for config in configs}
         if len(set(dims.values())) != 1:

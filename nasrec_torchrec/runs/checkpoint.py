@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
+from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.runs.files import read_text, remove, write_text
 from nasrec_torchrec.runs.paths import RemotePath
 
@@ -81,7 +82,7 @@ class Checkpoints:
         if dist.get_rank() == 0:
             remove(temporary)
             write_text(temporary / MODEL, self._description)
-            write_text(temporary / _PROGRESS_FILE, json.dumps(progress))
+            write_text(temporary / _PROGRESS_FILE, json_text(progress))
         dist.barrier(self._group)
         written = dcp.async_save(
             self._state(), checkpoint_id=temporary, process_group=self._group, async_stager=BlockingAsyncStager()

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.runs.files import read_text, remove, upload, write_text
 from nasrec_torchrec.runs.paths import RemotePath
@@ -75,13 +76,14 @@ class RunLog:
         """One step done."""
         self._bar.update()
 
-    def write(self, event: str, step: int, **values: float) -> None:
+    def write(self, event: str, step: int, **values: float | None) -> None:
         """Records an event's values, for instance ``write("train", 20, loss=0.5)``."""
         if not self._writes:
             return
         self._note(event, step, **values)
         for name, value in values.items():
-            self._board.add_scalar(f"{event}/{name}", value, step)
+            if value is not None:
+                self._board.add_scalar(f"{event}/{name}", value, step)
         shown = {name: f"{value:.4g}" for name, value in values.items() if name in ("loss", "samples_per_second")}
         if shown:
             self._bar.set_postfix(shown, refresh=False)
@@ -98,7 +100,7 @@ class RunLog:
             "time": round(time.time(), 3),
             "seconds": round(time.monotonic() - self._start, 3),
         }
-        self._file.write(json.dumps(record | values) + "\n")
+        self._file.write(json_text(record | values) + "\n")
         if self._remote and (event != "train" or time.monotonic() - self._uploaded > _UPLOAD_EVERY):
             self._board.flush()
             self._upload()

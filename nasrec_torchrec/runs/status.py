@@ -8,7 +8,8 @@ from typing import Any, Literal
 from nasrec_torchrec.runs.checkpoint import latest_checkpoint
 from nasrec_torchrec.runs.log import LOG, read_events
 
-State = Literal["running", "ended", "asked to end", "silent"]
+State = Literal["running", "ended", "asked to end", "failed", "silent"]
+_STATES: dict[str, State] = {"end": "ended", "asked_to_end": "asked to end", "diverged": "failed"}
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,14 @@ class RunStatus:
 
     Args:
         folder: of the run.
-        state: ``silent`` when nothing was logged for a while though it has not ended: it was killed, or hangs.
+        state: ``failed`` when its numbers were no longer finite; ``silent`` when nothing was logged for a while though
+            it has not ended: it was killed, or hangs.
         step: the last one that was logged.
         total_steps: of the whole run.
         loss: of the last logged training step; None before the first.
         samples_per_second: there.
         seconds_left: at that rate; None when it is not running.
-        validation: metrics of the last epoch, by name.
+        validation: metrics of the last epoch, by name; None where one is not defined.
         checkpoint: name of the newest complete one.
         starts: how often it was started, restarts included.
         age: seconds since the last event.
@@ -37,7 +39,7 @@ class RunStatus:
     loss: float | None
     samples_per_second: float | None
     seconds_left: float | None
-    validation: dict[str, float]
+    validation: dict[str, float | None]
     checkpoint: str | None
     starts: int
     age: float
@@ -53,10 +55,8 @@ class RunStatus:
             left = "" if self.seconds_left is None else f", {_span(self.seconds_left)} left"
             lines.append(f"  training loss {self.loss:.5f}, {self.samples_per_second or 0:,.0f} rows/s{left}")
         if self.validation:
-            lines.append(
-                f"  validation AUC {self.validation['auc']:.5f}, log loss {self.validation['log_loss']:.5f}"
-                f" at step {self.validation['step']:,.0f}"
-            )
+            auc, loss = (_metric(self.validation[name]) for name in ("auc", "log_loss"))
+            lines.append(f"  validation AUC {auc}, log loss {loss} at step {self.validation['step']:,.0f}")
         none = (
             "none left: the best of several trials keeps its own, one folder up"
             if self.state == "ended"
@@ -84,9 +84,7 @@ def read_status(run_dir: Path, patience: float = 120.0, now: float | None = None
     logged = _last(events, "train")
     age = (time.time() if now is None else now) - events[-1]["time"]
     total, step = starts[-1]["total_steps"], max(event["step"] for event in events[events.index(starts[-1]) :])
-    state: State = "running" if age <= patience else "silent"
-    if events[-1]["event"] in ("end", "asked_to_end"):
-        state = "ended" if events[-1]["event"] == "end" else "asked to end"
+    state: State = _STATES.get(events[-1]["event"], "running" if age <= patience else "silent")
     left = None
     if logged and state == "running":
         # Rows of a step, from the rows of the steps between two log lines and their seconds.
@@ -117,6 +115,10 @@ def runs_under(folder: Path) -> list[Path]:
 
 def _last(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     return next((event for event in reversed(events) if event["event"] == kind), {})
+
+
+def _metric(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.5f}"
 
 
 def _span(seconds: float) -> str:

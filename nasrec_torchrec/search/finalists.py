@@ -25,16 +25,16 @@ class Finalist:
     Args:
         architecture: that was trained.
         losses: validation log loss of every seed, at its best epoch.
-        test_log_loss: mean over the seeds.
-        test_auc: mean over the seeds.
+        test_log_loss: mean over the seeds; None where there are no test rows.
+        test_auc: mean over the seeds; None where it is not defined.
         parameters: of the interaction part.
         predicted: validation log loss in the supernet; None where the search did not evaluate it.
     """
 
     architecture: Architecture
     losses: tuple[float, ...]
-    test_log_loss: float
-    test_auc: float
+    test_log_loss: float | None
+    test_auc: float | None
     parameters: int
     predicted: float | None
 
@@ -51,8 +51,8 @@ def read_finalists(run_dirs: Sequence[Path], candidates: Sequence[Candidate]) ->
     """What one or several trainings made of the architectures of a search, the lowest validation loss first.
 
     Args:
-        run_dirs: of ``apps.train``, each with one or several architectures; of those that were trained with several
-            learning rates the best counts.
+        run_dirs: folders of trainings, each with one or several architectures; of those that were trained with several
+            learning rates the best counts, and those that failed do not.
         candidates: of the search.
 
     Raises:
@@ -63,7 +63,8 @@ def read_finalists(run_dirs: Sequence[Path], candidates: Sequence[Candidate]) ->
     for run_dir in run_dirs:
         file = run_dir / METRICS
         try:
-            finalists = [_finalist(trial, predicted) for trial in json.loads(read_text(file))["trials"]]
+            trials = json.loads(read_text(file))["trials"]
+            finalists = [_finalist(trial, predicted) for trial in trials if "error" not in trial]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file}: not the metrics of finished trainings of architectures: {error}") from None
         for finalist in finalists:
@@ -81,14 +82,20 @@ def agreement(finalists: Sequence[Finalist]) -> float | None:
     return float(kendall_rank_corrcoef(*torch.tensor(pairs, dtype=torch.float64).unbind(1)))
 
 
+def _mean(runs: list[dict[str, Any]], metric: str) -> float | None:
+    """Over the runs, of a test metric; None where the data set has no test rows, or they have no such metric."""
+    values = [run["test"][metric] for run in runs if run["test"] and run["test"][metric] is not None]
+    return statistics.fmean(values) if values else None
+
+
 def _finalist(trial: dict[str, Any], predicted: dict[Architecture, float]) -> Finalist:
     architecture = Architecture.from_json(json.dumps(trial["model"]))
     runs = trial["runs"]
     return Finalist(
         architecture,
         tuple(run["validation"]["log_loss"] for run in runs),
-        statistics.fmean(run["test"]["log_loss"] for run in runs),
-        statistics.fmean(run["test"]["auc"] for run in runs),
+        _mean(runs, "log_loss"),
+        _mean(runs, "auc"),
         trial["dense_parameters"],
         predicted.get(architecture.canonical()),
     )

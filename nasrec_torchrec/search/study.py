@@ -80,7 +80,7 @@ class CandidateStudy:
             differing = sorted(key for key in settings.keys() | theirs.keys() if settings.get(key) != theirs.get(key))
             raise ValueError(
                 f"{self.place}: the study {name!r} holds candidates of another {', '.join(differing)}; "
-                "choose another --out or --study, or --resume never to start anew"
+                "choose another --out or --study, or --resume never to start from scratch"
             )
         self._known: dict[Architecture, Candidate] = {}
         self._read_numbers: set[int] = set()

@@ -1,5 +1,6 @@
 """How a model is trained."""
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -12,6 +13,8 @@ _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
     *("sharding_type", "pipeline", "quantized_comms", "profile"),
 )
+Monitor = Literal["log_loss", "auc"]
+TrainPrecision = Literal["fp32", "bf16"]
 _RANGE = re.compile(r"(\d+):(\d+)")
 
 
@@ -63,7 +66,7 @@ class TrainConfig:
     warmup_fraction: float = 0.1
     schedule: Literal["cosine", "plateau"] = "cosine"
     patience: int = 2
-    monitor: Literal["log_loss", "auc"] = "log_loss"
+    monitor: Monitor = "log_loss"
     optimizer: Literal["adagrad", "adam"] = "adagrad"
     embedding_l2: float = 0.0
     embedding_std: float | None = None
@@ -73,7 +76,7 @@ class TrainConfig:
     seed: int = 0
     strategy: Strategy = "single_operator_any_connection"
     full_path_steps: int = 15_000
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: TrainPrecision = "fp32"
     compile: bool = False
     sharding_type: str | None = None
     pipeline: Literal["sparse_dist", "base"] = "sparse_dist"
@@ -88,18 +91,26 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            *("epochs", "batch_size", "learning_rate", "adagrad_eps", "gradient_clip", "log_every"),
+            *("epochs", "batch_size", "learning_rate", "adagrad_eps", "log_every"),
             *("checkpoint_every", "keep_checkpoints", "max_skipped_steps", "patience"),
         ):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
+        if not self.gradient_clip > 0:
+            raise ValueError(
+                f"gradient_clip: expected a positive number (inf clips nothing), found {self.gradient_clip}"
+            )
+        for name in ("min_learning_rate", "embedding_l2", "embedding_std", "full_path_steps"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}: expected 0 or a positive number, found {value}")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction: expected 0..1, found {self.warmup_fraction}")
         if self.profile is not None:
             parse_steps(self.profile)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 or more and less than 1, found {self.dropout}")
-        if self.embedding_l2 and (self.optimizer != "adam" or self.embedding_l2 < 0):
+        if self.embedding_l2 and self.optimizer != "adam":
             raise ValueError(
                 f"embedding_l2: expected a positive number with optimizer adam, or 0, found {self.embedding_l2} with "
                 f"{self.optimizer}, which updates looked-up rows alone"

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec.modules.mlp import Perceptron
 
-from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.modules.choice_block import ChoiceBlock
 
 
@@ -17,10 +16,8 @@ def add_dropout(model: nn.Module, share: float) -> None:
         share: of the outputs.
 
     Raises:
-        ValueError: for a supernet, whose operators are bound anew in every step, or a model with no such layer.
+        ValueError: when the model has no such layer.
     """
-    if isinstance(model, SuperNet):
-        raise ValueError("dropout: expected 0 for a supernet")
 
     def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:
         return F.dropout(output, share, module.training) if isinstance(output, torch.Tensor) else output

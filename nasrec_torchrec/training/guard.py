@@ -9,35 +9,33 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-# What a shell reports of a program that SIGTERM ended.
+# The exit code that a shell reports for a program that SIGTERM ended.
 TERMINATED = 128 + signal.SIGTERM
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StepGuard(nn.Module):
-    """The loss of a step, and what keeps one with a non-finite loss or gradient from changing a weight.
+class DivergedError(ValueError):
+    """Too many steps in a row had a loss or a gradient that is not finite; other settings or data are needed."""
 
-    TorchRec updates the tables within backward. So that it can be decided before, backward ends at the embedded
-    features (:meth:`hold`), and is finished when all ranks agree that the step counts (:meth:`release`). Tables that
-    the dense optimizer updates need no holding.
+
+class StepGuard:
+    """Keeps a step with a non-finite loss or gradient from changing a weight.
+
+    TorchRec updates the tables within backward. To decide before that, backward ends at the embedded features
+    (:meth:`hold`), and goes on into the tables (:meth:`finish_backward`) once all ranks agree that the step counts.
+    Tables that the dense optimizer updates need no holding.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.skip = self.stop = False
-        self._finite = torch.tensor(True)
+        self.skip = False
+        # The signal that asked any of the ranks to end, or 0.
+        self.stop = 0
         self._held: tuple[Tensor, Tensor] | None = None
-        self._terminated = False
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean binary cross-entropy."""
-        loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        self._finite = loss.detach().isfinite()
-        return loss
+        self._signal = 0
 
     def hold(self, _: nn.Module, __: object, embedded: Tensor) -> Tensor:
-        """Forward hook of the part that looks up the tables."""
+        """Cuts the graph; a forward hook of the part that looks up the tables."""
         # A pipeline traces the model before it runs it.
         if not isinstance(embedded, Tensor) or not embedded.requires_grad:
             return embedded
@@ -45,36 +43,55 @@ class StepGuard(nn.Module):
         self._held = embedded, leaf
         return leaf
 
-    def release(self, gradient_norm: Tensor) -> None:
-        """Decides with the other ranks whether the step counts, and then updates the tables; collective.
+    def agree(self, loss: Tensor, gradient_norm: Tensor) -> bool:
+        """Decides with the other ranks whether the step counts; collective.
 
         Args:
+            loss: of this rank's rows.
             gradient_norm: of the dense part's averaged gradient, the same on every rank.
+
+        Returns:
+            bool: the same on every rank.
         """
-        held, self._held = self._held, None
-        finite = self._finite & gradient_norm.isfinite()
-        if held is not None:
-            assert held[1].grad is not None
-            finite = finite & held[1].grad.isfinite().all()
-        flags = torch.stack([~finite, torch.tensor(self._terminated, device=finite.device)]).float()
+        finite = loss.isfinite() & gradient_norm.isfinite()
+        if self._held is not None:
+            gradient = self._held[1].grad
+            assert gradient is not None
+            finite = finite & gradient.isfinite().all()
+        flags = torch.stack([~finite, torch.tensor(self._signal, device=finite.device)]).int()
         dist.all_reduce(flags, dist.ReduceOp.MAX)
-        self.skip, self.stop = flags.bool().tolist()
-        if held is not None and not self.skip:
+        skip, self.stop = flags.tolist()
+        self.skip = bool(skip)
+        if self.skip:
+            self._held = None
+        return not self.skip
+
+    def finish_backward(self) -> None:
+        """Continues backward into the tables, which updates them."""
+        held, self._held = self._held, None
+        if held is not None:
             embedded, leaf = held
             embedded.backward(leaf.grad)
 
     @contextmanager
     def termination(self) -> Iterator[None]:
-        """Takes SIGTERM as the wish to end after a step, as it is sent before a machine is taken away."""
+        """Takes SIGTERM, which is sent before a machine is taken away, and Ctrl-C as the wish to end after a step.
+
+        A second Ctrl-C interrupts at once.
+        """
         if threading.current_thread() is not threading.main_thread():  # which alone may set a handler
             yield
             return
+        previous = {number: signal.getsignal(number) for number in _SIGNALS}
 
-        def ask(_: int, __: FrameType | None) -> None:
-            self._terminated = True
+        def ask(number: int, _: FrameType | None) -> None:
+            self._signal = number
+            signal.signal(number, previous[signal.Signals(number)])
 
-        previous = signal.signal(signal.SIGTERM, ask)
+        for number in _SIGNALS:
+            signal.signal(number, ask)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)

@@ -1,7 +1,10 @@
 """Learning rate and path sampling over the steps of a run."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nasrec_torchrec.training.config import TrainConfig
 
 
 def cosine_with_warmup(
@@ -53,12 +56,47 @@ class Plateau:
 
     @property
     def factor(self) -> float:
-        """Of the learning rate."""
+        """What the learning rate is multiplied by."""
         return 0.1**self.drops
 
     @property
     def ended(self) -> bool:
         return self.drops == 3
+
+
+class LearningRate:
+    """The learning rate of a run.
+
+    Args:
+        config: names the schedule and its numbers.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._plateau = Plateau(config.patience)
+
+    def at(self, step: int, total_steps: int) -> float:
+        """The rate in force at a step, counted from 0, of a run of so many steps."""
+        config = self._config
+        arguments = step, total_steps, config.learning_rate, config.warmup_fraction, config.min_learning_rate
+        if config.schedule == "plateau":
+            return self._plateau.factor * warmup(*arguments)
+        return cosine_with_warmup(*arguments)
+
+    def end_epoch(self, improved: bool) -> None:
+        """Takes note of an epoch, and whether it is the best so far."""
+        self._plateau.see(improved)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the schedule ends the run before its last step."""
+        return self._config.schedule == "plateau" and self._plateau.ended
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"plateau": asdict(self._plateau)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._plateau = Plateau(**state["plateau"])
 
 
 def full_path_probability(step: int, full_path_steps: int) -> float:

@@ -1,48 +1,64 @@
 """The training loop, the same for NASRecNet, SuperNet and TorchRec's DLRM."""
 
-import base64
 import json
+import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torchrec.datasets.utils import Batch
-from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
-from torchrec.models.dlrm import DLRMTrain
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
 from nasrec_torchrec.distributed.gather import gather_rows
-from nasrec_torchrec.distributed.gradient_sync import average_gradients
-from nasrec_torchrec.distributed.sharding import describe_plan, parallelize
+from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, rank_memory
+from nasrec_torchrec.memory import require_memory
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
-from nasrec_torchrec.metrics.windowed import windowed_metrics
+from nasrec_torchrec.metrics.windowed import WindowedMetrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import read_description
-from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.runs.checkpoint import Checkpoints, kept_checkpoint, latest_checkpoint
 from nasrec_torchrec.runs.files import atomic_path, write_text
 from nasrec_torchrec.runs.log import RunLog
-from nasrec_torchrec.search_space import Strategy
 from nasrec_torchrec.training.config import TrainConfig, settings_of
 from nasrec_torchrec.training.dropout import add_dropout
-from nasrec_torchrec.training.guard import TERMINATED, StepGuard
-from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad, adam
-from nasrec_torchrec.training.path_statistics import PathStatistics
+from nasrec_torchrec.training.guard import DivergedError, StepGuard
+from nasrec_torchrec.training.paths import paths_of
 from nasrec_torchrec.training.profiling import StepProfiler
-from nasrec_torchrec.training.schedules import Plateau, cosine_with_warmup, full_path_probability, warmup
+from nasrec_torchrec.training.progress import Progress
+from nasrec_torchrec.training.schedules import LearningRate
+from nasrec_torchrec.training.step import TrainingStep
+from nasrec_torchrec.training.task import ClickTask
 
-EpochHook: TypeAlias = Callable[[int, ClickMetrics | None], bool]
+Pause: TypeAlias = Callable[[float, ClickMetrics | None], bool]
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What one call of :meth:`Trainer.train` reads and writes.
+
+    Args:
+        reader: of the training split.
+        validation: split to measure, or None.
+        measured_at: steps after which it is measured, beside every epoch's last.
+        pause: asked after every measurement, and after every epoch.
+    """
+
+    reader: TrainingReader
+    validation: ClickFiles | None
+    measured_at: frozenset[int]
+    pause: Pause | None
+    checkpoints: Checkpoints
+    log: RunLog
+    profiler: StepProfiler
 
 
 class Trainer:
@@ -55,7 +71,7 @@ class Trainer:
         device: this rank's device.
 
     Raises:
-        ValueError: for options that do not go together, or when the tables do not fit.
+        ValueError: for options that do not go together, or when the tables do not fit into memory.
     """
 
     def __init__(self, description: ModelDescription, config: TrainConfig, run_dir: Path, device: torch.device) -> None:
@@ -63,69 +79,80 @@ class Trainer:
         self.config = config
         self.run_dir = run_dir
         self.device = device
-        self.step = 0
-        self.skipped_steps = self._skipped_in_a_row = 0
-        self.gradient_norm = torch.tensor(0.0)
-        self.bytes_reduced = 0
-        self.plateau = Plateau(config.patience)
-        self.paths = PathStatistics()
+        self.progress = Progress()
+        self.learning_rate = LearningRate(config)
+        self.guard = StepGuard()
+        self._skipped_in_a_row = 0
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         # On the CPU the weights start alike whatever the number of ranks. On CUDA, where the tables may not fit into
         # one host's memory, each rank initialises its own shards.
         torch.manual_seed(config.seed if device.type == "cpu" else config.seed + self.rank)
+        if device.type == "cpu":
+            # The whole tables, and this rank's shards of them with Adagrad's sums, or whole ones with Adam's moments.
+            state = 12 if config.optimizer == "adam" else 8 / self.world_size
+            require_memory(description.schema.tables(), 4 + state, rank_memory(device), "weights and optimizer state")
         self.model = description.build(torch.device("cpu" if device.type == "cpu" else "meta"))
+        tables = self.model.sparse_arch.embedding_bag_collection
+        self.paths = paths_of(self.model, tables, config)
         if config.embedding_std is not None:
-            for table in self.model.sparse_arch.embedding_bag_collection.embedding_bag_configs():
+            for table in tables.embedding_bag_configs():
                 table.init_fn = partial(nn.init.normal_, std=config.embedding_std)
-            self.model.sparse_arch.embedding_bag_collection.reset_parameters()
-        self.guard = StepGuard()
-        task = DLRMTrain(self.model)
-        task.loss_fn = self.guard
-        task.register_forward_pre_hook(self._remember)
-        self._tables = list(self.model.sparse_arch.embedding_bag_collection.parameters())
+            tables.reset_parameters()
         if config.optimizer == "adagrad":
-            optimizer_options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
-            apply_optimizer_in_backward(torch.optim.Adagrad, self._tables, optimizer_options)
+            options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
+            apply_optimizer_in_backward(torch.optim.Adagrad, tables.parameters(), options)
             self.model.sparse_arch.register_forward_hook(self.guard.hold)
-        self._batch: Batch | None = None
         if config.dropout:
             add_dropout(self.model, config.dropout)
-        self._set_precision()
+        if config.compile:
+            for name, child in self.model.named_children():
+                if name != "sparse_arch":
+                    child.compile()
+        self.task = ClickTask(self.model, device, config.precision)
         self.dmp = parallelize(
-            task, device, config.sharding_type, config.quantized_comms, replicate=config.optimizer == "adam"
+            self.task, device, config.sharding_type, config.quantized_comms, replicate=config.optimizer == "adam"
         )
-        dense = dict(in_backward_optimizer_filter(self.dmp.named_parameters()))
-        self._dense = list(dense.values())
-        self.dense_optimizer = KeyedOptimizerWrapper(dense, self._make_dense_optimizer)
-        self.optimizer = CombinedOptimizer([self.dmp.fused_optimizer, self.dense_optimizer])
-        # Every rank draws the same paths.
-        self._generator = torch.Generator().manual_seed(config.seed)
+        self.step = TrainingStep(self.dmp, self.task, self.paths, self.guard, config, self.rank, device)
 
     def train(
-        self, data: ClickFiles, validation: ClickFiles | None = None, pause: EpochHook | None = None
+        self,
+        data: ClickFiles,
+        validation: ClickFiles | None = None,
+        pause: Pause | None = None,
+        validate_at: Sequence[float] = (),
     ) -> ClickMetrics | None:
         """Trains for the configured epochs, from the run's newest checkpoint if it has one.
 
-        With a validation split the model is evaluated after every epoch, and the epoch of the lowest validation log
-        loss is kept and restored; a supernet is kept as it ends.
+        With a validation split the model is measured after every epoch, and the weights that did best are kept, and
+        restored at the end; a supernet is kept as it ends.
+
+        A race of trainings calls this once for each rung: ``pause`` ends the call, and the next call, of this trainer
+        or of another one with the same folder and configuration, in this process or in another one, resumes there. The
+        learning rate follows the schedule of the whole run, so that a run that was paused has the weights of one that
+        was not. All measurements so far are in ``progress.validations``. Give the same ``validate_at`` to every call.
 
         Args:
-            data: rows to train on.
-            validation: rows to evaluate on after every epoch.
-            pause: called on every rank after every epoch, when its checkpoint is written, with the number of epochs
-                that are done and their last validation metrics. Where it returns true, on all ranks alike, the
-                training ends for now; another call continues it.
+            data: training split.
+            validation: split that decides which weights are kept.
+            pause: called on every rank after every epoch and at each of ``validate_at``, when the checkpoint is
+                written, with the number of epochs that are done and the last validation metrics. Where it returns true,
+                on all ranks alike, the training ends for now.
+            validate_at: numbers of epochs after which to measure the validation split as well, such as ``(0.5, 1.5)``.
 
         Returns:
-            ClickMetrics | None: on the validation split, of the kept model.
+            ClickMetrics | None: on the validation split, of the weights that did best so far.
 
         Raises:
-            ValueError: when the run folder holds a run with other settings.
-            RuntimeError: when too many steps in a row had a non-finite loss or gradient.
-            SystemExit: after SIGTERM, when a checkpoint is written.
+            ValueError: when the run folder holds a run with other settings, or a split has no rows.
+            DivergedError: when too many steps in a row had a non-finite loss or gradient.
+            SystemExit: after SIGTERM or Ctrl-C, when a checkpoint is written.
         """
         config = self.config
         cuda = self.device.type == "cuda"
+        if validation is None and config.schedule == "plateau":
+            raise ValueError("schedule: plateau needs a validation split; a supernet is trained without one")
+        if validation is not None and not len(validation):
+            raise ValueError("the validation split has no rows, and decides which weights are kept")
         reader = TrainingReader(
             data,
             config.batch_size,
@@ -135,212 +162,42 @@ class Trainer:
             background=cuda if config.background_reader is None else config.background_reader,
             pin_memory=cuda,
         )
-        if validation is None and config.schedule == "plateau":
-            raise ValueError("schedule: plateau needs a validation split; a supernet is trained without one")
-        progress: dict[str, Any] = {"total_steps": config.epochs * reader.steps_per_epoch, "best": None}
+        from_scratch = config.resume == "never"
+        self.progress = Progress(total_steps=config.epochs * reader.steps_per_epoch)
         with Checkpoints(
             self.run_dir,
             self.description.to_json(),
             self.dmp,
-            self.optimizer,
+            self.step.optimizer,
             config.keep_checkpoints,
-            config.resume == "never",
+            replace=from_scratch,
         ) as checkpoints:
-            found = latest_checkpoint(self.run_dir) if config.resume == "auto" else None
+            found = None if from_scratch else latest_checkpoint(self.run_dir)
             if found is not None:
-                progress = self._resume(checkpoints, found, reader)
+                self._resume(checkpoints, found, reader)
             if self.rank == 0:
                 write_text(self.run_dir / "config.json", json.dumps(asdict(config), indent=2))
                 write_text(self.run_dir / "plan.txt", describe_plan(self.dmp))
-            anew = config.resume == "never"
-            log = RunLog(self.run_dir, progress["total_steps"], self.run_dir.name, self.step, anew)
-            self._profiler = StepProfiler(config.profile, self.run_dir / "profile", self.rank, self.device)
-            with log, self._profiler, self.guard.termination():
-                while reader.epoch < config.epochs and not self._ended():
-                    self._train_epoch(reader, progress, checkpoints, log)
-                    best, metrics = False, None
-                    if validation is not None:
-                        metrics = self.evaluate(validation)
-                        log.write("validation", self.step, **asdict(metrics))
-                        best = progress["best"] is None or self._better(metrics, progress["best"])
-                        progress["best"] = asdict(metrics) | {"step": self.step} if best else progress["best"]
-                        self.plateau.see(best)
-                    self._save(checkpoints, log, reader, progress, best=best)
-                    if pause is not None:
-                        checkpoints.wait()
-                        if pause(reader.epoch, metrics):
-                            break
-                    if self.guard.stop and reader.epoch < config.epochs and not self._ended():
-                        self._end(checkpoints, log)
-                checkpoints.wait()
-                log.note("end", self.step)
-            if progress["best"] is None:
-                return None
-            if progress["best"]["step"] != self.step:
-                checkpoints.load(kept_checkpoint(self.run_dir))
-        return ClickMetrics(**{name: value for name, value in progress["best"].items() if name != "step"})
-
-    def _ended(self) -> bool:
-        return self.config.schedule == "plateau" and self.plateau.ended
-
-    def _better(self, metrics: ClickMetrics, best: dict[str, Any]) -> bool:
-        name = self.config.monitor
-        sign = 1 if name == "auc" else -1
-        return sign * getattr(metrics, name) > sign * best[name]
-
-    def _resume(self, checkpoints: Checkpoints, folder: Path, reader: TrainingReader) -> dict[str, Any]:
-        """Restores everything that a checkpoint holds; collective."""
-        file = folder / "progress.json"
-        try:
-            progress: dict[str, Any] = json.loads(file.read_text())
-            theirs, mine = progress["config"], settings_of(self.config)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{file}: cannot be read: {error}") from None
-        other = [name for name in mine if mine[name] != theirs.get(name)]
-        if other or read_description(folder) != self.description:
-            differing = [f"{name} {theirs.get(name)} there, {mine[name]} here" for name in other] or ["another model"]
-            raise ValueError(
-                f"{self.run_dir}: holds a run with other settings ({'; '.join(differing)}); "
-                "choose another folder, or --resume never to start anew"
+            total = self.progress.total_steps
+            session = _Session(
+                reader,
+                validation,
+                frozenset(math.ceil(epochs * total / config.epochs) for epochs in validate_at),
+                pause,
+                checkpoints,
+                RunLog(self.run_dir, total, self.run_dir.name, self.progress.step, from_scratch),
+                StepProfiler(config.profile, self.run_dir / "profile", self.rank, self.device),
             )
-        try:
-            reader.load_state_dict(progress["reader"])
-        except ValueError as error:
-            raise ValueError(f"{self.run_dir}: holds a run on other data: {error}") from None
-        progress = checkpoints.load(folder)
-        self.step, self.skipped_steps = progress["step"], progress["skipped_steps"]
-        self._generator.set_state(
-            torch.frombuffer(bytearray(base64.b64decode(progress["paths_drawn"])), dtype=torch.uint8)
-        )
-        self.paths = PathStatistics.from_json(progress["paths"])
-        self.plateau = Plateau(**progress["plateau"])
-        if self.rank == 0:
-            print(f"{self.run_dir}: goes on from step {self.step} of {progress['total_steps']}", file=sys.stderr)
-        return progress
-
-    def _save(
-        self,
-        checkpoints: Checkpoints,
-        log: RunLog,
-        reader: TrainingReader,
-        progress: dict[str, Any],
-        ahead: int = 0,
-        best: bool = False,
-    ) -> None:
-        progress |= {
-            "step": self.step,
-            "skipped_steps": self.skipped_steps,
-            "reader": reader.state_dict(ahead),
-            "paths_drawn": base64.b64encode(self._generator.get_state().numpy().tobytes()).decode(),
-            "paths": self.paths.to_json(),
-            "plateau": asdict(self.plateau),
-            "config": settings_of(self.config),
-        }
-        checkpoints.save(self.step, progress, best)
-        log.note("checkpoint", self.step)
-        if self.rank == 0 and self.paths.paths:
-            write_text(self.run_dir / "paths.json", json.dumps(self.paths.to_json(), indent=2))
-
-    def _end(self, checkpoints: Checkpoints, log: RunLog) -> NoReturn:
-        """Ends the run after a step whose checkpoint is being written, as SIGTERM asks for."""
-        checkpoints.wait()
-        log.note("asked_to_end", self.step)
-        if self.rank == 0:
-            print(f"{self.run_dir}: asked to end; step {self.step} is saved", file=sys.stderr)
-        raise SystemExit(TERMINATED)
-
-    def _train_epoch(
-        self, reader: TrainingReader, progress: dict[str, Any], checkpoints: Checkpoints, log: RunLog
-    ) -> None:
-        config = self.config
-        windowed = windowed_metrics(config.batch_size // self.world_size, self.device)
-        pipeline = self._make_pipeline()
-        self.dmp.train()
-        logged_at, logged_step = time.monotonic(), self.step
-        total_steps, left = progress["total_steps"], reader.steps_left
-        batches = _Counted(iter(reader))
-        done = 0
-        # One more turn lets the reader go on to the next epoch.
-        while True:
-            if done < left:
-                self._prepare_step(total_steps)
-                self._profiler.before(self.step + 1)
-            try:
-                loss, logits, labels = pipeline.progress(batches)
-            except StopIteration:
-                break
-            done += 1
-            self.step += 1
-            log.advance()
-            self._count_skipped()
-            probabilities = logits.float().sigmoid().nan_to_num(0.5)
-            windowed.update({"prediction": probabilities, "label": labels, "weight": torch.ones_like(labels)})
-            if self.step % config.log_every == 0:
-                mean_loss = loss.clone()
-                dist.all_reduce(mean_loss)
-                now = time.monotonic()
-                rows = (self.step - logged_step) * config.batch_size
-                log.write(
-                    "train",
-                    self.step,
-                    loss=float(mean_loss) / self.world_size,
-                    learning_rate=self._learning_rate(self.step - 1, total_steps),
-                    gradient_norm=float(self.gradient_norm),
-                    samples_per_second=rows / (now - logged_at),
-                    batch_size=config.batch_size,
-                    skipped_steps=self.skipped_steps,
-                    memory_mib=_peak_memory(self.device) / 2**20,
-                    **_window_values(windowed.compute()),
-                )
-                logged_at, logged_step = now, self.step
-            if done < left and (self.guard.stop or self.step % config.checkpoint_every == 0):
-                self._save(checkpoints, log, reader, progress, ahead=batches.count - done)
-            if done < left and self.guard.stop:
-                self._end(checkpoints, log)
-        if isinstance(pipeline, TrainPipelineSparseDist):
-            pipeline.detach()
-
-    def _make_pipeline(self) -> "TrainPipelineSparseDist[Batch, Any] | TrainPipelineBase[Batch, Any]":
-        if self.config.pipeline == "base":
-            return TrainPipelineBase(self.dmp, self.optimizer, self.device)
-        return TrainPipelineSparseDist(self.dmp, self.optimizer, self.device, execute_all_batches=True)
-
-    def _set_precision(self) -> None:
-        if self.config.compile and isinstance(self.model, SuperNet):
-            raise ValueError("compile: a supernet's paths change from step to step; only a fixed model is compiled")
-        for name, child in self.model.named_children():
-            if name == "sparse_arch":
-                continue
-            if self.config.compile:
-                child.compile()
-            if self.config.precision == "bf16":
-                child.forward = torch.autocast(self.device.type, torch.bfloat16)(child.forward)
-
-    def _remember(self, _: nn.Module, arguments: tuple[Batch, ...]) -> None:
-        self._batch = arguments[0]
-
-    def _count_skipped(self) -> None:
-        """Counts a step that changed nothing, and ends the run when there are too many in a row."""
-        self.skipped_steps += self.guard.skip
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if self.guard.skip else 0
-        if self._skipped_in_a_row < self.config.max_skipped_steps:
-            return
-        assert self._batch is not None
-        sparse = self._batch.sparse_features
-        tensors = {
-            "dense_features": self._batch.dense_features,
-            "ids": sparse.values(),
-            "lengths": sparse.lengths(),
-            "weights": sparse.weights_or_none(),
-            "labels": self._batch.labels,
-        }
-        file = self.run_dir / f"skipped-batch-rank-{self.rank}.pt"
-        with atomic_path(file) as temporary:
-            torch.save({name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}, temporary)
-        raise RuntimeError(
-            f"step {self.step}: the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a row; "
-            f"the last batch is in {file}, and the last checkpoint is intact; a lower learning_rate may help"
-        )
+            with session.log, session.profiler, self.guard.termination():
+                while not self._ended(reader):
+                    if self._train_epoch(session):
+                        break
+                checkpoints.wait()
+                session.log.note("end" if self._ended(reader) else "asked_to_end", self.progress.step)
+            best = self.progress.best
+            if best is not None and best["step"] != self.progress.step and self._ended(reader):
+                checkpoints.load(kept_checkpoint(self.run_dir))
+        return self.progress.best_metrics
 
     @torch.no_grad()
     def evaluate(self, data: ClickFiles) -> ClickMetrics:
@@ -351,74 +208,189 @@ class Trainer:
             _, (_, batch_logits, batch_labels) = self.dmp(batch.to(self.device))
             logits.append(batch_logits.float())
             labels.append(batch_labels.float())
+        if not logits:
+            raise ValueError("a split without rows has no metrics")
         gathered = (data.restore(gather_rows(torch.cat(rows))).cpu() for rows in (logits, labels))
         return click_metrics(*gathered)
 
-    def _prepare_step(self, total_steps: int) -> None:
-        """Learning rates, what dropout draws and, in a supernet, the path of the coming step."""
-        if self.config.dropout:
-            # Of the step alone, so that a continued run draws what the undisturbed one drew.
-            torch.manual_seed((self.config.seed << 40) + (self.step << 12) + self.rank)
-        learning_rate = self._learning_rate(self.step, total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        # The tables are updated within backward: they must learn their rate before it.
-        self.dmp.fused_optimizer.step()
-        if isinstance(self.model, SuperNet):
-            full = full_path_probability(self.step, self.config.full_path_steps)
-            take_full = float(torch.rand((), generator=self._generator)) < full
-            strategy: Strategy = "full" if take_full else self.config.strategy
-            architecture = self.model.search_space.sample(self._generator, strategy)
-            self.paths.add(architecture)
-            self.model.set_architecture(architecture)
+    def _ended(self, reader: TrainingReader) -> bool:
+        return reader.epoch >= self.config.epochs or self.learning_rate.ended
 
-    def _learning_rate(self, step: int, total_steps: int) -> float:
-        config = self.config
-        arguments = step, total_steps, config.learning_rate, config.warmup_fraction, config.min_learning_rate
-        if config.schedule == "plateau":
-            return self.plateau.factor * warmup(*arguments)
-        return cosine_with_warmup(*arguments)
+    def _train_epoch(self, session: _Session) -> bool:
+        """Trains to the end of an epoch; whether to pause there or before."""
+        progress, step, config = self.progress, self.step, self.config
+        meter = _Meter(config, self.world_size, self.device, progress.step)
+        batches = _Counted(iter(session.reader))
+        left = session.reader.steps_left
+        step.start_epoch()
+        for done in range(1, left + 1):
+            session.profiler.before(progress.step + 1)
+            rate = self.learning_rate.at(progress.step, progress.total_steps)
+            loss, logits, labels = step.run(progress.step, rate, batches)
+            progress.step += 1
+            session.log.advance()
+            self._count_skipped(session)
+            meter.update(logits, labels)
+            if progress.step % config.log_every == 0:
+                values = meter.read(loss, progress.step)
+                state = {"gradient_norm": float(step.gradient_norm), "skipped_steps": progress.skipped_steps}
+                session.log.write("train", progress.step, learning_rate=rate, **values, **state)
+            if done < left and self._between_steps(session, ahead=batches.count - done):
+                return True
+        next(batches, None)  # lets the reader begin the next epoch
+        step.detach()
+        metrics, improved = self._validate(session)
+        self.learning_rate.end_epoch(improved)
+        self._save(session, best=improved)
+        if self._pauses(session, session.reader.epoch, metrics):
+            return True
+        if self.guard.stop and not self._ended(session.reader):
+            self._end(session)
+        return False
 
-    def _make_dense_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        config = self.config
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "adam":
-            if isinstance(self.model, SuperNet):
-                raise ValueError(
-                    "optimizer: a supernet is trained with adagrad, whose steps touch the active path alone"
-                )
-            optimizer = adam(parameters, self._tables, config.learning_rate, config.embedding_l2)
-        elif isinstance(self.model, SuperNet):
-            optimizer = ActiveSliceAdagrad(
-                parameters, self.model.active_parameters, config.learning_rate, config.adagrad_eps
+    def _between_steps(self, session: _Session, ahead: int) -> bool:
+        """Does what is due between two steps of an epoch; whether to pause here.
+
+        Args:
+            session: of this call.
+            ahead: batches that the pipeline has read for the steps to come.
+        """
+        number = self.progress.step
+        if number in session.measured_at:
+            self.step.detach()
+            metrics, best = self._validate(session)
+            self._save(session, ahead, best)
+            if self._pauses(session, number * self.config.epochs / self.progress.total_steps, metrics):
+                return True
+            self.step.attach()
+        elif self.guard.stop or number % self.config.checkpoint_every == 0:
+            self._save(session, ahead)
+        if self.guard.stop:
+            self._end(session)
+        return False
+
+    def _pauses(self, session: _Session, epochs: float, metrics: ClickMetrics | None) -> bool:
+        if session.pause is None:
+            return False
+        session.checkpoints.wait()
+        return session.pause(epochs, metrics)
+
+    def _validate(self, session: _Session) -> tuple[ClickMetrics | None, bool]:
+        """Metrics of the validation split, if there is one, and whether they are the best so far."""
+        if session.validation is None:
+            return None, False
+        metrics = self.evaluate(session.validation)
+        session.log.write("validation", self.progress.step, **asdict(metrics))
+        if metrics.auc is None and self.config.monitor == "auc" and self.rank == 0:
+            print(
+                f"{self.run_dir}: step {self.progress.step}: the validation split has no AUC, because its labels are "
+                "all equal or a prediction is not a number; the log loss decides instead",
+                file=sys.stderr,
             )
-        else:
-            optimizer = torch.optim.Adagrad(parameters, config.learning_rate, eps=config.adagrad_eps)
-        optimizer.register_step_pre_hook(lambda *_: self._finish_backward())
-        return optimizer
+        return metrics, self.progress.record(metrics, self.config.monitor)
 
-    def _finish_backward(self) -> None:
-        trained: list[nn.Parameter] = self._dense
-        if isinstance(self.model, SuperNet):
-            trained = [view for _, view in self.model.active_parameters()]
-        with_gradient = [parameter for parameter in trained if parameter.grad is not None]
-        self.bytes_reduced = average_gradients([p.grad for p in with_gradient if p.grad is not None])
-        self.gradient_norm = nn.utils.clip_grad_norm_(with_gradient, self.config.gradient_clip)
-        self.guard.release(self.gradient_norm)
-        if self.guard.skip:
-            for parameter in with_gradient:
-                parameter.grad = None
+    def _resume(self, checkpoints: Checkpoints, folder: Path, reader: TrainingReader) -> None:
+        """Restores everything that a checkpoint holds; collective."""
+        file = folder / "progress.json"
+        try:
+            state: dict[str, Any] = json.loads(file.read_text())
+            theirs, mine = state["config"], settings_of(self.config)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{file}: cannot be read: {error}") from None
+        other = [name for name in mine if mine[name] != theirs.get(name)]
+        if other or read_description(folder) != self.description:
+            differing = [f"{name} {theirs.get(name)} there, {mine[name]} here" for name in other] or ["another model"]
+            raise ValueError(
+                f"{self.run_dir}: holds a run with other settings ({'; '.join(differing)}); "
+                "choose another folder, or --resume never to start from scratch"
+            )
+        try:
+            reader.load_state_dict(state["reader"])
+        except ValueError as error:
+            raise ValueError(f"{self.run_dir}: holds a run on other data: {error}") from None
+        state = checkpoints.load(folder)
+        for part in (self.progress, self.paths, self.learning_rate):
+            part.load_state_dict(state)
+        if self.rank == 0:
+            step, total = self.progress.step, self.progress.total_steps
+            print(f"{self.run_dir}: resumes from step {step} of {total}", file=sys.stderr)
+
+    def _save(self, session: _Session, ahead: int = 0, best: bool = False) -> None:
+        state: dict[str, Any] = {"reader": session.reader.state_dict(ahead), "config": settings_of(self.config)}
+        for part in (self.progress, self.paths, self.learning_rate):
+            state |= part.state_dict()
+        session.checkpoints.save(self.progress.step, state, best)
+        session.log.note("checkpoint", self.progress.step)
+        if self.rank == 0 and self.paths.statistics is not None:
+            write_text(self.run_dir / "paths.json", json.dumps(self.paths.statistics.to_json(), indent=2))
+
+    def _end(self, session: _Session) -> NoReturn:
+        """Ends the run after a step whose checkpoint is being written, as a signal asked for."""
+        session.checkpoints.wait()
+        session.log.note("asked_to_end", self.progress.step)
+        if self.rank == 0:
+            print(f"{self.run_dir}: asked to end; step {self.progress.step} is saved", file=sys.stderr)
+        raise SystemExit(128 + self.guard.stop)
+
+    def _count_skipped(self, session: _Session) -> None:
+        """Counts a step that changed nothing, and ends the run when there are too many in a row."""
+        self.progress.skipped_steps += self.guard.skip
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if self.guard.skip else 0
+        if self._skipped_in_a_row < self.config.max_skipped_steps:
+            return
+        batch = self.task.batch
+        sparse = batch.sparse_features
+        tensors = {
+            "dense_features": batch.dense_features,
+            "ids": sparse.values(),
+            "lengths": sparse.lengths(),
+            "weights": sparse.weights_or_none(),
+            "labels": batch.labels,
+        }
+        file = self.run_dir / f"skipped-batch-rank-{self.rank}.pt"
+        with atomic_path(file) as temporary:
+            torch.save({name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}, temporary)
+        session.log.note("diverged", self.progress.step)
+        raise DivergedError(
+            f"step {self.progress.step}: the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a "
+            f"row; the last batch is in {file}, and the last checkpoint is intact; a lower learning_rate may help"
+        )
 
 
-def _window_values(computed: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The windowed NE and AUC among TorchRec's metrics, under short names."""
-    wanted = {"window_ne": "ne", "window_auc": "auc"}
-    return {
-        short: float(value)
-        for name, value in computed.items()
-        for suffix, short in wanted.items()
-        if name.endswith(f"|{suffix}")
-    }
+class _Meter:
+    """What a training logs of its steps, in windows of an epoch.
+
+    Args:
+        config: of the training.
+        world_size: number of ranks.
+        device: of this rank.
+        step: that the epoch begins at.
+    """
+
+    def __init__(self, config: TrainConfig, world_size: int, device: torch.device, step: int) -> None:
+        self._batch_size, self._world_size, self._device = config.batch_size, world_size, device
+        self._windowed = WindowedMetrics(config.batch_size // world_size, device)
+        self._read_at, self._read_step = time.monotonic(), step
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Takes in this rank's rows of a step."""
+        self._windowed.update(logits, labels)
+
+    def read(self, loss: Tensor, step: int) -> dict[str, float]:
+        """Values over all ranks since the last call; collective."""
+        mean_loss = loss.clone()
+        dist.all_reduce(mean_loss)
+        now = time.monotonic()
+        rows = (step - self._read_step) * self._batch_size
+        seconds = now - self._read_at
+        self._read_at, self._read_step = now, step
+        return {
+            "loss": float(mean_loss) / self._world_size,
+            "samples_per_second": rows / seconds,
+            "batch_size": self._batch_size,
+            "memory_mib": _peak_memory(self._device) / 2**20,
+            **self._windowed.compute(),
+        }
 
 
 def _peak_memory(device: torch.device) -> int:

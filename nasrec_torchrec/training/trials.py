@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,10 +16,12 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.finite import json_text, order
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
 from nasrec_torchrec.runs.files import remove, write_text
 from nasrec_torchrec.runs.record import CONFIG
 from nasrec_torchrec.training.config import TrainConfig, settings_of
+from nasrec_torchrec.training.guard import DivergedError
 from nasrec_torchrec.training.trainer import Trainer
 
 METRICS = "metrics.json"
@@ -32,8 +36,21 @@ class Splits:
     test: ClickFiles
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that was to describe a model to try, and does not.
+
+    Args:
+        file: its name.
+        error: what is wrong with it.
+    """
+
+    file: str
+    error: str
+
+
 def train_best(
-    descriptions: Sequence[ModelDescription],
+    models: Sequence[ModelDescription | Unreadable],
     learning_rates: Sequence[float],
     seeds: Sequence[int],
     config: TrainConfig,
@@ -45,90 +62,130 @@ def train_best(
 
     The pair of model and learning rate with the lowest mean validation log loss over the seeds wins, and its best seed
     is kept: differences between seeds are often larger than those between models. A training that is finished is not
-    repeated when the same trials are asked for again, and one that was killed goes on.
+    repeated when the same trials are asked for again, and one that was killed resumes.
+
+    A training that diverges, or whose model cannot be built, is recorded as failed with its ``error``, and the others
+    go on. A pair with a failed seed wins only where every pair has one.
 
     Args:
-        descriptions: models to try.
-        learning_rates: to try each model with.
-        seeds: to repeat each trial with.
+        models: models to try; one that is unreadable is a failed trial.
+        learning_rates: learning rates to try each model with.
+        seeds: seeds to repeat each trial with.
         config: everything else.
         run_dir: receives a folder per training and ``metrics.json``; the kept model moves up into it.
         device: this rank's device.
-        splits: the test split takes no part in the choice.
+        splits: the test split takes no part in the choice, and may have no rows.
 
     Returns:
-        dict | None: the winning trial's record, on rank 0.
+        dict | None: the winning trial as ``metrics.json`` records it, on rank 0.
 
     Raises:
-        ValueError: when there is nothing to try, or the folder holds other trials.
+        ValueError: when there is nothing to try, a split that decides has no rows, the folder holds other trials, or
+            all trials failed.
     """
-    if not descriptions or not learning_rates or not seeds:
+    if not models or not learning_rates or not seeds:
         raise ValueError("nothing to train: expected at least one architecture, learning rate and seed")
-    pairs = list(product(descriptions, learning_rates))
-    settings = {"config": settings_of(config), "rates": [rate for _, rate in pairs], "seeds": list(seeds)}
-    request = _digest([settings, [description.to_json() for description, _ in pairs]])
+    pairs = [(model, replace(config, learning_rate=rate)) for model, rate in product(models, learning_rates)]
+    for name, split in (("train", splits.train), ("validation", splits.validation)):
+        if not len(split):
+            raise ValueError(f"{name}: the split has no rows; prepare the data set with a larger share of them")
+    settings = {"config": settings_of(config), "rates": [made.learning_rate for _, made in pairs], "seeds": list(seeds)}
+    request = _digest([settings, [_shown(model) for model, _ in pairs]])
     again = config.resume == "auto"
     finished = _read(run_dir / METRICS) if again else None
     if finished is not None and finished.get("request") != request:
         raise ValueError(
             f"{run_dir}: holds finished trials of other settings; choose another folder, or --resume never "
-            "to start anew"
+            "to start from scratch"
         )
     if finished is not None:
         return finished["best"] if dist.get_rank() == 0 else None
     trials: list[dict[str, Any]] = []
-    for number, (description, rate) in enumerate(pairs, start=1):
-        runs = []
-        for seed in seeds:
-            folder = run_dir / f"trial-{number:02d}-seed-{seed}"
-            of_run = replace(config, learning_rate=rate, seed=seed)
-            known = _read(folder / "result.json") if again else None
-            digest = _digest([settings_of(of_run), description.to_json()])
-            if known is None or known["request"] != digest:
-                known = {"request": digest, "run": _train(description, of_run, folder, device, splits)}
-                if dist.get_rank() == 0:
-                    write_text(folder / "result.json", json.dumps(known))
-            runs.append(known["run"])
-        trials.append(
-            {
-                "model": json.loads(description.to_json())["interaction"],
-                "learning_rate": rate,
-                "dense_parameters": dense_parameters(description.build(torch.device("meta"))),
-                "mean_validation_log_loss": statistics.fmean(_validation_loss(run) for run in runs),
-                "runs": runs,
-            }
-        )
+    for number, (model, made) in enumerate(pairs, start=1):
+        trial: dict[str, Any] = {"model": None, "learning_rate": made.learning_rate, "dense_parameters": None}
+        runs: list[dict[str, Any]] = []
+        if isinstance(model, Unreadable):
+            trial |= {"file": model.file, "error": model.error}
+        else:
+            trial["model"] = json.loads(model.to_json())["interaction"]
+            for seed in seeds:
+                folder = run_dir / f"trial-{number:02d}-seed-{seed}"
+                runs.append(_run(model, replace(made, seed=seed), folder, device, splits))
+            if errors := [run["error"] for run in runs if run["error"]]:
+                trial["error"] = errors[0]
+            else:
+                trial["dense_parameters"] = dense_parameters(model.build(torch.device("meta")))
+        losses = [_validation_loss(run) for run in runs if not run["error"]]
+        trial |= {"mean_validation_log_loss": statistics.fmean(losses) if losses else None, "runs": runs}
+        if trial.get("error") and dist.get_rank() == 0:
+            print(f"trial {number} of {len(pairs)} failed: {trial['error']}", file=sys.stderr)
+        trials.append(trial)
     dist.barrier()
+    best = min(trials, key=_standing)
+    if best["mean_validation_log_loss"] is None:
+        first = trials[0]["error"]
+        raise ValueError(first if len(trials) == 1 else f"all {len(trials)} trials failed; the first one: {first}")
     if dist.get_rank() != 0:
         return None
-    best = min(trials, key=lambda trial: trial["mean_validation_log_loss"])
-    kept = run_dir / min(best["runs"], key=_validation_loss)["folder"]
+    kept = run_dir / min((run for run in best["runs"] if not run["error"]), key=_validation_loss)["folder"]
     for name in ("checkpoints", "config.json", CONFIG, "plan.txt"):
         if (kept / name).exists():
             remove(run_dir / name)
             (kept / name).replace(run_dir / name)
-    write_text(run_dir / METRICS, json.dumps({"best": best, "trials": trials, "request": request}, indent=2))
+    record = json_text({"best": best, "trials": trials, "request": request}, indent=2)
+    write_text(run_dir / METRICS, record)
     for trial in trials:
         for run in trial["runs"]:
             remove(run_dir / run["folder"] / "checkpoints")
-    return best
+    return json.loads(record)["best"]
+
+
+def _run(
+    model: ModelDescription, config: TrainConfig, folder: Path, device: torch.device, splits: Splits
+) -> dict[str, Any]:
+    """The record of a training that is made now, or was made before."""
+    digest = _digest([settings_of(config), model.to_json()])
+    known = _read(folder / "result.json") if config.resume == "auto" else None
+    if known is not None and known["request"] == digest:
+        return {"error": None} | known["run"]
+    run = _train(model, config, folder, device, splits)
+    if dist.get_rank() == 0:
+        write_text(folder / "result.json", json_text({"request": digest, "run": run}))
+    return run
 
 
 def _train(
-    description: ModelDescription, config: TrainConfig, folder: Path, device: torch.device, splits: Splits
+    model: ModelDescription, config: TrainConfig, folder: Path, device: torch.device, splits: Splits
 ) -> dict[str, Any]:
+    run: dict[str, Any] = {"folder": folder.name, "seed": config.seed, "error": None, "validation": None, "test": None}
     started = time.perf_counter()
-    trainer = Trainer(description, config, folder, device)
-    validation = trainer.train(splits.train, splits.validation)
+    try:
+        trainer = Trainer(model, config, folder, device)
+    except ValueError as error:  # of this model alone: an operator that its tables do not suit, no layer to drop
+        return run | {"error": str(error)}
+    try:
+        validation = trainer.train(splits.train, splits.validation)
+    except DivergedError as error:
+        return run | {"error": str(error)}
     assert validation is not None
-    seconds = round(time.perf_counter() - started, 2)
-    test = trainer.evaluate(splits.test)
-    metrics = {"validation": asdict(validation), "test": asdict(test)}
-    return {"folder": folder.name, "seed": config.seed, "training_seconds": seconds, **metrics}
+    run |= {"training_seconds": round(time.perf_counter() - started, 2), "validation": asdict(validation)}
+    if not math.isfinite(validation.log_loss):
+        return run | {"error": "the validation log loss is not a finite number after any epoch"}
+    return run | {"test": asdict(trainer.evaluate(splits.test)) if len(splits.test) else None}
+
+
+def _standing(trial: dict[str, Any]) -> tuple[bool, int, tuple[bool, float]]:
+    """The lowest is the best: the fewest failed seeds, then the lowest mean loss."""
+    loss = trial["mean_validation_log_loss"]
+    return loss is None, sum(bool(run["error"]) for run in trial["runs"]), order(loss)
 
 
 def _read(file: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text()) if file.exists() else None
+
+
+def _shown(model: ModelDescription | Unreadable) -> Any:
+    return asdict(model) if isinstance(model, Unreadable) else model.to_json()
 
 
 def _digest(values: Any) -> str:

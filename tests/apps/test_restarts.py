@@ -98,7 +98,7 @@ def test_killed_ranks_cost_nothing_but_time(data: Path, undisturbed: Path):
         step = max(_logged(out)) + rng.randrange(10, 20)  # of the ranks that are started next
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
-    assert "goes on from step" in output, output[-3000:]
+    assert "resumes from step" in output, output[-3000:]
     assert _logged(out) == _logged(undisturbed)
     weights, expected = (load_model(folder)[1].state_dict() for folder in (out, undisturbed))
     assert all(torch.equal(value, weights[name]) for name, value in expected.items())
@@ -118,7 +118,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(data: Path, undisturbed: Path)
     assert 60 <= saved < STEPS and saved == max(_logged(out))
     process = _start(data, out)
     output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and f"goes on from step {saved} of {STEPS}" in output, output[-3000:]
+    assert process.returncode == 0 and f"resumes from step {saved} of {STEPS}" in output, output[-3000:]
     assert _logged(out) == _logged(undisturbed)
 
 

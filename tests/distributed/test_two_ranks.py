@@ -39,10 +39,12 @@ def _train(kind: str, sharding_type: str | None, run_dir: str) -> dict[str, floa
 
     def count(*_: object) -> None:
         active = [view for _, view in trainer.model.interaction_arch.active_parameters()]
-        expected_bytes.append(sum(p.grad.numel() * 4 for p in active if p.grad is not None) - trainer.bytes_reduced)
+        expected_bytes.append(
+            sum(p.grad.numel() * 4 for p in active if p.grad is not None) - trainer.step.bytes_reduced
+        )
 
     if kind == "supernet":
-        trainer.dense_optimizer._optimizer.register_step_pre_hook(count)
+        trainer.step.dense_optimizer._optimizer.register_step_pre_hook(count)
     trainer.train(make_click_files(SCHEMA, 1000))
     metrics = trainer.evaluate(make_click_files(SCHEMA, 333, seed=5))
     return {

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,14 @@ from nasrec_torchrec import PUBLISHED, Architecture, NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference import predictor as predictor_module
 from nasrec_torchrec.inference.config import ExportConfig
-from nasrec_torchrec.inference.exporting import ScoringModel, compare, export, scoring_model, trace
+from nasrec_torchrec.inference.exporting import compare, export
 from nasrec_torchrec.inference.fusion import ProductAndSum
+from nasrec_torchrec.inference.predictor import Predictor
+from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model, trace
 from nasrec_torchrec.inference.tables import table_precisions
-from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.models.config import BASELINES, Baseline
+from nasrec_torchrec.models.description import ClickModel, ModelDescription
+from nasrec_torchrec.runs.lock import lock
 
 # Of what a service has: PyTorch, maybe FBGEMM, and a copy of the one file.
 SCORE_ALONE = """
@@ -32,7 +37,7 @@ torch.save([predictor.logits(Request(**request)) for request in requests], sys.a
 """
 
 
-def _request(model: NASRecNet, schema: Schema, batch_size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def _request(model: ClickModel, schema: Schema, batch_size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Random rows, and the eager model's logits."""
     data = make_click_data(schema, batch_size, seed=batch_size)
     sparse = data.sparse
@@ -76,6 +81,77 @@ def test_other_forms_in_a_process_without_this_package(tmp_path: Path, schema, c
     _score_alone(tmp_path, tmp_path / "package", model, schema, ("nasrec_torchrec", "torchrec"), tolerance)
 
 
+def _baseline(kind: str, num_dense: int = 3) -> tuple[ClickModel, Schema]:
+    """A baseline whose first and last feature share a table, so that the model stacks them side by side."""
+    schema = make_schema(num_dense=num_dense)
+    first, *between, last = schema.sparse
+    shared = replace(first, table="t_both", pooling="mean"), *between, replace(last, table="t_both")
+    schema = replace(schema, sparse=shared)
+    torch.manual_seed(0)
+    return ModelDescription(schema, Baseline(kind, (8, 16), (16, 1))).build().eval(), schema  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+@pytest.mark.parametrize("tables", ("fp32", "int8"))
+def test_baselines_in_the_form_that_serves(kind, tables):
+    model, schema = _baseline(kind)
+    scoring = scoring_model(model, ExportConfig(tables=tables), schema.feature_names)
+    program = trace(scoring).module()
+    for batch_size in (1, 9):
+        request, logits = _request(model, schema, batch_size)
+        error = 1e-5 if tables == "fp32" else 2e-2
+        torch.testing.assert_close(program(*_inputs(request)), logits, rtol=0, atol=error)
+    drift = compare(model, ExportConfig(), make_click_files(schema, 200))
+    assert drift.exported.log_loss == pytest.approx(drift.trained.log_loss, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ("dcn", "deepfm"))
+def test_a_baseline_leaves_as_a_network_does(tmp_path: Path, kind):
+    model, schema = _baseline(kind)
+    predictor = export(model, schema, tmp_path / "package", origin={"run": "baseline", "loss": float("nan")})
+    assert predictor.manifest["architecture"] is None
+    assert predictor.manifest["model"] == {"dcn": "DLRM_DCN", "deepfm": "FlatModel"}[kind]
+    assert predictor.manifest["origin"] == {"run": "baseline", "loss": None}
+    _score_alone(tmp_path, tmp_path / "package", model, schema, ("nasrec_torchrec", "torchrec", "fbgemm_gpu"), 1e-5)
+
+
+def test_a_folder_that_is_no_package_is_refused_before_anything_is_compiled(tmp_path: Path):
+    schema = make_schema()
+    model = build(schema)
+    training = '{"format": "nasrec-torchrec/folder/1", "kind": "training"}'
+    for name, marker in (("notes.txt", None), ("metrics.json", training)):
+        place = tmp_path / name
+        place.mkdir()
+        (place / name).write_text("mine")
+        if marker:
+            (place / ".nasrec.json").write_text(marker)
+        with pytest.raises(ValueError, match=f"{name}: holds "):
+            export(model, schema, place)
+        assert (place / name).read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="expected a folder, found a file"):
+        export(model, schema, tmp_path / "file")
+    with pytest.raises(ValueError, match=r"process .* is writing here"), lock(tmp_path / ".p.export.nasrec-tmp"):
+        export(model, schema, tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.slow
+def test_an_earlier_package_is_replaced_and_what_is_not_ours_stays(tmp_path: Path):
+    schema, place = make_schema(num_dense=1), tmp_path / "package"
+    place.mkdir()
+    first = export(build(schema, 2), schema, place)
+    (place / "notes.txt").write_text("mine")
+    # What a killed export leaves.
+    left = tmp_path / ".package.export.nasrec-tmp" / "package"
+    left.mkdir(parents=True)
+    (left / "model.pt2").write_text("half")
+    second = export(build(schema, 3), schema, place)
+    assert first.version != second.version == Predictor(place).version
+    assert (place / "notes.txt").read_text() == "mine" and list(tmp_path.iterdir()) == [place]
+
+
 @pytest.mark.slow
 def test_a_package_that_takes_few_rows_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ProductAndSum, "forward", lambda self, rows: rows @ self.weight.t() + self.bias)
@@ -86,7 +162,7 @@ def test_a_package_that_takes_few_rows_only_is_refused(tmp_path: Path, monkeypat
 
 
 def _score_alone(
-    folder: Path, package: Path, model: NASRecNet, schema: Schema, without: tuple[str, ...], tolerance: float
+    folder: Path, package: Path, model: ClickModel, schema: Schema, without: tuple[str, ...], tolerance: float
 ) -> None:
     requests, expected = zip(*(_request(model, schema, batch_size) for batch_size in (1, 7, 300)), strict=True)
     torch.save(list(requests), folder / "requests.pt")
@@ -164,8 +240,12 @@ def test_drift_is_measured_before_anything_is_compiled():
 
 def test_what_cannot_be_exported(tmp_path: Path):
     model = build(make_schema())
-    with pytest.raises(ValueError, match="the schema has"):
+    with pytest.raises(ValueError, match=r"reads the features .*, the schema has \['f0', 'f1', 'f2'\]"):
         export(model, make_schema(num_features=3), tmp_path / "p")
+    with pytest.raises(ValueError, match="the model reads 3 dense features, the schema has 2"):
+        export(model, make_schema(num_dense=2), tmp_path / "p")
+    with pytest.raises(ValueError, match="expected a NASRecNet or a baseline, found a SuperNet"):
+        export(ModelDescription(make_schema(), SMALL_SPACE).build(), make_schema(), tmp_path / "p")
     ebc = model.sparse_arch.embedding_bag_collection
     with pytest.raises(ValueError, match=r"unknown tables \['x'\]; the model has \['t_f0'"):
         table_precisions(ebc, "fp32", {"x": "int8"})

@@ -21,7 +21,12 @@ def test_auc_and_log_loss_are_exact(rows):
         entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
         assert metrics.normalized_entropy == pytest.approx(metrics.log_loss / entropy)
     else:
-        assert math.isnan(metrics.auc)
+        assert metrics.auc is None and metrics.normalized_entropy is None
     losses = [math.log1p(math.exp(-logit if label else logit)) for logit, label in rows]
     assert metrics.log_loss == pytest.approx(sum(losses) / len(losses))
     assert metrics.rows == len(rows)
+
+
+def test_a_prediction_that_is_not_a_number_is_infinitely_bad():
+    metrics = click_metrics(torch.tensor([0.5, math.nan]), torch.tensor([1.0, 0.0]))
+    assert metrics.auc is None and metrics.log_loss == math.inf

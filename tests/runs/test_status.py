@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from support import SMALL_SPACE, make_click_files, make_schema, prepare_clicks, run_program
+from support import SMALL_SPACE, in_step, make_click_files, make_schema, prepare_clicks, run_program
 
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.log import read_events
@@ -21,20 +21,15 @@ MODEL = ModelDescription(SCHEMA, SMALL_SPACE.sample(torch.Generator().manual_see
 CONFIG = TrainConfig(epochs=2, batch_size=40, learning_rate=0.05, log_every=2, checkpoint_every=4)  # 12 steps an epoch
 
 
-class _Ended(Trainer):
-    def _prepare_step(self, total_steps: int) -> None:
-        if self.step == 14:
-            os.kill(os.getpid(), signal.SIGTERM)
-        super()._prepare_step(total_steps)
-
-
 def test_status_of_a_run_that_was_ended_and_went_on(one_rank, tmp_path: Path):
     data, validation = make_click_files(SCHEMA, 500), make_click_files(SCHEMA, 100, seed=5)
     folder = tmp_path / "run"
     with pytest.raises(ValueError, match="cannot be read"):
         read_status(folder)
+    ended = Trainer(MODEL, CONFIG, folder, torch.device("cpu"))
+    in_step(ended, 14, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
-        _Ended(MODEL, CONFIG, folder, torch.device("cpu")).train(data, validation)
+        ended.train(data, validation)
     found = read_status(folder)
     assert (found.state, found.step, found.total_steps, found.starts) == ("asked to end", 15, 24, 1)
     assert found.checkpoint == "step-00000015" and found.seconds_left is None

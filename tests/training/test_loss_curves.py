@@ -83,7 +83,7 @@ def test_a_training_repeats_the_recorded_curve(one_rank, tmp_path: Path, monkeyp
     curve, expected = train(run, tmp_path), recorded["runs"][run]
     if recorded["platform"] == platform_key():
         assert curve == expected
-    assert _numbers(curve) == pytest.approx(_numbers(expected), rel=1e-4)
+    assert _numbers(curve) == pytest.approx(_numbers(expected), rel=1e-3)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,27 @@
 import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from support import SMALL_SPACE, make_click_files, make_schema, run_ranks
+from support import SMALL_SPACE, in_step, make_click_files, make_schema, run_ranks
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs.checkpoint import latest_checkpoint
+from nasrec_torchrec.runs.status import read_status
 from nasrec_torchrec.training import trainer as trainer_module
 from nasrec_torchrec.training.config import TrainConfig
-from nasrec_torchrec.training.guard import TERMINATED
+from nasrec_torchrec.training.guard import DivergedError
 from nasrec_torchrec.training.trainer import Trainer
-from nasrec_torchrec.training.trials import Splits, train_best
+from nasrec_torchrec.training.trials import Splits, Unreadable, train_best
 
 SCHEMA = make_schema()
 SUPERNET = ModelDescription(SCHEMA, SMALL_SPACE, use_layernorm=True)
@@ -43,7 +45,7 @@ def _losses(run_dir: Path) -> list[tuple[int, float]]:
 
 
 def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    state = {"model": trainer.dmp.state_dict(), "optimizer": trainer.optimizer.state_dict()["state"]}
+    state = {"model": trainer.dmp.state_dict(), "optimizer": trainer.step.optimizer.state_dict()["state"]}
     found = {}
     for name, value in state["model"].items():
         found[name] = value.local_shards()[0].tensor if isinstance(value, ShardedTensor) else value
@@ -81,6 +83,28 @@ def test_a_plateau_divides_the_learning_rate_and_ends_the_run(one_rank, tmp_path
         _make(tmp_path / "b", NASRECNET, config).train(data)
 
 
+def _with_labels(folder: Path, label: int) -> ClickFiles:
+    """Rows of one class."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(make_click_files(SCHEMA, 60, seed=5).files[0])
+    labels = pa.array([label] * table.num_rows, table.schema.field("label").type)
+    folder.mkdir()
+    pq.write_table(table.set_column(table.schema.get_field_index("label"), "label", labels), folder / "p.parquet")
+    return ClickFiles.open(folder, SCHEMA)
+
+
+def test_where_there_is_no_auc_the_log_loss_decides(one_rank, tmp_path: Path, capsys):
+    data, validation = make_click_files(SCHEMA, 80), _with_labels(tmp_path / "data", 1)
+    config = replace(CONFIG, epochs=4, monitor="auc", learning_rate=0.2)
+    best = _make(tmp_path / "run", NASRECNET, config).train(data, validation)
+    seen = [entry["log_loss"] for entry in _events(tmp_path / "run", "validation")]
+    assert best.auc is None and best.log_loss == min(seen) < max(seen)
+    assert "step 2: the validation split has no AUC" in capsys.readouterr().err
+    assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
+
+
 def test_dropout_changes_training_alone(one_rank, tmp_path: Path):
     data = make_click_files(SCHEMA, 80)
     plain, dropped = (_make(tmp_path / str(p), NASRECNET, replace(CONFIG, dropout=p)) for p in (0.0, 0.5))
@@ -104,15 +128,10 @@ def test_options_that_do_not_go_together(one_rank, tmp_path: Path, description, 
         _make(tmp_path, description, replace(CONFIG, **changes))
 
 
-class _EndsAt(Trainer):
-    """Gets SIGTERM in the middle of a step."""
-
-    ends_at = -1
-
-    def _prepare_step(self, total_steps: int) -> None:
-        if self.step == self.ends_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        super()._prepare_step(total_steps)
+def _ends_at(trainer: Trainer, step: int, number: int = signal.SIGTERM) -> Trainer:
+    """The trainer gets a signal in the middle of a step."""
+    in_step(trainer, step, lambda _: os.kill(os.getpid(), number))
+    return trainer
 
 
 @pytest.mark.parametrize("pipeline", ["sparse_dist", "base"])
@@ -136,31 +155,62 @@ def test_a_run_that_was_ended_goes_on_bit_by_bit(one_rank, tmp_path: Path, descr
     before = signal.getsignal(signal.SIGTERM)
     # In the first epoch, at its last steps that the pipeline already holds, at its end, and in the second one.
     for ends_at in (5, 10, 11, 12, 17):
-        trainer = _EndsAt(description, config, tmp_path / "b", torch.device("cpu"))
-        trainer.ends_at = ends_at
+        number = signal.SIGINT if ends_at == 11 else signal.SIGTERM
+        trainer = _ends_at(_make(tmp_path / "b", description, config), ends_at, number)
         with pytest.raises(SystemExit) as ended:
             trainer.train(data, validation)
-        assert ended.value.code == TERMINATED and trainer.step == ends_at + 1
+        assert ended.value.code == 128 + number and trainer.progress.step == ends_at + 1
     resumed = _make(tmp_path / "b", description, config)
     assert resumed.train(data, validation) == best
     assert _losses(tmp_path / "b") == _losses(tmp_path / "a") and len(_losses(tmp_path / "a")) == 24
     for name, value in _weights(undisturbed).items():
         assert torch.equal(value, _weights(resumed)[name]), name
-    assert resumed.paths.to_json() == undisturbed.paths.to_json()
+    assert resumed.paths.state_dict() == undisturbed.paths.state_dict()
+    assert resumed.progress == undisturbed.progress
     assert signal.getsignal(signal.SIGTERM) == before
     # A finished run has nothing left to do.
     again = _make(tmp_path / "b", description, config)
-    assert again.train(data, validation) == best and again.step == 24
+    assert again.train(data, validation) == best and again.progress.step == 24
+
+
+@pytest.mark.parametrize("description, changes", [(SUPERNET, {}), (NASRECNET, {"optimizer": "adam", "dropout": 0.2})])
+def test_rungs_within_an_epoch_train_like_one_run(one_rank, tmp_path: Path, description, changes):
+    data, validation = make_click_files(SCHEMA, ROWS), make_click_files(SCHEMA, 100, seed=5)
+    config, rungs = replace(CONFIG, **changes), (0.5, 1.4)  # after 6 and 17 of 24 steps
+    undisturbed = _make(tmp_path / "a", description, config)
+    best = undisturbed.train(data, validation, validate_at=rungs)
+    plain = _make(tmp_path / "c", description, config)
+    plain.train(data, validation)
+    racing = _make(tmp_path / "b", description, config)
+    asked = []
+
+    def pause(epochs: float, metrics: ClickMetrics) -> bool:
+        asked.append((epochs, metrics))
+        return True
+
+    for steps in (6, 12, 17, 24):
+        found = racing.train(data, validation, pause, rungs)
+        ((epochs, metrics),) = asked
+        asked.clear()
+        assert racing.progress.step == steps == round(12 * epochs)
+        assert racing.progress.validations[-1] == asdict(metrics) | {"step": steps}
+        assert found.log_loss == min(measured["log_loss"] for measured in racing.progress.validations)
+        # Another trainer of the folder resumes as well.
+        racing = _make(tmp_path / "b", description, config) if steps == 12 else racing
+    assert racing.train(data, validation, validate_at=rungs) == best
+    assert racing.progress == undisturbed.progress
+    assert _losses(tmp_path / "b") == _losses(tmp_path / "a") == _losses(tmp_path / "c")
+    for name, value in _weights(undisturbed).items():
+        assert torch.equal(value, _weights(racing)[name]), name
 
 
 def _part(world: str, folder: str, ends_at: int) -> float:
-    trainer = _EndsAt(SUPERNET, replace(CONFIG, batch_size=48), Path(folder), torch.device("cpu"))
-    trainer.ends_at = ends_at
+    trainer = _ends_at(_make(Path(folder), SUPERNET, replace(CONFIG, batch_size=48)), ends_at)
     try:
         trainer.train(make_click_files(SCHEMA, ROWS))
     except SystemExit:
         dist.barrier()
-    return float(trainer.step)
+    return float(trainer.progress.step)
 
 
 @pytest.mark.slow
@@ -204,39 +254,43 @@ def _with_rows(folder: Path, values: dict[int, float]) -> ClickFiles:
     return ClickFiles.open(folder, SCHEMA)
 
 
-class _Poisoned(Trainer):
-    """Meets a number that is none in the sixth step, on the last rank."""
+def _poisoned(trainer: Trainer) -> Trainer:
+    """The trainer meets a number that is none in its sixth step, on the last rank."""
 
-    def _remember(self, module, arguments):
-        if self.dmp.training and self.step == 5 and self.rank == self.world_size - 1:
-            arguments[0].dense_features[0, 0] = float("nan")
-        super()._remember(module, arguments)
+    def poison(dense_features: torch.Tensor) -> None:
+        if trainer.rank == trainer.world_size - 1:
+            dense_features[0, 0] = float("nan")
+
+    in_step(trainer, 5, poison)
+    return trainer
 
 
 def _unchanged_steps(trainer: Trainer, data: ClickFiles) -> list[int]:
     """Trains, and returns the steps that changed no weight and no state of an optimizer."""
     unchanged = []
     before = _weights(trainer)
-    count = trainer._count_skipped
 
-    def compare() -> None:
+    def compare(*_: object) -> None:
         now = _weights(trainer)
-        if all(torch.equal(value, now[name]) for name, value in before.items() if not name.endswith("step")):
-            unchanged.append(trainer.step)
+        same = all(torch.equal(value, now[name]) for name, value in before.items() if not name.endswith("step"))
+        if same and trainer.progress.step:
+            unchanged.append(trainer.progress.step)
         before.update(now)
-        count()
 
-    trainer._count_skipped = compare
+    # Before each step's forward pass, and after the last step, the weights are those of the step before.
+    handle = trainer.task.register_forward_pre_hook(compare)
     trainer.train(data)
+    handle.remove()
+    compare()
     assert all(value.isfinite().all() for value in before.values())
     return unchanged
 
 
 @pytest.mark.parametrize("description", [SUPERNET, NASRECNET, DLRM], ids=["supernet", "nasrecnet", "dlrm"])
 def test_a_step_that_is_not_finite_changes_nothing(one_rank, tmp_path: Path, description):
-    trainer = _Poisoned(description, replace(CONFIG, epochs=1), tmp_path, torch.device("cpu"))
+    trainer = _poisoned(_make(tmp_path, description, replace(CONFIG, epochs=1)))
     assert _unchanged_steps(trainer, make_click_files(SCHEMA, ROWS)) == [6]
-    assert trainer.skipped_steps == 1 and _events(tmp_path)[-1]["skipped_steps"] == 1
+    assert trainer.progress.skipped_steps == 1 and _events(tmp_path)[-1]["skipped_steps"] == 1
 
 
 def test_a_gradient_that_overflows_alone_changes_nothing(one_rank, tmp_path: Path):
@@ -244,19 +298,18 @@ def test_a_gradient_that_overflows_alone_changes_nothing(one_rank, tmp_path: Pat
     data = _with_rows(tmp_path / "data", {123: 3e38})
     trainer = _make(tmp_path / "run", NASRECNET, replace(CONFIG, epochs=1))
     (step,) = _unchanged_steps(trainer, data)
-    assert trainer.skipped_steps == 1 and torch.tensor(_events(tmp_path / "run")[step - 1]["loss"]).isfinite()
+    assert trainer.progress.skipped_steps == 1 and torch.tensor(_events(tmp_path / "run")[step - 1]["loss"]).isfinite()
 
 
 def test_too_many_bad_steps_end_the_run_with_the_batch_saved(one_rank, tmp_path: Path):
     good = make_click_files(SCHEMA, ROWS)
     config = replace(CONFIG, max_skipped_steps=3)
-    ended = _EndsAt(NASRECNET, config, tmp_path / "run", torch.device("cpu"))
-    ended.ends_at = 5
+    ended = _ends_at(_make(tmp_path / "run", NASRECNET, config), 5)
     with pytest.raises(SystemExit):
         ended.train(good)
     bad = _with_rows(tmp_path / "data", dict.fromkeys(range(ROWS), 3e38))
     with pytest.raises(
-        RuntimeError, match=r"step 9: .*not finite in 3 steps in a row; the last batch is in .*rank-0\.pt"
+        DivergedError, match=r"step 9: .*not finite in 3 steps in a row; the last batch is in .*rank-0\.pt"
     ):
         _make(tmp_path / "run", NASRECNET, config).train(bad)
     batch = torch.load(tmp_path / "run" / "skipped-batch-rank-0.pt", weights_only=True)
@@ -266,7 +319,7 @@ def test_too_many_bad_steps_end_the_run_with_the_batch_saved(one_rank, tmp_path:
 
 
 def _one_bad_rank(folder: str) -> torch.Tensor:
-    trainer = _Poisoned(NASRECNET, replace(CONFIG, epochs=1), Path(folder), torch.device("cpu"))
+    trainer = _poisoned(_make(Path(folder), NASRECNET, replace(CONFIG, epochs=1)))
     return torch.tensor(_unchanged_steps(trainer, make_click_files(SCHEMA, ROWS)))
 
 
@@ -292,7 +345,7 @@ def test_another_run_is_not_continued(one_rank, tmp_path: Path):
         _make(tmp_path, NASRECNET, config).train(data)
     fresh = _make(tmp_path, DLRM, replace(config, resume="never", log_every=2))
     fresh.train(data)
-    assert fresh.step == 12 and load_model(tmp_path)[0] == DLRM
+    assert fresh.progress.step == 12 and load_model(tmp_path)[0] == DLRM
     assert len(list((tmp_path / "checkpoints").glob("step-*"))) <= 2
 
 
@@ -354,6 +407,16 @@ def test_tables_that_fit_nowhere_are_one_clear_error(one_rank, tmp_path: Path, m
         _make(tmp_path)
 
 
+def test_tables_larger_than_the_memory_are_refused_before_they_are_allocated(one_rank, tmp_path: Path):
+    huge = replace(DLRM, schema=make_schema(rows=10**12))
+    message = r"do not fit into memory: they need .* GiB for .*, of which t_f0 .* GiB; this process may use .* GiB"
+    with pytest.raises(ValueError, match=message):
+        _make(tmp_path, huge)
+    with pytest.raises(ValueError, match=message):
+        huge.build(torch.device("cpu"))
+    assert huge.build(torch.device("meta"))
+
+
 def _splits() -> Splits:
     return Splits(*(make_click_files(SCHEMA, rows, seed) for seed, rows in enumerate((ROWS, 100, 100))))
 
@@ -385,6 +448,37 @@ def test_finished_trials_are_not_repeated(one_rank, tmp_path: Path, monkeypatch)
         train_best([NASRECNET], (0.05,), (0,), config, tmp_path / "b", device, splits)
     train_best([NASRECNET], (0.05,), (0,), replace(config, resume="never"), tmp_path / "b", device, splits)
     assert load_model(tmp_path / "b")[0] == NASRECNET
+
+
+def test_a_diverging_trial_and_an_unreadable_model_spoil_no_other(one_rank, tmp_path: Path, capsys):
+    config, splits, device = replace(CONFIG, epochs=1, max_skipped_steps=3), _splits(), torch.device("cpu")
+    broken = Unreadable("b.json", "block 0: no such operator")
+    for _ in range(2):  # the second time nothing is trained, and the same is found
+        best = train_best([NASRECNET, broken], (1e30, 0.05), (0, 1), config, tmp_path, device, splits)
+        assert best["learning_rate"] == 0.05 and best["model"] is not None
+    text = (tmp_path / "metrics.json").read_text()
+    found = json.loads(text)
+    assert found["best"] == best and "NaN" not in text and "Infinity" not in text
+    diverged, trained, *unreadable = found["trials"]
+    assert diverged["mean_validation_log_loss"] is None and "not finite in 3 steps" in diverged["error"]
+    assert [run["validation"] for run in diverged["runs"]] == [None, None]
+    assert trained["mean_validation_log_loss"] < 1 and "error" not in trained
+    assert [(trial["file"], trial["error"]) for trial in unreadable] == [(broken.file, broken.error)] * 2
+    errors = capsys.readouterr().err
+    assert "trial 1 of 4 failed: step " in errors and "trial 4 of 4 failed: block 0: no such operator" in errors
+    assert read_status(tmp_path / "trial-01-seed-0").state == "failed"
+    with pytest.raises(ValueError, match="all 2 trials failed; the first one: step 5: the loss or a gradient"):
+        train_best([NASRECNET], (1e30, 1e29), (0,), config, tmp_path / "none", device, splits)
+
+
+def test_splits_without_rows(one_rank, tmp_path: Path):
+    splits, device, config = _splits(), torch.device("cpu"), replace(CONFIG, epochs=1)
+    empty = make_click_files(SCHEMA, 0)
+    with pytest.raises(ValueError, match="validation: the split has no rows"):
+        train_best([DLRM], (0.05,), (0,), config, tmp_path, device, replace(splits, validation=empty))
+    assert not list(tmp_path.iterdir())
+    best = train_best([DLRM], (0.05,), (0,), config, tmp_path, device, replace(splits, test=empty))
+    assert best["runs"][0]["test"] is None and best["mean_validation_log_loss"] < 1
 
 
 @pytest.mark.parametrize("description", [SUPERNET, DLRM])

@@ -35,6 +35,7 @@ from nasrec_torchrec.search.race.training import RaceData, train_trial
 from nasrec_torchrec.search.race.trial import Entry, Trial
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
+from nasrec_torchrec.training.guard import DivergedError
 
 JOURNAL = "race.journal"
 TRIALS, DATA = "trials", "data"
@@ -318,7 +319,7 @@ class _Race:
 
         try:
             train_trial(entry.trial, until, self.data, folder, self.device, report)
-        except RuntimeError as error:
+        except DivergedError as error:
             self.book.note(entry.number, error=str(error).splitlines()[0])
             self.book.settle(entry.number, "failed")
             self._say(f"trial {entry.number} failed: {error}")
@@ -389,5 +390,5 @@ def _follow(device: torch.device) -> None:
         trial, until, data, folder = message[0]
         try:
             train_trial(trial, until, data, folder, device, None)
-        except RuntimeError as error:
+        except DivergedError as error:
             print(f"{folder}: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The one place where a race meets the trainer: a trial is trained up to a rung, and later from there."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,12 +78,13 @@ def train_trial(
     )
     started = time.monotonic()
 
-    def pause(epoch: int, metrics: ClickMetrics | None) -> bool:
+    def pause(epochs: float, metrics: ClickMetrics | None) -> bool:
         nonlocal started
         assert metrics is not None
+        epoch = round(epochs)
         now = time.monotonic()
         seconds, started = now - started, now
-        stop = report(epoch, metrics.log_loss, metrics.auc, seconds) if report is not None else False
+        stop = report(epoch, metrics.log_loss, _number(metrics.auc), seconds) if report is not None else False
         return _agreed(stop or epoch >= until, device)
 
     trainer.train(data.open("train", trial), data.open("validation", trial), pause)
@@ -95,6 +97,11 @@ def _agreed(stop: bool, device: torch.device) -> bool:
     return bool(decision)
 
 
+def _number(value: float | None) -> float:
+    """A metric that does not exist is not a number."""
+    return math.nan if value is None else value
+
+
 def _trained(run_dir: Path) -> list[tuple[float, float]]:
     """Validation log loss and AUC of the epochs behind the newest checkpoint."""
     folder = latest_checkpoint(run_dir)
@@ -102,7 +109,7 @@ def _trained(run_dir: Path) -> list[tuple[float, float]]:
         return []
     step = json.loads((folder / "progress.json").read_text())["step"]
     found = {
-        event["step"]: (event["log_loss"], event["auc"])
+        event["step"]: (_number(event["log_loss"]), _number(event["auc"]))
         for event in read_events(run_dir)
         if event["event"] == "validation" and event["step"] <= step
     }

@@ -1,0 +1,39 @@
+"""Numbers that may not be finite: a NaN or an infinity is never the best, and never stands in a JSON file."""
+
+import json
+import math
+from typing import Any
+
+
+def order(value: float | None) -> tuple[bool, float]:
+    """A sort key, the lowest first; whatever is not a finite number comes last."""
+    finite = value is not None and math.isfinite(value)
+    return (not finite, value if finite and value is not None else 0.0)
+
+
+def is_better(value: float | None, best: float | None, higher: bool = False) -> bool:
+    """Whether a value beats the best one so far.
+
+    Args:
+        value: to compare.
+        best: so far.
+        higher: whether more is better.
+    """
+    if higher:
+        value, best = (None if number is None else -number for number in (value, best))
+    return order(value) < order(best)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON text that every reader takes: numbers that are not finite become ``null``."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(member) for key, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(member) for member in value]
+    return value

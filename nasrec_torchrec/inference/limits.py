@@ -1,0 +1,218 @@
+"""What a client may take of a server: time, memory and connections, counted by what arrives and not by what it says."""
+
+import asyncio
+import json
+import logging
+import re
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+from fastapi import HTTPException, Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nasrec_torchrec.inference.config import ServingConfig
+from nasrec_torchrec.inference.metrics import ServerMetrics
+
+_LOG = logging.getLogger("nasrec.serve")
+_CLOSE = {"connection": "close"}
+# Of which inference requests are counted.
+_INFER = re.compile(r"/v2/models/.*/infer")
+
+
+def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """An error as the protocol writes it; any text can be sent."""
+    return Response(json.dumps({"error": message}), status, headers, media_type="application/json")
+
+
+class Bodies:
+    """The bodies of requests in progress.
+
+    Args:
+        config: limits of one body and of all together.
+    """
+
+    def __init__(self, config: ServingConfig) -> None:
+        self._most, self._most_held = config.max_body_mib << 20, config.max_held_mib << 20
+        self._seconds = config.body_seconds
+        self.held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytearray]:
+        """The whole body of a request, which counts until the context is left.
+
+        Raises:
+            HTTPException: 400, 408, 413, 415 or 503; the connection is closed after it.
+            ClientDisconnect: when the client hangs up.
+        """
+        headers = request.headers
+        length, encoding = headers.get("content-length"), headers.get("content-encoding", "identity").lower()
+        if length is not None and "transfer-encoding" in headers:
+            raise HTTPException(400, "expected content-length or transfer-encoding, found both", _CLOSE)
+        if length is not None and (not re.fullmatch("[0-9]{1,18}", length) or int(length) > self._most):
+            found = f", found content-length {length:.30}"
+            raise HTTPException(413, f"expected a body of {self._most} bytes at most{found}", _CLOSE)
+        if encoding not in ("identity", "gzip", "deflate"):
+            raise HTTPException(415, f"content-encoding: expected gzip, deflate or none, found {encoding:.30}", _CLOSE)
+        body, counted = bytearray(), 0
+        try:
+            with anyio.fail_after(self._seconds):
+                more = True
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                    counted += self._take(len(chunk), counted)
+                    body += chunk
+            if encoding != "identity":
+                compressed, body = body, self._decompress(body)
+                counted += self._take(len(body), 0)
+                del compressed
+            yield body
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not arrive within {self._seconds:g} seconds", _CLOSE) from None
+        finally:
+            self.held -= counted
+
+    def _take(self, count: int, before: int) -> int:
+        if before + count > self._most:
+            raise HTTPException(413, f"expected a body of {self._most} bytes at most", _CLOSE)
+        if self.held + count > self._most_held:
+            raise HTTPException(503, "the bodies of other requests fill the memory; ask again later", _CLOSE)
+        self.held += count
+        return count
+
+    def _decompress(self, body: bytearray) -> bytearray:
+        # gzip and zlib, told apart by their heads.
+        decoder = zlib.decompressobj(wbits=47)
+        try:
+            plain = bytearray(decoder.decompress(body, self._most + 1))
+        except zlib.error as error:
+            raise HTTPException(400, f"body: cannot be decompressed: {error}") from None
+        if len(plain) > self._most:
+            raise HTTPException(413, f"expected a body of {self._most} bytes at most after decompression", _CLOSE)
+        if not decoder.eof or decoder.unused_data:
+            raise HTTPException(400, "body: expected one whole compressed stream")
+        return plain
+
+
+class CountedAnswers:
+    """Counts every answer under its status, and turns what nobody foresaw into a 500 with a body.
+
+    Args:
+        app: the application behind it.
+        metrics: counters.
+        draining: holds a true ``draining`` while connections are to be closed after their answer.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, draining: Any) -> None:
+        self._app, self._metrics, self._draining = app, metrics, draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def counted(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                status = str(message["status"])
+                self._metrics.responses.labels(status).inc()
+                if scope["method"] == "POST" and _INFER.fullmatch(scope["path"]):
+                    self._metrics.requests.labels(status).inc()
+                if self._draining.draining:
+                    MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        except ClientDisconnect:
+            pass  # nobody is left to read an answer
+        except Exception:
+            _LOG.exception("%s %s", scope["method"], Headers(scope=scope).get("host", ""))
+            if not begun:
+                await error_response(500, "internal error; the server's log has it", _CLOSE)(scope, receive, counted)
+
+
+class BoundedProtocol(H11Protocol):
+    """HTTP/1.1 whose connections end when a client does not send its headers, or does not read its answer.
+
+    Args:
+        arguments: what uvicorn passes.
+        bounds: limits.
+        metrics: counters.
+        values: what uvicorn passes by name.
+    """
+
+    def __init__(self, *arguments: Any, bounds: ServingConfig, metrics: ServerMetrics, **values: Any) -> None:
+        super().__init__(*arguments, **values)
+        self._bounds, self._metrics = bounds, metrics
+        self._headers_end: asyncio.TimerHandle | None = None
+        self._reading_ends: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._bounds.max_connections:
+            self._refuse(503, "too many connections; ask again later")
+            return
+        self._headers_end = self.loop.call_later(self._bounds.header_seconds, self._end, "headers took too long")
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        # What arrives between two requests is the beginning of headers, or what is left of a body that nobody reads.
+        if not self._busy() and self._headers_end is None:
+            self._headers_end = self.loop.call_later(self._bounds.header_seconds, self._end, "headers took too long")
+        super().data_received(data)
+        if self._busy():
+            self._stop_waiting()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._stop_waiting()
+        self.resume_writing()
+        super().connection_lost(error)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading_ends = self.loop.call_later(self._bounds.body_seconds, self._end, "answer is not read")
+
+    def resume_writing(self) -> None:
+        if self._reading_ends is not None:
+            self._reading_ends.cancel()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._busy() and self.cycle.response_started:
+            self._end("body is no HTTP")
+        else:
+            self._refuse(400, msg)
+
+    def _stop_waiting(self) -> None:
+        if self._headers_end is not None:
+            self._headers_end.cancel()
+            self._headers_end = None
+
+    def _busy(self) -> bool:
+        """Whether headers have arrived of a request that is not answered yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._metrics.responses.labels(str(status)).inc()
+        self._metrics.refused.labels(message.split(";")[0]).inc()
+        body = json.dumps({"error": message}).encode()
+        head = f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def _end(self, reason: str) -> None:
+        self._metrics.refused.labels(reason).inc()
+        self.transport.abort()

@@ -1,0 +1,226 @@
+"""The Open Inference Protocol (KServe v2): bodies of requests and answers, without HTTP.
+
+A body is JSON, or JSON followed by the bytes of some tensors (the binary tensor extension). What is cheap is looked at
+first: the frame, then shapes and limits, and numbers become objects only when as many are there as the shape says.
+"""
+
+import reprlib
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from nasrec_torchrec.inference.predictor import Predictor, Request
+
+EXTENSIONS = ["binary_tensor_data"]
+OUTPUT = "probability"
+_DATATYPES: dict[str, Any] = {"FP32": np.float32, "INT64": np.int64}
+_PYTHON: dict[str, Any] = {"FP32": float, "INT64": int}
+_UNSUPPORTED = ("shared_memory_region", "classification")
+
+
+class _Input(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw = msgspec.Raw(b"")
+    parameters: dict[str, Any] | None = None
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class _Body(msgspec.Struct):
+    inputs: list[_Input]
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[_Output] | None = None
+
+
+_BODY = msgspec.json.Decoder(_Body)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a client asks for.
+
+    Args:
+        request: tensors that the model takes.
+        id: identifier that the answer repeats, if the client gave one.
+        binary: the client wants the output as bytes behind the JSON.
+        names: outputs to answer with.
+    """
+
+    request: Request
+    id: str | None
+    binary: bool
+    names: tuple[str, ...]
+
+
+def decode(
+    body: bytes | bytearray | memoryview, header_length: int | None, predictor: Predictor, max_rows: int, max_ids: int
+) -> Inference:
+    """Reads the body of an inference request.
+
+    Args:
+        body: body of the request.
+        header_length: bytes of the JSON in front of binary tensors; None where all of it is JSON.
+        predictor: model that is asked.
+        max_rows: rows of a request.
+        max_ids: ids of a request.
+
+    Raises:
+        ValueError: says what does not fit, and what is expected.
+    """
+    view = memoryview(body)
+    if header_length is not None and not 0 < header_length <= len(view):
+        raise ValueError(
+            f"inference-header-content-length: expected 1 to {len(view)}, the bytes of the body, found {header_length}"
+        )
+    parsed = _parse(view if header_length is None else view[:header_length])
+    if parsed.id is not None and len(parsed.id) > 1024:
+        raise ValueError(f"id: expected 1024 characters at most, found {len(parsed.id)}")
+    binary, names = _outputs(parsed)
+    expected = {entry["name"]: entry for entry in describe_inputs(predictor)}
+    given = {part.name: part for part in parsed.inputs}
+    if list(given) != [part.name for part in parsed.inputs] or set(given) != set(expected):
+        found = [part.name for part in parsed.inputs]
+        raise ValueError(f"inputs: expected {list(expected)}, each once, found {_short(found)}")
+    tensors, tail = {}, view[len(view) if header_length is None else header_length :]
+    limits = {"dense": max_rows * max(1, len(predictor.dense_features)), "lengths": max_rows * len(predictor.features)}
+    for part in parsed.inputs:
+        count = _check_shape(part, expected[part.name], limits.get(part.name, max_ids))
+        for unsupported in _UNSUPPORTED:
+            if unsupported in (part.parameters or {}):
+                raise ValueError(f"{part.name}: parameters: {unsupported} is not supported")
+        size = (part.parameters or {}).get("binary_data_size")
+        if size is None:
+            tensors[part.name] = _from_json(part, count)
+            continue
+        kind = np.dtype(_DATATYPES[part.datatype]).newbyteorder("<")
+        if bytes(part.data) or size != count * kind.itemsize or len(tail) < size:
+            raise ValueError(
+                f"{part.name}: binary_data_size: expected {count * kind.itemsize} for shape {part.shape} and as many "
+                f"bytes behind the JSON instead of data, found {_short(size)}, of which {len(tail)} bytes are left"
+            )
+        tensors[part.name] = torch.from_numpy(
+            np.frombuffer(tail[:size], kind).reshape(part.shape).astype(_DATATYPES[part.datatype])
+        )
+        tail = tail[size:]
+    if len(tail):
+        raise ValueError(f"body: {len(tail)} bytes are left over behind the last tensor")
+    request = Request(**tensors)
+    predictor.check(request)
+    return Inference(request, parsed.id, binary, names)
+
+
+def encode(inference: Inference, model: str, version: str, scores: torch.Tensor) -> tuple[bytes, dict[str, str]]:
+    """The body of an answer, and its headers."""
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)]}
+    tail = b""
+    if inference.binary:
+        tail = scores.numpy().astype("<f4").tobytes()
+        output["parameters"] = {"binary_data_size": len(tail)}
+    else:
+        output["data"] = scores.tolist()
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
+    if not inference.names:
+        document["outputs"] = []
+    if inference.id is not None:
+        document["id"] = inference.id
+    header = msgspec.json.encode(document)
+    if not tail:
+        return header, {"content-type": "application/json"}
+    return header + tail, {
+        "content-type": "application/octet-stream",
+        "inference-header-content-length": str(len(header)),
+    }
+
+
+def describe_inputs(predictor: Predictor) -> list[dict[str, Any]]:
+    """Names, datatypes and shapes of the inputs, where -1 is any size."""
+    shapes = {
+        "dense": ("FP32", [-1, len(predictor.dense_features)]),
+        "ids": ("INT64", [-1]),
+        "lengths": ("INT64", [len(predictor.features), -1]),
+        "weights": ("FP32", [-1]),
+    }
+    names = predictor.manifest["inputs"]
+    return [{"name": name, "datatype": shapes[name][0], "shape": shapes[name][1]} for name in names]
+
+
+def _parse(text: memoryview) -> _Body:
+    try:
+        parsed = _BODY.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"body: {error}") from None
+    except RecursionError:
+        raise ValueError("body: nested too deeply") from None
+    if not parsed.inputs:
+        raise ValueError("inputs: expected at least one, found none")
+    return parsed
+
+
+def _outputs(parsed: _Body) -> tuple[bool, tuple[str, ...]]:
+    """Whether the output is wanted as bytes, and which outputs are wanted."""
+    binary = bool((parsed.parameters or {}).get("binary_data_output", False))
+    if parsed.outputs is None:
+        return binary, (OUTPUT,)
+    for wanted in parsed.outputs:
+        if wanted.name != OUTPUT:
+            raise ValueError(f"outputs: expected {OUTPUT!r}, found {_short(wanted.name)}")
+        for unsupported in _UNSUPPORTED:
+            if unsupported in (wanted.parameters or {}):
+                raise ValueError(f"{wanted.name}: parameters: {unsupported} is not supported")
+        binary = bool((wanted.parameters or {}).get("binary_data", binary))
+    return binary, tuple(wanted.name for wanted in parsed.outputs) or (OUTPUT,)
+
+
+def _check_shape(part: _Input, wanted: dict[str, Any], most: int) -> int:
+    """How many values a tensor has, when its type and shape are what the model takes."""
+    if part.datatype != wanted["datatype"]:
+        raise ValueError(f"{part.name}: datatype: expected {wanted['datatype']}, found {_short(part.datatype)}")
+    fits = len(part.shape) == len(wanted["shape"]) and all(
+        0 <= size <= most and allowed in (-1, size) for size, allowed in zip(part.shape, wanted["shape"], strict=True)
+    )
+    count = int(np.prod(part.shape, dtype=object)) if fits else 0
+    if not fits or count > most:
+        raise ValueError(
+            f"{part.name}: shape: expected {wanted['shape']}, -1 being any, and {most} values at most, "
+            f"found {_short(part.shape)}"
+        )
+    return count
+
+
+def _from_json(part: _Input, count: int) -> torch.Tensor:
+    text, kind = bytes(part.data), _PYTHON[part.datatype]
+    # Numbers in lists have one comma less than there are, flat or nested: counted before they become objects.
+    if not text or text.count(b",") + 1 != max(count, 1):
+        found = text.count(b",") + 1 if text else 0
+        raise ValueError(f"{part.name}: data: expected {count} values for shape {part.shape}, found {found}")
+    nested = len(part.shape) == 2 and text[1:].lstrip()[:1] == b"["
+    try:
+        values = msgspec.json.decode(text, type=list[list[kind]] if nested else list[kind])  # type: ignore[valid-type]
+        if nested:
+            if [len(row) for row in values] != [part.shape[1]] * part.shape[0]:
+                raise ValueError(f"expected {part.shape[0]} lists of {part.shape[1]} values")
+            values = [value for row in values for value in row]
+        if len(values) != count:
+            raise ValueError(f"expected {count} values for shape {part.shape}, found {len(values)}")
+        with np.errstate(over="ignore"):
+            return torch.from_numpy(np.array(values, _DATATYPES[part.datatype]).reshape(part.shape))
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ValueError(f"{part.name}: data: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{part.name}: data: nested too deeply") from None
+    except OverflowError:
+        raise ValueError(f"{part.name}: data: expected integers of 64 bits") from None
+
+
+def _short(value: Any) -> str:
+    """A value as text that is safe to repeat in an answer."""
+    return reprlib.repr(value)[:200]

@@ -1,0 +1,162 @@
+"""A trained model in the form that serves, and its graph."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx.passes.dialect.common.cse_pass import CSEPass
+from torchrec.models.dlrm import DLRM
+
+from nasrec_torchrec.inference.config import ExportConfig
+from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.inference.tables import make_tables, table_precisions
+from nasrec_torchrec.models.baselines import FlatModel
+from nasrec_torchrec.models.description import ClickModel
+from nasrec_torchrec.models.nasrecnet import NASRecNet
+from nasrec_torchrec.models.supernet import SuperNet
+
+
+class ScoringModel(nn.Module):
+    """A model in the form that serves: fused, with tables that are looked up from plain tensors.
+
+    Inputs are dense features ``(B, F_dense)`` (left out when there are none), ``ids`` ``(T,)`` int64 of all features,
+    feature by feature, ``lengths`` ``(F_sparse, B)`` int64, and for weighted collections ``weights`` ``(T,)``.
+    Ids outside of a feature's table are looked up as 0, the missing id.
+
+    Args:
+        model: a NASRecNet or a baseline, unsharded; it is not changed.
+        precision: of every table; unset, float32.
+        bf16: run the dense part in bfloat16.
+        features: the order of the sparse features in the inputs; unset, the model's own.
+
+    Raises:
+        ValueError: for a model of another kind, or other features than the model's.
+    """
+
+    order: Tensor
+
+    def __init__(
+        self,
+        model: ClickModel,
+        precision: Mapping[str, str] | None = None,
+        bf16: bool = False,
+        features: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        ebc, own = model.sparse_arch.embedding_bag_collection, feature_names(model)
+        given = list(features or own)
+        if sorted(given) != sorted(own):
+            raise ValueError(f"the model reads the features {own}, the schema has {given}")
+        self.precisions = dict(precision or table_precisions(ebc, "fp32", {}))
+        self.tables = make_tables(ebc, given, self.precisions)
+        interaction, self.dense_in_features = _interaction(model)
+        self.has_dense = self.dense_in_features > 0
+        self.weighted: bool = ebc.is_weighted()
+        self.interaction_arch = fuse(interaction)
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.interaction_arch.to(self.dtype)
+        # Features that share a table stand together in the model, wherever they are in the schema.
+        self.reordered = given != own
+        self.register_buffer("order", torch.tensor([given.index(name) for name in own]))
+
+    @property
+    def input_names(self) -> list[str]:
+        """The names of the inputs, in order."""
+        return (["dense"] if self.has_dense else []) + ["ids", "lengths"] + (["weights"] if self.weighted else [])
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """
+        Args:
+            inputs: ``[dense,] ids, lengths[, weights]`` as the class says.
+
+        Returns:
+            Tensor: logits ``(B,)`` float32.
+        """
+        ids, lengths, *weights = inputs[1:] if self.has_dense else inputs
+        pooled = self.tables(ids, lengths, weights[0] if self.weighted else None)
+        if self.reordered:
+            pooled = pooled.index_select(1, self.order)
+        dense = inputs[0] if self.has_dense else pooled.new_zeros(lengths.shape[1], 0)
+        return self.interaction_arch(dense.to(self.dtype), pooled.to(self.dtype)).flatten().float()
+
+
+class DlrmInteraction(nn.Module):
+    """All of TorchRec's DLRM, or DLRM_DCN, above the tables.
+
+    Args:
+        model: whose modules are copied.
+    """
+
+    def __init__(self, model: DLRM) -> None:
+        super().__init__()
+        self.dense_arch, self.inter_arch = copy.deepcopy(model.dense_arch), copy.deepcopy(model.inter_arch)
+        self.over_arch = copy.deepcopy(model.over_arch)
+
+    def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
+        """``(B, F_dense)`` and ``(B, F_sparse, E)`` to logits ``(B, 1)``."""
+        embedded_dense = self.dense_arch(dense_features)
+        return self.over_arch(self.inter_arch(dense_features=embedded_dense, sparse_features=embedded_features))
+
+
+def feature_names(model: ClickModel) -> list[str]:
+    """The sparse features of a model, in the order in which it stacks their embeddings."""
+    if isinstance(model, NASRecNet | SuperNet):
+        return list(model.sparse_arch.feature_names)
+    return list(model.sparse_arch.sparse_feature_names)
+
+
+def scoring_model(model: ClickModel, config: ExportConfig, features: Sequence[str] | None = None) -> ScoringModel:
+    """The form of a model that ``config`` asks for, not compiled yet.
+
+    Args:
+        model: unsharded.
+        config: precisions.
+        features: the order of the sparse features in the inputs; unset, the model's own.
+
+    Raises:
+        ValueError: for an unknown table or precision, or see :class:`ScoringModel`.
+    """
+    _interaction(model)
+    precisions = table_precisions(model.sparse_arch.embedding_bag_collection, config.tables, config.table_precisions)
+    return ScoringModel(model, precisions, config.dense == "bf16", features).eval()
+
+
+def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:
+    """The model as a ``torch.export`` program of any batch size and any number of ids."""
+    batch, ids = torch.export.Dim("batch", min=1, max=2**20), torch.export.Dim("ids", min=0, max=2**31 - 1)
+    shapes: list[dict[int, Any]] = [{0: batch}] if scoring.has_dense else []
+    shapes += [{0: ids}, {1: batch}] + ([{0: ids}] if scoring.weighted else [])
+    example = example_inputs(scoring, batch_size=3)
+    program = torch.export.export(scoring, example, dynamic_shapes=(tuple(shapes),), strict=False)
+    # Operators that read the same tokens each write down how these lie side by side: once is enough.
+    shared = CSEPass()(program.graph_module)
+    assert shared is not None
+    program.graph_module.graph = shared.graph_module.graph
+    return program
+
+
+def example_inputs(scoring: ScoringModel, batch_size: int) -> tuple[Tensor, ...]:
+    """Inputs of the right shapes: two ids in every bag."""
+    features = scoring.tables.rows.numel()
+    count = 2 * features * batch_size
+    inputs: tuple[Tensor, ...] = ()
+    if scoring.has_dense:
+        inputs += (torch.zeros(batch_size, scoring.dense_in_features),)
+    inputs += (torch.zeros(count, dtype=torch.int64), torch.full((features, batch_size), 2))
+    return inputs + ((torch.ones(count),) if scoring.weighted else ())
+
+
+def _interaction(model: ClickModel) -> tuple[nn.Module, int]:
+    """What stands above the tables, and how many dense features it reads."""
+    match model:
+        case NASRecNet() | FlatModel():
+            return model.interaction_arch, model.interaction_arch.dense_in_features
+        case DLRM():
+            first = next(module for module in model.dense_arch.modules() if isinstance(module, nn.Linear))
+            return DlrmInteraction(model), first.in_features
+    raise ValueError(
+        f"expected a NASRecNet or a baseline, found a {type(model).__name__}; what a supernet is searched for is a "
+        "network that is trained by itself: export that"
+    )

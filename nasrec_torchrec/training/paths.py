@@ -1,0 +1,110 @@
+"""Which path of the model a step trains: the sampled one of a supernet, or all of a fixed model."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.search_space import Strategy
+from nasrec_torchrec.training.config import TrainConfig
+from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad, adam
+from nasrec_torchrec.training.path_statistics import PathStatistics
+from nasrec_torchrec.training.schedules import full_path_probability
+
+
+class FixedPath:
+    """The one path of a model that is not a supernet.
+
+    Args:
+        tables: the model's tables.
+        config: how it is trained.
+    """
+
+    statistics: PathStatistics | None = None
+
+    def __init__(self, tables: EmbeddingBagCollection, config: TrainConfig) -> None:
+        self._tables, self._config = list(tables.parameters()), config
+        self._dense: Sequence[nn.Parameter] = ()
+
+    def make_optimizer(self, dense: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of the parameters that TorchRec does not update in backward."""
+        config = self._config
+        self._dense = dense
+        if config.optimizer == "adam":
+            return adam(dense, self._tables, config.learning_rate, config.embedding_l2)
+        return torch.optim.Adagrad(dense, config.learning_rate, eps=config.adagrad_eps)
+
+    def draw(self, step: int) -> None:
+        """There is nothing to draw."""
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """The parameters that have the step's gradients."""
+        return self._dense
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing to restore."""
+
+
+class SampledPaths:
+    """The path of every step of a supernet's training, which all ranks draw alike.
+
+    Args:
+        supernet: whose paths are trained.
+        config: how it is trained.
+
+    Raises:
+        ValueError: for an option that needs a fixed model.
+    """
+
+    def __init__(self, supernet: SuperNet, config: TrainConfig) -> None:
+        if config.compile:
+            raise ValueError("compile: a supernet's paths change from step to step; only a fixed model is compiled")
+        if config.dropout:
+            raise ValueError(f"dropout: expected 0 for a supernet, found {config.dropout}")
+        if config.optimizer == "adam":
+            raise ValueError("optimizer: a supernet is trained with adagrad, whose steps touch the active path alone")
+        self._supernet, self._config = supernet, config
+        self._generator = torch.Generator().manual_seed(config.seed)
+        self.statistics = PathStatistics()
+
+    def make_optimizer(self, dense: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of the parameters that TorchRec does not update in backward."""
+        config = self._config
+        return ActiveSliceAdagrad(dense, self._supernet.active_parameters, config.learning_rate, config.adagrad_eps)
+
+    def draw(self, step: int) -> None:
+        """Draws the path of a step and makes it the one that runs."""
+        full = full_path_probability(step, self._config.full_path_steps)
+        take_full = float(torch.rand((), generator=self._generator)) < full
+        strategy: Strategy = "full" if take_full else self._config.strategy
+        architecture = self._supernet.search_space.sample(self._generator, strategy)
+        self.statistics.add(architecture)
+        self._supernet.set_architecture(architecture)
+
+    def parameters(self) -> Sequence[nn.Parameter]:
+        """The parameters that have the step's gradients: views on the supernet's storage."""
+        return [view for _, view in self._supernet.active_parameters()]
+
+    def state_dict(self) -> dict[str, Any]:
+        drawn = base64.b64encode(self._generator.get_state().numpy().tobytes()).decode()
+        return {"paths_drawn": drawn, "paths": self.statistics.to_json()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        drawn = bytearray(base64.b64decode(state["paths_drawn"]))
+        self._generator.set_state(torch.frombuffer(drawn, dtype=torch.uint8))
+        self.statistics = PathStatistics.from_json(state["paths"])
+
+
+Paths = FixedPath | SampledPaths
+
+
+def paths_of(model: nn.Module, tables: EmbeddingBagCollection, config: TrainConfig) -> Paths:
+    """The paths that a training takes through a model."""
+    return SampledPaths(model, config) if isinstance(model, SuperNet) else FixedPath(tables, config)

@@ -1,0 +1,75 @@
+"""How far a training is, and what its validation split said on the way."""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from nasrec_torchrec.finite import order
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics
+from nasrec_torchrec.training.config import Monitor
+
+
+@dataclass
+class Progress:
+    """The position of a run.
+
+    Args:
+        total_steps: steps of the whole run, which the schedule is made for.
+        step: steps that are done.
+        skipped_steps: those among them that changed nothing, because a number was not finite.
+        validations: metrics and step of every measurement of the validation split.
+        best: the best of them, or None.
+    """
+
+    total_steps: int = 0
+    step: int = 0
+    skipped_steps: int = 0
+    validations: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+    def record(self, metrics: ClickMetrics, monitor: Monitor) -> bool:
+        """Records a measurement after the current step.
+
+        Args:
+            metrics: of the validation split.
+            monitor: the metric that decides.
+
+        Returns:
+            bool: whether it is the best so far. One whose metric is not finite is never better than another; where
+                there is no AUC the log loss decides.
+        """
+        measured = asdict(metrics) | {"step": self.step}
+        self.validations.append(measured)
+        best = self.best is None or _rank(measured, monitor) < _rank(self.best, monitor)
+        if best:
+            self.best = measured
+        return best
+
+    @property
+    def best_metrics(self) -> ClickMetrics | None:
+        """Metrics of the best measurement."""
+        if self.best is None:
+            return None
+        return ClickMetrics(**{name: value for name, value in self.best.items() if name != "step"})
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total_steps, self.step = state["total_steps"], state["step"]
+        self.skipped_steps, self.best = state["skipped_steps"], _restored(state["best"])
+        # Runs of older versions did not keep them.
+        self.validations = [_restored(measured) for measured in state.get("validations", [])]
+
+
+def _rank(measured: dict[str, Any], monitor: Monitor) -> tuple[tuple[bool, float], ...]:
+    """The lowest is the best."""
+    log_loss, auc = measured["log_loss"], measured["auc"]
+    return (order(None if auc is None else -auc), order(log_loss)) if monitor == "auc" else (order(log_loss),)
+
+
+def _restored(measured: Any) -> Any:
+    """JSON has no infinity."""
+    if measured is not None and measured["log_loss"] is None:
+        return measured | {"log_loss": math.inf}
+    return measured

@@ -1,0 +1,46 @@
+"""A click model with its loss: what a pipeline runs forward and backward."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrec.datasets.utils import Batch
+
+from nasrec_torchrec.training.config import TrainPrecision
+
+
+class ClickTask(nn.Module):
+    """Mean binary cross-entropy of a model's logits.
+
+    It takes the place of ``torchrec.models.dlrm.DLRMTrain``, whose parameter names it shares, and also computes the
+    loss in float32 whatever the precision of the logits is.
+
+    Args:
+        model: returns logits ``(B, 1)`` for dense and sparse features.
+        device: of this rank.
+        precision: ``bf16`` runs the model under autocast; weights and tables stay float32.
+    """
+
+    # Of the latest training step.
+    batch: Batch
+    loss: Tensor
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: TrainPrecision = "fp32") -> None:
+        super().__init__()
+        self.model = model
+        self._device_type, self._bf16 = device.type, precision == "bf16"
+
+    def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """
+        Args:
+            batch: B rows.
+
+        Returns:
+            The loss, and ``(loss, logits, labels)`` without gradients, of shapes ``()``, ``(B,)`` and ``(B,)``.
+        """
+        with torch.autocast(self._device_type, torch.bfloat16, self._bf16):
+            logits = self.model(batch.dense_features, batch.sparse_features).squeeze(-1)
+        labels = batch.labels.float()
+        loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
+        if self.training:
+            self.batch, self.loss = batch, loss.detach()
+        return loss, (loss.detach(), logits.detach(), labels.detach())
