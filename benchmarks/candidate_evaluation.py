@@ -1,10 +1,10 @@
-"""What evaluating a candidate costs beside bare forward passes of the model extracted for it.
+"""Compares the cost of evaluating a candidate with the bare forward passes of the model extracted for it.
 
     python benchmarks/candidate_evaluation.py --supernet runs/supernet --data DATA
 
-In turns, for every architecture: one evaluation as in a search (costs counted, last layer fine-tuned, exact metrics),
-and the extracted model's interaction part over the same rows with the same embedded features: those of the
-fine-tuning, each once, and those of the validation.
+For every architecture, two things are timed in turns: an evaluation as in a search (counting costs, fine-tuning the
+last layer, computing exact metrics), and the interaction part of the extracted model over the same rows with the same
+embedded features. These are the fine-tuning rows, each once, and the validation rows.
 """
 
 import resource
@@ -26,10 +26,10 @@ def main(supernet: Path, data: Path, evaluation: EvaluationConfig, architectures
     """Prints the seconds of both, and the median of their ratios.
 
     Args:
-        supernet: run folder of a supernet's training.
-        data: prepared data set.
-        architectures: drawn from the supernet's space.
-        threads: that PyTorch computes with.
+        supernet: Folder of the run that trained the supernet.
+        data: The prepared data set.
+        architectures: Number of architectures to sample from the supernet's space.
+        threads: Number of threads that PyTorch computes with.
     """
     torch.set_num_threads(threads)
     model = load_supernet(supernet)

@@ -1,4 +1,4 @@
-"""Training steps and scoring of click models on random rows: what throughput.py and scale.py measure."""
+"""Training steps and scoring of click models on random rows, as measured by throughput.py and scale.py."""
 
 import statistics
 import time
@@ -22,13 +22,13 @@ DIM = 16
 
 
 def click_schema(num_dense: int = 13, num_sparse: int = 26, rows: int = 100_000) -> Schema:
-    """Columns in the shape of Criteo, all tables of one size."""
+    """Builds a schema with Criteo's columns in which all tables have the same size."""
     sparse = tuple(SparseFeature(f"f{i}", rows) for i in range(num_sparse))
     return Schema("label", tuple(DenseFeature(f"d{i}") for i in range(num_dense)), sparse, DIM)
 
 
 def random_batch(schema: Schema, batch_size: int, device: torch.device, seed: int = 0) -> Batch:
-    """Rows with one id of every feature."""
+    """Generates rows with one id for every feature."""
     generator = torch.Generator().manual_seed(seed)
     rows = schema.sparse[0].num_embeddings
     assert rows is not None
@@ -42,14 +42,14 @@ def random_batch(schema: Schema, batch_size: int, device: torch.device, seed: in
 
 
 class ClickSteps:
-    """A model under DistributedModelParallel, tables with fused Adagrad, as the trainer sets it up.
+    """A model under DistributedModelParallel with fused Adagrad in the tables, as the trainer sets it up.
 
     Args:
-        description: the model.
-        batch: one batch that every step uses.
-        device: this rank's.
+        description: The description of the model.
+        batch: The batch that every step uses.
+        device: The device of this rank.
         precision: ``bf16`` runs the dense part under autocast.
-        compile: it, with torch.compile.
+        compile: Whether to compile the dense part with torch.compile.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ClickSteps:
 
 
 def in_turns(calls: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every call, all called in turns after one that warms up."""
+    """Measures the seconds of every call. All of them take turns, after one warm-up call each."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
@@ -113,13 +113,13 @@ def in_turns(calls: dict[str, Callable[[], object]], rounds: int, device: torch.
 
 
 def gemm(device: torch.device) -> tuple[Callable[[], Tensor], int]:
-    """A float32 product of two 1,024 x 1,024 matrices, and its FLOPs: the yardstick of this machine."""
+    """Builds the yardstick for this machine: a float32 product of two 1,024 x 1,024 matrices, and its FLOPs."""
     left, right = torch.rand(1024, 1024, device=device), torch.rand(1024, 1024, device=device)
     return lambda: left @ right, 2 * 1024**3
 
 
 def spread(seconds: Sequence[float]) -> str:
-    """Median, and from the first to the last decile."""
+    """Formats the median and the first and last decile."""
     ordered = sorted(seconds)
     low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.9))
     return f"{1e3 * statistics.median(ordered):8.2f} ms ({1e3 * low:.2f}-{1e3 * high:.2f})"

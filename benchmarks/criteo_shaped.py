@@ -1,4 +1,4 @@
-"""Made-up rows in the shape of Criteo Kaggle's train.txt: 13 integers, 26 hexadecimal ids, values missing in both."""
+"""Generated rows in the format of Criteo Kaggle's train.txt: 13 integers and 26 hexadecimal ids, some missing."""
 
 from pathlib import Path
 
@@ -14,7 +14,10 @@ _BLOCK = 250_000
 
 
 def write_text(file: Path, rows: int) -> None:
-    """Writes rows as tab-separated text. Frequencies follow a power law; about 240 bytes a row, as in the original."""
+    """Writes rows as tab-separated text.
+
+    Frequencies follow a power law, and a row has about 240 bytes, as in the original.
+    """
     rng = np.random.default_rng(0)
     with (
         atomic_path(file) as temporary,

@@ -1,10 +1,10 @@
-"""Rows per second from disk to KeyedJaggedTensor batches, timed alternately in one process on one thread.
+"""Measures rows per second from disk to KeyedJaggedTensor batches, in turns in one process on one thread.
 
     python benchmarks/data_loading.py
 
-(a) our reader: shuffled batches out of prepared Parquet files; (b) pyarrow alone decoding the same columns to numpy,
-without batches, checks or shuffling; (c) what research code usually does: the csv module, and Python converting the
-text of every batch.
+There are three readers: (a) ours, which yields shuffled batches from prepared Parquet files; (b) pyarrow alone, which
+decodes the same columns to numpy without batches, checks or shuffling; (c) what research code usually does, which is to
+read text with the csv module and convert every batch in Python.
 """
 
 import csv
@@ -34,13 +34,13 @@ from nasrec_torchrec.datasets.schema import Schema
 
 
 def main(rows: int = 2_000_000, batch_size: int = 8192, rounds: int = 5, text_rows: int = 100_000) -> None:
-    """Times the three readers alternately.
+    """Times the three readers in turns.
 
     Args:
-        rows: to generate.
-        batch_size: rows of a batch.
-        rounds: passes of each reader over the data.
-        text_rows: rows that the reader of text converts in a pass.
+        rows: Number of rows to generate.
+        batch_size: Number of rows of a batch.
+        rounds: Number of passes of each reader over the data.
+        text_rows: Number of rows that the text reader converts in a pass.
     """
     torch.set_num_threads(1)
     pa.set_cpu_count(1)

@@ -1,10 +1,10 @@
-"""Do exported packages give the logits of the eager model? The six published networks and random ones, each compiled.
+"""Checks that exported packages give the logits of the eager model.
 
     python benchmarks/export_parity.py
 
-Batches of 1, 7 and 512 rows, with empty bags and several ids in a bag. Networks with random weights may have logits of
-many thousands: a difference counts relative to the batch's largest logit where that is above 1. Compiling takes some 20
-seconds a network.
+The six published networks and random ones are compiled and compared on batches of 1, 7 and 512 rows, with empty bags
+and several ids in a bag. Networks with random weights may have logits of many thousands, so a difference counts
+relative to the largest logit of the batch if that is above 1. Compiling takes about 20 seconds per network.
 """
 
 import tempfile
@@ -30,8 +30,8 @@ def main(random: int = 50, first: int = 0) -> None:
     """Prints the largest differences.
 
     Args:
-        random: networks drawn from NASRec-Full.
-        first: of all networks, to go on from.
+        random: Number of networks to sample from NASRec-Full.
+        first: Index of the network to start with, to continue an earlier run.
     """
     drawn = {f"random {n}": NASREC_FULL.sample(torch.Generator().manual_seed(n)) for n in range(random)}
     worst = 0.0

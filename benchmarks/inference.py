@@ -1,12 +1,12 @@
-"""How fast the forms of a model score, beside TorchRec's DLRM exported in the same way.
+"""Measures how fast the forms of a model score, compared with TorchRec's DLRM exported in the same way.
 
     python benchmarks/inference.py
 
-The published Criteo networks with random weights over 26 tables of 100,000 rows. All forms of all models are called in
-turns, one thread. "GEMM" is the time that the matrix products of the interaction part alone would take at the rate that
-this machine reaches in a float32 product of 1,024 x 1,024 matrices, and "exp" the time that the exponentials of its
-attention alone would take as the export computes them, over numbers that lie in the cache; both measured in the same
-turns. No exact form of the model can be faster than their sum, unless its exponentials are.
+The models are the published Criteo networks with random weights over 26 tables of 100,000 rows. All forms of all models
+are called in turns on one thread. "GEMM" is the time that the matrix products of the interaction part alone would take
+at the rate that this machine reaches in a float32 product of two 1,024 x 1,024 matrices. "exp" is the time that the
+exponentials of its attention alone would take as the export computes them, over cached numbers. Both are measured in
+the same turns. No exact form of the model can be faster than their sum, unless its exponentials are.
 """
 
 import statistics
@@ -58,9 +58,9 @@ def main(batch_sizes: tuple[int, ...] = (1, 64, 512), seconds: float = 20.0, thr
     """Prints a table for every model and batch size.
 
     Args:
-        batch_sizes: rows of a call.
-        seconds: of measurements for each table.
-        threads: that PyTorch computes with.
+        batch_sizes: Numbers of rows per call.
+        seconds: Seconds of measurements for each table.
+        threads: Number of threads that PyTorch computes with.
     """
     torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -1,8 +1,8 @@
-"""Rows per second and peak memory of apps/prepare_data.py on Criteo-shaped text, from short to long files.
+"""Measures rows per second and peak memory of preparing text in Criteo's format, for files of several sizes.
 
     python benchmarks/preparation.py
 
-Each preparation is a process of its own, start-up included, and its peak memory is what the system counted for it.
+Each preparation is a separate process, so the seconds include its start-up, and the operating system counts its memory.
 """
 
 import os
@@ -21,8 +21,8 @@ def main(rows: tuple[int, ...] = (1_000_000, 8_000_000), dataset: str = "criteo"
     """Prepares generated rows and prints what it took.
 
     Args:
-        rows: of the files, one after the other.
-        dataset: subcommand of apps/prepare_data.py that reads Criteo's columns.
+        rows: Numbers of rows of the files, which are prepared one after the other.
+        dataset: Subcommand of apps/prepare_data.py that reads Criteo's columns.
     """
     lines = []
     for count in rows:

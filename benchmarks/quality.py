@@ -1,16 +1,16 @@
-"""How good a searched NASRecNet is, beside what a user would pick instead.
+"""Compares a searched NASRecNet with what a user would pick instead.
 
     python benchmarks/quality.py --dataset movielens100k --out runs/quality-movielens
     python benchmarks/quality.py --dataset frappe --source FOLDER --out runs/quality-frappe
 
-Every model gets the same number of trials on one seed: a baseline tries settings (learning rate and L2 on the
-embeddings), random and searched NASRecNets try architectures, drawn at random or the search's best, with the recipe's
-own setting. The published networks of Criteo, which cost ten times as much, try the learning rates alone, with the
-recipe's own L2. The trial of the best AUC on validation is repeated with more seeds, and its test metrics are reported;
-the best two models get five seeds.
+Every model gets the same number of trials with one seed. A baseline tries settings (learning rate and L2 on the
+embeddings). Random and searched NASRecNets try architectures, sampled at random or the best of the search, with the
+recipe's own setting. The published networks for Criteo, which cost ten times as much, only try the learning rates, with
+the recipe's own L2. The trial with the best AUC on validation is repeated with more seeds, and its test metrics are
+reported. The best two models get five seeds.
 
-Every training has its folder, so a run that was killed goes on, and ``--only`` lets parts run side by side; a last run
-without it gathers all.
+Every training has its own folder, so a run that was killed can be resumed, and ``--only`` lets you run parts side by
+side. A last run without it collects all results.
 """
 
 import json
@@ -49,21 +49,21 @@ TITLES |= {"searched": "searched NASRecNet"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is done with one data set.
+    """What to do with one data set.
 
     Args:
-        config: of every training; its learning rate and L2 are the setting of random and searched NASRecNets.
-        nasrec_epochs: epochs of the NASRecNets. Each costs more seconds than one of the baselines, which get more.
-        learning_rates: that the others try, with
-        embedding_l2: each of these.
-        over_layers: of the baselines.
-        space: of random and searched architectures.
-        max_flops: that these may cost per example.
-        supernet: how it is trained.
-        evolution: of the search.
-        evaluation: of its candidates.
-        seeds: of a model; the best ones get ``final_seeds``.
-        final_seeds: see there.
+        config: Settings of every training. Its learning rate and L2 are those of random and searched NASRecNets.
+        nasrec_epochs: Epochs of the NASRecNets. The baselines get more epochs because theirs take fewer seconds.
+        learning_rates: Learning rates that the other models try.
+        embedding_l2: L2 values that the other models try with each learning rate.
+        over_layers: Layer widths of the baselines.
+        space: Search space of random and searched architectures.
+        max_flops: FLOPs that these may cost per example.
+        supernet: Settings of the supernet's training.
+        evolution: Settings of the search.
+        evaluation: Settings of the evaluation of its candidates.
+        seeds: Number of seeds per model.
+        final_seeds: Number of seeds of the best models.
     """
 
     config: TrainConfig
@@ -136,12 +136,13 @@ class Plan:
     """What to run.
 
     Args:
-        dataset: name of a recipe.
-        source: folder of frappe's train.csv, valid.csv and test.csv, or of MovieLens-100K's ml-100k.inter, .item and
-            .user, which are fetched when this is unset.
-        only: models to train now, of mlp, deepfm, dlrm, dcn, criteo-full, criteo-small, random and searched; then
-            nothing is reported. Unset, all but the published ones, and a report over everything that the folder holds.
-        quick: a small part of it all, in a few minutes, to see that it runs.
+        dataset: Name of a recipe.
+        source: Folder with Frappe's train.csv, valid.csv and test.csv, or with MovieLens-100K's ml-100k.inter, .item
+            and .user. The latter are downloaded if this is not set.
+        only: Models to train now: some of mlp, deepfm, dlrm, dcn, criteo-full, criteo-small, random and searched.
+            Nothing is reported then. If not set, everything except the published networks is trained, and the report
+            covers everything in the folder.
+        quick: Runs a small part of everything in a few minutes, to see that it works.
     """
 
     dataset: Literal["frappe", "movielens100k"] = "movielens100k"
@@ -175,7 +176,7 @@ class Plan:
 
 @dataclass
 class Model:
-    """A model's trials: pairs of a description and how it is trained."""
+    """The trials of a model: pairs of a description and the settings of its training."""
 
     name: str
     trials: list[tuple[ModelDescription, TrainConfig]]
@@ -186,7 +187,7 @@ def main(out: Path, plan: Plan) -> None:
     """Trains what is not trained yet, and reports.
 
     Args:
-        out: receives the data, the search, a folder per training, results.json, table.md and quality.png.
+        out: Folder for the data, the search, one folder per training, results.json, table.md and quality.png.
     """
     torch.set_num_threads(1)
     started = time.perf_counter()
@@ -243,7 +244,7 @@ def _trials(
 
 
 def _searched(out: Path, data: Path, recipe: Recipe) -> list[Architecture]:
-    """The best architectures of a search over a supernet, as many as trials."""
+    """Returns the best architectures of a search over a supernet, as many as there are trials."""
     found = out / "search" / "architectures"
     if not (out / "search" / "seconds.json").exists():
         started = time.perf_counter()
@@ -260,14 +261,14 @@ def _searched(out: Path, data: Path, recipe: Recipe) -> list[Architecture]:
 
 
 def _repeat(model: Model, out: Path, data: Path, seed: int) -> None:
-    """The best trial once more."""
+    """Repeats the best trial with another seed."""
     number = max(range(len(model.runs)), key=lambda trial: model.runs[trial][0]["validation"]["auc"])
     description, config = model.trials[number]
     model.runs[number].append(_train(out / model.name / f"trial-{number}", description, config, data, seed))
 
 
 def _train(folder: Path, description: ModelDescription, config: TrainConfig, data: Path, seed: int) -> dict[str, Any]:
-    """One training's metrics, from its folder when it is finished."""
+    """Returns the metrics of one training, from its folder if it is finished."""
     file = folder / f"seed-{seed}.json"
     if not file.exists():
         started = time.perf_counter()
@@ -310,7 +311,7 @@ def _row(model: Model, data: Path) -> dict[str, Any]:
 
 
 def report(rows: list[dict[str, Any]], plan: Plan, out: Path) -> None:
-    """Prints the table, and writes it, the raw results and the picture."""
+    """Prints the table and writes it, together with the raw results and the plot."""
     lines = [
         "| model | AUC | log loss | seeds | parameters | multiply-adds | training | learning rate, L2 |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

@@ -1,12 +1,12 @@
-"""Does a supernet rank architectures as training them from scratch does?
+"""Checks whether a supernet ranks architectures as training them from scratch does.
 
     python -m apps.prepare_data frappe --source FOLDER --out data/frappe
     python benchmarks/rank_correlation.py --data data/frappe --out runs/rank_correlation
 
-Trains the same architectures from scratch, and supernets with each strategy of path sampling; compares the validation
-log loss of an architecture with supernet weights, before and after fine-tuning the last layer, with that from scratch
-(mean over the seeds). Every training has its folder: a run that was killed goes on, and
-``--only scratch`` and ``--only supernets`` can run side by side.
+This trains the same architectures from scratch, and supernets with each path sampling strategy. It then compares the
+validation log loss of an architecture with a supernet's weights, before and after fine-tuning the last layer, to its
+log loss from scratch (the mean over the seeds). Every training has its own folder, so a run that was killed can be
+resumed, and ``--only scratch`` and ``--only supernets`` can run side by side.
 """
 
 import json
@@ -37,24 +37,24 @@ SPACE = SearchSpace(num_blocks=3, dense_widths=(4, 16, 64), sparse_widths=(2, 8,
 
 @dataclass(frozen=True)
 class Study:
-    """What is trained.
+    """What to train.
 
     Args:
-        architectures: drawn from the space.
-        epochs: of a training from scratch.
-        batch_size: of a training from scratch.
-        learning_rate: from scratch.
-        seeds: of the trainings from scratch, whose mean counts.
-        supernets: a strategy of path sampling each, ``+warm_up`` where the full path is taken at first.
-        supernet_epochs: of a supernet.
-        supernet_batch_size: small, so that many paths are drawn.
-        supernet_learning_rate: of a supernet.
-        supernet_seeds: of every supernet.
-        warm_up_steps: over which the chance of the full path decays from 1 to 0.
-        adagrad_eps: of all trainings. The paper's 0.01 is far above the tables' gradients here, and hides how well they
-            are trained.
-        finetune_steps: of the last layer.
-        only: train these alone, and compare nothing.
+        architectures: Number of architectures to sample from the space.
+        epochs: Epochs of a training from scratch.
+        batch_size: Batch size of a training from scratch.
+        learning_rate: Learning rate of a training from scratch.
+        seeds: Seeds of the trainings from scratch, over which the log loss is averaged.
+        supernets: One path sampling strategy per supernet, with ``+warm_up`` to start with the full path.
+        supernet_epochs: Epochs of a supernet.
+        supernet_batch_size: Batch size of a supernet, which is small so that many paths are sampled.
+        supernet_learning_rate: Learning rate of a supernet.
+        supernet_seeds: Seeds of every supernet.
+        warm_up_steps: Steps over which the probability of the full path decays from 1 to 0.
+        adagrad_eps: Epsilon of Adagrad in all trainings. The paper's 0.01 is far above the gradients of the tables
+            here, so it would hide how well they are trained.
+        finetune_steps: Steps of fine-tuning the last layer.
+        only: Trains only these and compares nothing.
     """
 
     architectures: int = 24
@@ -83,8 +83,8 @@ def main(data: Path, out: Path, study: Study) -> None:
     """Trains what is not trained yet, and prints how well the ranks agree.
 
     Args:
-        data: prepared data set.
-        out: receives a folder per training, results.json and ranks.png.
+        data: The prepared data set.
+        out: Folder for one folder per training, results.json and ranks.png.
     """
     truth: list[list[float]] = []
     if study.only != "supernets":
@@ -98,7 +98,7 @@ def main(data: Path, out: Path, study: Study) -> None:
 
 
 def draw(count: int) -> list[Architecture]:
-    """Distinct architectures with one operator a side."""
+    """Samples distinct architectures with one operator per side."""
     generator = torch.Generator().manual_seed(0)
     found: dict[Architecture, None] = {}
     while len(found) < count:
@@ -107,7 +107,7 @@ def draw(count: int) -> list[Architecture]:
 
 
 def _scratch(data: Path, out: Path, study: Study, number: int, seed: int) -> float:
-    """Validation log loss of an architecture trained alone."""
+    """Returns the validation log loss of an architecture that is trained on its own."""
     folder = out / f"scratch-{number:02d}-seed-{seed}"
     if not (folder / "result.json").exists():
         config = TrainConfig(
@@ -129,7 +129,7 @@ def _scratch(data: Path, out: Path, study: Study, number: int, seed: int) -> flo
 
 
 def _supernet(data: Path, out: Path, study: Study, name: str, seed: int) -> list[tuple[float, float]]:
-    """Validation log loss of every architecture with a supernet's weights, before and after fine-tuning."""
+    """Returns the validation log loss of every architecture with a supernet's weights, before and after fine-tuning."""
     folder = out / f"supernet-{name}-seed-{seed}"
     if not (folder / "result.json").exists():
         strategy, _, warm_up = name.partition("+")
@@ -190,7 +190,7 @@ def report(truth: list[list[float]], inherited: dict[str, list[list[tuple[float,
 
 
 def _with_interval(statistic, first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
-    """A correlation and its 95 % bootstrap interval over the architectures."""
+    """Formats a correlation with its 95 % bootstrap interval over the architectures."""
     rng = np.random.default_rng(0)
     picks = [rng.integers(len(first), size=len(first)) for _ in range(1000)]
     values = [statistic(first[pick], second[pick]).statistic for pick in picks]

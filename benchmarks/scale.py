@@ -1,13 +1,13 @@
-"""How the cost of a training step grows, and what TorchRec's planner expects of many GPUs.
+"""Measures how the cost of a training step grows, and prints what TorchRec's planner expects of many GPUs.
 
     python benchmarks/scale.py
 
-One thing is varied at a time around a NASRecNet of NASRec-Small with 7 blocks over 26 tables of 100,000 rows at batch
-512: the batch, the number of tables, their rows, the blocks, and the ranks (gloo, each with a batch of 512 of its own).
-The values of a row take turns in one process.
+The base is a NASRecNet of NASRec-Small with 7 blocks over 26 tables of 100,000 rows at batch size 512. One thing is
+varied at a time: the batch size, the number of tables, their rows, the blocks, or the ranks (on gloo, each with its own
+batch of 512). The values of one row take turns in one process.
 
-The last table is on paper: TorchRec's planner places the tables of Criteo 1TB (at most 40 million rows each) on GPUs
-with 80 GiB and TorchRec's default bandwidths, and estimates the embedding part of a step. Nothing of it was run.
+The last table is arithmetic: TorchRec's planner places the tables of Criteo 1TB (at most 40 million rows each) on GPUs
+with 80 GiB and its default bandwidths, and estimates the embedding part of a step. None of that was run.
 """
 
 import json
@@ -50,11 +50,11 @@ def main(
     """Prints a table for everything that is varied.
 
     Args:
-        rounds: turns of each value.
-        embedding_dim: of the tables on paper.
-        batch_per_gpu: rows of a step there.
+        rounds: Number of turns of each value.
+        embedding_dim: Embedding dimension for the planner.
+        batch_per_gpu: Batch size per GPU for the planner.
         out: JSON file for the raw seconds.
-        quick: the first two values of each, three rounds.
+        quick: Measures only the first two values of each with three rounds.
     """
     torch.set_num_threads(1)
     rounds = 3 if quick else rounds
@@ -87,7 +87,7 @@ def _print(name: str, seconds: dict[str, list[float]]) -> None:
 
 
 def _ranks(ranks: int, rounds: int) -> list[float]:
-    """Seconds of rank 0's steps among so many ranks on this machine."""
+    """Measures the steps of rank 0 among several ranks on this machine."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
@@ -126,7 +126,7 @@ class _Placed(EmbeddingStats):
 
 
 def _plan(gpus: int, embedding_dim: int, batch_per_gpu: int) -> None:
-    """The planner's estimate for so many GPUs, eight a host."""
+    """Prints the planner's estimate for a number of GPUs with eight per host."""
     schema = criteo_1tb((), 40_000_000, embedding_dim).schema
     space = SearchSpace(3, NASREC_SMALL.dense_operators, NASREC_SMALL.sparse_operators)
     description = ModelDescription(schema, space.sample(torch.Generator().manual_seed(0)))

@@ -1,11 +1,10 @@
-"""Does evolution beat random search, what does a Pareto search find, and what does racing save?
+"""Compares evolution, random search and Pareto search, and measures what racing saves.
 
     python benchmarks/search_algorithms.py --supernet runs/demo/supernet --data runs/demo/data --out runs/algorithms
 
-All searches of one supernet share a study each for one objective, so that no candidate is evaluated twice; a run that
-was killed goes on, and the same command given twice at once does the work in half the time. The best architecture of
-all single-objective searches and, below half of its FLOPs, the best on a Pareto search's front are then trained from
-scratch.
+All searches with the same objective share a study, so no candidate is evaluated twice. A run that was killed can be
+resumed, and giving the command twice at once halves the time. The best architecture of all single-objective searches
+and the best one on the front of a Pareto search with less than half of its FLOPs are then trained from scratch.
 """
 
 import json
@@ -42,18 +41,18 @@ FRONT = Objective(trade_off=("multiply_adds",))
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is done.
+    """How much to do.
 
     Args:
-        population: of evolution and of the Pareto search.
-        generations: of both.
-        tournament: of evolution.
-        children: of both; a random search draws as many candidates as these evaluate.
-        seeds: of the searches.
-        final_seeds: of the trainings from scratch.
-        raced: candidates that race, drawn at random.
-        confidence: of the races.
-        skip: some of searches, finals, racing.
+        population: Population of evolution and of the Pareto search.
+        generations: Generations of both.
+        tournament: Tournament size of evolution.
+        children: Children per generation of both. A random search samples as many candidates as they evaluate.
+        seeds: Seeds of the searches.
+        final_seeds: Seeds of the trainings from scratch.
+        raced: Number of candidates that race, sampled at random.
+        confidence: Confidence of the races.
+        skip: Parts to skip: some of searches, finals and racing.
     """
 
     population: int = 40
@@ -70,12 +69,12 @@ class Budget:
 def main(
     supernet: Path, data: Path, out: Path, budget: Budget, evaluation: EvaluationConfig, training: TrainConfig
 ) -> None:
-    """Prints and draws what came out.
+    """Prints and plots the results.
 
     Args:
-        supernet: run folder of a supernet's training.
-        data: prepared data set.
-        out: receives the studies, the trainings, algorithms.json and algorithms.png.
+        supernet: Folder of the run that trained the supernet.
+        data: The prepared data set.
+        out: Folder for the studies, the trainings, algorithms.json and algorithms.png.
     """
     model = load_supernet(supernet)
     rows = open_split(data, "train"), open_split(data, "validation")
@@ -95,7 +94,7 @@ def main(
 
 
 def _searches(evaluator, space, out: Path, budget: Budget, objective: Objective) -> dict[str, list[list[Candidate]]]:
-    """Candidates of every seed, by kind of search, in the order in which they were found."""
+    """Returns the candidates of every seed by kind of search, in the order in which they were found."""
     study = CandidateStudy(out / JOURNAL, "_".join(objective.names), space, asdict(evaluator.config), objective)
     found: dict[str, list[list[Candidate]]] = {}
     with study.worker() as worker:
@@ -160,7 +159,7 @@ def _compare(
 
 
 def _finals(chosen: dict[str, Candidate], data: Path, out: Path, budget: Budget, training: TrainConfig) -> object:
-    """Trains both from scratch with every seed."""
+    """Trains both architectures from scratch with every seed."""
     print("\ntrained from scratch, mean and deviation over the seeds")
     results = {}
     for name, candidate in chosen.items():
@@ -188,7 +187,7 @@ def _finals(chosen: dict[str, Candidate], data: Path, out: Path, budget: Budget,
 
 
 def _race(model, rows, budget: Budget, evaluation: EvaluationConfig) -> dict[str, float]:
-    """The same candidates with and without races against the best of those before, in turns."""
+    """Evaluates the same candidates with and without racing against the best earlier one, in turns."""
     racing = Evaluator(model, *rows, replace(evaluation, race_confidence=budget.confidence))
     whole = Evaluator(model, *rows, evaluation)
     generator = torch.Generator().manual_seed(1)

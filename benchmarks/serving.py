@@ -1,8 +1,8 @@
-"""Load and fuzzed requests against a running server, over loopback.
+"""Sends load and malformed requests to a running server, over loopback.
 
     python benchmarks/serving.py --package runs/export
 
-Starts the server, saturates it for a while, sends broken requests, and measures again.
+It starts the server, saturates it for a while, sends malformed requests, and measures again.
 """
 
 import json
@@ -45,15 +45,15 @@ def main(
     fuzzed: int = 10_000,
     max_waiting: int = 512,
 ) -> None:
-    """Prints what was answered, how fast, and the server's memory.
+    """Prints the answers, the latencies and the server's memory.
 
     Args:
-        package: folder that apps.export wrote.
-        seconds: of load.
-        clients: that ask without a pause.
-        rows: of a request.
-        fuzzed: broken requests.
-        max_waiting: rows that may wait at the server.
+        package: Folder that apps.export wrote.
+        seconds: Seconds of load.
+        clients: Number of clients that send requests without a pause.
+        rows: Rows per request.
+        fuzzed: Number of malformed requests.
+        max_waiting: Number of rows that may wait at the server.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -146,7 +146,7 @@ def _clients(url: str, request: dict[str, Any], seconds: float, count: int) -> t
 
 
 def _calm(url: str, request: dict[str, Any]) -> float:
-    """Median milliseconds of a client that is alone."""
+    """Measures the median milliseconds of a single client."""
     times = []
     with httpx.Client() as client:
         for _ in range(200):
@@ -157,7 +157,7 @@ def _calm(url: str, request: dict[str, Any]) -> float:
 
 
 def _fuzz(port: int, request: dict[str, Any], count: int) -> Counter[str]:
-    """Wrong names, types, shapes, values, sizes and cut-off bodies; every one needs an answer that gives a reason."""
+    """Sends malformed requests of many kinds; each needs an answer that gives a reason."""
     rng = random.Random(1)
     answers: Counter[str] = Counter()
     url = f"http://127.0.0.1:{port}/v2/models/nasrec/infer"
@@ -188,7 +188,7 @@ def _fuzz(port: int, request: dict[str, Any], count: int) -> Counter[str]:
 
 
 def _cut_off(port: int) -> str:
-    """Promises more than it sends, and hangs up."""
+    """Announces more bytes than it sends, and disconnects."""
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.sendall(
             b"POST /v2/models/nasrec/infer HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -201,7 +201,7 @@ def _cut_off(port: int) -> str:
 
 
 def _memory(pid: int) -> float:
-    """MiB that the server holds."""
+    """Returns how many MiB the server holds."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 

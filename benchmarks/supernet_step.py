@@ -1,9 +1,9 @@
-"""What a supernet training step costs beside the same step of the extracted model, timed alternately in one process.
+"""Compares a training step of the supernet with the same step of the extracted model, in turns in one process.
 
     python benchmarks/supernet_step.py --batch_size 512 --profile profile.txt
 
-Both steps look up the same tables, run forward and backward, clip and update with Adagrad. The supernet's step also
-draws its architecture and binds the views. The tables are frozen here: it is the dense part that differs.
+Both steps look up the same tables, run forward and backward, clip the gradients and update with Adagrad. The supernet's
+step also samples its architecture and binds the views. The tables are frozen, because only the dense part differs.
 """
 
 import statistics
@@ -90,7 +90,7 @@ class Steps:
 
 
 class Timing:
-    """Seconds of a step by phase."""
+    """The seconds of a step by phase."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -119,16 +119,16 @@ def main(
     profile: Path | None = None,
     compile: bool = False,
 ) -> None:
-    """Times supernet steps and steps of the extracted models alternately.
+    """Times the steps of the supernet and of the extracted models in turns.
 
     Args:
-        batch_size: rows of a step.
-        architectures: drawn from the space; each is timed three times on either side.
+        batch_size: Rows per step.
+        architectures: Number of architectures to sample; each is timed three times on either side.
         space: NASRec-Full or NASRec-Small.
-        threads: compute threads.
+        threads: Number of threads that PyTorch computes with.
         device: cpu or cuda.
-        profile: file for a table of the operators in which supernet steps spend their time.
-        compile: also time the first extracted model compiled.
+        profile: File for a table of the operators in which the supernet's steps spend their time.
+        compile: Whether to time the first extracted model compiled as well.
     """
     torch.set_num_threads(threads)
     where = torch.device(device)
@@ -208,7 +208,7 @@ def _write_profile(steps: Steps, count: int, file: Path) -> None:
 
 
 def gemm_rate(device: torch.device) -> float:
-    """GFLOP/s of a 1024^3 float32 matrix product: the best of ten."""
+    """Measures the GFLOP/s of a 1024^3 float32 matrix product, as the best of ten."""
     a, b = (torch.randn(1024, 1024, device=device) for _ in range(2))
     seconds = []
     for _ in range(10):

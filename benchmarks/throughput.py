@@ -1,11 +1,11 @@
-"""Rows per second of training and of inference, beside TorchRec's models over the same tables.
+"""Measures rows per second of training and inference, compared with TorchRec's models over the same tables.
 
     python benchmarks/throughput.py
 
-NASRecNets (published for Criteo, and one that was searched) and TorchRec's DLRM and DLRM_DCN over the same 26 tables,
-as the trainer runs them: DistributedModelParallel, tables with fused Adagrad. All models take turns in one process. The
-rate of the matrix products, counted by PyTorch (a training step as three forward passes), stands beside the rate that
-this machine reaches in a float32 product of 1,024 x 1,024 matrices, measured in the same turns.
+The models are NASRecNets (published for Criteo, and a searched one) and TorchRec's DLRM and DLRM_DCN over the same 26
+tables, set up as the trainer does it: DistributedModelParallel with fused Adagrad in the tables. All models take turns
+in one process. The rate of their matrix products, as counted by PyTorch (a training step as three forward passes), is
+compared to the rate that this machine reaches in a float32 product of two 1,024 x 1,024 matrices in the same turns.
 """
 
 import json
@@ -40,17 +40,17 @@ def main(
     out: Path | None = None,
     quick: bool = False,
 ) -> None:
-    """Prints a table for every batch size and precision; on CUDA where there is one, with TF32.
+    """Prints a table for every batch size and precision. On CUDA devices it uses TF32.
 
     Args:
-        batch_sizes: rows of a step.
-        rounds: turns of each model.
-        architecture: of the searched NASRecNet.
-        precisions: of the dense part.
-        compile: the dense parts, with torch.compile.
-        threads: that PyTorch computes with.
+        batch_sizes: Numbers of rows per step.
+        rounds: Number of turns of each model.
+        architecture: Architecture of the searched NASRecNet.
+        precisions: Precisions of the dense part.
+        compile: Whether to compile the dense parts with torch.compile.
+        threads: Number of threads that PyTorch computes with.
         out: JSON file for the raw seconds.
-        quick: three rounds at the first batch size, to see that it runs.
+        quick: Measures three rounds at the first batch size, to see that it works.
     """
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high")

@@ -1,10 +1,11 @@
-"""TorchRec's training idiom for DLRM, and the one line that makes it a NASRecNet.
+"""Trains TorchRec's DLRM, or a NASRecNet after changing one line.
 
     python examples/swap_dlrm.py                                        # one process
-    torchrun --nproc-per-node 2 examples/swap_dlrm.py --model nasrec    # several, on GPUs where there are some
+    torchrun --nproc-per-node 2 examples/swap_dlrm.py --model nasrec    # several, on GPUs if there are any
 
-Everything but :func:`make_model` is what a TorchRec user has already: an EmbeddingBagCollection, a fused optimizer for
-its tables, DistributedModelParallel, and a pipeline that sends the next batch's ids while this one is computed.
+Everything except :func:`make_model` is code that a TorchRec user already has: an EmbeddingBagCollection, a fused
+optimizer for its tables, DistributedModelParallel, and a pipeline that sends the ids of the next batch while the
+current one is computed.
 """
 
 import argparse
