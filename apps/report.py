@@ -7,7 +7,8 @@ from pathlib import Path
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.search.finalists import FINALISTS, agreement, read_finalists
-from nasrec_torchrec.search.report import REPORT, read_results, write_report
+from nasrec_torchrec.search.report import REPORT, write_report
+from nasrec_torchrec.search.results import read_results
 
 
 def main(search: Path, finalists: tuple[Path, ...] = ()) -> None:
@@ -17,8 +18,7 @@ def main(search: Path, finalists: tuple[Path, ...] = ()) -> None:
         search: folder that apps.search wrote.
         finalists: run folders of apps.train, each with one or several of the search's architectures.
     """
-    candidates, *_ = read_results(search)
-    trained = read_finalists(finalists, candidates)
+    trained = read_finalists(finalists, read_results(search).candidates)
     if trained:
         records = [asdict(finalist) | {"mean": finalist.mean} for finalist in trained]
         # The test split is for the winner alone: who chooses by it must not report it.

@@ -35,7 +35,9 @@ def main(supernet: Path, data: Path, evaluation: EvaluationConfig, architectures
     model = load_supernet(supernet)
     started = time.perf_counter()
     evaluator = Evaluator(model, open_split(data, "train"), open_split(data, "validation"), evaluation)
-    cached = [rows for rows in (evaluator.finetuning_rows, evaluator.validation_rows) if rows is not None]
+    cached = [evaluator.validation_rows]
+    if evaluator.finetuning_rows is not None:
+        cached.insert(0, evaluator.finetuning_rows.cached)
     print(
         f"{' + '.join(f'{len(rows):,}' for rows in cached)} rows looked up in {time.perf_counter() - started:.1f} s; "
         f"the cache has {sum(rows.nbytes for rows in cached) / 2**20:,.1f} MiB"

@@ -27,10 +27,11 @@ from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.files import atomic_path, write_text
+from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Objective
-from nasrec_torchrec.search.evaluator import Candidate, Evaluator
+from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.evolution import evolve
-from nasrec_torchrec.search.pareto import fronts
+from nasrec_torchrec.search.pareto import first_front
 from nasrec_torchrec.search.study import JOURNAL, CandidateStudy
 from nasrec_torchrec.search.supernet import load_supernet
 from nasrec_torchrec.training.config import TrainConfig
@@ -85,7 +86,7 @@ def main(
         results |= _compare(single, pareto, out)
         best = min((c for found in single["evolution"] for c in found), key=lambda c: c.loss)
         fronted = [c for found in pareto["evolution"] for c in found]
-        thrifty = min((c for c in fronted if 2 * c.multiply_adds <= best.multiply_adds), key=lambda c: c.loss)
+        thrifty = min((c for c in fronted if 2 * c.cost.multiply_adds <= best.cost.multiply_adds), key=lambda c: c.loss)
         if "finals" not in budget.skip:
             results["finals"] = _finals({"best": best, "under half of its FLOPs": thrifty}, data, out, budget, training)
     if "racing" not in budget.skip:
@@ -149,7 +150,7 @@ def _compare(
     ):
         candidates = [c for found in groups for c in found]
         values = [FRONT.values(c) for c in candidates]
-        steps = sorted((cost, loss) for loss, cost in (values[i] for i in fronts(values)[0]))
+        steps = sorted((cost, loss) for loss, cost in (values[i] for i in first_front(values)))
         over_cost.step(*zip(*steps, strict=True), where="post", color=color, marker="o", ms=3, label=f"{label}: front")
     over_cost.set(xlabel="multiply-adds per example", xscale="log", ylabel="validation log loss")
     over_cost.legend()
@@ -173,13 +174,13 @@ def _finals(chosen: dict[str, Candidate], data: Path, out: Path, budget: Budget,
         assert trial is not None
         losses = [run["validation"]["log_loss"] for run in trial["runs"]]
         results[name] = {
-            "multiply_adds": candidate.multiply_adds,
+            "multiply_adds": candidate.cost.multiply_adds,
             "in the supernet": candidate.loss,
             "validation_log_loss": losses,
             "architecture": json.loads(candidate.architecture.to_json()),
         }
         print(
-            f"  {name:24} {candidate.multiply_adds:9,} multiply-adds, in the supernet {candidate.loss:.5f}, "
+            f"  {name:24} {candidate.cost.multiply_adds:9,} multiply-adds, in the supernet {candidate.loss:.5f}, "
             f"from scratch {statistics.fmean(losses):.5f} ± {statistics.stdev(losses):.5f}",
             flush=True,
         )

@@ -7,8 +7,7 @@ from typing import Any
 
 def order(value: float | None) -> tuple[bool, float]:
     """A sort key, the lowest first; whatever is not a finite number comes last."""
-    finite = value is not None and math.isfinite(value)
-    return (not finite, value if finite and value is not None else 0.0)
+    return (False, value) if value is not None and math.isfinite(value) else (True, 0.0)
 
 
 def is_better(value: float | None, best: float | None, higher: bool = False) -> bool:
@@ -26,14 +25,15 @@ def is_better(value: float | None, best: float | None, higher: bool = False) -> 
 
 def json_text(value: Any, indent: int | None = None) -> str:
     """JSON text that every reader takes: numbers that are not finite become ``null``."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A JSON value with None for every number in it that is not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(member) for key, member in value.items()}
+        return {key: finite(member) for key, member in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(member) for member in value]
+        return [finite(member) for member in value]
     return value

@@ -1,6 +1,7 @@
 """What several tests build: small tables, random rows, ranks."""
 
 import io
+import math
 import os
 import runpy
 import shlex
@@ -35,7 +36,8 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.runs.record import COMMAND
-from nasrec_torchrec.search.evaluator import Candidate
+from nasrec_torchrec.search.candidate import Candidate
+from nasrec_torchrec.search.cost import Cost, Latency
 
 # Vectors of the original implementation and real rows; only some machines have them.
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -170,8 +172,13 @@ def make_candidate(architecture: Architecture, loss: float | None = None, **valu
     """As if evaluated; unless a loss is given, one that prefers wide blocks, a landscape with a known optimum."""
     if loss is None:
         loss = 1 / 3 - sum(block.dense_width + block.sparse_width for block in architecture.blocks) / 7000
-    costs = {"multiply_adds": int(1e5 * (1 - loss)), "parameters": 10, "activation_bytes": 40, "seconds": 0.25}
-    return Candidate(architecture, ClickMetrics(0.7, loss, loss / 0.6, 1000), loss, **costs | values)
+    known = math.isfinite(loss)
+    counts = {"multiply_adds": int(1e5 * (1 - loss)) if known else 7, "parameters": 10, "activation_bytes": 40}
+    cost = Cost(**counts | {name: values.pop(name) for name in counts if name in values})
+    if "latency_us" in values:
+        values["latency"] = Latency(values.pop("latency_us"), values.pop("latency_iqr_us", 1.0))
+    metrics = ClickMetrics(0.7, loss, loss / 0.6, 1000) if known else ClickMetrics(None, loss, None, 1000)
+    return Candidate(architecture, metrics, loss, cost, **{"seconds": 0.25} | values)
 
 
 def make_movielens(folder: Path, ratings: int = 300) -> Path:

@@ -1,8 +1,11 @@
-"""Bringing rows of all ranks together."""
+"""Bringing values of all ranks together; a process without a group is one rank."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
+
+from nasrec_torchrec.distributed.process_group import rank_and_ranks
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -10,3 +13,22 @@ def gather_rows(rows: Tensor) -> Tensor:
     gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, rows.contiguous())
     return torch.cat(gathered)
+
+
+def gather_uneven(values: Tensor) -> Tensor:
+    """Concatenates the values ``(N,)`` of every rank, in rank order, on every rank; their numbers may differ."""
+    rank, ranks = rank_and_ranks()
+    if ranks == 1:
+        return values
+    counts = torch.zeros(ranks, dtype=torch.int64, device=values.device)
+    counts[rank] = len(values)
+    longest = int(sum_over_ranks(counts).max())
+    padded = gather_rows(F.pad(values, (0, longest - len(values))))
+    return torch.cat([part[:count] for part, count in zip(padded.split(longest), counts.tolist(), strict=True)])
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Replaces values by their sum over all ranks."""
+    if rank_and_ranks()[1] > 1:
+        dist.all_reduce(values)
+    return values

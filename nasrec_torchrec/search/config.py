@@ -1,10 +1,12 @@
 """The settings of a search; importable without torch."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
-    from nasrec_torchrec.search.evaluator import Candidate
+    from nasrec_torchrec.search.candidate import Candidate
+    from nasrec_torchrec.search.cost import Cost, Latency
 
 CostName = Literal["multiply_adds", "parameters", "activation_bytes", "latency_us"]
 COST_NAMES: tuple[CostName, ...] = get_args(CostName)
@@ -45,6 +47,8 @@ class EvaluationConfig:
         for name, least in (lowest | {"latency_batch_size": 1, "cache_memory": 0}).items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected {least} or more, found {getattr(self, name)}")
+        if not 0 < self.finetune_learning_rate < math.inf:
+            raise ValueError(f"finetune_learning_rate: expected a positive number, found {self.finetune_learning_rate}")
         if self.race_confidence is not None and not 0.5 < self.race_confidence < 1:
             raise ValueError(f"race_confidence: expected a number between 0.5 and 1, found {self.race_confidence}")
 
@@ -98,15 +102,27 @@ class Limits:
     max_activation_bytes: int | None = None
     max_latency_us: float | None = None
 
-    def allow(self, multiply_adds: int, parameters: int, activation_bytes: int, latency_us: float | None) -> bool:
-        """Whether costs are within the limits; a latency that is None was not measured and is."""
-        pairs = (
-            (self.max_flops, 2 * multiply_adds),
-            (self.max_parameters, parameters),
-            (self.max_activation_bytes, activation_bytes),
-            (self.max_latency_us, latency_us),
-        )
-        return all(limit is None or found is None or found <= limit for limit, found in pairs)
+    def __post_init__(self) -> None:
+        for name, limit in asdict(self).items():
+            if limit is not None and not 0 < limit < math.inf:
+                raise ValueError(f"{name}: expected a positive number, found {limit}")
+
+    def excess(self, cost: "Cost", latency: "Latency | None") -> dict[str, float]:
+        """The limits that costs exceed, and by which values; a latency that is None was not measured and is within."""
+        found = {
+            "max_flops": 2 * cost.multiply_adds,
+            "max_parameters": cost.parameters,
+            "max_activation_bytes": cost.activation_bytes,
+            "max_latency_us": None if latency is None else latency.median_us,
+        }
+        limits = asdict(self)
+        return {
+            name: value for name, value in found.items() if value is not None and value > (limits[name] or math.inf)
+        }
+
+    def allow(self, cost: "Cost", latency: "Latency | None") -> bool:
+        """Whether costs are within the limits."""
+        return not self.excess(cost, latency)
 
 
 @dataclass(frozen=True)
@@ -129,8 +145,10 @@ class Objective:
         unknown = [name for name in self.trade_off if name not in COST_NAMES]
         if unknown or len(set(self.trade_off)) != len(self.trade_off):
             raise ValueError(f"trade_off: expected some of {list(COST_NAMES)}, each once, found {list(self.trade_off)}")
-        if self.latency_target_us is not None and not self.latency_target_us > 0:
+        if self.latency_target_us is not None and not 0 < self.latency_target_us < math.inf:
             raise ValueError(f"latency_target_us: expected a positive number, found {self.latency_target_us}")
+        if not 0 <= self.latency_weight < math.inf:
+            raise ValueError(f"latency_weight: expected 0 or a positive number, found {self.latency_weight}")
         if self.latency_target_us is not None and self.trade_off:
             raise ValueError("latency_target_us: is a penalty on the loss alone, and does not go with trade_off")
 
@@ -147,6 +165,7 @@ class Objective:
         """What to minimize, by :attr:`names`."""
         loss = candidate.loss
         if self.latency_target_us is not None:
-            assert candidate.latency_us is not None
-            loss += self.latency_weight * (candidate.latency_us / self.latency_target_us - 1)
-        return (loss, *(getattr(candidate, name) for name in self.trade_off))
+            assert candidate.latency is not None
+            loss += self.latency_weight * (candidate.latency.median_us / self.latency_target_us - 1)
+        costs = [candidate.cost_of(name) for name in self.trade_off]
+        return (loss, *(cost for cost in costs if cost is not None))

@@ -1,6 +1,6 @@
 """What an architecture costs: counted on the meta device, and its latency, measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Cost:
     multiply_adds: int
     parameters: int
     activation_bytes: int
-    by_module: dict[str, tuple[int, int]]
+    by_module: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

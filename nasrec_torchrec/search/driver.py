@@ -17,10 +17,13 @@ from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.runs.paths import RemotePath
 from nasrec_torchrec.runs.record import record_start
+from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
-from nasrec_torchrec.search.evaluator import Candidate, Evaluator
+from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.evolution import evolve
-from nasrec_torchrec.search.report import write_results
+from nasrec_torchrec.search.limits import require_reachable
+from nasrec_torchrec.search.report import write_report
+from nasrec_torchrec.search.results import SearchResults, write_results
 from nasrec_torchrec.search.study import JOURNAL, CandidateStudy
 from nasrec_torchrec.search.supernet import load_supernet
 
@@ -88,15 +91,15 @@ def search_supernet(
 
         def allowed(architecture: Architecture) -> bool:
             cost = evaluator.cost(architecture)
-            counted = cost.multiply_adds, cost.parameters, cost.activation_bytes
-            if not limits.allow(*counted, None):
+            if not limits.allow(cost, None):
                 return False
-            return limits.max_latency_us is None or limits.allow(*counted, evaluator.latency(architecture).median_us)
+            return limits.max_latency_us is None or limits.allow(cost, evaluator.latency(architecture))
 
         def evaluate(architecture: Architecture, incumbent: Candidate | None) -> Candidate:
             return evaluator(architecture, incumbent, with_latency)
 
         found: list[Candidate] = []
+        require_reachable(model.search_space, limits, evaluator.cost, evaluator.latency)
         best = math.inf
         with (
             evaluator,
@@ -107,9 +110,15 @@ def search_supernet(
             for candidate in evolve(model.search_space, batches, evolution, objective, allowed):
                 found.append(candidate)
                 bar.update()
-                best = min(best, math.inf if candidate.stopped else candidate.loss)
+                best = best if candidate.stopped else min(best, candidate.loss)
                 bar.set_postfix(best=f"{best:.5f}", refresh=False)
-        write_results(found, out, top_k, objective, limits)
+        if all(candidate.failed for candidate in found):
+            raise ValueError(
+                f"{supernet}: no candidate has a finite validation loss, so there is nothing to choose from; the "
+                "supernet has diverged, and a lower learning_rate for its training may help"
+            )
+        write_results(SearchResults(tuple(found), objective, limits, top_k), out)
+        write_report(out)
         return found
 
 

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvolutionConfig, Objective
-from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.search.pareto import standing
 from nasrec_torchrec.search_space import SearchSpace
 
@@ -83,8 +83,8 @@ def evolve(
             yield candidate
         seen.update(candidate.architecture.canonical() for candidate in found)
         alive = _survivors(alive + found, objective, config.population)
-        whole = [candidate for candidate in (best, *found) if candidate is not None and not candidate.stopped]
-        best = min(whole, key=lambda candidate: candidate.loss, default=None)
+        sound = [one for one in (best, *found) if one is not None and not one.stopped and not one.failed]
+        best = min(sound, key=lambda candidate: candidate.loss, default=None)
 
 
 def one_by_one(evaluate: Callable[[Architecture], Candidate]) -> EvaluateBatch:

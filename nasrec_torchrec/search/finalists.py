@@ -12,7 +12,7 @@ from torchmetrics.functional.regression import kendall_rank_corrcoef
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.runs.files import read_text
-from nasrec_torchrec.search.evaluator import Candidate
+from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.training.trials import METRICS
 
 FINALISTS = "finalists.json"
@@ -58,7 +58,7 @@ def read_finalists(run_dirs: Sequence[Path], candidates: Sequence[Candidate]) ->
     Raises:
         ValueError: when a folder holds no finished training of an architecture.
     """
-    predicted = {c.architecture.canonical(): c.loss for c in candidates if not c.stopped}
+    predicted = {c.architecture.canonical(): c.loss for c in candidates if not c.stopped and not c.failed}
     found: dict[Architecture, Finalist] = {}
     for run_dir in run_dirs:
         file = run_dir / METRICS

@@ -4,12 +4,22 @@ NSGA-II", IEEE Transactions on Evolutionary Computation 6 (2), 2002)."""
 import math
 from collections.abc import Sequence
 
+import optuna
+from optuna.trial import create_trial
+
 Values = tuple[float, ...]
 
 
 def dominates(one: Values, other: Values) -> bool:
     """Whether ``one`` is nowhere worse and somewhere better; less is better."""
     return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def first_front(values: Sequence[Values]) -> list[int]:
+    """Positions of the values, two or more each, that nobody dominates, in order; by Optuna, fast for thousands."""
+    study = optuna.create_study(directions=["minimize"] * len(values[0]))
+    study.add_trials([create_trial(values=list(value)) for value in values])
+    return [trial.number for trial in study.best_trials]
 
 
 def fronts(values: Sequence[Values]) -> list[list[int]]:

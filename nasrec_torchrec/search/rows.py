@@ -13,7 +13,7 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.progress import update_interval
-from nasrec_torchrec.search.config import Precision
+from nasrec_torchrec.search.config import EvaluationConfig
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -52,32 +52,63 @@ class CachedRows:
         return self.dense[rows], self.embedded[rows].to(self.dense.device, torch.float32)
 
 
-class RowCache:
-    """Looks rows up and keeps them.
+@dataclass(frozen=True)
+class FinetuningRows:
+    """This rank's share of the rows that the last layer is fine-tuned on.
 
     Args:
-        precision: of the embeddings.
-        memory_limit: bytes of embeddings to hold in memory; rows that do not fit are mapped from a file.
-            Such files have no name and vanish with the process; they lie where temporary files do (``TMPDIR``).
+        cached: every row once, however many steps use it.
+        steps: for each step the positions of its rows in ``cached``.
     """
 
-    def __init__(self, precision: Precision, memory_limit: int) -> None:
-        self._type = _TYPES[precision]
-        self._left = memory_limit
+    cached: CachedRows
+    steps: tuple[Tensor, ...]
+
+
+class RowCache:
+    """Looks rows up and keeps them, all ranks together.
+
+    Rows that exceed the configuration's ``cache_memory`` are mapped from a file. Such files have no name and vanish
+    with the process; they lie where temporary files do (``TMPDIR``).
+
+    Args:
+        sparse_arch: sharded over the ranks or not; gives ``(B, F_sparse, E)``.
+        config: names the rows, their precision and the memory.
+    """
+
+    def __init__(self, sparse_arch: SparseArch, config: EvaluationConfig) -> None:
+        self._sparse_arch, self._config = sparse_arch, config
+        self._type = _TYPES[config.cache_precision]
+        self._left = config.cache_memory
+
+    def finetuning_rows(self, files: ClickFiles, generator: torch.Generator) -> FinetuningRows | None:
+        """Draws the rows of every fine-tuning step; None where there is no step; collective."""
+        config = self._config
+        wanted = config.finetune_steps * config.finetune_batch_size
+        if not wanted:
+            return None
+        rank, ranks = rank_and_ranks()
+        epochs = -(-wanted // len(files))
+        drawn = torch.cat([torch.randperm(len(files), generator=generator) for _ in range(epochs)])
+        rows, positions = drawn[:wanted].unique(return_inverse=True)
+        steps = tuple(step[step % ranks == rank] // ranks for step in positions.split(config.finetune_batch_size))
+        return FinetuningRows(self._look_up(files, rows, torch.arange(len(rows))), steps)
+
+    def validation_rows(self, files: ClickFiles, generator: torch.Generator) -> CachedRows:
+        """The first rows of a split, in random order, so that the first ones speak for all; collective."""
+        rows = torch.arange(min(len(files), self._config.evaluation_rows))
+        return self._look_up(files, rows, torch.randperm(len(rows), generator=generator))
 
     @torch.no_grad()
-    def look_up(
-        self, sparse_arch: SparseArch, files: ClickFiles, rows: Tensor, places: Tensor, chunk_size: int
-    ) -> CachedRows:
-        """Looks rows up, all ranks together, one row group in memory at a time; collective.
+    def _look_up(self, files: ClickFiles, rows: Tensor, places: Tensor) -> CachedRows:
+        """Looks rows up, one row group in memory at a time.
 
         Args:
-            sparse_arch: sharded over the ranks or not; gives ``(B, F_sparse, E)``.
             files: to read from; the same on every rank.
             rows: ``(N,)`` ascending positions in ``files``.
             places: ``(N,)`` order of the rows: they are dealt to the ranks one by one in this order.
-            chunk_size: rows of a look-up.
         """
+        sparse_arch, chunk_size = self._sparse_arch, self._config.chunk_size
         rank, ranks = rank_and_ranks()
         device = next(sparse_arch.parameters()).device
         count = len(range(rank, len(rows), ranks))

@@ -16,24 +16,24 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState, create_trial
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.metrics.click_metrics import ClickMetrics
+from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import Objective
-from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.search.evolution import EvaluateBatch, Propose
 from nasrec_torchrec.search.storage import open_storage, shown
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 
 JOURNAL = "study.journal"
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _POLL_SECONDS = 0.2
 
 
 class CandidateStudy:
     """The candidates of a search, in an Optuna study that outlives a killed process and that several processes share.
 
-    Every candidate is one finished trial (a pruned one, if it lost a race): its values are what the search minimizes,
-    its parameters are the choices of each block, so that Optuna's dashboard, parameter importances and plots read it
+    Every candidate is one finished trial (a pruned one if it lost a race, a failed one if its loss is not a number):
+    its values are what the search minimizes, its parameters are the choices of each block, so that Optuna's dashboard,
+    parameter importances and plots read it
     as it is. A second study, ``<name>.workers``, is how the workers agree who evaluates what.
 
     Args:
@@ -137,11 +137,12 @@ class CandidateStudy:
     def add(self, candidate: Candidate) -> None:
         """Records an evaluated candidate; it is in the storage when this returns."""
         parameters, distributions = _parameters(candidate.architecture, self._space)
-        attributes = asdict(candidate) | {"architecture": json.loads(candidate.architecture.to_json())}
+        attributes = candidate.to_record()
+        state = TrialState.PRUNED if candidate.stopped else TrialState.COMPLETE
         self._study.add_trial(
             create_trial(
-                state=TrialState.PRUNED if candidate.stopped else TrialState.COMPLETE,
-                values=list(self._objective.values(candidate)),
+                state=TrialState.FAIL if candidate.failed else state,
+                values=None if candidate.failed else list(self._objective.values(candidate)),
                 params=parameters,
                 distributions=distributions,
                 user_attrs=attributes,
@@ -179,10 +180,13 @@ class CandidateStudy:
 
 
 def _candidate(trial: optuna.trial.FrozenTrial) -> Candidate:
-    attributes = dict(trial.user_attrs)
-    attributes["architecture"] = Architecture.from_json(json.dumps(attributes["architecture"]))
-    attributes["metrics"] = ClickMetrics(**attributes["metrics"])
-    return Candidate(**attributes)
+    try:
+        return Candidate.from_record(trial.user_attrs)
+    except ValueError as error:
+        raise ValueError(
+            f"the study's trial {trial.number} was written by another version ({error}); choose another --out or "
+            "--study, or --resume never to start from scratch"
+        ) from None
 
 
 def _parameters(architecture: Architecture, space: SearchSpace) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:

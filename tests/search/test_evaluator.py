@@ -1,3 +1,6 @@
+import json
+import math
+
 import pytest
 import torch
 from support import SMALL_SPACE, make_click_files, make_schema, run_ranks
@@ -5,12 +8,15 @@ from torch.nn import functional as F
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from nasrec_torchrec import SuperNet
+from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.metrics.click_metrics import evaluate
-from nasrec_torchrec.search import evaluator as evaluator_module
+from nasrec_torchrec.search import finetuning
+from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, Limits
 from nasrec_torchrec.search.cost import measure_latency
-from nasrec_torchrec.search.evaluator import Candidate, Evaluator
+from nasrec_torchrec.search.evaluator import Evaluator
+from nasrec_torchrec.search.limits import require_reachable, smallest
 from nasrec_torchrec.training.schedules import cosine_with_warmup
 
 CONFIG = EvaluationConfig(finetune_steps=12, finetune_batch_size=32, chunk_size=64)
@@ -52,8 +58,8 @@ def test_evaluation_is_finetuning_of_the_extracted_models_last_layer(files):
         expected = evaluate(model, held_out)
         assert candidate.loss == candidate.metrics.log_loss == pytest.approx(expected.log_loss, rel=1e-4)
         assert candidate.metrics.auc == pytest.approx(expected.auc, abs=1e-4)
-        assert candidate.parameters == sum(p.numel() for p in model.interaction_arch.parameters())
-        assert not candidate.stopped and candidate.latency_us is None
+        assert candidate.cost.parameters == sum(p.numel() for p in model.interaction_arch.parameters())
+        assert not candidate.stopped and candidate.latency is None
     for name, value in supernet.state_dict().items():
         assert torch.equal(value, before[name]), f"the evaluation changed {name}"
 
@@ -73,7 +79,7 @@ def test_where_rows_are_kept_changes_nothing(files, monkeypatch):
     assert evaluator.validation_rows.embedded.nbytes * 2 == whole.validation_rows.embedded.nbytes
     assert _losses(halved, files) == pytest.approx(expected, rel=2e-3)
     # Features that would not fit are computed in every step.
-    monkeypatch.setattr(evaluator_module, "_FEATURES_KEPT", 0)
+    monkeypatch.setattr(finetuning, "FEATURES_KEPT", 0)
     assert _losses(CONFIG, files) == pytest.approx(expected, rel=1e-5)
 
 
@@ -139,20 +145,46 @@ def test_a_candidate_without_a_loss_is_the_worst(files):
     with torch.no_grad():
         for parameter in supernet.interaction_arch.storage.over_arch.parameters():
             parameter.fill_(torch.nan)
-    assert Evaluator(supernet, *files, CONFIG)(_architectures(1)[0]).loss == torch.inf
+    candidate = Evaluator(supernet, *files, CONFIG)(_architectures(1)[0])
+    assert candidate.loss == torch.inf and candidate.failed
+    assert Candidate.from_record(json.loads(json_text(candidate.to_record()))) == candidate
 
 
 def test_limits_are_on_costs(files):
     evaluator = Evaluator(_supernet(), *files, EvaluationConfig(finetune_steps=0, latency_batch_size=16))
     architecture = _architectures(1)[0]
     candidate = evaluator(architecture, with_latency=True)
-    costs = [candidate.multiply_adds, candidate.parameters, candidate.activation_bytes, candidate.latency_us]
-    assert Limits(2 * costs[0], *costs[1:]).allow(*costs)
-    for name, cost in zip(Limits.__dataclass_fields__, (2 * costs[0], *costs[1:]), strict=True):
-        assert not Limits(**{name: cost - 1}).allow(*costs)
+    cost, latency = candidate.cost, candidate.latency
+    reached = (2 * cost.multiply_adds, cost.parameters, cost.activation_bytes, latency.median_us)
+    assert Limits(*reached).allow(cost, latency)
+    for name, value in zip(Limits.__dataclass_fields__, reached, strict=True):
+        assert Limits(**{name: value - 1}).excess(cost, latency) == {name: value}
+        assert not Limits(**{name: value - 1}).allow(cost, latency)
     # The same candidate is not measured again, and without a measurement there is nothing to object to.
-    assert evaluator.latency(architecture).median_us == candidate.latency_us and candidate.latency_iqr_us >= 0
-    assert Limits(max_latency_us=1e-9).allow(*costs[:3], None)
+    assert evaluator.latency(architecture) == latency and latency.iqr_us >= 0
+    assert Limits(max_latency_us=1e-9).allow(cost, None)
+    with pytest.raises(ValueError, match="max_latency_us: expected a positive number, found nan"):
+        Limits(max_latency_us=math.nan)
+
+
+def test_limits_that_nothing_meets_are_refused_at_once(files):
+    evaluator = Evaluator(_supernet(), *files, EvaluationConfig(finetune_steps=0, latency_batch_size=16))
+    space, ask = SMALL_SPACE, (evaluator.cost, evaluator.latency)
+    least = min(evaluator.cost(architecture).multiply_adds for architecture in smallest(space))
+    with pytest.raises(ValueError, match=rf"max_flops 10 \(the smallest architecture needs {2 * least:,}\); raise it"):
+        require_reachable(space, Limits(max_flops=10), *ask)
+    with pytest.raises(ValueError, match=r"max_parameters 1 \(.* max_latency_us 0.001 \("):
+        require_reachable(space, Limits(max_parameters=1, max_latency_us=0.001), *ask)
+    require_reachable(space, Limits(max_flops=2 * least), *ask)
+
+
+def test_splits_without_rows_are_named(files):
+    empty = make_click_files(make_schema(), 0)
+    with pytest.raises(ValueError, match="validation: the split has no rows"):
+        Evaluator(_supernet(), files[0], empty, CONFIG)
+    with pytest.raises(ValueError, match="train: the split has no rows"):
+        Evaluator(_supernet(), empty, files[1], CONFIG)
+    assert len(Evaluator(_supernet(), empty, files[1], EvaluationConfig(finetune_steps=0)).validation_rows)
 
 
 def test_activations_are_counted_by_hand():

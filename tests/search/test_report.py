@@ -1,4 +1,5 @@
 import json
+import math
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,12 +11,20 @@ from support import SMALL_SPACE, make_candidate
 from nasrec_torchrec import Architecture
 from nasrec_torchrec.search.config import Limits, Objective
 from nasrec_torchrec.search.finalists import Finalist, agreement, read_finalists
-from nasrec_torchrec.search.report import read_results, write_report, write_results
+from nasrec_torchrec.search.report import write_report
+from nasrec_torchrec.search.results import SearchResults, read_results, write_results
 
 
 def _candidates(count: int, **values):
     drawn = dict.fromkeys(SMALL_SPACE.sample(torch.Generator().manual_seed(seed)) for seed in range(2 * count))
     return [make_candidate(architecture, **values) for architecture in list(drawn)[:count]]
+
+
+def _write(candidates, folder: Path, top_k: int, objective=Objective(), limits=Limits()) -> SearchResults:  # noqa: B008
+    results = SearchResults(tuple(candidates), objective, limits, top_k)
+    write_results(results, folder)
+    write_report(folder)
+    return results
 
 
 class _Page(HTMLParser):
@@ -32,22 +41,22 @@ class _Page(HTMLParser):
 
 def test_written_results_can_be_read_back(tmp_path: Path):
     candidates = _candidates(9)
-    write_results(candidates, tmp_path, 9)
-    write_results(candidates, tmp_path, 4)
+    _write(candidates, tmp_path, 9)
+    written = _write(candidates, tmp_path, 4)
     results = json.loads((tmp_path / "results.json").read_text())
     losses = [entry["log_loss"] for entry in results["best"]]
     assert losses == sorted(c.metrics.log_loss for c in candidates)[:4] and results["evaluated"] == 9
     files = sorted(path.name for path in (tmp_path / "architectures").iterdir())
     assert files == [f"rank-0{rank}.{kind}" for rank in range(1, 5) for kind in ("json", "svg")]
     assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
-    assert read_results(tmp_path) == (candidates, Objective(), Limits(), 4)
+    assert read_results(tmp_path) == written
     assert pq.read_table(tmp_path / "candidates.parquet").column("loss").to_pylist() == [c.loss for c in candidates]
     assert not list(tmp_path.glob(".*"))
 
 
 def test_a_network_is_written_once(tmp_path: Path):
     candidates = _candidates(5, loss=0.5, multiply_adds=7)
-    write_results([*candidates[:4], *_candidates(5, loss=0.4)[4:]], tmp_path, 3)
+    _write([*candidates[:4], *_candidates(5, loss=0.4)[4:]], tmp_path, 3)
     files = sorted(path.name for path in (tmp_path / "architectures").glob("*.json"))
     assert files == ["rank-01.json", "rank-02.json"]
 
@@ -58,7 +67,7 @@ def test_the_page_needs_no_other_file(tmp_path: Path):
         make_candidate(c.architecture, c.loss, multiply_adds=1000 + 7 * i % 50, latency_us=90.0 + i, latency_iqr_us=4.0)
         for i, c in enumerate(_candidates(30))
     ]
-    write_results(candidates, tmp_path, 3, objective)
+    _write(candidates, tmp_path, 3, objective)
     page = _Page((tmp_path / "report.html").read_text())
     assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert page.tags.count("svg") == 3 and "script" not in page.tags and "link" not in page.tags
@@ -78,9 +87,24 @@ def test_the_stopped_and_the_too_expensive_are_no_finalists(tmp_path: Path):
         make_candidate(third, 0.3, latency_us=10.0),
         *[make_candidate(architecture, 0.4, latency_us=10.0) for architecture in architectures[3:]],
     ]
-    write_results(candidates, tmp_path, 1, limits=Limits(max_latency_us=40))
+    _write(candidates, tmp_path, 1, limits=Limits(max_latency_us=40))
     best = Architecture.from_json((tmp_path / "architectures" / "rank-01.json").read_text())
     assert best == third and json.loads((tmp_path / "results.json").read_text())["stopped"] == 1
+
+
+def test_a_candidate_without_a_loss_is_shown_nowhere(tmp_path: Path):
+    architectures = [candidate.architecture for candidate in _candidates(4)]
+    objective = Objective(trade_off=("multiply_adds",))
+    failed = make_candidate(architectures[0], math.inf, multiply_adds=1)
+    candidates = [failed, *(make_candidate(architecture, 0.4, multiply_adds=9) for architecture in architectures[1:])]
+    written = _write(candidates, tmp_path, 9, objective)
+    assert failed not in written.best and failed not in written.front
+    assert read_results(tmp_path) == written and read_results(tmp_path).candidates[0].loss == math.inf
+    results = (tmp_path / "results.json").read_text()
+    assert json.loads(results)["failed"] == 1 and "NaN" not in results and "Infinity" not in results
+    assert "1 failed because their loss is not a number" in (tmp_path / "report.html").read_text()
+    with pytest.raises(ValueError, match="holds no candidate with a finite loss"):
+        _write([failed], tmp_path / "none", 3)
 
 
 def _trained(architecture: Architecture, losses: list[float], test: float) -> dict:
@@ -90,7 +114,7 @@ def _trained(architecture: Architecture, losses: list[float], test: float) -> di
 
 def test_finalists_stand_beside_what_the_supernet_predicted(tmp_path: Path):
     candidates = _candidates(12)
-    write_results(candidates, tmp_path / "search", 4)
+    _write(candidates, tmp_path / "search", 4)
     order = sorted(candidates, key=lambda candidate: candidate.loss)[:4]
     truth = [0.43, 0.41, 0.44, 0.47]
     for name, part in (("all", slice(0, 3)), ("alone", slice(3, 4))):
@@ -115,7 +139,7 @@ def test_finalists_stand_beside_what_the_supernet_predicted(tmp_path: Path):
 def test_unreadable_results(tmp_path: Path):
     with pytest.raises(ValueError, match="does not hold the results of a search"):
         read_results(tmp_path)
-    write_results(_candidates(3), tmp_path, 2)
+    _write(_candidates(3), tmp_path, 2)
     (tmp_path / "candidates.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(ValueError, match="does not hold the results of a search"):
         read_results(tmp_path)

@@ -1,3 +1,4 @@
+import math
 import os
 import random
 import shutil
@@ -19,8 +20,8 @@ from support import SMALL_SPACE, forked, make_candidate
 
 from nasrec_torchrec import SearchSpace
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvolutionConfig, Objective
-from nasrec_torchrec.search.evaluator import Candidate
 from nasrec_torchrec.search.evolution import evolve, one_by_one
 from nasrec_torchrec.search.pareto import fronts
 from nasrec_torchrec.search.study import CandidateStudy
@@ -88,6 +89,23 @@ def test_candidates_come_back_as_they_were(storage: str):
     assert open_study(storage).candidates == study.candidates == added
     plain = optuna.load_study(study_name="search", storage=study._storage)
     assert [trial.state.name for trial in plain.trials] == ["COMPLETE", "PRUNED"] * 10
+
+
+def test_a_candidate_without_a_loss_is_a_failed_trial(storage: str):
+    study = open_study(storage, anew=True)
+    failed = make_candidate(SMALL_SPACE.sample(torch.Generator().manual_seed(0)), math.inf)
+    study.add(failed)
+    assert open_study(storage).candidates == [failed]
+    (trial,) = optuna.load_study(study_name="search", storage=study._storage).trials
+    assert trial.state.name == "FAIL" and trial.values is None and trial.user_attrs["loss"] is None
+
+
+def test_a_study_of_another_version_is_refused(tmp_path: Path):
+    study = open_study(tmp_path / "journal")
+    plain = optuna.load_study(study_name="search", storage=study._storage)
+    plain.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"loss": 0.5}))
+    with pytest.raises(ValueError, match=r"trial 0 was written by another version .*; choose another --out or --study"):
+        open_study(tmp_path / "journal")
 
 
 def test_a_search_that_failed_goes_on_where_it_was(tmp_path: Path):

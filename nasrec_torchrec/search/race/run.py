@@ -21,7 +21,7 @@ from nasrec_torchrec.runs.files import remove
 from nasrec_torchrec.runs.paths import RemotePath
 from nasrec_torchrec.runs.record import record_start
 from nasrec_torchrec.search.config import Limits
-from nasrec_torchrec.search.cost import cost
+from nasrec_torchrec.search.cost import Latency, cost
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
@@ -215,8 +215,7 @@ class _Race:
     def _allowed(self, architecture: Architecture) -> bool:
         """Whether a proposed architecture is within the limits, those on measured times included."""
         counted = cost(architecture, len(self.base.dense), len(self.base.sparse), self.base.embedding_dim)
-        costs = counted.multiply_adds, counted.parameters, counted.activation_bytes
-        if not self.limits.allow(*costs, None):
+        if not self.limits.allow(counted, None):
             return False
         description = self._describe(architecture)
         if self.slowest_step:
@@ -226,7 +225,7 @@ class _Race:
         if self.limits.max_latency_us is None:
             return True
         latency = measured_costs(description, self.latency_batch, self.device)["latency_us"]
-        return self.limits.allow(*costs, latency)
+        return self.limits.allow(counted, Latency(latency, 0.0))
 
     def _situation(self, busy: set[int]) -> Situation:
         entries = self.book.entries()

@@ -1,0 +1,60 @@
+"""Whether a search space holds anything within the limits: asked before a search draws from it."""
+
+from collections.abc import Callable, Iterator
+
+from nasrec_torchrec.architecture import Architecture, BlockArchitecture
+from nasrec_torchrec.search.config import Limits
+from nasrec_torchrec.search.cost import Cost, Latency
+from nasrec_torchrec.search_space import SearchSpace
+
+
+def smallest(space: SearchSpace) -> Iterator[Architecture]:
+    """For every pair of operators an architecture of which only the last block computes anything, at least width."""
+    for dense in space.dense_operators:
+        for sparse in space.sparse_operators:
+            block = BlockArchitecture(
+                dense_operators=(dense,),
+                sparse_operators=(sparse,),
+                dense_width=min(space.dense_widths),
+                sparse_width=min(space.sparse_widths),
+                dense_inputs=(0,),
+                sparse_inputs=(0,),
+                left_inputs=(0,),
+                right_inputs=(0,),
+                dense_to_sparse=False,
+                sparse_to_dense=False,
+            )
+            yield Architecture((block,) * space.num_blocks)
+
+
+def require_reachable(
+    space: SearchSpace,
+    limits: Limits,
+    cost: Callable[[Architecture], Cost],
+    latency: Callable[[Architecture], Latency],
+) -> None:
+    """Refuses limits that even the smallest architectures exceed.
+
+    Args:
+        space: to search.
+        limits: on its architectures.
+        cost: counts what one costs.
+        latency: measures how long one takes; asked only where the latency is limited.
+
+    Raises:
+        ValueError: names each limit that is out of reach, and the least that was found.
+    """
+    least: dict[str, float] = {}
+    for number, architecture in enumerate(smallest(space)):
+        measured = None if limits.max_latency_us is None else latency(architecture)
+        excess = limits.excess(cost(architecture), measured)
+        if number:
+            excess = {name: min(value, least[name]) for name, value in excess.items() if name in least}
+        least = excess
+        if not least:
+            return
+    found = ", ".join(
+        f"{name} {getattr(limits, name):,} (the smallest architecture needs {value:,.0f})"
+        for name, value in least.items()
+    )
+    raise ValueError(f"no architecture of the search space is within the limit {found}; raise it")

@@ -1,0 +1,146 @@
+"""What a search leaves for programs: a table of all candidates, the best ones and the front as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nasrec_torchrec.drawing import to_svg
+from nasrec_torchrec.finite import json_text
+from nasrec_torchrec.runs import names
+from nasrec_torchrec.runs.files import atomic_path, local_copy, write_text
+from nasrec_torchrec.search.candidate import Candidate
+from nasrec_torchrec.search.config import Limits, Objective
+from nasrec_torchrec.search.pareto import first_front
+
+_METRICS = ("auc", "log_loss", "normalized_entropy", "rows")
+# A column whose values are all missing would have no type.
+_FLOATS = ("auc", "log_loss", "normalized_entropy", "loss", "latency_us", "latency_iqr_us")
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """The candidates of a search, and what tells the good ones among them.
+
+    Args:
+        candidates: in the order of the search.
+        objective: what was minimized.
+        limits: on what the best may cost; a latency that another worker measured may lie beyond.
+        top_k: how many are the best.
+    """
+
+    candidates: tuple[Candidate, ...]
+    objective: Objective
+    limits: Limits
+    top_k: int
+
+    @property
+    def eligible(self) -> list[Candidate]:
+        """The candidates that were seen on all rows, have a finite loss and are within the limits."""
+        return [
+            candidate
+            for candidate in self.candidates
+            if not candidate.stopped and not candidate.failed and self.limits.allow(candidate.cost, candidate.latency)
+        ]
+
+    @property
+    def best(self) -> list[Candidate]:
+        """The best candidates by the objective, the best first, each network once."""
+        ordered = sorted(self.eligible, key=self.objective.values)
+        # The same network written in two ways loses and costs exactly as much.
+        distinct = {(c.loss, c.cost.multiply_adds, c.cost.parameters): c for c in reversed(ordered)}
+        return list(reversed(distinct.values()))[: self.top_k]
+
+    @property
+    def front(self) -> list[Candidate]:
+        """The front that a search of several objectives looked for, the lowest loss first."""
+        eligible = self.eligible
+        if not self.objective.trade_off or not eligible:
+            return []
+        positions = first_front([self.objective.values(candidate) for candidate in eligible])
+        return sorted((eligible[position] for position in positions), key=self.objective.values)
+
+
+def write_results(results: SearchResults, folder: Path) -> None:
+    """Writes what a search found; files of an earlier search are replaced.
+
+    ``candidates.parquet`` has all candidates in the order of the search, ``results.json`` the best and the front, and
+    ``architectures/`` the same as ``rank-01.json``, ``front-01.json``, ... with drawings.
+
+    Args:
+        results: to write.
+        folder: to write to.
+    """
+    best, front = results.best, results.front
+    numbers = {candidate.architecture: number for number, candidate in enumerate(results.candidates, start=1)}
+    document = {
+        "evaluated": len(results.candidates),
+        "stopped": sum(candidate.stopped for candidate in results.candidates),
+        "failed": sum(candidate.failed for candidate in results.candidates),
+        "seconds": sum(candidate.seconds for candidate in results.candidates),
+        "objective": asdict(results.objective),
+        "limits": asdict(results.limits),
+        "top_k": results.top_k,
+        "best": [_record(numbers[candidate.architecture], candidate) for candidate in best],
+        "front": [_record(numbers[candidate.architecture], candidate) for candidate in front],
+    }
+    with atomic_path(folder / names.CANDIDATES) as temporary:
+        pq.write_table(_table(results.candidates), temporary)
+    _write_architectures(folder / names.ARCHITECTURES, best, front)
+    write_text(folder / names.RESULTS, json_text(document, indent=2))
+
+
+def read_results(folder: Path) -> SearchResults:
+    """Reads what :func:`write_results` wrote.
+
+    Raises:
+        ValueError: when the folder does not hold the results of a search.
+    """
+    try:
+        rows = pq.read_table(local_copy(folder / names.CANDIDATES)).to_pylist()
+        document = json.loads((folder / names.RESULTS).read_text())
+        candidates = tuple(_candidate(row) for row in rows)
+        objective, limits = Objective(**document["objective"]), Limits(**document["limits"])
+        # Older versions did not write it.
+        return SearchResults(candidates, objective, limits, document.get("top_k", len(document["best"])))
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: does not hold the results of a search: {error}") from None
+
+
+def _record(number: int, candidate: Candidate) -> dict[str, Any]:
+    record = candidate.to_record()
+    metrics = record.pop("metrics")
+    return {"candidate": number} | metrics | record
+
+
+def _table(candidates: Sequence[Candidate]) -> pa.Table:
+    rows = [
+        _record(number, candidate) | {"architecture": candidate.architecture.to_json(indent=None)}
+        for number, candidate in enumerate(candidates, start=1)
+    ]
+    table = pa.Table.from_pylist(rows)
+    for name in _FLOATS:
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, name, table.column(name).cast(pa.float64()))
+    return table
+
+
+def _candidate(row: dict[str, Any]) -> Candidate:
+    metrics = {name: row[name] for name in _METRICS}
+    return Candidate.from_record(row | {"metrics": metrics, "architecture": json.loads(row["architecture"])})
+
+
+def _write_architectures(folder: Path, best: Sequence[Candidate], front: Sequence[Candidate]) -> None:
+    named = {f"rank-{rank:02d}": candidate for rank, candidate in enumerate(best, start=1)}
+    others = [candidate for candidate in front if candidate not in best]
+    named |= {f"front-{place:02d}": candidate for place, candidate in enumerate(others, start=1)}
+    for name, candidate in named.items():
+        write_text(folder / f"{name}.json", candidate.architecture.to_json())
+        write_text(folder / f"{name}.svg", to_svg(candidate.architecture))
+    for file in [*folder.glob("rank-*.*"), *folder.glob("front-*.*")]:
+        if file.stem not in named:
+            file.unlink(missing_ok=True)
