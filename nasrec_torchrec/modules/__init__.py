@@ -1,1 +1,1 @@
-"""Operators, mergers and the choice blocks made of them: one concept per file."""
+"""Operators, mergers, and the choice blocks that consist of them."""

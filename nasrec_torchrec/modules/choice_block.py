@@ -1,4 +1,4 @@
-"""A choice block: the operators and mergers that one block of an architecture selects."""
+"""A choice block with the operators and mergers that one block of an architecture selects."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ from nasrec_torchrec.modules.registry import OPERATORS
 
 
 class BlockOutputs(NamedTuple):
-    """What a block emits; None where nobody reads it.
+    """The outputs of a block. An output that nobody reads is None.
 
     Attributes:
-        dense: ``(B, dense_width)``.
-        tokens: ``(B, sparse_width, E)``.
-        merged: ``(B, 8, E)``, the tokens of the dense-to-sparse merger.
+        dense: Dense output of shape ``(B, dense_width)``.
+        tokens: Tokens of shape ``(B, sparse_width, E)``.
+        merged: Tokens of the dense-to-sparse merger, of shape ``(B, 8, E)``.
     """
 
     dense: Tensor | None
@@ -29,18 +29,18 @@ class BlockOutputs(NamedTuple):
 class ChoiceBlock(nn.Module):
     """One block of NASRec (arXiv 2207.07187, figure 2).
 
-    The outputs of the dense operators are added, those of the sparse operators too. The dense-to-sparse merger reads
-    the dense output before the factorization machine is added to it.
+    The outputs of the dense operators are added, and so are those of the sparse operators. The dense-to-sparse merger
+    reads the dense output before the factorization machine is added to it.
 
     Args:
-        architecture: operators, widths and mergers.
-        shape: what the block reads.
-        use_layernorm: normalise after each linear.
-        dense_is_read: whether a later block or the final layer reads the dense output. Parts that nobody reads keep
-            their parameters, as published, but are not computed.
-        sparse_is_read: the same for the sparse output.
-        shared: allocate a supernet's storage, see :class:`~nasrec_torchrec.modules.operator.Operator`.
-        device: where the parameters live; ``meta`` is allowed.
+        architecture: Operators, widths and mergers of the block.
+        shape: Widths of what the block reads.
+        use_layernorm: Whether to normalize after each linear layer.
+        dense_is_read: Whether a later block or the final layer reads the dense output. As in the published networks,
+            parts that nobody reads keep their parameters, but they are not computed.
+        sparse_is_read: Whether a later block or the final layer reads the sparse output.
+        shared: Whether to allocate a supernet's storage, see :class:`~nasrec_torchrec.modules.operator.Operator`.
+        device: Device of the parameters; ``meta`` is allowed.
     """
 
     def __init__(
@@ -78,12 +78,13 @@ class ChoiceBlock(nn.Module):
         self.computes_dense, self.computes_tokens = architecture.computes(dense_is_read, sparse_is_read)
 
     def forward(self, inputs: BlockInputs) -> BlockOutputs:
-        """
+        """Computes the outputs of the block that are read.
+
         Args:
-            inputs: what the block reads.
+            inputs: What the block reads.
 
         Returns:
-            BlockOutputs: what later blocks read.
+            The outputs that later blocks read.
         """
         dense = self._total(self.dense_operators, inputs) if self.computes_dense else None
         tokens = self._total(self.sparse_operators, inputs) if self.computes_tokens else None

@@ -1,4 +1,4 @@
-"""Sum of two dense operands."""
+"""The sum of two dense operands."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,11 @@ from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operand, O
 
 
 class DenseSum(Operator):
-    """``left + right``, the narrower padded with zeros, projected to ``width``; see :class:`Operator`."""
+    """Computes ``left + right`` and projects it to ``width`` columns.
+
+    The narrower operand is padded with zeros. See :class:`~nasrec_torchrec.modules.operator.Operator` for the
+    arguments.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Dense-to-sparse merger: the dense output as 8 more tokens."""
+"""The dense-to-sparse merger, which turns the dense output into 8 more tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +12,14 @@ NUM_MERGED_TOKENS = 8
 class DenseToSparse(nn.Module):
     """Projects ``(B, dense_width)`` to 8 tokens of width E.
 
-    The linear and its LayerNorm are skipped when the width already is 8 E.
+    The linear layer and its LayerNorm are skipped if the width already is 8 E.
 
     Args:
-        dense_width: columns of the dense output.
-        embedding_dim: width E of a token.
-        use_layernorm: normalise after the linear, which then has no bias.
-        shared: keep the linear even where the width fits (a supernet's storage).
-        device: where the parameters live.
+        dense_width: Number of columns of the dense output.
+        embedding_dim: Width E of a token.
+        use_layernorm: Whether to normalize after the linear layer, which then has no bias.
+        shared: Whether to keep the linear layer even if the width fits, as a supernet's storage has to.
+        device: Device of the parameters.
     """
 
     def __init__(
@@ -40,6 +40,6 @@ class DenseToSparse(nn.Module):
             self.norm = norm(width, use_layernorm, device)
 
     def forward(self, dense: Tensor) -> Tensor:
-        """``(B, dense_width)`` to ``(B, 8, E)``."""
+        """Projects a dense output ``(B, dense_width)`` to tokens ``(B, 8, E)``."""
         merged_BNE = self.norm(self.project(dense)).unflatten(-1, (NUM_MERGED_TOKENS, self.embedding_dim))
         return laid_across(merged_BNE)

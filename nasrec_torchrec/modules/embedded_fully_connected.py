@@ -1,4 +1,4 @@
-"""Embedded fully connected layer (EFC): a fully connected layer across tokens."""
+"""The embedded fully connected layer (EFC), a fully connected layer across tokens."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,10 @@ from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, 
 
 
 class EmbeddedFullyConnected(Operator):
-    """Linear across the N tokens, (LayerNorm over tokens), ReLU; see :class:`Operator` for the arguments."""
+    """Applies a linear layer across the N tokens, LayerNorm over the tokens if it is used, and ReLU.
+
+    See :class:`~nasrec_torchrec.modules.operator.Operator` for the arguments.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Sparse-to-dense merger: a factorization machine (FM) over the tokens."""
+"""The sparse-to-dense merger, a factorization machine (FM) over the tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,16 @@ from nasrec_torchrec.modules.operator import norm
 
 
 class FactorizationMachine(nn.Module):
-    """``(sum of tokens)^2 - sum of squares``, projected to the dense width.
+    """Computes ``(sum of tokens)^2 - sum of squares`` and projects it to the dense width.
 
-    The linear and its LayerNorm are skipped when the dense width is E.
+    The linear layer and its LayerNorm are skipped if the dense width is E.
 
     Args:
-        embedding_dim: width E of a token.
-        dense_width: columns of the dense output to which the result is added.
-        use_layernorm: normalise after the linear, which then has no bias.
-        shared: keep the linear even where the width fits (a supernet's storage).
-        device: where the parameters live.
+        embedding_dim: Width E of a token.
+        dense_width: Number of columns of the dense output to which the result is added.
+        use_layernorm: Whether to normalize after the linear layer, which then has no bias.
+        shared: Whether to keep the linear layer even if the width fits, as a supernet's storage has to.
+        device: Device of the parameters.
     """
 
     def __init__(
@@ -36,6 +36,6 @@ class FactorizationMachine(nn.Module):
             self.norm = norm(dense_width, use_layernorm, device)
 
     def forward(self, tokens_BNE: Tensor) -> Tensor:
-        """``(B, N, E)`` to ``(B, dense_width)``."""
+        """Computes ``(B, dense_width)`` from tokens ``(B, N, E)``."""
         interactions = tokens_BNE.sum(dim=1).square() - tokens_BNE.square().sum(dim=1)
         return self.norm(self.project(interactions))

@@ -1,4 +1,4 @@
-"""Fully connected layer (FC)."""
+"""The fully connected layer (FC)."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,10 @@ from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, 
 
 
 class FullyConnected(Operator):
-    """Linear, (LayerNorm), ReLU over the concatenated dense inputs; see :class:`Operator` for the arguments."""
+    """Applies a linear layer to the concatenated dense inputs, LayerNorm if it is used, and ReLU.
+
+    See :class:`~nasrec_torchrec.modules.operator.Operator` for the arguments.
+    """
 
     def __init__(
         self,

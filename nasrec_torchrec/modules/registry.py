@@ -1,4 +1,4 @@
-"""Which module computes which operator, and how to add one."""
+"""The registry of operators: which module computes which operator, and how to add one."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -29,21 +29,23 @@ OperatorType = TypeVar("OperatorType", bound=type[Operator])
 def register_operator(
     name: str, side: Side, reads: Sequence[Reads], caption: str | None = None
 ) -> Callable[[OperatorType], OperatorType]:
-    """A class decorator that adds an operator, so that search spaces and architectures may name it.
+    """Creates a class decorator that registers an operator, so that search spaces and architectures can name it.
 
     Args:
-        name: in architectures and search spaces; a Python identifier.
-        side: of its output.
-        reads: what it reads, see :class:`~nasrec_torchrec.operator_kinds.OperatorKind`.
-        caption: a few letters for drawings; unset, the beginning of the name.
+        name: Name of the operator in architectures and search spaces. It must be a Python identifier.
+        side: What the operator produces: ``dense`` or ``sparse``.
+        reads: What the operator reads, see :class:`~nasrec_torchrec.operator_kinds.OperatorKind`.
+        caption: A few letters for drawings. The default is the beginning of the name.
+
+    Returns:
+        The decorator.
 
     Raises:
-        ValueError: for a name that is taken or cannot be one, or a side and inputs that do not go together.
+        ValueError: If the name is taken or is not valid, or if the side and the inputs do not go together.
 
-    Example::
-
-        @register_operator("cross", side="dense", reads=["operands"], caption="CN")
-        class Cross(Operator): ...
+    Example:
+        ``docs/cross_layer.py`` writes ``@register_operator("cross", side="dense", reads=["operands"], caption="CN")``
+        above its ``class Cross(Operator)``.
     """
     try:
         kind = OperatorKind(side, tuple(reads), caption or name[:4])
@@ -54,7 +56,7 @@ def register_operator(
 
     def register(operator: OperatorType) -> OperatorType:
         known = OPERATORS.get(name)
-        # A module that is imported anew, as notebooks do, replaces its operators.
+        # A module that is imported again, as notebooks do, replaces its operators.
         if known is not None and (known.__module__, known.__qualname__) != (operator.__module__, operator.__qualname__):
             raise ValueError(f"operator {name!r}: the name is taken by {known.__module__}.{known.__qualname__}")
         OPERATORS[name], KINDS[name] = operator, kind

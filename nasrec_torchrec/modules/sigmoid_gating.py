@@ -1,4 +1,4 @@
-"""Sigmoid gating (SG): the left dense operand decides how much of the right one passes."""
+"""Sigmoid gating (SG), in which the left dense operand decides how much of the right one passes."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,11 @@ from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operand, O
 
 
 class SigmoidGating(Operator):
-    """``sigmoid(linear(left)) * right``, the narrower operand padded with zeros, projected to ``width``.
+    """Computes ``sigmoid(linear(left)) * right`` and projects it to ``width`` columns.
 
-    The linear maps the left operand to the padded width. The research code's is square there; the columns that
-    only ever meet padding are left out, which changes no output. See :class:`Operator` for the arguments.
+    The narrower operand is padded with zeros, and the linear layer maps the left operand to the padded width. In the
+    research code that layer is square. The columns that are only ever multiplied by padding are left out here, which
+    does not change any output. See :class:`~nasrec_torchrec.modules.operator.Operator` for the arguments.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Pooled embeddings of the sparse features, as tokens."""
+"""The embedding tables, whose pooled embeddings become tokens."""
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +8,14 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
 class SparseArch(nn.Module):
-    """Looks up and pools each sparse feature: single, multi-hot or weighted, as the collection is configured.
+    """Looks up and pools each sparse feature, as the collection is configured.
 
     Args:
-        embedding_bag_collection: tables whose embedding dimensions are all equal.
+        embedding_bag_collection: Tables with a common embedding dimension. Features may be multi-hot or weighted.
 
     Raises:
-        ValueError: when the collection has no table or its embedding dimensions differ.
+        ValueError: If the collection has no table, its embedding dimensions differ, or it is not an
+            EmbeddingBagCollection.
     """
 
     def __init__(self, embedding_bag_collection: EmbeddingBagCollection) -> None:
@@ -34,12 +35,13 @@ class SparseArch(nn.Module):
         self._rows: dict[str, int] = _rows_by_feature(configs)
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
-        """
+        """Looks up a batch.
+
         Args:
-            features: ids of each sparse feature, ``stride`` B.
+            features: Ids of each sparse feature for B rows.
 
         Returns:
-            Tensor: ``(B, F_sparse, E)`` in the order of the collection's configuration.
+            Pooled embeddings of shape ``(B, F_sparse, E)``, in the order of the collection's configuration.
         """
         pooled = self.embedding_bag_collection(features).to_dict()
         # By name: the order of the columns depends on the sharding plan.
@@ -47,7 +49,14 @@ class SparseArch(nn.Module):
         return columns.reshape(-1, len(self.feature_names), self.embedding_dim)
 
     def check(self, features: KeyedJaggedTensor) -> None:
-        """Raises ValueError for a missing feature and, on the CPU, for an id outside of its table."""
+        """Checks that a batch has every feature and, on the CPU, that every id has a row in its table.
+
+        Args:
+            features: Ids of each sparse feature.
+
+        Raises:
+            ValueError: If a feature is missing or an id is outside of its table.
+        """
         missing = [name for name in self._rows if name not in features.keys()]
         if missing:
             raise ValueError(f"sparse_features: missing {missing}; found the keys {features.keys()}")
