@@ -8,7 +8,7 @@ from typing import Any, Literal
 from nasrec_torchrec.distributed.config import QuantizedComms
 from nasrec_torchrec.search_space import Strategy
 
-# Settings that may differ between a run and its continuation.
+# Settings that may change when a run is resumed.
 _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
     *("sharding_type", "pipeline", "quantized_comms", "profile"),
@@ -23,40 +23,47 @@ class TrainConfig:
     """How a model is trained. The defaults are the paper's recipe for a supernet on Criteo.
 
     Args:
-        epochs: passes over the training split, at most.
-        batch_size: rows of a global batch, over all ranks.
-        learning_rate: of the dense part and the tables at the end of the warm-up.
-        min_learning_rate: where the schedule starts and ends.
-        warmup_fraction: share of the steps that warm up linearly.
-        schedule: of the learning rate after the warm-up: ``cosine`` falls over all steps; ``plateau`` stays, is divided
-            by ten whenever ``patience`` epochs in a row did not improve on the best, and ends the run the third time.
-        patience: epochs.
-        monitor: what decides which epoch is the best, on the validation split.
-        optimizer: ``adagrad`` is fused into the tables' backward and updates the rows that were looked up. ``adam``
-            updates whole tables, which every rank then holds whole: for tables of some thousand rows.
-        embedding_l2: this times half of the sum of squares of all embeddings is added to the loss; with adam alone.
-        embedding_std: deviation of the tables' initial weights; unset, that of Xavier's rule.
-        dropout: share of the outputs of dense operators, or of a baseline's hidden layers, that a training step drops;
-            not for a supernet.
-        adagrad_eps: added to Adagrad's denominator.
-        gradient_clip: largest norm of the dense part's gradient; the tables update in backward, unclipped.
-        seed: of the initial weights, the order of the rows and the sampled paths.
-        strategy: how a supernet draws its path.
-        full_path_steps: steps over which the chance of a supernet's full path decays from 1 to 0.
-        precision: of the dense part; ``bf16`` runs it under autocast, weights and tables stay float32.
-        compile: the dense part with torch.compile; not for a supernet, whose paths change from step to step.
-        sharding_type: of all tables; unset, the planner chooses.
-        pipeline: ``sparse_dist`` sends the ids of the next batch while this one is computed, ``base`` does not.
-        quantized_comms: sends embeddings and their gradients between ranks in 16 bits; for CUDA.
-        log_every: steps between two log lines.
-        checkpoint_every: steps between two checkpoints, which are also written after every epoch.
-        keep_checkpoints: how many of the last ones stay, beside the best.
-        resume: ``auto`` goes on from the run folder's newest checkpoint if there is one, ``never`` starts anew.
-        profile: ``first:last``, steps that every rank profiles; traces and tables go to the run folder's ``profile/``.
-        max_skipped_steps: a step with a non-finite loss or gradient changes nothing; after so many in a row the run
-            ends with an error.
-        background_reader: read in a process beside each rank; unset, on CUDA alone. On the CPU reading takes under a
-            hundredth of a step, and the process a core.
+        epochs: largest number of passes over the training split.
+        batch_size: number of rows in a global batch, summed over all ranks.
+        learning_rate: learning rate of the dense part and the tables at the end of the warm-up.
+        min_learning_rate: learning rate at which the schedule starts and ends.
+        warmup_fraction: fraction of the steps during which the learning rate warms up linearly.
+        schedule: course of the learning rate after the warm-up. ``cosine`` lowers it over all remaining steps.
+            ``plateau`` keeps it constant, divides it by ten whenever ``patience`` epochs in a row have not improved on
+            the best one, and ends the run instead of dividing it a third time.
+        patience: number of epochs without improvement after which ``plateau`` acts.
+        monitor: metric on the validation split that decides which epoch is the best.
+        optimizer: ``adagrad`` is fused into the backward pass of the tables and updates only the rows that were looked
+            up. ``adam`` updates whole tables and keeps a full copy on every rank, which suits tables of a few thousand
+            rows.
+        embedding_l2: strength of the L2 penalty; this value times half the sum of squares of all embeddings is added to
+            the loss. Requires ``adam``.
+        embedding_std: standard deviation of the tables' initial weights. If unset, Xavier initialization determines it.
+        dropout: fraction of the outputs of dense operators, or of a baseline's hidden layers, that a training step
+            drops. Not available for a supernet.
+        adagrad_eps: constant that is added to Adagrad's denominator.
+        gradient_clip: largest norm of the dense part's gradient. The tables are updated during the backward pass,
+            unclipped.
+        seed: seed of the initial weights, the order of the rows and the sampled paths.
+        strategy: how a supernet samples its path.
+        full_path_steps: number of steps over which the probability of a supernet's full path decays from 1 to 0.
+        precision: precision of the dense part. ``bf16`` runs it under autocast; weights and tables stay in float32.
+        compile: whether to compile the dense part with torch.compile. Not available for a supernet, whose path changes
+            from step to step.
+        sharding_type: sharding type of all tables. If unset, the planner chooses.
+        pipeline: ``sparse_dist`` sends the ids of the next batch while the current one is computed; ``base`` does not.
+        quantized_comms: whether to send embeddings and their gradients between ranks in 16 bits. Requires CUDA.
+        log_every: number of steps between two log lines.
+        checkpoint_every: number of steps between two checkpoints. A checkpoint is also written after every epoch.
+        keep_checkpoints: number of most recent checkpoints to keep, in addition to the best one.
+        resume: ``auto`` resumes from the newest checkpoint in the run folder if there is one; ``never`` starts from
+            scratch.
+        profile: range of steps, ``first:last``, that every rank profiles. Traces and tables are written to ``profile/``
+            in the run folder.
+        max_skipped_steps: number of skipped steps in a row after which the run ends with an error. A step is skipped,
+            and changes nothing, if its loss or gradient is not finite.
+        background_reader: whether to read batches in a separate process beside each rank. If unset, only with CUDA: on
+            the CPU, reading takes less than a hundredth of a step, and the process would occupy a core.
     """
 
     epochs: int = 1
@@ -118,15 +125,15 @@ class TrainConfig:
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
-    """What a continued run must share with its beginning."""
+    """Returns the settings that a resumed run must share with its beginning."""
     return {name: value for name, value in asdict(config).items() if name not in _FREE}
 
 
 def parse_steps(text: str) -> range:
-    """``first:last`` as the steps from first to last.
+    """Parses ``first:last`` into the range of steps from first to last, both included.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: If the text has any other form.
     """
     match = _RANGE.fullmatch(text)
     steps = range(int(match[1]), int(match[2]) + 1) if match else range(0)

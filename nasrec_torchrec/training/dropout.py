@@ -1,4 +1,4 @@
-"""Dropout as a matter of training: no model has a layer of it, and none is left in what is exported."""
+"""Dropout that belongs to the training: no model contains a dropout layer, so none is left in what is exported."""
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +9,14 @@ from nasrec_torchrec.modules.choice_block import ChoiceBlock
 
 
 def add_dropout(model: nn.Module, share: float) -> None:
-    """Drops outputs of a NASRecNet's dense operators, or of the hidden layers of TorchRec's MLPs, while training.
+    """Drops outputs of a NASRecNet's dense operators, or of the hidden layers of TorchRec's MLPs, during training.
 
     Args:
-        model: to be trained.
-        share: of the outputs.
+        model: model to be trained.
+        share: fraction of the outputs to drop.
 
     Raises:
-        ValueError: when the model has no such layer.
+        ValueError: If the model has no such layer.
     """
 
     def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:

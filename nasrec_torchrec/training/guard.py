@@ -1,4 +1,4 @@
-"""What a step checks on all ranks alike: whether its numbers are finite, and whether the run was asked to end."""
+"""What all ranks check together in every step: whether its numbers are finite, and whether the run was asked to end."""
 
 import signal
 import threading
@@ -10,32 +10,35 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-# The exit code that a shell reports for a program that SIGTERM ended.
+# The exit code that a shell reports for a program that was ended by SIGTERM.
 TERMINATED = 128 + signal.SIGTERM
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class DivergedError(ValueError):
-    """Too many steps in a row had a loss or a gradient that is not finite; other settings or data are needed."""
+    """Raised when too many steps in a row had a loss or gradient that was not finite.
+
+    Running again would fail in the same way; other settings or other data are needed.
+    """
 
 
 class StepGuard:
     """Keeps a step with a non-finite loss or gradient from changing a weight.
 
-    TorchRec updates the tables within backward. To decide before that, backward ends at the embedded features
-    (:meth:`hold`), and goes on into the tables (:meth:`finish_backward`) once all ranks agree that the step counts.
-    Tables that the dense optimizer updates need no holding.
+    TorchRec updates the tables during the backward pass. So that the ranks can decide before that, the backward pass
+    stops at the embedded features (:meth:`hold`) and continues into the tables (:meth:`finish_backward`) once all
+    ranks agree that the step counts. Tables that the dense optimizer updates need not be held back.
     """
 
     def __init__(self) -> None:
         self.skip = False
-        # The signal that asked any of the ranks to end, or 0.
+        # The signal that asked one of the ranks to end, or 0.
         self.stop = 0
         self._held: tuple[Tensor, Tensor] | None = None
         self._signal = 0
 
     def hold(self, _: nn.Module, __: object, embedded: Tensor) -> Tensor:
-        """Cuts the graph; a forward hook of the part that looks up the tables."""
+        """Cuts the graph. This is a forward hook of the part that looks up the tables."""
         # A pipeline traces the model before it runs it.
         if not isinstance(embedded, Tensor) or not embedded.requires_grad:
             return embedded
@@ -44,14 +47,14 @@ class StepGuard:
         return leaf
 
     def agree(self, loss: Tensor, gradient_norm: Tensor) -> bool:
-        """Decides with the other ranks whether the step counts; collective.
+        """Decides together with the other ranks whether the step counts. This call is collective.
 
         Args:
-            loss: of this rank's rows.
-            gradient_norm: of the dense part's averaged gradient, the same on every rank.
+            loss: loss of this rank's rows.
+            gradient_norm: norm of the dense part's averaged gradient, which is the same on every rank.
 
         Returns:
-            bool: the same on every rank.
+            bool: Whether the step counts; the same on every rank.
         """
         finite = loss.isfinite() & gradient_norm.isfinite()
         if self._held is not None:
@@ -67,7 +70,7 @@ class StepGuard:
         return not self.skip
 
     def finish_backward(self) -> None:
-        """Continues backward into the tables, which updates them."""
+        """Continues the backward pass into the tables, which updates them."""
         held, self._held = self._held, None
         if held is not None:
             embedded, leaf = held

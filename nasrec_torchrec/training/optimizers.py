@@ -12,16 +12,17 @@ ActiveParameters = Callable[[], Iterable[tuple[nn.Parameter, nn.Parameter]]]
 
 
 class ActiveSliceAdagrad(torch.optim.Optimizer):
-    """``torch.optim.Adagrad`` whose state is of full size and whose step touches the active slices only.
+    """``torch.optim.Adagrad`` whose state has full size but whose step touches only the active slices.
 
-    Outside of the slices the gradient is zero, where Adagrad changes neither a weight nor its state: the result is
-    that of Adagrad on the whole supernet.
+    Outside the slices the gradient is zero, and there Adagrad changes neither a weight nor its state. The result is
+    therefore the same as that of Adagrad on the whole supernet.
 
     Args:
-        params: the stored parameters.
-        active: yields pairs of a stored parameter and its active view, a prefix slice that carries the gradient.
+        params: stored parameters.
+        active: function that yields pairs of a stored parameter and its active view, a prefix slice that carries the
+            gradient.
         lr: learning rate.
-        eps: added to the denominator; the research code uses 1e-2.
+        eps: constant that is added to the denominator; the research code uses 1e-2.
     """
 
     def __init__(self, params: ParamsT, active: ActiveParameters, lr: float = 0.12, eps: float = 1e-2) -> None:
@@ -71,18 +72,18 @@ class ActiveSliceAdagrad(torch.optim.Optimizer):
 def adam(
     parameters: Sequence[nn.Parameter], tables: Sequence[nn.Parameter], lr: float, embedding_l2: float
 ) -> torch.optim.Adam:
-    """Adam whose state is there before its first step, so that a checkpoint can restore it.
+    """Adam whose state exists before its first step, so that a checkpoint can restore it.
 
     Args:
-        parameters: all that it updates.
-        tables: those among them whose squares, summed and times half of ``embedding_l2``, are added to the loss.
+        parameters: all parameters to update.
+        tables: the parameters among them that the L2 penalty applies to.
         lr: learning rate.
-        embedding_l2: see there.
+        embedding_l2: strength of the penalty; this value times half the sum of squares is added to the loss.
     """
     regularised = set(map(id, tables))
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if id(p) not in regularised]},
-        # Adam's weight decay is the gradient of half of the sum of squares.
+        # Adam's weight decay is the gradient of half the sum of squares.
         {"params": [p for p in parameters if id(p) in regularised], "weight_decay": embedding_l2},
     ]
     optimizer = torch.optim.Adam(groups, lr)

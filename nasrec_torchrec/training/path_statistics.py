@@ -1,4 +1,4 @@
-"""How often a supernet drew each choice."""
+"""Counts of how often a supernet drew each choice."""
 
 from collections import Counter
 from typing import Any
@@ -19,7 +19,7 @@ class PathStatistics:
         self._counts: list[dict[str, Counter[str]]] = []
 
     def add(self, architecture: Architecture) -> None:
-        """Counts a path that is trained for a step."""
+        """Adds the path of one training step."""
         self.paths += 1
         while len(self._counts) < len(architecture.blocks):
             self._counts.append({choice: Counter() for choice in _CHOICES})
@@ -29,12 +29,12 @@ class PathStatistics:
                 counter.update(map(str, value if isinstance(value, tuple) else (value,)))
 
     def to_json(self) -> dict[str, Any]:
-        """Counts by block, choice and value; an operator or input list counts each of its members."""
+        """Returns the counts by block, choice and value. Every member of a list of operators or inputs counts."""
         return {"paths": self.paths, "blocks": [{name: dict(c) for name, c in block.items()} for block in self._counts]}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "PathStatistics":
-        """Goes on counting from what :meth:`to_json` returned."""
+        """Resumes counting from what :meth:`to_json` returned."""
         result = cls()
         result.paths = document["paths"]
         result._counts = [{name: Counter(c) for name, c in block.items()} for block in document["blocks"]]

@@ -1,4 +1,4 @@
-"""Which path of the model a step trains: the sampled one of a supernet, or all of a fixed model."""
+"""Which path of the model a step trains: a sampled path of a supernet, or the whole of a fixed model."""
 
 import base64
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class FixedPath:
     """The one path of a model that is not a supernet.
 
     Args:
-        tables: the model's tables.
-        config: how it is trained.
+        tables: tables of the model.
+        config: how to train the model.
     """
 
     statistics: PathStatistics | None = None
@@ -39,7 +39,7 @@ class FixedPath:
         return torch.optim.Adagrad(dense, config.learning_rate, eps=config.adagrad_eps)
 
     def draw(self, step: int) -> None:
-        """There is nothing to draw."""
+        """Does nothing, since there is only one path."""
 
     def parameters(self) -> Sequence[nn.Parameter]:
         """The parameters that have the step's gradients."""
@@ -49,18 +49,18 @@ class FixedPath:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing to restore."""
+        """Does nothing, since there is no state to restore."""
 
 
 class SampledPaths:
-    """The path of every step of a supernet's training, which all ranks draw alike.
+    """Draws the path of every step of a supernet's training, the same on all ranks.
 
     Args:
-        supernet: whose paths are trained.
-        config: how it is trained.
+        supernet: supernet to train.
+        config: how to train it.
 
     Raises:
-        ValueError: for an option that needs a fixed model.
+        ValueError: If an option requires a fixed model.
     """
 
     def __init__(self, supernet: SuperNet, config: TrainConfig) -> None:
@@ -80,7 +80,7 @@ class SampledPaths:
         return ActiveSliceAdagrad(dense, self._supernet.active_parameters, config.learning_rate, config.adagrad_eps)
 
     def draw(self, step: int) -> None:
-        """Draws the path of a step and makes it the one that runs."""
+        """Draws the path of a step and makes it the current one."""
         full = full_path_probability(step, self._config.full_path_steps)
         take_full = float(torch.rand((), generator=self._generator)) < full
         strategy: Strategy = "full" if take_full else self._config.strategy
@@ -106,5 +106,5 @@ Paths = FixedPath | SampledPaths
 
 
 def paths_of(model: nn.Module, tables: EmbeddingBagCollection, config: TrainConfig) -> Paths:
-    """The paths that a training takes through a model."""
+    """Returns the object that chooses the path of every training step through a model."""
     return SampledPaths(model, config) if isinstance(model, SuperNet) else FixedPath(tables, config)

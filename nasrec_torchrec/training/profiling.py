@@ -14,11 +14,11 @@ class StepProfiler:
     """Profiles a range of steps of this rank.
 
     Args:
-        steps: ``first:last``; None profiles nothing.
-        folder: receives ``steps-<first>-<last>-rank-<rank>.json``, a trace for Perfetto or chrome://tracing, and a
-            table of the operators as ``.txt``.
-        rank: of this process.
-        device: of this rank.
+        steps: range of steps, ``first:last``; None profiles nothing.
+        folder: folder that receives ``steps-<first>-<last>-rank-<rank>.json``, a trace for Perfetto or
+            chrome://tracing, and a table of the operators as ``.txt``.
+        rank: rank of this process.
+        device: device of this rank.
     """
 
     def __init__(self, steps: str | None, folder: Path, rank: int, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class StepProfiler:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Tells which step, counted from 1, comes next."""
+        """Informs the profiler of the number of the next step, counted from 1."""
         if self._profile is None:
             return
         if not self._running and step == self._steps[0]:

@@ -1,4 +1,4 @@
-"""How far a training is, and what its validation split said on the way."""
+"""How far a training run has progressed, and the metrics that were measured on the validation split so far."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -14,11 +14,11 @@ class Progress:
     """The position of a run.
 
     Args:
-        total_steps: steps of the whole run, which the schedule is made for.
-        step: steps that are done.
-        skipped_steps: those among them that changed nothing, because a number was not finite.
+        total_steps: number of steps of the whole run, which determines the schedule.
+        step: number of completed steps.
+        skipped_steps: number of steps among them that changed nothing because a value was not finite.
         validations: metrics and step of every measurement of the validation split.
-        best: the best of them, or None.
+        best: the best of these measurements, or None.
     """
 
     total_steps: int = 0
@@ -31,12 +31,12 @@ class Progress:
         """Records a measurement after the current step.
 
         Args:
-            metrics: of the validation split.
-            monitor: the metric that decides.
+            metrics: metrics of the validation split.
+            monitor: name of the metric that decides.
 
         Returns:
-            bool: whether it is the best so far. One whose metric is not finite is never better than another; where
-                there is no AUC the log loss decides.
+            bool: Whether the measurement is the best so far. One whose metric is not finite is never better than
+                another. Without an AUC the log loss decides.
         """
         measured = asdict(metrics) | {"step": self.step}
         self.validations.append(measured)
@@ -58,18 +58,18 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.total_steps, self.step = state["total_steps"], state["step"]
         self.skipped_steps, self.best = state["skipped_steps"], _restored(state["best"])
-        # Runs of older versions did not keep them.
+        # Older versions did not store the validations.
         self.validations = [_restored(measured) for measured in state.get("validations", [])]
 
 
 def _rank(measured: dict[str, Any], monitor: Monitor) -> tuple[tuple[bool, float], ...]:
-    """The lowest is the best."""
+    """Returns the sort key of a measurement; the lowest is the best."""
     log_loss, auc = measured["log_loss"], measured["auc"]
     return (order(None if auc is None else -auc), order(log_loss)) if monitor == "auc" else (order(log_loss),)
 
 
 def _restored(measured: Any) -> Any:
-    """JSON has no infinity."""
+    """Replaces infinity, which JSON cannot express."""
     if measured is not None and measured["log_loss"] is None:
         return measured | {"log_loss": math.inf}
     return measured

@@ -1,4 +1,4 @@
-"""Learning rate and path sampling over the steps of a run."""
+"""Schedules of the learning rate and of path sampling over the steps of a run."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,14 +10,17 @@ from nasrec_torchrec.training.config import TrainConfig
 def cosine_with_warmup(
     step: int, total_steps: int, max_lr: float, warmup_fraction: float = 0.1, min_lr: float = 1e-8
 ) -> float:
-    """Learning rate in force at a step: linear from ``min_lr`` to ``max_lr``, then half a cosine back.
+    """Computes the learning rate of a step: linear from ``min_lr`` to ``max_lr``, then half a cosine back.
 
     Args:
-        step: 0-based.
-        total_steps: steps of the run; later steps keep ``min_lr``.
-        max_lr: reached at the end of the warm-up.
-        warmup_fraction: share of the steps that warm up.
-        min_lr: where it starts and ends.
+        step: number of the step, counted from 0.
+        total_steps: number of steps of the run; later steps keep ``min_lr``.
+        max_lr: learning rate at the end of the warm-up.
+        warmup_fraction: fraction of the steps that belong to the warm-up.
+        min_lr: learning rate at the start and at the end.
+
+    Returns:
+        float: The learning rate.
     """
     warmup_steps = round(total_steps * warmup_fraction)
     if step < warmup_steps:
@@ -29,19 +32,19 @@ def cosine_with_warmup(
 
 
 def warmup(step: int, total_steps: int, max_lr: float, warmup_fraction: float = 0.1, min_lr: float = 1e-8) -> float:
-    """The warm-up alone: linear from ``min_lr``, then ``max_lr``; arguments as of :func:`cosine_with_warmup`."""
+    """Computes the warm-up alone: linear from ``min_lr``, then ``max_lr``. See :func:`cosine_with_warmup`."""
     warmup_steps = round(total_steps * warmup_fraction)
     return min_lr + (max_lr - min_lr) * min(1.0, step / warmup_steps) if warmup_steps else max_lr
 
 
 @dataclass
 class Plateau:
-    """Divides the learning rate by ten when epochs stop to improve, and ends the run the third time.
+    """Divides the learning rate by ten when epochs stop improving, and ends the run instead of a third division.
 
     Args:
-        patience: epochs in a row without a new best.
-        waited: such epochs since the last best or the last division.
-        drops: times that this happened.
+        patience: number of epochs in a row without a new best after which to act.
+        waited: number of such epochs since the last best or the last division.
+        drops: number of times that ``patience`` ran out.
     """
 
     patience: int
@@ -49,14 +52,14 @@ class Plateau:
     drops: int = 0
 
     def see(self, improved: bool) -> None:
-        """An epoch is over."""
+        """Records that an epoch has ended, and whether it is the best so far."""
         self.waited = 0 if improved else self.waited + 1
         if self.waited == self.patience:
             self.waited, self.drops = 0, self.drops + 1
 
     @property
     def factor(self) -> float:
-        """What the learning rate is multiplied by."""
+        """Factor by which the learning rate is multiplied."""
         return 0.1**self.drops
 
     @property
@@ -65,10 +68,10 @@ class Plateau:
 
 
 class LearningRate:
-    """The learning rate of a run.
+    """The learning rate over the steps of a run.
 
     Args:
-        config: names the schedule and its numbers.
+        config: configuration with the name and the parameters of the schedule.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -76,7 +79,7 @@ class LearningRate:
         self._plateau = Plateau(config.patience)
 
     def at(self, step: int, total_steps: int) -> float:
-        """The rate in force at a step, counted from 0, of a run of so many steps."""
+        """Returns the learning rate of a step, counted from 0, in a run of ``total_steps`` steps."""
         config = self._config
         arguments = step, total_steps, config.learning_rate, config.warmup_fraction, config.min_learning_rate
         if config.schedule == "plateau":
@@ -84,7 +87,7 @@ class LearningRate:
         return cosine_with_warmup(*arguments)
 
     def end_epoch(self, improved: bool) -> None:
-        """Takes note of an epoch, and whether it is the best so far."""
+        """Records that an epoch has ended, and whether it is the best so far."""
         self._plateau.see(improved)
 
     @property
@@ -100,5 +103,5 @@ class LearningRate:
 
 
 def full_path_probability(step: int, full_path_steps: int) -> float:
-    """Chance that a supernet step takes the full path: decays linearly from 1 to 0 over the first steps."""
+    """Returns the probability that a supernet step takes the full path; it decays linearly from 1 to 0."""
     return max(0.0, 1.0 - step / full_path_steps) if full_path_steps > 0 else 0.0

@@ -21,17 +21,18 @@ from nasrec_torchrec.training.task import ClickTask
 class TrainingStep:
     """What every rank does in a step.
 
-    Between path and update a TorchRec pipeline is in charge, which sends the ids of the next batches meanwhile: it
-    calls forward and backward, and then :meth:`step`, since it takes this object for its optimizer.
+    Between choosing the path and updating the weights, a TorchRec pipeline is in charge, which sends the ids of the
+    next batches in the meantime. It runs forward and backward, and then calls :meth:`step`, since it treats this object
+    as its optimizer.
 
     Args:
         dmp: the sharded task.
-        task: inside of it.
-        paths: through the model.
-        guard: which holds back the gradients of the tables.
-        config: how to train.
-        rank: of this process.
-        device: of this rank.
+        task: the task that ``dmp`` wraps.
+        paths: paths through the model.
+        guard: guard that holds back the gradients of the tables.
+        config: how to train the model.
+        rank: rank of this process.
+        device: device of this rank.
     """
 
     def __init__(
@@ -65,32 +66,32 @@ class TrainingStep:
             self._pipeline = TrainPipelineSparseDist(self._dmp, optimizer, self._device, execute_all_batches=True)
 
     def detach(self) -> None:
-        """Lets the model be called outside of the pipeline; batches that the pipeline holds stay there."""
+        """Allows calling the model outside the pipeline. Batches that the pipeline has read stay in it."""
         if isinstance(self._pipeline, TrainPipelineSparseDist):
             self._pipeline.detach()
 
     def attach(self) -> None:
-        """Continues to train after :meth:`detach`."""
+        """Resumes training after :meth:`detach`."""
         self._dmp.train()
         if isinstance(self._pipeline, TrainPipelineSparseDist):
             self._pipeline.attach()
 
     def run(self, step: int, learning_rate: float, batches: Iterator[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-        """Makes a step; collective.
+        """Runs one training step. This call is collective.
 
         Args:
-            step: 0-based number in the run.
-            learning_rate: in force.
-            batches: the pipeline takes one or more of them.
+            step: number of the step in the run, counted from 0.
+            learning_rate: learning rate of the step.
+            batches: iterator over batches, of which the pipeline takes one or more.
 
         Returns:
             Loss ``()``, logits ``(B,)`` and labels ``(B,)`` of this rank's rows.
 
         Raises:
-            StopIteration: when there is no batch left.
+            StopIteration: If there is no batch left.
         """
         if self._config.dropout:
-            # Seeded by the step alone, so that a resumed run drops what the undisturbed one dropped.
+            # The seed depends on the step alone, so that a resumed run drops the same outputs as an uninterrupted one.
             torch.manual_seed((self._config.seed << 40) + (step << 12) + self._rank)
         self._paths.draw(step)
         self._set_learning_rate(learning_rate)
@@ -100,7 +101,7 @@ class TrainingStep:
         self.optimizer.zero_grad()
 
     def step(self) -> None:
-        """Finishes what backward has begun: averages, clips, agrees with the other ranks, and updates the weights."""
+        """Averages and clips the gradients, agrees with the other ranks, and updates the weights."""
         trained = [parameter for parameter in self._paths.parameters() if parameter.grad is not None]
         self.bytes_reduced = average_gradients([p.grad for p in trained if p.grad is not None])
         self.gradient_norm = nn.utils.clip_grad_norm_(trained, self._config.gradient_clip)
@@ -111,5 +112,5 @@ class TrainingStep:
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        # The tables are updated within backward: they must learn their rate before it.
+        # The tables are updated during the backward pass, so their learning rate must be set before it.
         self._dmp.fused_optimizer.step()

@@ -1,4 +1,4 @@
-"""A click model with its loss: what a pipeline runs forward and backward."""
+"""A click model with its loss, which a pipeline runs forward and backward."""
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,15 @@ from nasrec_torchrec.training.config import TrainPrecision
 
 
 class ClickTask(nn.Module):
-    """Mean binary cross-entropy of a model's logits.
+    """Computes the mean binary cross-entropy of a model's logits.
 
-    It takes the place of ``torchrec.models.dlrm.DLRMTrain``, whose parameter names it shares, and also computes the
-    loss in float32 whatever the precision of the logits is.
+    It replaces ``torchrec.models.dlrm.DLRMTrain``, with the same parameter names, and computes the loss in float32
+    whatever the precision of the logits is.
 
     Args:
-        model: returns logits ``(B, 1)`` for dense and sparse features.
-        device: of this rank.
-        precision: ``bf16`` runs the model under autocast; weights and tables stay float32.
+        model: model that returns logits ``(B, 1)`` for dense and sparse features.
+        device: device of this rank.
+        precision: ``bf16`` runs the model under autocast; weights and tables stay in float32.
     """
 
     # Of the latest training step.
@@ -30,9 +30,10 @@ class ClickTask(nn.Module):
         self._device_type, self._bf16 = device.type, precision == "bf16"
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """
+        """Computes the loss of a batch.
+
         Args:
-            batch: B rows.
+            batch: batch of B rows.
 
         Returns:
             The loss, and ``(loss, logits, labels)`` without gradients, of shapes ``()``, ``(B,)`` and ``(B,)``.

@@ -46,10 +46,10 @@ class _Session:
     """What one call of :meth:`Trainer.train` reads and writes.
 
     Args:
-        reader: of the training split.
+        reader: reader of the training split.
         validation: split to measure, or None.
-        measured_at: steps after which it is measured, beside every epoch's last.
-        pause: asked after every measurement, and after every epoch.
+        measured_at: steps after which the split is measured, in addition to the last step of every epoch.
+        pause: function that is called after every measurement and after every epoch.
     """
 
     reader: TrainingReader
@@ -65,13 +65,13 @@ class Trainer:
     """Trains one model over the current process group.
 
     Args:
-        description: the model to build.
-        config: how to train it.
-        run_dir: receives the log, the checkpoints and the metrics.
-        device: this rank's device.
+        description: description of the model to build.
+        config: how to train the model.
+        run_dir: folder that receives the log, the checkpoints and the metrics.
+        device: device of this rank.
 
     Raises:
-        ValueError: for options that do not go together, or when the tables do not fit into memory.
+        ValueError: If options contradict each other, or the tables do not fit into memory.
     """
 
     def __init__(self, description: ModelDescription, config: TrainConfig, run_dir: Path, device: torch.device) -> None:
@@ -123,29 +123,30 @@ class Trainer:
     ) -> ClickMetrics | None:
         """Trains for the configured epochs, from the run's newest checkpoint if it has one.
 
-        With a validation split the model is measured after every epoch, and the weights that did best are kept, and
-        restored at the end; a supernet is kept as it ends.
+        With a validation split, the model is measured after every epoch, the best weights are kept, and they are
+        restored at the end. A supernet keeps its last weights.
 
-        A race of trainings calls this once for each rung: ``pause`` ends the call, and the next call, of this trainer
-        or of another one with the same folder and configuration, in this process or in another one, resumes there. The
-        learning rate follows the schedule of the whole run, so that a run that was paused has the weights of one that
-        was not. All measurements so far are in ``progress.validations``. Give the same ``validate_at`` to every call.
+        A race of training runs calls this method once for each rung. ``pause`` ends the call, and the next call
+        resumes there; it may come from this trainer or from another one with the same folder and configuration, in
+        this process or another. The learning rate follows the schedule of the whole run, so that a paused run ends with
+        the same weights as an uninterrupted one. ``progress.validations`` holds all measurements so far. Pass the same
+        ``validate_at`` to every call.
 
         Args:
             data: training split.
             validation: split that decides which weights are kept.
-            pause: called on every rank after every epoch and at each of ``validate_at``, when the checkpoint is
-                written, with the number of epochs that are done and the last validation metrics. Where it returns true,
-                on all ranks alike, the training ends for now.
-            validate_at: numbers of epochs after which to measure the validation split as well, such as ``(0.5, 1.5)``.
+            pause: function that every rank calls after every epoch and at each of ``validate_at``, once the checkpoint
+                is written, with the number of completed epochs and the last validation metrics. It must return the same
+                on all ranks; true pauses the run.
+            validate_at: additional points at which to measure the validation split, in epochs, such as ``(0.5, 1.5)``.
 
         Returns:
-            ClickMetrics | None: on the validation split, of the weights that did best so far.
+            ClickMetrics | None: Validation metrics of the best weights so far.
 
         Raises:
-            ValueError: when the run folder holds a run with other settings, or a split has no rows.
-            DivergedError: when too many steps in a row had a non-finite loss or gradient.
-            SystemExit: after SIGTERM or Ctrl-C, when a checkpoint is written.
+            ValueError: If the run folder holds a run with other settings, or a split has no rows.
+            DivergedError: If too many steps in a row had a non-finite loss or gradient.
+            SystemExit: After SIGTERM or Ctrl-C, once a checkpoint is written.
         """
         config = self.config
         cuda = self.device.type == "cuda"
@@ -201,7 +202,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, data: ClickFiles) -> ClickMetrics:
-        """Exact metrics over all rows of a split, each counted once; collective."""
+        """Computes exact metrics over all rows of a split, each counted once. This call is collective."""
         self.dmp.eval()
         logits, labels = [], []
         for batch in data.evaluation_batches(8 * self.config.batch_size, self.rank, self.world_size):
@@ -217,7 +218,7 @@ class Trainer:
         return reader.epoch >= self.config.epochs or self.learning_rate.ended
 
     def _train_epoch(self, session: _Session) -> bool:
-        """Trains to the end of an epoch; whether to pause there or before."""
+        """Trains to the end of an epoch, and returns whether to pause there or before."""
         progress, step, config = self.progress, self.step, self.config
         meter = _Meter(config, self.world_size, self.device, progress.step)
         batches = _Counted(iter(session.reader))
@@ -249,11 +250,11 @@ class Trainer:
         return False
 
     def _between_steps(self, session: _Session, ahead: int) -> bool:
-        """Does what is due between two steps of an epoch; whether to pause here.
+        """Does what is due between two steps of an epoch, and returns whether to pause here.
 
         Args:
-            session: of this call.
-            ahead: batches that the pipeline has read for the steps to come.
+            session: session of this call.
+            ahead: number of batches that the pipeline has read for the following steps.
         """
         number = self.progress.step
         if number in session.measured_at:
@@ -276,7 +277,7 @@ class Trainer:
         return session.pause(epochs, metrics)
 
     def _validate(self, session: _Session) -> tuple[ClickMetrics | None, bool]:
-        """Metrics of the validation split, if there is one, and whether they are the best so far."""
+        """Returns metrics of the validation split, if there is one, and whether they are the best so far."""
         if session.validation is None:
             return None, False
         metrics = self.evaluate(session.validation)
@@ -290,7 +291,7 @@ class Trainer:
         return metrics, self.progress.record(metrics, self.config.monitor)
 
     def _resume(self, checkpoints: Checkpoints, folder: Path, reader: TrainingReader) -> None:
-        """Restores everything that a checkpoint holds; collective."""
+        """Restores everything that a checkpoint holds. This call is collective."""
         file = folder / "progress.json"
         try:
             state: dict[str, Any] = json.loads(file.read_text())
@@ -325,7 +326,7 @@ class Trainer:
             write_text(self.run_dir / "paths.json", json.dumps(self.paths.statistics.to_json(), indent=2))
 
     def _end(self, session: _Session) -> NoReturn:
-        """Ends the run after a step whose checkpoint is being written, as a signal asked for."""
+        """Ends the run after a step whose checkpoint is being written, because a signal asked for it."""
         session.checkpoints.wait()
         session.log.note("asked_to_end", self.progress.step)
         if self.rank == 0:
@@ -333,7 +334,7 @@ class Trainer:
         raise SystemExit(128 + self.guard.stop)
 
     def _count_skipped(self, session: _Session) -> None:
-        """Counts a step that changed nothing, and ends the run when there are too many in a row."""
+        """Counts a step that changed nothing, and ends the run if there were too many in a row."""
         self.progress.skipped_steps += self.guard.skip
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if self.guard.skip else 0
         if self._skipped_in_a_row < self.config.max_skipped_steps:

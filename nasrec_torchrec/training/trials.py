@@ -1,4 +1,4 @@
-"""Several trainings of which the best is kept."""
+"""Several training runs, of which the best is kept."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows to train on, rows that decide, and rows that are only reported."""
+    """The rows to train on, the rows that decide, and the rows that are only reported."""
 
     train: ClickFiles
     validation: ClickFiles
@@ -38,10 +38,10 @@ class Splits:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that was to describe a model to try, and does not.
+    """A file that should describe a model to try but is not valid.
 
     Args:
-        file: its name.
+        file: name of the file.
         error: what is wrong with it.
     """
 
@@ -58,29 +58,29 @@ def train_best(
     device: torch.device,
     splits: Splits,
 ) -> dict[str, Any] | None:
-    """Trains every model with every learning rate and seed; collective.
+    """Trains every model with every learning rate and seed. This call is collective.
 
-    The pair of model and learning rate with the lowest mean validation log loss over the seeds wins, and its best seed
-    is kept: differences between seeds are often larger than those between models. A training that is finished is not
-    repeated when the same trials are asked for again, and one that was killed resumes.
+    The pair of model and learning rate with the lowest mean validation log loss over the seeds wins, because seeds
+    often differ more than models do, and its best seed is kept. When the same trials are requested again, finished runs
+    are not repeated, and a run that was killed is resumed.
 
-    A training that diverges, or whose model cannot be built, is recorded as failed with its ``error``, and the others
-    go on. A pair with a failed seed wins only where every pair has one.
+    A run that diverges, or whose model cannot be built, is recorded as failed with its ``error``, and the other trials
+    continue. A pair with a failed seed wins only if every pair has one.
 
     Args:
-        models: models to try; one that is unreadable is a failed trial.
-        learning_rates: learning rates to try each model with.
-        seeds: seeds to repeat each trial with.
-        config: everything else.
-        run_dir: receives a folder per training and ``metrics.json``; the kept model moves up into it.
-        device: this rank's device.
-        splits: the test split takes no part in the choice, and may have no rows.
+        models: models to try; an unreadable one is a failed trial.
+        learning_rates: learning rates to try with each model.
+        seeds: seeds with which to repeat each trial.
+        config: all other settings.
+        run_dir: folder that receives a folder per run and ``metrics.json``; the kept model is moved up into it.
+        device: device of this rank.
+        splits: splits of the data set. The test split takes no part in the choice and may have no rows.
 
     Returns:
-        dict | None: the winning trial as ``metrics.json`` records it, on rank 0.
+        dict | None: The winning trial as ``metrics.json`` records it, on rank 0; None elsewhere.
 
     Raises:
-        ValueError: when there is nothing to try, a split that decides has no rows, the folder holds other trials, or
+        ValueError: If there is nothing to try, a split that decides has no rows, the folder holds other trials, or
             all trials failed.
     """
     if not models or not learning_rates or not seeds:
@@ -143,7 +143,7 @@ def train_best(
 def _run(
     model: ModelDescription, config: TrainConfig, folder: Path, device: torch.device, splits: Splits
 ) -> dict[str, Any]:
-    """The record of a training that is made now, or was made before."""
+    """Returns the record of a run, which is trained now unless it was finished before."""
     digest = _digest([settings_of(config), model.to_json()])
     known = _read(folder / "result.json") if config.resume == "auto" else None
     if known is not None and known["request"] == digest:
@@ -175,7 +175,7 @@ def _train(
 
 
 def _standing(trial: dict[str, Any]) -> tuple[bool, int, tuple[bool, float]]:
-    """The lowest is the best: the fewest failed seeds, then the lowest mean loss."""
+    """Returns the sort key of a pair; the lowest is the best: fewest failed seeds, then the lowest mean loss."""
     loss = trial["mean_validation_log_loss"]
     return loss is None, sum(bool(run["error"]) for run in trial["runs"]), order(loss)
 
