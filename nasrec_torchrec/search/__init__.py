@@ -1,1 +1,1 @@
-"""Search over a trained supernet: cost, evaluation of candidates, evolution, report."""
+"""Search over a trained supernet: costs, evaluation of candidates, evolution and report."""

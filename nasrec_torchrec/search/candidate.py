@@ -19,13 +19,13 @@ class Candidate:
 
     Args:
         architecture: the candidate.
-        metrics: on the validation rows it has seen, with weights from the supernet.
-        loss: log loss on all validation rows; of a stopped candidate it is estimated: the loss of the one it raced,
-            and their mean difference on the rows that it has seen. Infinite when it is not a number.
-        cost: of the interaction part.
-        seconds: that the evaluation took.
-        stopped: lost its race before it had seen all rows.
-        latency: of the interaction part, where it was measured.
+        metrics: metrics on the validation rows that it has seen, with weights from the supernet.
+        loss: log loss on all validation rows. For a stopped candidate it is an estimate, the loss of its rival plus
+            their mean difference on the rows that the candidate has seen. It is infinite if it is not a number.
+        cost: cost of the interaction part.
+        seconds: duration of the evaluation.
+        stopped: whether the candidate lost its race before it had seen all rows.
+        latency: latency of the interaction part, if it was measured.
     """
 
     architecture: Architecture
@@ -38,17 +38,17 @@ class Candidate:
 
     @property
     def failed(self) -> bool:
-        """Whether its loss is not a number: it is recorded, and is never among the best."""
+        """Whether its loss is not a number. Such a candidate is recorded but is never among the best."""
         return not math.isfinite(self.loss)
 
     def cost_of(self, name: CostName) -> float | None:
-        """A cost by its name; None for a latency that was not measured."""
+        """Returns a cost by its name; None for a latency that was not measured."""
         if name == "latency_us":
             return None if self.latency is None else self.latency.median_us
         return getattr(self.cost, name)
 
     def to_record(self) -> dict[str, Any]:
-        """JSON values from which :meth:`from_record` makes the candidate again."""
+        """Returns JSON values from which :meth:`from_record` restores the candidate."""
         latency = self.latency
         record = {
             "architecture": json.loads(self.architecture.to_json()),
@@ -66,10 +66,10 @@ class Candidate:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Candidate":
-        """Reads what :meth:`to_record` gave.
+        """Restores a candidate from what :meth:`to_record` returned.
 
         Raises:
-            ValueError: when it is no such record.
+            ValueError: If the values are not such a record.
         """
         try:
             metrics = dict(record["metrics"])

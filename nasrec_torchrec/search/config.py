@@ -18,17 +18,18 @@ class EvaluationConfig:
     """How a candidate is evaluated. The defaults are the paper's for Criteo.
 
     Args:
-        finetune_steps: steps of the last layer; 0 leaves it as the supernet has it.
-        finetune_batch_size: rows of such a step.
-        finetune_learning_rate: of Adagrad with a cosine schedule.
-        evaluation_rows: validation rows at most; the same for every candidate.
-        chunk_size: rows of a forward pass.
-        finetune_seed: of the fine-tuning rows, and of the order of the validation rows; the same for every candidate.
-        race_confidence: stop a candidate early that is behind the best one so far with this confidence, such as 0.999;
-            unset, every candidate sees all rows.
-        latency_batch_size: rows of a batch whose latency is measured.
-        cache_precision: of the embeddings that are kept; bf16 halves their memory.
-        cache_memory: bytes of embeddings that a rank keeps in memory; rows beyond are mapped from a temporary file.
+        finetune_steps: number of steps for which the last layer is fine-tuned; 0 leaves it as it is in the supernet.
+        finetune_batch_size: number of rows in a fine-tuning step.
+        finetune_learning_rate: learning rate of Adagrad, which follows a cosine schedule.
+        evaluation_rows: largest number of validation rows. All candidates see the same rows.
+        chunk_size: number of rows in a forward pass.
+        finetune_seed: seed of the fine-tuning rows and of the order of the validation rows. It is the same for every
+            candidate.
+        race_confidence: confidence, such as 0.999, with which a candidate must be behind the best one so far to be
+            stopped early. If unset, every candidate sees all rows.
+        latency_batch_size: number of rows in the batch whose latency is measured.
+        cache_precision: precision of the cached embeddings; bf16 halves their memory.
+        cache_memory: bytes of embeddings that a rank keeps in memory. Further rows are mapped from a temporary file.
     """
 
     finetune_steps: int = 500
@@ -58,12 +59,14 @@ class EvolutionConfig:
     """How the search proceeds. The defaults are the paper's, 2,048 evaluations.
 
     Args:
-        population: architectures drawn at random to begin with; as many stay alive.
-        generations: rounds of children.
-        children: architectures per generation; they replace the oldest, or, where costs are traded off, the worst.
-        tournament: members drawn for each generation, the best of whom is the parent; where costs are traded off every
-            child has two parents, each the better of two members.
-        seed: of the whole search.
+        population: number of architectures that are sampled at random at the start, and the size of the population
+            from then on.
+        generations: number of generations of children.
+        children: number of architectures per generation. They replace the oldest members of the population, or the
+            worst if costs are traded off.
+        tournament: number of members that are drawn for each generation; the best of them is the parent. If costs are
+            traded off, every child has two parents instead, each the better of two members.
+        seed: seed of the whole search.
     """
 
     population: int = 128
@@ -88,13 +91,14 @@ class EvolutionConfig:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a candidate may cost; None is without limit.
+    """What a candidate may cost; None sets no limit.
 
     Args:
-        max_flops: per example in the interaction part, two for a multiply-add.
-        max_parameters: of the interaction part.
-        max_activation_bytes: per example, that the forward pass computes.
-        max_latency_us: microseconds of the fused interaction part for a batch, as measured here.
+        max_flops: largest number of FLOPs per example in the interaction part; a multiply-add counts as two.
+        max_parameters: largest number of parameters of the interaction part.
+        max_activation_bytes: largest number of bytes per example that the forward pass computes.
+        max_latency_us: largest latency of the fused interaction part for a batch, in microseconds, as measured on this
+            machine.
     """
 
     max_flops: int | None = None
@@ -108,7 +112,7 @@ class Limits:
                 raise ValueError(f"{name}: expected a positive number, found {limit}")
 
     def excess(self, cost: "Cost", latency: "Latency | None") -> dict[str, float]:
-        """The limits that costs exceed, and by which values; a latency that is None was not measured and is within."""
+        """Returns the limits that are exceeded, with the exceeding values. A latency of None exceeds no limit."""
         found = {
             "max_flops": 2 * cost.multiply_adds,
             "max_parameters": cost.parameters,
@@ -121,7 +125,7 @@ class Limits:
         }
 
     def allow(self, cost: "Cost", latency: "Latency | None") -> bool:
-        """Whether costs are within the limits."""
+        """Returns whether the costs are within the limits."""
         return not self.excess(cost, latency)
 
 
@@ -130,10 +134,11 @@ class Objective:
     """What a search minimizes; by default the validation log loss.
 
     Args:
-        trade_off: costs to weigh against the loss: multiply_adds, parameters, activation_bytes, latency_us. With any
-            of them the search looks for the whole front of architectures that no other beats in everything.
-        latency_target_us: instead minimize loss + latency_weight * (latency / target - 1), microseconds for a batch.
-        latency_weight: of that penalty.
+        trade_off: costs to weigh against the loss, among multiply_adds, parameters, activation_bytes and latency_us. If
+            there is one, the search looks for the whole Pareto front of loss and costs.
+        latency_target_us: target in microseconds for a batch. If set, the search minimizes loss + latency_weight *
+            (latency / target - 1).
+        latency_weight: weight of this penalty.
     """
 
     trade_off: tuple[CostName, ...] = ()
@@ -154,7 +159,7 @@ class Objective:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the values to minimize."""
+        """Names of the values to minimize."""
         return ("log_loss" if self.latency_target_us is None else "penalized_log_loss", *self.trade_off)
 
     @property
@@ -162,7 +167,7 @@ class Objective:
         return self.latency_target_us is not None or "latency_us" in self.trade_off
 
     def values(self, candidate: "Candidate") -> tuple[float, ...]:
-        """What to minimize, by :attr:`names`."""
+        """Returns the values to minimize, in the order of :attr:`names`."""
         loss = candidate.loss
         if self.latency_target_us is not None:
             assert candidate.latency is not None

@@ -1,4 +1,4 @@
-"""What an architecture costs: counted on the meta device, and its latency, measured."""
+"""What an architecture costs: counts from the meta device, and a measured latency."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +46,7 @@ class Latency:
 
 
 class _ActivationBytes(TorchDispatchMode):
-    """Adds up what every operation allocates."""
+    """Sums the bytes that every operation allocates."""
 
     total = 0
 
@@ -61,12 +61,12 @@ class _ActivationBytes(TorchDispatchMode):
 def cost(
     architecture: Architecture, dense_in_features: int, num_tokens: int, embedding_dim: int, use_layernorm: bool = False
 ) -> Cost:
-    """Counts with ``torch.utils.flop_counter`` on the meta device: nothing is computed.
+    """Counts with ``torch.utils.flop_counter`` on the meta device, where nothing is computed.
 
     Args:
-        architecture: what to count.
-        dense_in_features: columns of the dense features.
-        num_tokens: sparse features.
+        architecture: architecture to count.
+        dense_in_features: number of dense features.
+        num_tokens: number of sparse features.
         embedding_dim: width of a pooled embedding.
         use_layernorm: as in :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
     """
@@ -94,13 +94,16 @@ def cost(
 def measure_latency(
     interaction_arch: InteractionArch, batch_size: int, device: torch.device, min_run_time: float = 0.2
 ) -> Latency:
-    """Times the fused form of an interaction part on random rows, with as many threads as this process has.
+    """Times the fused form of an interaction part on random rows, with all threads of this process.
 
     Args:
-        interaction_arch: what to time; it is not changed.
-        batch_size: rows of a forward pass.
-        device: where to run it.
-        min_run_time: seconds to measure at least.
+        interaction_arch: interaction part to time; it is not changed.
+        batch_size: number of rows in a forward pass.
+        device: device to run it on.
+        min_run_time: shortest duration of the measurement, in seconds.
+
+    Returns:
+        Latency: Median and interquartile range.
     """
     arch = fuse(interaction_arch).to(device)
     dense = torch.rand(batch_size, arch.dense_in_features, device=device)
@@ -113,7 +116,7 @@ def measure_latency(
 
 @torch.no_grad()
 def model_multiply_adds(model: nn.Module, batch: Batch) -> int:
-    """Multiply-adds per example of any click model, counted on a batch."""
+    """Counts the multiply-adds per example of any click model on a batch."""
     with FlopCounterMode(display=False) as counter:
         model.eval()(batch.dense_features, batch.sparse_features)
     return counter.get_total_flops() // 2 // batch.dense_features.shape[0]

@@ -1,4 +1,4 @@
-"""One search from end to end: the supernet, the study that its workers share, the evolution, the results."""
+"""One search from end to end: the supernet, the study that its workers share, the evolution and the results."""
 
 import hashlib
 import math
@@ -27,7 +27,7 @@ from nasrec_torchrec.search.results import SearchResults, write_results
 from nasrec_torchrec.search.study import JOURNAL, CandidateStudy
 from nasrec_torchrec.search.supernet import load_supernet
 
-# Settings of the evaluation that change no loss.
+# Evaluation settings that do not change any loss.
 _FREE = ("chunk_size", "cache_memory")
 
 
@@ -47,7 +47,7 @@ def search_supernet(
     """Searches a trained supernet over all processes that the launcher started, and writes the results.
 
     Args:
-        supernet: run folder of a supernet's training.
+        supernet: run folder of a trained supernet.
         data: prepared data set.
         out: folder that receives the study, the report and the best architectures.
         evolution: how the search proceeds.
@@ -57,7 +57,7 @@ def search_supernet(
         top_k: number of architectures to write.
         storage: URL of the database that holds the study; None keeps it in a journal file in ``out``.
         study: name of the study in the storage.
-        resume: ``auto`` takes from the study what it holds, ``never`` drops that first.
+        resume: ``auto`` reuses the candidates in the study; ``never`` deletes them first.
 
     Returns:
         The candidates in the order in which they were drawn, on rank 0; None on all other ranks.
@@ -123,7 +123,7 @@ def search_supernet(
 
 
 def _fingerprint(model: SuperNet) -> str:
-    """Tells supernets apart by their last layer, which every training step changes."""
+    """Returns a hash that identifies a supernet by its last layer, which every training step changes."""
     digest = hashlib.sha256()
     for parameter in model.interaction_arch.storage.over_arch.parameters():
         digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())

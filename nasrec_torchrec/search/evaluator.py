@@ -1,7 +1,7 @@
-"""What a candidate is worth: its loss on validation rows after its last layer was fine-tuned (NASRec, section 4.2).
+"""Evaluation of a candidate: its loss on validation rows after its last layer was fine-tuned (NASRec, section 4.2).
 
-The supernet stays loaded and the pooled embeddings of all rows are looked up once, so that a candidate costs its own
-narrow forward passes.
+The supernet stays loaded and the pooled embeddings of all rows are looked up once, so that a candidate costs no more
+than its own narrow forward passes.
 """
 
 import functools
@@ -35,13 +35,13 @@ class Evaluator:
     Every rank holds a share of the rows. Rank 0 calls the evaluator while the others are in :meth:`follow`.
 
     Args:
-        supernet: trained; its tables may be sharded. It is not changed.
-        train: split that the fine-tuning rows are drawn from.
+        supernet: trained supernet, whose tables may be sharded. It is not changed.
+        train: split from which the fine-tuning rows are drawn.
         validation: split whose first rows rank the candidates.
-        config: how to evaluate.
+        config: how to evaluate candidates.
 
     Raises:
-        ValueError: when a split that is needed has no rows.
+        ValueError: If a required split has no rows.
     """
 
     def __init__(
@@ -58,28 +58,31 @@ class Evaluator:
         self._arch = supernet.eval().interaction_arch
         self._device = next(self._arch.parameters()).device
         self._rank, self._ranks = rank_and_ranks()
-        # A search asks for what a candidate costs before it has it evaluated.
+        # A search asks for the cost of a candidate before it evaluates the candidate.
         self.cost = functools.cache(self._cost)
         self.latency = functools.cache(self._latency)
         cache = RowCache(supernet.sparse_arch, config)
         generator = torch.Generator().manual_seed(config.finetune_seed)
         self.finetuning_rows: FinetuningRows | None = cache.finetuning_rows(train, generator)
         self.validation_rows = cache.validation_rows(validation, generator)
-        # Of the best candidate so far: architecture, loss, and the loss of every row that this rank holds.
+        # The architecture of the best candidate so far, its loss, and its loss on every row that this rank holds.
         self._best: tuple[Architecture, float, Tensor] | None = None
 
     def __call__(
         self, architecture: Architecture, incumbent: Candidate | None = None, with_latency: bool = False
     ) -> Candidate:
-        """Fine-tunes the candidate's last layer and measures it; on rank 0.
+        """Fine-tunes the candidate's last layer and measures the candidate. Called on rank 0.
 
         Args:
             architecture: the candidate.
-            incumbent: that it races, where the configuration asks for races.
-            with_latency: measure its latency too.
+            incumbent: candidate to race against, if the configuration enables races.
+            with_latency: whether to measure the latency too.
+
+        Returns:
+            Candidate: The evaluated candidate.
 
         Raises:
-            ValueError: when the architecture is not of the supernet's search space.
+            ValueError: If the architecture does not belong to the supernet's search space.
         """
         assert self._rank == 0
         started = time.perf_counter()
@@ -99,11 +102,11 @@ class Evaluator:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """On rank 0: ends :meth:`follow` of the others."""
+        """Ends :meth:`follow` on all other ranks. Called on rank 0."""
         self._tell(None)
 
     def follow(self) -> None:
-        """On every rank but 0: takes part in the evaluations until rank 0 leaves its context."""
+        """Takes part in the evaluations until rank 0 leaves its context. Called on every rank but 0."""
         assert self._rank != 0
         while (request := self._tell(None)) is not None:
             self._evaluate(*request)
@@ -126,10 +129,10 @@ class Evaluator:
 
     @torch.no_grad()
     def _evaluate(self, architecture: Architecture, rival: Architecture | None) -> tuple[Tensor, Tensor, float | None]:
-        """Logits and labels of the validation rows of all ranks; collective.
+        """Returns logits and labels of the validation rows of all ranks, and None. This call is collective.
 
-        The third is None, or, when the race was lost and only a part of the rows was seen, the mean difference of the
-        losses of candidate and rival.
+        If the candidate loses its race, logits and labels cover only the rows seen so far, and the third value is the
+        mean difference between the losses of the candidate and its rival.
         """
         rows = self.validation_rows
         theirs = None if rival is None else self._losses_of(rival)
@@ -158,7 +161,7 @@ class Evaluator:
         return gather_uneven(logits), gather_uneven(labels), difference
 
     def _losses_of(self, architecture: Architecture) -> Tensor:
-        """Losses of a candidate on this rank's validation rows; computed again unless it is the best one so far."""
+        """Returns a candidate's losses on this rank's validation rows, which are cached for the best candidate."""
         if self._best is None or self._best[0] != architecture:
             self._best = None
             self._evaluate(architecture, None)

@@ -1,6 +1,6 @@
-"""How a search proceeds: regularized evolution of one objective (NASRec, section 4.2), NSGA-II of several.
+"""How a search proceeds: regularized evolution for one objective (NASRec, section 4.2), NSGA-II for several.
 
-Regularized evolution is that of E. Real et al., arXiv 1802.01548: the oldest die, not the worst.
+Regularized evolution (E. Real et al., arXiv 1802.01548) removes the oldest members of the population, not the worst.
 """
 
 import random
@@ -29,25 +29,27 @@ def evolve(
     objective: Objective | None = None,
     allowed: Callable[[Architecture], bool] = lambda _: True,
 ) -> Iterator[Candidate]:
-    """Searches, and yields each candidate as soon as it is evaluated; no network is
-    evaluated twice, however it is written.
+    """Searches, and yields each candidate as soon as it is evaluated.
 
-    With no generations this is random search. What a generation draws follows from the seed, its number and the
-    candidates of the generations before, not from the order in which they were finished: a search is the same
-    whatever the number of workers.
+    No network is evaluated twice, however it is written. With no generations this is random search. What a generation
+    draws is determined by the seed, its number and the candidates of the generations before, not by the order in which
+    they were finished, so a search is the same for any number of workers.
 
     Args:
-        space: to draw and mutate in.
-        evaluate: takes a function that draws the next batch, and the best candidate of the batches before; gives the
-            evaluated candidates in the order in which they were drawn, of that batch or of another that takes its
-            place. :func:`one_by_one` makes it from the evaluation of one candidate.
+        space: search space to sample from.
+        evaluate: function of another function, which draws the next batch, and of the best candidate of the batches
+            before. It yields the evaluated candidates in the order in which they were drawn; they belong to that batch
+            or to another one that replaces it. :func:`one_by_one` creates it from the evaluation of one candidate.
         config: how to proceed.
-        objective: what to minimize; unset, the loss.
-        allowed: says whether an architecture may be a candidate at all.
+        objective: what to minimize; by default the loss.
+        allowed: predicate that decides whether an architecture may be a candidate at all.
+
+    Yields:
+        Candidate: The next evaluated candidate.
 
     Raises:
-        ValueError: when the space holds fewer architectures than the search has evaluations, or none that is new and
-            allowed is found.
+        ValueError: If the space holds fewer architectures than the search has evaluations, or no further architecture
+            is found that is new and allowed.
     """
     if space.cardinality < config.evaluations:
         raise ValueError(
@@ -69,7 +71,7 @@ def evolve(
 
         def child(attempt: int) -> Architecture:
             architecture = parents()
-            # Further away when the neighbourhood is exhausted.
+            # Mutate further when the neighbourhood is exhausted.
             for _ in range(mutations + attempt // 10):
                 architecture = space.mutate(architecture, generator)
             return architecture
@@ -88,12 +90,12 @@ def evolve(
 
 
 def one_by_one(evaluate: Callable[[Architecture], Candidate]) -> EvaluateBatch:
-    """Evaluates batches in this process, and remembers nothing."""
+    """Returns a function that evaluates batches in this process and stores nothing."""
     return lambda propose, _: map(evaluate, propose())
 
 
 def num_mutations(generation: int, generations: int) -> int:
-    """More mutations at the start, one at the end, as in the research code."""
+    """Returns the number of mutations: more at the start, one at the end, as in the research code."""
     return (generations - generation) // max(20, generations // 5) + 1
 
 
@@ -103,7 +105,7 @@ def _novel(
     seen: set[Architecture],
     allowed: Callable[[Architecture], bool],
 ) -> list[Architecture]:
-    """As many architectures that are new, also to each other, and allowed."""
+    """Returns ``count`` architectures that are allowed, new, and different from each other."""
     found: dict[Architecture, Architecture] = {}
     for _ in range(count):
         for attempt in range(_ATTEMPTS):
@@ -123,7 +125,7 @@ def _novel(
 def _from_tournament(
     alive: Sequence[Candidate], objective: Objective, config: EvolutionConfig, rng: random.Random
 ) -> Callable[[], Architecture]:
-    """One parent for the whole generation."""
+    """Returns a function that mutates one parent, which is the same for the whole generation."""
     parent = min(rng.sample(alive, config.tournament), key=objective.values)
     return lambda: parent.architecture
 
@@ -131,7 +133,7 @@ def _from_tournament(
 def _from_fronts(
     alive: Sequence[Candidate], objective: Objective, config: EvolutionConfig, rng: random.Random
 ) -> Callable[[], Architecture]:
-    """Two parents for every child, which has each block of one or the other."""
+    """Returns a function that draws two parents for every child, which takes each block from one of the two."""
     rank = standing([objective.values(member) for member in alive])
 
     def parent() -> Architecture:
@@ -142,7 +144,7 @@ def _from_fronts(
         one, other = parent(), parent()
         if rng.random() > _CROSSOVER:
             return one
-        # Block i reads outputs 0..i in both, so that any mixture of blocks is an architecture.
+        # Block i reads outputs 0..i in both parents, so any mixture of their blocks is an architecture.
         return Architecture(tuple(rng.choice(pair) for pair in zip(one.blocks, other.blocks, strict=True)))
 
     return cross

@@ -1,4 +1,4 @@
-"""Pictures of a search: its course, what its best architectures share, how well it predicted its finalists."""
+"""Figures of a search: its course, what its best architectures share, and how well it predicted its finalists."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -25,18 +25,18 @@ COST_LABELS: dict[CostName, str] = {
 
 
 def good_ones(count: int) -> int:
-    """How many candidates of a search are the good ones."""
+    """Returns how many candidates of a search count as good."""
     return max(1, count // 10)
 
 
 def draw_search(results: SearchResults) -> Figure:
-    """The losses over the number of candidates, over time, and against every cost that played a part."""
+    """Draws the losses over the number of candidates, over time, and against every cost that mattered."""
     candidates = [candidate for candidate in results.candidates if not candidate.failed]
     losses = [candidate.loss for candidate in candidates]
     whole = [candidate.loss if not candidate.stopped else float("inf") for candidate in candidates]
     best_so_far = list(accumulate(whole, min))
     minutes = list(accumulate(candidate.seconds / 60 for candidate in candidates))
-    # A few candidates that learnt nothing must not squeeze the others into one line.
+    # A few candidates that learned nothing must not squeeze the others into one line.
     top = sorted(losses)[int(0.95 * (len(losses) - 1))]
     margin = 0.05 * (top - min(losses)) or 0.001
     costs: list[CostName] = list(dict.fromkeys(("multiply_adds", *results.objective.trade_off)))
@@ -76,7 +76,7 @@ def _draw_cost(axis: Axes, name: CostName, candidates: Sequence[Candidate], resu
     if front and name in results.objective.trade_off:
         costs, losses = _points(front, name)
         axis.scatter(costs, losses, s=16, color="tab:orange", label="front")
-        # With more than two objectives not every member of the front is on the front of these two.
+        # With more than two objectives, a member of the front need not be on the front of these two.
         pairs = list(zip(costs, losses, strict=True))
         steps = sorted(pairs[position] for position in first_front(pairs))
         axis.step([cost for cost, _ in steps], [loss for _, loss in steps], where="post", color="tab:orange")
@@ -88,13 +88,13 @@ def _draw_cost(axis: Axes, name: CostName, candidates: Sequence[Candidate], resu
 
 
 def _points(candidates: Sequence[Candidate], name: CostName) -> tuple[list[float], list[float]]:
-    """Cost and loss of the candidates whose cost is known."""
+    """Returns the costs and losses of the candidates whose cost is known."""
     pairs = [(cost, candidate.loss) for candidate in candidates if (cost := candidate.cost_of(name)) is not None]
     return [cost for cost, _ in pairs], [loss for _, loss in pairs]
 
 
 def draw_choices(candidates: Sequence[Candidate]) -> Figure:
-    """How much more or less often than all candidates the good ones use each choice, block by block."""
+    """Draws how much more or less often the good candidates use each choice than all candidates, block by block."""
     order = sorted(candidates, key=lambda candidate: candidate.loss)
     counted = []
     for group in (order[: good_ones(len(order))], order):
@@ -127,7 +127,7 @@ def draw_choices(candidates: Sequence[Candidate]) -> Figure:
 
 
 def draw_agreement(finalists: Sequence[Finalist]) -> Figure:
-    """The losses of finalists in the supernet against those from scratch."""
+    """Draws the losses of finalists in the supernet against their losses when trained from scratch."""
     known = [(finalist.predicted, finalist) for finalist in finalists if finalist.predicted is not None]
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
     axis = figure.subplots()
@@ -148,7 +148,7 @@ def draw_agreement(finalists: Sequence[Finalist]) -> Figure:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The picture as a PNG file."""
+    """Returns the figure as the bytes of a PNG file."""
     buffer = BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     return buffer.getvalue()

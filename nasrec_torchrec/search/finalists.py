@@ -1,4 +1,4 @@
-"""Candidates that were trained from scratch, and how well the supernet had predicted them."""
+"""Candidates that were trained from scratch, and how well the supernet predicted their losses."""
 
 import json
 import statistics
@@ -23,12 +23,12 @@ class Finalist:
     """An architecture that was trained from scratch, with one or several seeds.
 
     Args:
-        architecture: that was trained.
+        architecture: the trained architecture.
         losses: validation log loss of every seed, at its best epoch.
-        test_log_loss: mean over the seeds; None where there are no test rows.
-        test_auc: mean over the seeds; None where it is not defined.
-        parameters: of the interaction part.
-        predicted: validation log loss in the supernet; None where the search did not evaluate it.
+        test_log_loss: mean test log loss over the seeds; None if there are no test rows.
+        test_auc: mean test AUC over the seeds; None if it is not defined.
+        parameters: number of parameters of the interaction part.
+        predicted: validation log loss in the supernet; None if the search did not evaluate the architecture.
     """
 
     architecture: Architecture
@@ -48,15 +48,18 @@ class Finalist:
 
 
 def read_finalists(run_dirs: Sequence[Path], candidates: Sequence[Candidate]) -> list[Finalist]:
-    """What one or several trainings made of the architectures of a search, the lowest validation loss first.
+    """Reads the results of training architectures of a search from scratch, sorted by validation loss.
 
     Args:
-        run_dirs: folders of trainings, each with one or several architectures; of those that were trained with several
-            learning rates the best counts, and those that failed do not.
-        candidates: of the search.
+        run_dirs: folders of training runs, each with one or several architectures. If an architecture was trained with
+            several learning rates, the best one counts. Failed trials are left out.
+        candidates: candidates of the search.
+
+    Returns:
+        list[Finalist]: The finalists, the lowest validation loss first.
 
     Raises:
-        ValueError: when a folder holds no finished training of an architecture.
+        ValueError: If a folder holds no finished training run of an architecture.
     """
     predicted = {c.architecture.canonical(): c.loss for c in candidates if not c.stopped and not c.failed}
     found: dict[Architecture, Finalist] = {}
@@ -75,7 +78,7 @@ def read_finalists(run_dirs: Sequence[Path], candidates: Sequence[Candidate]) ->
 
 
 def agreement(finalists: Sequence[Finalist]) -> float | None:
-    """Kendall's tau between the losses in the supernet and from scratch; None for fewer than three finalists."""
+    """Returns Kendall's tau between the losses in the supernet and from scratch; None for fewer than three."""
     pairs = [(finalist.predicted, finalist.mean) for finalist in finalists if finalist.predicted is not None]
     if len(pairs) < 3:
         return None
@@ -83,7 +86,7 @@ def agreement(finalists: Sequence[Finalist]) -> float | None:
 
 
 def _mean(runs: list[dict[str, Any]], metric: str) -> float | None:
-    """Over the runs, of a test metric; None where the data set has no test rows, or they have no such metric."""
+    """Returns the mean of a test metric over the runs; None if there are no test rows, or they have no such metric."""
     values = [run["test"][metric] for run in runs if run["test"] and run["test"][metric] is not None]
     return statistics.fmean(values) if values else None
 

@@ -1,4 +1,4 @@
-"""Fine-tuning of a candidate's last layer (NASRec, section 4.2): what it reads is computed once per candidate."""
+"""Fine-tuning of a candidate's last layer (NASRec, section 4.2), whose inputs are computed once per candidate."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from nasrec_torchrec.search.config import EvaluationConfig
 from nasrec_torchrec.search.rows import FinetuningRows
 from nasrec_torchrec.training.schedules import cosine_with_warmup
 
-# Bytes of the fine-tuning rows' features up to which they are computed once and kept; beyond, in every step.
+# Up to this many bytes, the features of the fine-tuning rows are computed once and kept; beyond it, in every step.
 FEATURES_KEPT = 2 << 30
 
 
@@ -17,12 +17,12 @@ FEATURES_KEPT = 2 << 30
 def finetune_last_layer(
     subnet: InteractionArch, rows: FinetuningRows | None, config: EvaluationConfig
 ) -> tuple[Tensor, Tensor]:
-    """Trains the final linear on the fine-tuning rows; the supernet keeps its own; collective.
+    """Trains a copy of the final linear layer on the fine-tuning rows. This call is collective.
 
     Args:
-        subnet: of the candidate.
-        rows: to train on; None leaves the layer as the supernet has it.
-        config: names steps, batch size and learning rate.
+        subnet: subnet of the candidate.
+        rows: rows to train on; None leaves the layer as it is in the supernet.
+        config: configuration with the number of steps, the batch size and the learning rate.
 
     Returns:
         Weight ``(features,)`` and bias ``(1,)``.
@@ -42,7 +42,7 @@ def finetune_last_layer(
     for step, selected in enumerate(rows.steps):
         optimizer.param_groups[0]["lr"] = cosine_with_warmup(step, len(rows.steps), config.finetune_learning_rate)
         batch = torch.cat(subnet.features(*cached.select(selected)), dim=1) if features is None else features[selected]
-        # d loss / d logit by hand: the graph would cost more than the products.
+        # d loss / d logit is computed by hand, since a graph would cost more than the products.
         error = (torch.sigmoid(batch @ weight + bias) - cached.labels[selected]) / config.finetune_batch_size
         gradient = sum_over_ranks(torch.cat([error @ batch, error.sum().reshape(1)]))
         weight.grad, bias.grad = gradient[:-1], gradient[-1:]

@@ -1,4 +1,4 @@
-"""Whether a search space holds anything within the limits: asked before a search draws from it."""
+"""A check that a search space holds an architecture within the limits, made before a search samples from it."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,7 +9,7 @@ from nasrec_torchrec.search_space import SearchSpace
 
 
 def smallest(space: SearchSpace) -> Iterator[Architecture]:
-    """For every pair of operators an architecture of which only the last block computes anything, at least width."""
+    """Yields for every pair of operators an architecture in which only the last block computes, at minimal width."""
     for dense in space.dense_operators:
         for sparse in space.sparse_operators:
             block = BlockArchitecture(
@@ -36,13 +36,13 @@ def require_reachable(
     """Refuses limits that even the smallest architectures exceed.
 
     Args:
-        space: to search.
-        limits: on its architectures.
-        cost: counts what one costs.
+        space: search space.
+        limits: limits on its architectures.
+        cost: function that counts the cost of an architecture.
         latency: measures how long one takes; asked only where the latency is limited.
 
     Raises:
-        ValueError: names each limit that is out of reach, and the least that was found.
+        ValueError: If a limit is out of reach. The message names each such limit and the smallest cost found.
     """
     least: dict[str, float] = {}
     for number, architecture in enumerate(smallest(space)):

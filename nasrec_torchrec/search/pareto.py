@@ -1,5 +1,5 @@
-"""Fronts: what no other beats in everything (K. Deb et al., "A fast and elitist multiobjective genetic algorithm:
-NSGA-II", IEEE Transactions on Evolutionary Computation 6 (2), 2002)."""
+"""Pareto fronts, the values that no other value dominates (K. Deb et al., "A fast and elitist multiobjective genetic
+algorithm: NSGA-II", IEEE Transactions on Evolutionary Computation 6 (2), 2002)."""
 
 import math
 from collections.abc import Sequence
@@ -11,19 +11,19 @@ Values = tuple[float, ...]
 
 
 def dominates(one: Values, other: Values) -> bool:
-    """Whether ``one`` is nowhere worse and somewhere better; less is better."""
+    """Returns whether ``one`` is worse in no value and better in at least one; lower is better."""
     return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
 
 
 def first_front(values: Sequence[Values]) -> list[int]:
-    """Positions of the values, two or more each, that nobody dominates, in order; by Optuna, fast for thousands."""
+    """Returns the positions of the nondominated values in ascending order. Optuna does this fast for thousands."""
     study = optuna.create_study(directions=["minimize"] * len(values[0]))
     study.add_trials([create_trial(values=list(value)) for value in values])
     return [trial.number for trial in study.best_trials]
 
 
 def fronts(values: Sequence[Values]) -> list[list[int]]:
-    """Positions by front: the first is dominated by nobody, the next by the first alone, and so on."""
+    """Returns positions by front: the first front is nondominated, the next one only by the first, and so on."""
     left = list(range(len(values)))
     result = []
     while left:
@@ -34,7 +34,7 @@ def fronts(values: Sequence[Values]) -> list[list[int]]:
 
 
 def crowding(values: Sequence[Values]) -> list[float]:
-    """For each member of a front how far its neighbours are apart, per objective in shares of the front's extent."""
+    """Returns how far apart the neighbours of each member are, per objective as a fraction of the front's extent."""
     distances = [0.0] * len(values)
     for objective in zip(*values, strict=True):
         order = sorted(range(len(values)), key=lambda i: objective[i])
@@ -47,7 +47,7 @@ def crowding(values: Sequence[Values]) -> list[float]:
 
 
 def standing(values: Sequence[Values]) -> list[tuple[int, float]]:
-    """For each position its front, then how crowded it is there: the smaller the better."""
+    """Returns for each position its front, then how crowded it is there; lower is better."""
     result: list[tuple[int, float]] = [(0, 0.0)] * len(values)
     for number, front in enumerate(fronts(values)):
         for position, distance in zip(front, crowding([values[i] for i in front]), strict=True):

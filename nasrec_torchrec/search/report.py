@@ -29,11 +29,11 @@ def write_report(folder: Path, finalists: Sequence[Finalist] = ()) -> None:
     """Writes ``report.html``, which needs no other file, and ``search.png`` from the results in a folder.
 
     Args:
-        folder: of the search, with what :func:`~nasrec_torchrec.search.results.write_results` wrote.
-        finalists: to compare the predictions with.
+        folder: folder of the search, with what :func:`~nasrec_torchrec.search.results.write_results` wrote.
+        finalists: finalists to compare the predictions with.
 
     Raises:
-        ValueError: when the folder does not hold the results of a search.
+        ValueError: If the folder does not hold the results of a search.
     """
     results = read_results(folder)
     sound = [candidate for candidate in results.candidates if not candidate.failed]
@@ -43,7 +43,7 @@ def write_report(folder: Path, finalists: Sequence[Finalist] = ()) -> None:
     picture = to_png(draw_search(results))
     with atomic_path(folder / PICTURE) as temporary:
         temporary.write_bytes(picture)
-    # A trained finalist shows whatever the search thought of it.
+    # A trained finalist is shown whatever loss the search predicted for it.
     drawn = dict.fromkeys([*(finalist.architecture for finalist in finalists), *(one.architecture for one in best)])
     page = _PAGES.get_template("report.html").render(
         results=results,

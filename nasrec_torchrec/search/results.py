@@ -1,4 +1,4 @@
-"""What a search leaves for programs: a table of all candidates, the best ones and the front as JSON."""
+"""The results of a search for other programs: a table of all candidates, and the best ones and the front as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from nasrec_torchrec.search.config import Limits, Objective
 from nasrec_torchrec.search.pareto import first_front
 
 _METRICS = ("auc", "log_loss", "normalized_entropy", "rows")
-# A column whose values are all missing would have no type.
+# Given here because a column whose values are all missing would have no type.
 _FLOATS = ("auc", "log_loss", "normalized_entropy", "loss", "latency_us", "latency_iqr_us")
 
 
 @dataclass(frozen=True)
 class SearchResults:
-    """The candidates of a search, and what tells the good ones among them.
+    """The candidates of a search, and what decides which of them are the best.
 
     Args:
-        candidates: in the order of the search.
+        candidates: candidates in the order of the search.
         objective: what was minimized.
-        limits: on what the best may cost; a latency that another worker measured may lie beyond.
-        top_k: how many are the best.
+        limits: limits on the cost of the best ones; a latency that another worker measured may exceed them.
+        top_k: how many candidates count as the best.
     """
 
     candidates: tuple[Candidate, ...]
@@ -40,7 +40,7 @@ class SearchResults:
 
     @property
     def eligible(self) -> list[Candidate]:
-        """The candidates that were seen on all rows, have a finite loss and are within the limits."""
+        """The candidates that were evaluated on all rows, have a finite loss and are within the limits."""
         return [
             candidate
             for candidate in self.candidates
@@ -49,9 +49,9 @@ class SearchResults:
 
     @property
     def best(self) -> list[Candidate]:
-        """The best candidates by the objective, the best first, each network once."""
+        """The best candidates by the objective, best first, each network once."""
         ordered = sorted(self.eligible, key=self.objective.values)
-        # The same network written in two ways loses and costs exactly as much.
+        # The same network written in two ways has exactly the same loss and cost.
         distinct = {(c.loss, c.cost.multiply_adds, c.cost.parameters): c for c in reversed(ordered)}
         return list(reversed(distinct.values()))[: self.top_k]
 
@@ -66,14 +66,14 @@ class SearchResults:
 
 
 def write_results(results: SearchResults, folder: Path) -> None:
-    """Writes what a search found; files of an earlier search are replaced.
+    """Writes what a search found, and replaces the files of an earlier search.
 
-    ``candidates.parquet`` has all candidates in the order of the search, ``results.json`` the best and the front, and
-    ``architectures/`` the same as ``rank-01.json``, ``front-01.json``, ... with drawings.
+    ``candidates.parquet`` holds all candidates in the order of the search and ``results.json`` the best ones and the
+    front. ``architectures/`` holds these as ``rank-01.json``, ``front-01.json``, ... with drawings.
 
     Args:
-        results: to write.
-        folder: to write to.
+        results: results to write.
+        folder: folder to write to.
     """
     best, front = results.best, results.front
     numbers = {candidate.architecture: number for number, candidate in enumerate(results.candidates, start=1)}
@@ -98,14 +98,14 @@ def read_results(folder: Path) -> SearchResults:
     """Reads what :func:`write_results` wrote.
 
     Raises:
-        ValueError: when the folder does not hold the results of a search.
+        ValueError: If the folder does not hold the results of a search.
     """
     try:
         rows = pq.read_table(local_copy(folder / names.CANDIDATES)).to_pylist()
         document = json.loads((folder / names.RESULTS).read_text())
         candidates = tuple(_candidate(row) for row in rows)
         objective, limits = Objective(**document["objective"]), Limits(**document["limits"])
-        # Older versions did not write it.
+        # Older versions did not write this file.
         return SearchResults(candidates, objective, limits, document.get("top_k", len(document["best"])))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: does not hold the results of a search: {error}") from None

@@ -1,4 +1,4 @@
-"""Rows whose embeddings were looked up once, in memory or, beyond a limit, in a file that is mapped into it."""
+"""Rows whose embeddings were looked up once and are kept in memory or, beyond a limit, in a memory-mapped file."""
 
 import tempfile
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ class CachedRows:
     """This rank's share of some rows.
 
     Args:
-        dense: ``(rows, F_dense)``.
-        embedded: pooled embeddings ``(rows, F_sparse, E)``, maybe of lower precision, maybe mapped from a file.
-        labels: ``(rows,)``.
-        total: rows of all ranks.
+        dense: dense features ``(rows, F_dense)``.
+        embedded: pooled embeddings ``(rows, F_sparse, E)``, possibly of lower precision or mapped from a file.
+        labels: labels ``(rows,)``.
+        total: number of rows over all ranks.
     """
 
     dense: Tensor
@@ -42,23 +42,23 @@ class CachedRows:
         return self.dense.nbytes + self.embedded.nbytes + self.labels.nbytes
 
     def chunks(self, size: int, first: int = 0, last: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Dense features and float32 embeddings of rows ``first`` to ``last - 1``, at most ``size`` at a time."""
+        """Yields dense features and float32 embeddings of rows ``first`` to ``last - 1``, up to ``size`` at a time."""
         parts = (tensor[first:last].split(size) for tensor in (self.dense, self.embedded))
         for dense, embedded in zip(*parts, strict=True):
             yield dense, embedded.to(dense.device, torch.float32)
 
     def select(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of the rows ``(B,)`` in any order."""
+        """Returns dense features and float32 embeddings of the rows ``(B,)`` in any order."""
         return self.dense[rows], self.embedded[rows].to(self.dense.device, torch.float32)
 
 
 @dataclass(frozen=True)
 class FinetuningRows:
-    """This rank's share of the rows that the last layer is fine-tuned on.
+    """This rank's share of the rows on which the last layer is fine-tuned.
 
     Args:
-        cached: every row once, however many steps use it.
-        steps: for each step the positions of its rows in ``cached``.
+        cached: the rows, each once, however many steps use it.
+        steps: for each step, the positions of its rows in ``cached``.
     """
 
     cached: CachedRows
@@ -66,14 +66,14 @@ class FinetuningRows:
 
 
 class RowCache:
-    """Looks rows up and keeps them, all ranks together.
+    """Looks up the embeddings of rows on all ranks together, and keeps them.
 
-    Rows that exceed the configuration's ``cache_memory`` are mapped from a file. Such files have no name and vanish
-    with the process; they lie where temporary files do (``TMPDIR``).
+    Rows that exceed the configuration's ``cache_memory`` are mapped from a file in the folder for temporary files
+    (``TMPDIR``). Such a file has no name and is deleted with the process.
 
     Args:
-        sparse_arch: sharded over the ranks or not; gives ``(B, F_sparse, E)``.
-        config: names the rows, their precision and the memory.
+        sparse_arch: module that returns ``(B, F_sparse, E)``; it may be sharded over the ranks.
+        config: configuration with the numbers of rows, their precision and the memory limit.
     """
 
     def __init__(self, sparse_arch: SparseArch, config: EvaluationConfig) -> None:
@@ -82,7 +82,7 @@ class RowCache:
         self._left = config.cache_memory
 
     def finetuning_rows(self, files: ClickFiles, generator: torch.Generator) -> FinetuningRows | None:
-        """Draws the rows of every fine-tuning step; None where there is no step; collective."""
+        """Draws the rows of every fine-tuning step; returns None if there is no step. This call is collective."""
         config = self._config
         wanted = config.finetune_steps * config.finetune_batch_size
         if not wanted:
@@ -95,18 +95,18 @@ class RowCache:
         return FinetuningRows(self._look_up(files, rows, torch.arange(len(rows))), steps)
 
     def validation_rows(self, files: ClickFiles, generator: torch.Generator) -> CachedRows:
-        """The first rows of a split, in random order, so that the first ones speak for all; collective."""
+        """Returns the first rows of a split in random order, so that any prefix is a fair sample."""
         rows = torch.arange(min(len(files), self._config.evaluation_rows))
         return self._look_up(files, rows, torch.randperm(len(rows), generator=generator))
 
     @torch.no_grad()
     def _look_up(self, files: ClickFiles, rows: Tensor, places: Tensor) -> CachedRows:
-        """Looks rows up, one row group in memory at a time.
+        """Looks up the embeddings of rows, with one row group in memory at a time.
 
         Args:
-            files: to read from; the same on every rank.
-            rows: ``(N,)`` ascending positions in ``files``.
-            places: ``(N,)`` order of the rows: they are dealt to the ranks one by one in this order.
+            files: files to read from, the same on every rank.
+            rows: ascending positions ``(N,)`` in ``files``.
+            places: order ``(N,)`` in which the rows are dealt to the ranks, one by one.
         """
         sparse_arch, chunk_size = self._sparse_arch, self._config.chunk_size
         rank, ranks = rank_and_ranks()
@@ -129,7 +129,7 @@ class RowCache:
                 mine = place % ranks == rank
                 most = max(int((place % ranks == other).sum()) for other in range(ranks))
                 inside, local = inside[mine], place[mine] // ranks
-                # A sharded look-up is a meeting: every rank comes equally often, the last time maybe for nothing.
+                # A sharded look-up is collective: every rank must call it equally often, even if it has no rows left.
                 for first in range(0, most, chunk_size):
                     part, target = inside[first : first + chunk_size], local[first : first + chunk_size]
                     batch = data.select(part if len(part) else torch.tensor([0]))

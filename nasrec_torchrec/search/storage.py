@@ -1,4 +1,4 @@
-"""Storages of Optuna studies: a journal file, or a database."""
+"""Storages of Optuna studies: a journal file or a database."""
 
 import json
 import os
@@ -11,23 +11,23 @@ from sqlalchemy.exc import SQLAlchemyError
 
 
 def shown(storage: str | Path) -> str:
-    """Where a storage is, without the user and the password that a URL may have."""
+    """Returns the location of a storage without the user name and password that a URL may contain."""
     scheme, separator, rest = str(storage).partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 def open_storage(storage: str | Path) -> BaseStorage:
-    """Opens a storage; a journal file is made when there is none.
+    """Opens a storage, and creates a journal file if there is none.
 
     Raises:
-        ValueError: when it cannot be opened.
+        ValueError: If it cannot be opened.
     """
     try:
         if "://" in str(storage):
             return optuna.storages.get_storage(str(storage))
         path = Path(storage)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # It is held for milliseconds; one that a killed process has left stands in the way for so many seconds.
+        # It is held for milliseconds; one that a killed process left behind expires after this many seconds.
         lock = JournalFileSymlinkLock(str(path), grace_period=5)
         _mend(path, lock)
         return JournalStorage(JournalFileBackend(str(path), lock))
@@ -37,10 +37,10 @@ def open_storage(storage: str | Path) -> BaseStorage:
 
 
 def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
-    """Drops the half line that a process killed while it wrote has left: the next one would be glued to it.
+    """Removes the partial line of a process that was killed while writing; the next line would be appended to it.
 
     Raises:
-        ValueError: for a file that is no journal.
+        ValueError: If the file is not a journal.
     """
     if not path.exists() or not path.stat().st_size:
         return

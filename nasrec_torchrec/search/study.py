@@ -1,4 +1,4 @@
-"""Where a search keeps its candidates: an Optuna study, a finished trial for each."""
+"""Storage for the candidates of a search: an Optuna study with a finished trial for each candidate."""
 
 import hashlib
 import json
@@ -31,21 +31,22 @@ _POLL_SECONDS = 0.2
 class CandidateStudy:
     """The candidates of a search, in an Optuna study that outlives a killed process and that several processes share.
 
-    Every candidate is one finished trial (a pruned one if it lost a race, a failed one if its loss is not a number):
-    its values are what the search minimizes, its parameters are the choices of each block, so that Optuna's dashboard,
-    parameter importances and plots read it
-    as it is. A second study, ``<name>.workers``, is how the workers agree who evaluates what.
+    Every candidate is one finished trial: a pruned one if it lost a race, a failed one if its loss is not a number. The
+    values of a trial are what the search minimizes and its parameters are the choices of each block, so Optuna's
+    dashboard, parameter importances and plots can read them. Through a second study, ``<name>.workers``, the workers
+    agree on who evaluates what.
 
     Args:
-        storage: a journal file, or any URL of a database that Optuna takes (``sqlite:///...``, ``postgresql://...``).
-        name: of the study.
-        space: the candidates' search space.
-        settings: JSON values that all candidates of a study have in common; otherwise their losses do not compare.
-        objective: gives the values.
-        anew: drop what the study holds.
+        storage: path of a journal file, or any database URL that Optuna supports (``sqlite:///...``,
+            ``postgresql://...``).
+        name: name of the study.
+        space: search space of the candidates.
+        settings: JSON values that all candidates of a study must share for their losses to be comparable.
+        objective: objective that yields the values.
+        anew: whether to delete the candidates in the study first.
 
     Raises:
-        ValueError: when the storage cannot be opened, or the study holds candidates of other settings.
+        ValueError: If the storage cannot be opened, or the study holds candidates with other settings.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class CandidateStudy:
         theirs = self._study.user_attrs.get("settings")
         if theirs is None:
             self._study.set_user_attr("settings", settings)
-            with warnings.catch_warnings():  # an experimental method, by whose names the dashboard shows the values
+            with warnings.catch_warnings():  # experimental; the dashboard shows the values by these names
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 self._study.set_metric_names(list(names))
         elif theirs != settings:
@@ -88,7 +89,7 @@ class CandidateStudy:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """In the order in which they were recorded, each once."""
+        """The candidates in the order in which they were recorded, each once."""
         self._read()
         return list(self._known.values())
 
@@ -97,14 +98,14 @@ class CandidateStudy:
     ) -> EvaluateBatch:
         """Evaluates the batches of a search together with all other workers of the same search.
 
-        What the study holds is taken from there, and what another living worker evaluates is waited for. A search
-        whose draws follow from its seed and its candidates alone, repeated with this, comes to where it was killed
-        without evaluating anything twice.
+        A candidate that the study holds is not evaluated again, and one that another live worker is evaluating is
+        waited for. Since the draws of a search depend only on its seed and its candidates, running it again resumes
+        where it was killed and evaluates nothing twice.
 
         Args:
-            worker: this process among the others.
-            evaluate: a candidate, given the best of the batches before.
-            search: JSON values that tell this search from others in the same study.
+            worker: this process among the workers.
+            evaluate: function that evaluates a candidate, given the best candidate of the batches before.
+            search: JSON values that distinguish this search from others in the same study.
         """
         digest = hashlib.sha256(json.dumps(search, sort_keys=True).encode()).hexdigest()[:16]
         numbers = count()
@@ -131,11 +132,11 @@ class CandidateStudy:
         return batch
 
     def worker(self) -> Worker:
-        """This process among those that search the study."""
+        """Returns this process as one of the workers that search the study."""
         return Worker(self._storage, self._workers)
 
     def add(self, candidate: Candidate) -> None:
-        """Records an evaluated candidate; it is in the storage when this returns."""
+        """Records an evaluated candidate, which is in the storage when this returns."""
         parameters, distributions = _parameters(candidate.architecture, self._space)
         attributes = candidate.to_record()
         state = TrialState.PRUNED if candidate.stopped else TrialState.COMPLETE
@@ -175,7 +176,7 @@ class CandidateStudy:
             if trial.number not in self._read_numbers:
                 self._read_numbers.add(trial.number)
                 candidate = _candidate(trial)
-                # Should a worker that was taken for dead have finished after all, the first one counts.
+                # If a worker that was presumed dead finishes after all, the first record counts.
                 self._known.setdefault(candidate.architecture.canonical(), candidate)
 
 
@@ -190,7 +191,7 @@ def _candidate(trial: optuna.trial.FrozenTrial) -> Candidate:
 
 
 def _parameters(architecture: Architecture, space: SearchSpace) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """The choices of every block, and what each could have been."""
+    """Returns the choices of every block, and the values that each could have taken."""
     values: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}
 

@@ -1,4 +1,4 @@
-"""The supernet that a search reads."""
+"""Loading of the supernet that a search reads."""
 
 from pathlib import Path
 
@@ -15,14 +15,18 @@ from nasrec_torchrec.search_space import SearchSpace
 
 
 def load_supernet(run_dir: Path, device: torch.device | None = None) -> SuperNet:
-    """A supernet for use, whole in this process, or sharded over the ranks where there are several.
+    """Loads a trained supernet, sharded over the ranks if there are several.
 
     Args:
-        run_dir: folder of its training.
-        device: this rank's; unset, the CPU.
+        run_dir: folder of its training run.
+        device: device of this rank; by default the CPU.
+
+    Returns:
+        The supernet.
 
     Raises:
-        ValueError: when the run trained another model, or see :func:`nasrec_torchrec.models.stored.load_model`.
+        ValueError: If the run trained another kind of model, or
+            :func:`nasrec_torchrec.models.stored.load_model` refuses it.
     """
     device = device or torch.device("cpu")
     folder = kept_checkpoint(run_dir)

@@ -1,4 +1,4 @@
-"""How the workers of one search agree through its storage: what to evaluate next, and who does it."""
+"""How the workers of one search agree, through its storage, on what to evaluate next and who evaluates it."""
 
 import fcntl
 import json
@@ -17,23 +17,23 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-# A worker that shows no sign of life for so long is taken for dead. One that died on this machine is found at once.
+# A worker without a heartbeat for this long is presumed dead. One that died on this machine is detected at once.
 LEASE_SECONDS = 60.0
 
 
 class Worker:
-    """One process among those that search a study; to be used as a context.
+    """One of the processes that search a study, used as a context manager.
 
-    Everything is a trial of a second Optuna study beside the candidates': storages number trials one after another, so
-    that of several batches or claims the lowest number is the first, for everybody.
+    Every message is a trial of a second Optuna study beside that of the candidates. Storages number trials
+    consecutively, so that all workers agree which of several batches or claims was the first.
 
-    - A *batch* is a list of candidates; the first one that is proposed under a key is the one that all evaluate.
-    - A *claim* says that a worker evaluates a candidate; of several, the first whose worker lives counts.
+    - A *batch* is a list of candidates. All workers evaluate the first batch that is proposed under a key.
+    - A *claim* says that a worker evaluates a candidate. Of several claims, the first one with a live worker counts.
 
     Args:
-        storage: that all workers share.
-        name: of the second study.
-        lease: seconds without a sign of life after which a worker on another machine is dead.
+        storage: storage that all workers share.
+        name: name of the second study.
+        lease: seconds without a heartbeat after which a worker on another machine is presumed dead.
     """
 
     def __init__(self, storage: BaseStorage, name: str, lease: float = LEASE_SECONDS) -> None:
@@ -63,16 +63,16 @@ class Worker:
         _lock_path(self._id).unlink(missing_ok=True)
 
     def agree(self, key: str, propose: Callable[[], list[Any]]) -> list[Any]:
-        """The JSON values that were proposed first under ``key``; ``propose`` is asked when there are none yet."""
+        """Returns the JSON values that were proposed first under ``key``, those of ``propose`` if there are none."""
         if (found := self._batch(key)) is None:
-            # A value each: MySQL keeps no more than 64 KB in one.
+            # Each in a value of its own, because MySQL stores at most 64 KB in one.
             self._add(batch=key, **{f"member{index}": member for index, member in enumerate(propose())})
             found = self._batch(key)
             assert found is not None
         return found
 
     def claim(self, candidate: str) -> int | None:
-        """A number to give to :meth:`release`, or None when another living worker evaluates the candidate."""
+        """Returns a number to pass to :meth:`release`, or None if another live worker evaluates the candidate."""
         if self._claimed_before(candidate, None):
             return None
         mine = self._add(claim=candidate, by=self._id)
@@ -82,7 +82,7 @@ class Worker:
         return mine
 
     def release(self, claim: int) -> None:
-        """Ends a claim, once its candidate is recorded or given up."""
+        """Ends a claim once its candidate is recorded or abandoned."""
         self._storage.set_trial_state_values(claim, TrialState.COMPLETE, [0.0])
 
     def _batch(self, key: str) -> list[Any] | None:
@@ -105,13 +105,13 @@ class Worker:
         if worker not in workers:
             return False
         if _died_here(worker):
-            # Now everybody knows, and its lock is of no more use.
+            # From now on all workers know it, and its lock is no longer needed.
             with suppress(UpdateFinishedTrialError):
                 self._storage.set_trial_state_values(workers[worker]._trial_id, TrialState.FAIL)
             _lock_path(worker).unlink(missing_ok=True)
             return False
         beats = workers[worker].user_attrs["beats"]
-        # Only changes are looked at: clocks of several machines need not agree.
+        # Only changes matter, since the clocks of several machines may differ.
         now = time.monotonic()
         last, since = self._seen_alive.get(worker, (-1, now))
         if beats != last:
@@ -126,7 +126,7 @@ class Worker:
             self._storage.set_trial_user_attr(self._registration, "beats", beats)
 
     def _add(self, **attributes: Any) -> int:
-        # As JSON has them, whatever the storage does with them.
+        # In the form that JSON gives them, whatever the storage does with them.
         attributes = json.loads(json.dumps(attributes))
         state = TrialState.COMPLETE if "batch" in attributes else TrialState.RUNNING
         value = 0.0 if state is TrialState.COMPLETE else None
@@ -139,7 +139,7 @@ def _lock_path(worker: str) -> Path:
 
 
 def _died_here(worker: str) -> bool:
-    """Whether the worker ran on this machine and left its lock behind, which it holds while it lives."""
+    """Returns whether the worker ran on this machine and no longer holds the lock that it holds while it lives."""
     try:
         with _lock_path(worker).open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
