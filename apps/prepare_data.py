@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets import movielens, public
-from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFlags
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import read_manifest
 from nasrec_torchrec.datasets.schema import Schema
@@ -93,9 +93,7 @@ def movielens100k(out: Path, source: Path | None = None, embedding_dim: int = 16
     _report(out)
 
 
-def table(
-    source: str, schema: Path, out: Path, text_format: TextFormat, split: SplitConfig, config: PreparationConfig
-) -> None:
+def table(source: str, schema: Path, out: Path, text: TextFlags, split: SplitConfig, config: PreparationConfig) -> None:
     """Prepares any CSV, TSV or Parquet files that a schema file describes; see docs/data.md.
 
     Args:
@@ -103,7 +101,8 @@ def table(
         schema: JSON or YAML file.
         out: folder that receives the data set.
     """
-    raw = RawData(tuple(source.split(",")), Schema.read(schema), text_format, split)
+    columns = Schema.read(schema)
+    raw = RawData(tuple(source.split(",")), columns, text.over(columns.text), split)
     _prepare(raw, out, config)
 
 

@@ -1,9 +1,105 @@
-"""The settings of preparing a data set; importing them needs neither PyTorch nor pyarrow."""
+"""Settings of preparation, importable without PyTorch and PyArrow."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 SplitRule = Literal["stratified", "time", "column", "given"]
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How lines become columns. One line is one row; Parquet files need none of this.
+
+    Args:
+        delimiter: between two columns, one character; ``\\t`` is a tab.
+        columns: their names; left out, the first line of each file holds them.
+        quoting: values may stand in double quotes, with a quote inside written twice.
+        missing: texts that mean that there is no value.
+    """
+
+    delimiter: str = ","
+    columns: tuple[str, ...] = ()
+    quoting: bool = True
+    missing: tuple[str, ...] = ("",)
+
+    def __post_init__(self) -> None:
+        for name in ("columns", "missing"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or not all(isinstance(entry, str) for entry in value):
+                raise ValueError(f"{name}: expected a list of texts, found {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        if not isinstance(self.delimiter, str):
+            raise ValueError(f"delimiter: expected one character, found {self.delimiter!r}")
+        object.__setattr__(self, "delimiter", self.delimiter.replace("\\t", "\t"))
+        if len(self.delimiter.encode()) != 1 or self.delimiter in '"\r\n':
+            raise ValueError(f"delimiter: expected one character, found {self.delimiter!r}")
+        if not isinstance(self.quoting, bool):
+            raise ValueError(f"quoting: expected true or false, found {self.quoting!r}")
+        repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
+        if repeated:
+            raise ValueError(f"columns: named more than once: {repeated}")
+
+
+@dataclass(frozen=True)
+class TextFlags:
+    """How text files are read, where that differs from what the schema says.
+
+    Args:
+        delimiter: between two columns, one character; ``\\t`` is a tab.
+        columns: names of the columns of files without a header.
+        quoting: values may stand in double quotes, with a quote inside written twice.
+        missing: texts that mean that there is no value.
+    """
+
+    delimiter: str | None = None
+    columns: tuple[str, ...] | None = None
+    quoting: bool | None = None
+    missing: tuple[str, ...] | None = None
+
+    def over(self, base: TextFormat) -> TextFormat:
+        """The format of a schema with these flags in its place."""
+        return TextFormat(
+            base.delimiter if self.delimiter is None else self.delimiter,
+            base.columns if self.columns is None else tuple(self.columns),
+            base.quoting if self.quoting is None else self.quoting,
+            base.missing if self.missing is None else tuple(self.missing),
+        )
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How rows are divided into train, validation and test.
+
+    Args:
+        split: ``stratified`` divides 8/1/1, each part with the same share of clicks, as scikit-learn's
+            ``StratifiedKFold(10, shuffle=True, random_state=split_seed)`` does with its folds 0-7, 8 and 9; ``time``
+            gives the earliest rows to train and the latest to test; ``column`` reads the name of the split from a
+            column; ``given`` takes each source file for the split that its name begins with.
+        split_column: of ``time`` (numbers, dates, timestamps, or such in ISO 8601 text; without it, the rows are
+            taken to lie in the order of time) or ``column`` (train, validation or test).
+        split_seed: of ``stratified``.
+        validation_share: of the rows, for ``time``.
+        test_share: of the rows, for ``time``.
+    """
+
+    split: SplitRule = "stratified"
+    split_column: str | None = None
+    split_seed: int = 2018
+    validation_share: float = 0.1
+    test_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.split not in get_args(SplitRule):
+            raise ValueError(f"split: expected one of {list(get_args(SplitRule))}, found {self.split!r}")
+        if self.split == "column" and self.split_column is None:
+            raise ValueError("split_column: the split 'column' needs it")
+        if self.split_column is not None and self.split not in ("time", "column"):
+            raise ValueError(f"split_column: only the splits 'time' and 'column' read it; the split is {self.split!r}")
+        for name in ("validation_share", "test_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 or more and less than 1, found {getattr(self, name)}")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share: nothing is left for train")
 
 
 @dataclass(frozen=True)
@@ -29,66 +125,3 @@ class PreparationConfig:
             raise ValueError(f"piece_mib: expected 1..512, found {self.piece_mib}")
         if self.threads < 0:
             raise ValueError(f"threads: expected 0 or more, found {self.threads}")
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """How lines become columns. One line is one row; Parquet files need none of this.
-
-    Args:
-        delimiter: between two columns, one character; ``\\t`` is a tab.
-        columns: their names; left out, the first line of each file holds them.
-        quoting: values may stand in double quotes, with a quote inside written twice.
-        missing: texts that mean that there is no value.
-    """
-
-    delimiter: str = ","
-    columns: tuple[str, ...] = ()
-    quoting: bool = True
-    missing: tuple[str, ...] = ("",)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "delimiter", self.delimiter.replace("\\t", "\t"))
-        object.__setattr__(self, "columns", tuple(self.columns))
-        object.__setattr__(self, "missing", tuple(self.missing))
-        if len(self.delimiter.encode()) != 1 or self.delimiter in '"\r\n':
-            raise ValueError(f"delimiter: expected one character, found {self.delimiter!r}")
-        repeated = sorted({name for name in self.columns if self.columns.count(name) > 1})
-        if repeated:
-            raise ValueError(f"columns: named more than once: {repeated}")
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """How rows are divided into train, validation and test.
-
-    Args:
-        split: ``stratified`` divides 8/1/1, each part with the same share of clicks, as scikit-learn's
-            ``StratifiedKFold(10, shuffle=True, random_state=split_seed)`` does with its folds 0-7, 8 and 9; ``time``
-            gives the earliest rows to train and the latest to test; ``column`` reads the name of the split from a
-            column; ``given`` takes each source file for the split that its name begins with.
-        split_column: of ``time`` (numbers; without it, the rows are taken to lie in the order of time) or ``column``
-            (train, validation or test).
-        split_seed: of ``stratified``.
-        validation_share: of the rows, for ``time``.
-        test_share: of the rows, for ``time``.
-    """
-
-    split: SplitRule = "stratified"
-    split_column: str | None = None
-    split_seed: int = 2018
-    validation_share: float = 0.1
-    test_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.split not in get_args(SplitRule):
-            raise ValueError(f"split: expected one of {list(get_args(SplitRule))}, found {self.split!r}")
-        if self.split == "column" and self.split_column is None:
-            raise ValueError("split_column: the split 'column' needs it")
-        if self.split_column is not None and self.split not in ("time", "column"):
-            raise ValueError(f"split_column: only the splits 'time' and 'column' read it; the split is {self.split!r}")
-        for name in ("validation_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected 0 or more and less than 1, found {getattr(self, name)}")
-        if self.validation_share + self.test_share >= 1:
-            raise ValueError("validation_share and test_share: nothing is left for train")

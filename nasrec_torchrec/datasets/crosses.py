@@ -20,16 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets import history, transform
-from nasrec_torchrec.datasets.preparation import count_words
+from nasrec_torchrec.datasets.checksums import sha256
+from nasrec_torchrec.datasets.fitting import count_words
+from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import (
     DICTIONARIES,
     MANIFEST,
     SCHEMA,
+    check_dictionaries,
+    check_files,
     load_schema,
     read_manifest,
-    sha256,
     write_rows,
 )
+from nasrec_torchrec.datasets.quality import Quality
 from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema, SparseFeature
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.runs.files import atomic_path, write_text
@@ -66,6 +70,8 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
     Raises:
         ValueError: when a cross does not fit the schema, or ``out`` holds something else.
     """
+    check_files(data)
+    check_dictionaries(data)
     schema, manifest = load_schema(data), read_manifest(data)
     whole = replace(schema, sparse=(*schema.sparse, *crosses))
     job = hashlib.sha256(json.dumps([manifest["job"], whole.to_dict()]).encode()).hexdigest()
@@ -96,23 +102,35 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
             for feature in sharing:
                 training[feature.name] = history.training_ids(read, len(train), dictionaries[table])
             words = pa.Table.from_struct_array(dictionaries[table])
-        with atomic_path(temporary / DICTIONARIES / f"{table}.parquet") as file:
+        with atomic_path(temporary / DICTIONARIES / f"{safe_name(table)}.parquet") as file:
             pq.write_table(words, file)
     described: dict[str, Any] = {}
+    counted: dict[str, Quality] = {}
     for split in SPLITS:
         files = []
+        counted[split] = Quality(whole)
         for number, file in enumerate(sorted((data / split).glob("*.parquet"))):
             rows_of = transform.add_crosses(pq.read_table(file), whole.crosses, dictionaries)
             for name, ids in training.items() if split == SPLITS[0] else ():
                 rows_of = rows_of.set_column(rows_of.schema.get_field_index(name), name, ids[number])
+            counted[split].add(rows_of)
             files.append(write_rows(temporary / split / file.name, rows_of, schema.label))
         described[split] = manifest["splits"][split] | {"files": files}
+    # What was counted of the other features before they were filled in is known already.
+    measured = {feature.name: feature for feature in counted[SPLITS[0]].measured(whole).crosses}
+    whole = replace(whole, sparse=tuple(measured.get(feature.name, feature) for feature in whole.sparse))
+    names = [feature.name for feature in whole.crosses]
+    qualities = {
+        split: manifest.get("quality", {}).get(split, {}) | {name: quality.to_json()[name] for name in names}
+        for split, quality in counted.items()
+    }
     write_text(temporary / SCHEMA, whole.to_json())
     manifest |= {
         "job": job,
         "schema_sha256": sha256(temporary / SCHEMA),
         "dictionaries": {file.name: sha256(file) for file in sorted((temporary / DICTIONARIES).glob("*.parquet"))},
         "splits": described,
+        "quality": qualities,
     }
     write_text(temporary / MANIFEST, json.dumps(manifest, indent=2))
     temporary.rename(out)

@@ -2,11 +2,13 @@
 
 ``schema.json``, ``manifest.json`` (rows, positives and a checksum per file), ``train/``, ``validation/`` and ``test/``
 with Parquet files, ``dictionaries/`` with the words that ids stand for, and ``rejects.jsonl``.
+
+The manifest says which files there are. Whatever opens a data set compares their names and sizes with it, and their
+checksums when their rows are read.
 """
 
-import hashlib
 import json
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
-from nasrec_torchrec.runs.files import atomic_path, read_text
+from nasrec_torchrec.runs.files import atomic_path, local_copy, read_text
+from nasrec_torchrec.runs.record import CONFIG
 
-SCHEMA, MANIFEST, DICTIONARIES = "schema.json", "manifest.json", "dictionaries"
-MANIFEST_FORMAT = "nasrec-torchrec/dataset/1"
+SCHEMA, MANIFEST, DICTIONARIES, REJECTS = "schema.json", "manifest.json", "dictionaries", "rejects.jsonl"
+PICTURE = "statistics.png"
+# What a data set's folder holds; anything else in it is not ours.
+OURS = frozenset((*SPLITS, SCHEMA, MANIFEST, DICTIONARIES, REJECTS, PICTURE, CONFIG))
+MANIFEST_FORMAT = "nasrec-torchrec/dataset/2"
+# Lacks what the source files held; everything else is the same.
+EARLIER_FORMAT = "nasrec-torchrec/dataset/1"
 # Rows that are decoded, checked and shuffled together.
 ROW_GROUP = 65_536
 
@@ -28,7 +37,14 @@ ROW_GROUP = 65_536
 def write_rows(file: Path, rows: pa.Table, label: str) -> dict[str, Any]:
     """Writes prepared rows as one Parquet file, and returns its entry in the manifest."""
     with atomic_path(file) as temporary:
-        pq.write_table(rows, temporary, row_group_size=ROW_GROUP, compression="zstd", compression_level=1)
+        pq.write_table(
+            rows,
+            temporary,
+            row_group_size=ROW_GROUP,
+            compression="zstd",
+            compression_level=1,
+            write_page_checksum=True,
+        )
     positives = pc.sum(rows.column(label)).as_py() or 0
     return {
         "name": file.name,
@@ -37,15 +53,6 @@ def write_rows(file: Path, rows: pa.Table, label: str) -> dict[str, Any]:
         "bytes": file.stat().st_size,
         "sha256": sha256(file),
     }
-
-
-def sha256(file: Path) -> str:
-    """Checksum of a file's content."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -57,11 +64,38 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON document: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (MANIFEST_FORMAT, EARLIER_FORMAT):
         raise ValueError(f"{path}: expected a manifest of format '{MANIFEST_FORMAT}'")
+    types = {"job": str, "rows": int, "rejected": int, "schema_sha256": str, "dictionaries": dict, "splits": dict}
+    _check_types(manifest, types, str(path))
+    for name, checksum in manifest["dictionaries"].items():
+        _check_file_name(name, f"{path}: dictionaries")
+        _check_types({"sha256": checksum}, {"sha256": str}, f"{path}: dictionaries: {name}")
+    _check_types(manifest["splits"], dict.fromkeys(SPLITS, dict), f"{path}: splits")
+    for split in SPLITS:
+        described, where = manifest["splits"][split], f"{path}: splits: {split}"
+        _check_types(described, {"rows": int, "positives": int, "files": list}, where)
+        for file in described["files"]:
+            _check_types(file, {"name": str, "rows": int, "positives": int, "bytes": int, "sha256": str}, where)
+            _check_file_name(file["name"], where)
     return manifest
+
+
+def check_files(folder: Path) -> None:
+    """Compares the names and sizes of all files of a data set with its manifest.
+
+    Raises:
+        ValueError: names a file that is missing, that is there in addition, or has another size.
+    """
+    manifest = read_manifest(folder)
+    for split in SPLITS:
+        check_split(folder, split, manifest)
+    load_schema(folder)
+    for name in manifest["dictionaries"]:
+        if not (folder / DICTIONARIES / name).exists():
+            raise ValueError(f"{folder / DICTIONARIES / name}: is missing")
 
 
 def load_schema(folder: Path, embedding_dim: int | None = None) -> Schema:
@@ -72,21 +106,41 @@ def load_schema(folder: Path, embedding_dim: int | None = None) -> Schema:
         embedding_dim: of all tables, instead of the data set's own.
 
     Raises:
-        ValueError: when there is none or it is damaged.
+        ValueError: when there is none, or it is not the one that the manifest tells of.
     """
-    schema = Schema.read(folder / SCHEMA)
-    return schema if embedding_dim is None else replace(schema, embedding_dim=embedding_dim)
+    schema = Schema.read(folder / SCHEMA, embedding_dim)
+    check_sum(folder / SCHEMA, read_manifest(folder)["schema_sha256"])
+    return schema
 
 
 def open_split(folder: Path, split: str) -> ClickFiles:
-    """One split of a prepared data set.
+    """One split of a prepared data set. Its files are compared with their checksums when they are read.
 
     Raises:
-        ValueError: for an unknown split, or a file that does not fit the schema.
+        ValueError: for an unknown split, one without rows, a file that is missing, or one that is there in addition to
+            those of the manifest, has another size or does not fit the schema.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {list(SPLITS)}, found {split!r}")
-    return ClickFiles.open(folder / split, load_schema(folder))
+    schema, manifest = load_schema(folder), read_manifest(folder)
+    described = manifest["splits"][split]
+    if not described["rows"]:
+        raise ValueError(
+            f"{folder / split}: the {split} split has no rows; prepare the data with rows for it "
+            "(for the split by time, a share above 0)"
+        )
+    check_split(folder, split, manifest)
+    return ClickFiles.open(folder / split, schema, {file["name"]: file["sha256"] for file in described["files"]})
+
+
+def check_dictionaries(folder: Path) -> None:
+    """Compares the dictionaries of a data set with their checksums.
+
+    Raises:
+        ValueError: names one that is missing or was changed.
+    """
+    for name, checksum in read_manifest(folder)["dictionaries"].items():
+        check_sum(folder / DICTIONARIES / name, checksum)
 
 
 def read_dictionary(file: Path) -> pa.Array:
@@ -102,3 +156,44 @@ def read_dictionary(file: Path) -> pa.Array:
     if table.num_columns == 1:
         return table.column(0).combine_chunks()
     return table.combine_chunks().to_struct_array().combine_chunks()
+
+
+def check_split(folder: Path, split: str, manifest: Mapping[str, Any]) -> None:
+    """Compares the names and sizes of a split's files with the manifest.
+
+    Raises:
+        ValueError: names a file that is missing, that is there in addition, or has another size.
+    """
+    expected = {file["name"]: file["bytes"] for file in manifest["splits"][split]["files"]}
+    found = {file.name: file for file in (folder / split).glob("*.parquet")}
+    for name, size in expected.items():
+        if name not in found:
+            raise ValueError(f"{folder / split / name}: is missing, though {MANIFEST} tells of it")
+        there = local_copy(found[name]).stat().st_size
+        if there != size:
+            raise ValueError(f"{found[name]}: expected {size:,} bytes as {MANIFEST} says, found {there:,}")
+    for name in sorted(set(found) - set(expected)):
+        raise ValueError(f"{found[name]}: is none of the files that {MANIFEST} tells of")
+
+
+def check_sum(file: Path, expected: str) -> None:
+    """Raises ValueError for a file whose content is not what its checksum in the manifest says."""
+    try:
+        found = sha256(file)
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from None
+    if found != expected:
+        raise ValueError(f"{file}: was changed or is damaged: its checksum is not that of {MANIFEST}")
+
+
+def _check_types(document: Any, types: Mapping[str, type], where: str) -> None:
+    if not isinstance(document, dict):
+        raise ValueError(f"{where}: expected an object with the keys {list(types)}, found {type(document).__name__}")
+    for key, kind in types.items():
+        if type(document.get(key)) is not kind:
+            raise ValueError(f"{where}: {key}: expected {kind.__name__}, found {document.get(key)!r:.60}")
+
+
+def _check_file_name(name: str, where: str) -> None:
+    if not name or "/" in name or "\\" in name or name.startswith("."):
+        raise ValueError(f"{where}: expected the name of a file in this folder, found {name!r}")

@@ -12,7 +12,7 @@ as many rows from each. Ranks serve whole streams. So
 
 import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from tqdm import tqdm
 
+from nasrec_torchrec.datasets.checksums import known_sha256
 from nasrec_torchrec.datasets.click_data import ClickData, Rows, join
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.progress import update_interval
@@ -48,17 +49,24 @@ class ClickFiles:
         schema: of a prepared data set.
         files: in order.
         groups: of every row group its file, its number there, and its rows.
+        checksums: SHA-256 of every file, None where it is not known.
     """
 
     schema: Schema
     files: tuple[Path, ...]
     groups: tuple[tuple[int, int, int], ...]
+    checksums: tuple[str | None, ...]
 
     @classmethod
-    def open(cls, path: Path, schema: Schema) -> "ClickFiles":
+    def open(cls, path: Path, schema: Schema, checksums: Mapping[str, str] | None = None) -> "ClickFiles":
         """Reads the metadata of a Parquet file, or of a folder of them in the order of their names.
 
         Remote files are copied to this machine first, each once, by the path manager.
+
+        Args:
+            path: of the file or folder.
+            schema: of the prepared rows.
+            checksums: SHA-256 of the files by name; each is compared before the file's first row is read.
 
         Raises:
             ValueError: for a file that is missing, damaged or lacks a column.
@@ -67,6 +75,7 @@ class ClickFiles:
         if not files or not files[0].exists():
             raise ValueError(f"{path}: no Parquet file found")
         groups = []
+        known = tuple((checksums or {}).get(file.name) for file in files)
         if isinstance(path, RemotePath):
             files = [local_copy(file) for file in tqdm(files, "fetch", unit="file", mininterval=update_interval())]
         for index, file in enumerate(files):
@@ -77,7 +86,7 @@ class ClickFiles:
                     raise ValueError(f"{file}: missing columns {missing}; found {available}")
                 for group in range(opened.num_row_groups):
                     groups.append((index, group, opened.metadata.row_group(group).num_rows))
-        return cls(schema, tuple(files), tuple(groups))
+        return cls(schema, tuple(files), tuple(groups), known)
 
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self.groups)
@@ -95,7 +104,8 @@ class ClickFiles:
         """
         index, number, _ = self.groups[group]
         file = self.files[index]
-        with _reading(file), pq.ParquetFile(file, memory_map=True) as opened:
+        self._verify(index)
+        with _reading(file), pq.ParquetFile(file, memory_map=True, page_checksum_verification=True) as opened:
             table = opened.read_row_group(number, columns=self.schema.columns, use_threads=False)
         return ClickData.from_table(table, self.schema, f"{file}: row group {number}", order)
 
@@ -106,11 +116,22 @@ class ClickFiles:
             ValueError: see :meth:`read`.
         """
         tables = []
-        for file in self.files:
+        for index, file in enumerate(self.files):
+            self._verify(index)
             with _reading(file):
                 tables.append(pq.read_table(file, columns=self.schema.columns))
         name = self.files[0] if len(self.files) == 1 else self.files[0].parent
         return ClickData.from_table(pa.concat_tables(tables), self.schema, str(name))
+
+    def _verify(self, index: int) -> None:
+        """Raises ValueError for a file whose content is not what its checksum says; a process looks once at each."""
+        file, expected = self.files[index], self.checksums[index]
+        if expected is None:
+            return
+        with _reading(file):
+            found = known_sha256(file)
+        if found != expected:
+            raise ValueError(f"{file}: was changed or is damaged: its checksum is not that of the manifest")
 
     def evaluation_batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's share of all rows in order: one contiguous part for each rank.

@@ -2,19 +2,27 @@
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
 import yaml
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
+from nasrec_torchrec.datasets.config import TextFormat
+from nasrec_torchrec.datasets.names import check_column, check_distinct, check_name, safe_name
 from nasrec_torchrec.runs.files import read_text
 
-_FORMAT = "nasrec-torchrec/schema/2"
+if TYPE_CHECKING:
+    from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+_FORMAT = "nasrec-torchrec/schema/3"
+# Lacks reading rules and shares of missing values, which are then the defaults and not known.
+_EARLIER = "nasrec-torchrec/schema/2"
+# FBGEMM's lookups read four columns of a table at once.
+_COLUMNS_AT_ONCE = 4
 Transform = Literal["none", "log1p", "standardize"]
 IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "history"]
 # Prepared ids below this are taken: 0 is a missing value, 1 one that the dictionary does not hold.
@@ -34,15 +42,17 @@ class DenseFeature:
             with both measured on the training split. A missing number becomes 0 after any of them.
         mean: measured by preparation, for ``standardize``.
         deviation: likewise; never 0.
+        missing: share of the training rows without a value, measured by preparation.
     """
 
     name: str
     transform: Transform = "none"
     mean: float | None = None
     deviation: float | None = None
+    missing: float | None = None
 
     def __post_init__(self) -> None:
-        _check_name(self.name, "dense feature")
+        check_column(self.name, "dense feature")
         _check_choice(self.transform, Transform, f"{self.name}: transform")
         for what in ("mean", "deviation"):
             value = getattr(self, what)
@@ -50,6 +60,7 @@ class DenseFeature:
                 raise ValueError(f"{self.name}: {what}: expected a finite number, found {value!r}")
         if self.deviation is not None and self.deviation <= 0:
             raise ValueError(f"{self.name}: deviation: expected a positive number, found {self.deviation!r}")
+        _check_share(self.missing, f"{self.name}: missing")
 
 
 @dataclass(frozen=True)
@@ -71,10 +82,14 @@ class SparseFeature:
         pooling: ``sum`` or ``mean`` of a row's embeddings.
         table: name of the embedding table, ``t_<name>`` when left out. Features that name the same table share it,
             and its dictionary.
+        values: of ``hash`` and ``dictionary``: ``text`` takes a text as it is; ``integer`` takes `` 5``, ``+5`` and
+            ``5.0`` for 5, and rejects what is no integer.
         cross: names of two or more other features of the schema (one suffices for a ``history``). This feature has no
             raw column then: its value is the combination of their prepared ids, which ``ids`` (``hash``,
             ``dictionary`` or ``history``) turns into an id like any other text. See
             :mod:`nasrec_torchrec.datasets.crosses`.
+        missing: share of the training rows without a value, measured by preparation.
+        unknown: share of the values of the training rows that the dictionary leaves out, likewise.
     """
 
     name: str
@@ -86,15 +101,21 @@ class SparseFeature:
     weighted: bool = False
     pooling: Literal["sum", "mean"] = "sum"
     table: str = ""
+    values: Literal["text", "integer"] = "text"
     cross: tuple[str, ...] = ()
+    missing: float | None = None
+    unknown: float | None = None
 
     def __post_init__(self) -> None:
-        _check_name(self.name, "sparse feature")
+        check_column(self.name, "sparse feature")
         _check_choice(self.ids, IdRule, f"{self.name}: ids")
         _check_choice(self.pooling, Literal["sum", "mean"], f"{self.name}: pooling")
         if not self.table:
             object.__setattr__(self, "table", f"t_{self.name}")
-        _check_name(self.table, f"{self.name}: table")
+        check_name(self.table, f"{self.name}: table")
+        _check_choice(self.values, Literal["text", "integer"], f"{self.name}: values")
+        _check_share(self.missing, f"{self.name}: missing")
+        _check_share(self.unknown, f"{self.name}: unknown")
         least = {"id": 1, "dictionary": FIRST_WORD}.get(self.ids, 2)
         if self.ids == "history" and self.num_embeddings is None:
             object.__setattr__(self, "num_embeddings", HISTORY_IDS)
@@ -125,10 +146,11 @@ class SparseFeature:
                 f"{self.name}: cross: expected {'one' if least_crossed == 1 else 'two'} or more different features, "
                 f"found {list(self.cross)}"
             )
-        if self.cross and (self.ids not in ("hash", "dictionary", "history") or self.multi_hot):
+        one_text = not self.multi_hot and self.values == "text"
+        if self.cross and (self.ids not in ("hash", "dictionary", "history") or not one_text):
             raise ValueError(
                 f"{self.name}: cross: expected ids hash, dictionary or history and one value a row, "
-                f"found ids {self.ids}, multi_hot {self.multi_hot}"
+                f"found ids {self.ids}, multi_hot {self.multi_hot}, values {self.values}"
             )
 
     @property
@@ -141,11 +163,14 @@ class Schema:
     """Columns of a data set.
 
     Args:
-        label: column of 0 and 1, or of numbers when ``label_above`` is given.
+        label: column of 0 and 1, of numbers when ``label_above`` is given, or of the values of ``label_values``.
         dense: numeric features; a name alone stands for a feature without transform.
         sparse: categorical features.
         embedding_dim: width E of all tables. It is one number because the interaction modules stack the embeddings.
+            FBGEMM reads four of its columns at once, so it is a multiple of 4.
         label_above: numbers above it are clicks, the others are none.
+        label_values: what each value of the label means, 1 for a click and 0 for none.
+        text: how text files were read, and are to be read again when raw rows are scored.
 
     Raises:
         ValueError: for repeated names, no sparse feature, features that share a table and disagree about it, or a mix
@@ -157,9 +182,14 @@ class Schema:
     sparse: tuple[SparseFeature, ...] = field(default=())
     embedding_dim: int = 16
     label_above: float | None = None
+    label_values: tuple[tuple[str, int], ...] = ()
+    text: TextFormat = field(default_factory=TextFormat)
 
     def __post_init__(self) -> None:
-        _check_name(self.label, "label")
+        check_column(self.label, "label")
+        object.__setattr__(self, "label_values", _label_values(self.label_values))
+        if self.label_values and self.label_above is not None:
+            raise ValueError("schema: label_above and label_values: expected one of them, found both")
         dense = tuple(DenseFeature(entry) if isinstance(entry, str) else entry for entry in self.dense)
         object.__setattr__(self, "dense", dense)
         object.__setattr__(self, "sparse", tuple(self.sparse))
@@ -168,20 +198,25 @@ class Schema:
             raise ValueError(f"schema: columns named more than once: {repeated}")
         if not self.sparse:
             raise ValueError("schema: sparse: expected at least one feature, found none")
-        if not isinstance(self.embedding_dim, int) or self.embedding_dim < 1:
-            raise ValueError(f"schema: embedding_dim: expected a positive integer, found {self.embedding_dim!r}")
+        width = self.embedding_dim
+        if not isinstance(width, int) or isinstance(width, bool) or width < 1 or width % _COLUMNS_AT_ONCE:
+            raise ValueError(
+                f"schema: embedding_dim: expected a positive multiple of {_COLUMNS_AT_ONCE}, which FBGEMM's lookups "
+                f"need, found {width!r}"
+            )
         if self.label_above is not None and not isinstance(self.label_above, (int, float)):
             raise ValueError(f"schema: label_above: expected a number, found {self.label_above!r}")
         if len({feature.weighted for feature in self.sparse}) > 1:
             raise ValueError("schema: sparse: either every feature is weighted or none is")
         self._check_crosses()
         for table, features in self.features_by_table().items():
-            for key in ("num_embeddings", "ids", "min_count", "pooling"):
+            for key in ("num_embeddings", "ids", "min_count", "pooling", "values"):
                 values = {feature.name: getattr(feature, key) for feature in features}
                 if len(set(values.values())) > 1:
                     raise ValueError(
                         f"schema: table '{table}': expected one {key} for all its features, found {values}"
                     )
+        check_distinct(self.features_by_table(), "schema: tables")
 
     @property
     def weighted(self) -> bool:
@@ -228,15 +263,57 @@ class Schema:
             tables.setdefault(feature.table, []).append(feature)
         return tables
 
-    def tables(self) -> list[EmbeddingBagConfig]:
+    def as_prepared(self) -> "Schema":
+        """The rules that read the prepared rows of this schema as if they were raw: numbers and ids as they are."""
+        rules = {"ids": "id", "min_count": 1, "values": "text", "cross": ()}
+        return replace(
+            self,
+            dense=tuple(replace(feature, transform="none") for feature in self.dense),
+            sparse=tuple(replace(feature, **rules) for feature in self.sparse),  # type: ignore[arg-type]
+        )
+
+    def difference(self, other: "Schema") -> str | None:
+        """The first way in which a model of one schema cannot read rows of the other, as they were prepared.
+
+        How files were read and what was merely counted makes no difference.
+
+        Args:
+            other: the schema of the data.
+
+        Returns:
+            str: says what differs, and both values; None when nothing does.
+        """
+        for key in ("label", "label_above", "label_values", "embedding_dim"):
+            if getattr(self, key) != getattr(other, key):
+                return f"{key} is {getattr(self, key)!r} here and {getattr(other, key)!r} there"
+        kinds: list[tuple[str, Sequence[Any], Sequence[Any]]] = [
+            ("dense", self.dense, other.dense),
+            ("sparse", self.sparse, other.sparse),
+        ]
+        for kind, mine, others in kinds:
+            names, there = [feature.name for feature in mine], [feature.name for feature in others]
+            if names != there:
+                return f"the {kind} features are {names} here and {there} there"
+            for feature, theirs in zip(mine, others, strict=True):
+                for item in fields(feature):
+                    here, found = getattr(feature, item.name), getattr(theirs, item.name)
+                    if item.name not in ("missing", "unknown") and here != found:
+                        return f"'{feature.name}': {item.name} is {here!r} here and {found!r} there"
+        return None
+
+    def tables(self) -> "list[EmbeddingBagConfig]":
         """The embedding tables, initialised Xavier normal.
 
         Raises:
             ValueError: when a dictionary was not counted yet.
         """
+        # Preparation reads schemas too, and starts faster without PyTorch.
+        import torch
+        from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+
         return [
             EmbeddingBagConfig(
-                name=name,
+                name=safe_name(name),
                 embedding_dim=self.embedding_dim,
                 num_embeddings=_counted(features[0]),
                 feature_names=[feature.name for feature in features],
@@ -254,46 +331,53 @@ class Schema:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; a feature that is no cross is described as before there were any."""
-        document = asdict(self)
+        document = {**asdict(self), "label_values": dict(self.label_values)}
         for feature in document["sparse"]:
             if not feature["cross"]:
                 del feature["cross"]
         return document
 
     @classmethod
-    def read(cls, path: Path) -> "Schema":
+    def read(cls, path: Path, embedding_dim: int | None = None) -> "Schema":
         """Reads a JSON or YAML file.
+
+        Args:
+            path: of the file.
+            embedding_dim: of all tables, instead of the file's own.
 
         Raises:
             ValueError: says which file, and what is wrong.
         """
         text = read_text(path)
         try:
-            return cls.from_json(text)
+            return cls.from_json(text, embedding_dim)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def from_json(cls, text: str) -> "Schema":
+    def from_json(cls, text: str, embedding_dim: int | None = None) -> "Schema":
         """Reads what :meth:`to_json` wrote, or the same as YAML; what has a default may be left out.
 
         Raises:
             ValueError: says which key is missing, unknown or wrong.
         """
         try:
-            # Not all JSON is YAML: PyYAML takes 1e+30 for text.
-            document = json.loads(text)
-        except json.JSONDecodeError:
-            try:
-                document = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise ValueError(f"schema: neither JSON nor YAML: {error}") from None
+            document = _document(text)
+        except RecursionError:
+            raise ValueError("schema: nested too deeply") from None
         if not isinstance(document, dict):
             raise ValueError(f"schema: expected an object with the keys {_keys(cls)}, found {type(document).__name__}")
         found = document.pop("format", _FORMAT)
-        if found != _FORMAT:
-            raise ValueError(f"schema: expected the format '{_FORMAT}', found {found!r}")
+        if found not in (_FORMAT, _EARLIER):
+            raise ValueError(f"schema: expected the format '{_FORMAT}' or '{_EARLIER}', found {found!r}")
+        if embedding_dim is not None:
+            document["embedding_dim"] = embedding_dim
         _check_keys(document, cls, "schema")
+        if "text" in document:
+            if not isinstance(document["text"], dict):
+                raise ValueError(f"schema: text: expected an object with the keys {_keys(TextFormat)}")
+            _check_keys(document["text"], TextFormat, "schema: text")
+            document["text"] = TextFormat(**document["text"])
         dense = [
             entry if isinstance(entry, str) else _feature(entry, DenseFeature)
             for entry in _list_of(document, "dense", (dict, str))
@@ -327,7 +411,7 @@ def _keys(kind: type) -> list[str]:
 
 
 def _check_keys(entry: Mapping[str, Any], kind: type, where: str) -> None:
-    required = {item.name for item in fields(kind) if item.default is MISSING}
+    required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
     if not required <= set(entry) or not set(entry) <= set(_keys(kind)):
         raise ValueError(
             f"{where}: expected the keys {_keys(kind)}, of which {sorted(required)} must be there, "
@@ -335,12 +419,56 @@ def _check_keys(entry: Mapping[str, Any], kind: type, where: str) -> None:
         )
 
 
-def _check_name(name: Any, what: str) -> None:
-    # TorchRec builds module paths and Parquet builds nested columns from dotted names.
-    if not isinstance(name, str) or not name or "." in name:
-        raise ValueError(f"{what}: expected a non-empty name without '.', found {name!r}")
+def _check_share(value: Any, what: str) -> None:
+    if value is not None and (not isinstance(value, (int, float)) or not 0 <= value <= 1):
+        raise ValueError(f"{what}: expected a share in 0..1, found {value!r}")
+
+
+def _label_values(given: Any) -> tuple[tuple[str, int], ...]:
+    """A mapping, or the pairs that are made of one."""
+    try:
+        pairs = [(_word(key), value) for key, value in (given.items() if isinstance(given, dict) else given)]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"schema: label_values: expected an object such as {{yes: 1, no: 0}}, found {given!r}"
+        ) from None
+    wrong = [value for _, value in pairs if isinstance(value, bool) or value not in (0, 1)]
+    if wrong or (pairs and {value for _, value in pairs} != {0, 1}):
+        raise ValueError(f"schema: label_values: expected a value for 0 and one for 1, found {dict(pairs)}")
+    return tuple(sorted(pairs))
+
+
+def _word(key: Any) -> str:
+    """The text that a value has in :mod:`~nasrec_torchrec.datasets.values`."""
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.2, in which ``yes`` and ``no`` are words: labels are called so."""
+
+
+_Yaml.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+def _document(text: str) -> Any:
+    try:
+        # Not all JSON is YAML: PyYAML takes 1e+30 for text.
+        return json.loads(text)
+    except json.JSONDecodeError:
+        try:
+            return yaml.load(text, _Yaml)
+        except yaml.YAMLError as error:
+            raise ValueError(f"schema: neither JSON nor YAML: {error}") from None
 
 
 def _check_choice(value: Any, kind: Any, what: str) -> None:
-    if value not in get_args(kind):
+    if not isinstance(value, str) or value not in get_args(kind):
         raise ValueError(f"{what}: expected one of {list(get_args(kind))}, found {value!r}")

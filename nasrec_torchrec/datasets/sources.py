@@ -1,26 +1,70 @@
-"""Raw files as a sequence of pieces: any URI, plain or gzip, delimited text or Parquet."""
+"""Raw files wherever they lie: any URI, text in several compressions, or Parquet, told apart by what is in them."""
 
+import bz2
 import glob
 import gzip
+import hashlib
 import io
+import lzma
+import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO
+from pathlib import Path
+from typing import IO, Any, cast
 
-import numpy as np
+import fsspec
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
-from nasrec_torchrec.datasets.config import TextFormat
+from nasrec_torchrec.datasets.checksums import sha256_of
 from nasrec_torchrec.runs.paths import to_path
 
-_LONGEST_LINE = 64 << 20
-# Lines that a misplaced quote can at most take with it.
-_LONGEST_VALUE = 100
+_BLOCK = 1 << 20
+_HEAD = 512
+LONGEST_LINE = 64 << 20
+_COMPRESSIONS: dict[str, tuple[bytes, tuple[str, ...], Callable[[IO[bytes]], IO[bytes]]]] = {
+    "gzip": (rb"\x1f\x8b", (".gz", ".gzip"), lambda raw: cast(IO[bytes], gzip.GzipFile(fileobj=raw))),
+    "bzip2": (rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)", (".bz2",), lambda raw: cast(IO[bytes], bz2.BZ2File(raw))),
+    "xz": (rb"\xfd7zXZ\x00", (".xz",), lambda raw: cast(IO[bytes], lzma.open(raw))),  # noqa: SIM115  the caller closes
+    "zstd": (rb"\x28\xb5\x2f\xfd", (".zst", ".zstd"), lambda raw: pa.CompressedInputStream(pa.PythonFile(raw), "zstd")),
+}
+# What is recognised in order to be refused by its name.
+_OTHERS = {
+    b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
+    b"\x04\x22\x4d\x18": "compressed by lz4: unpack it",
+    b"\xff\x06\x00\x00sNaPpY": "compressed by snappy: unpack it",
+    b"\xff\xfe": "UTF-16 text: convert it to UTF-8, for instance by iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16 text: convert it to UTF-8, for instance by iconv -f UTF-16 -t UTF-8",
+    b"ARROW1\x00\x00": "an Arrow file (Feather): write it as Parquet",
+    b"Obj\x01": "an Avro file: write it as Parquet",
+    b"SQLite format 3\x00": "an SQLite database: write the table as Parquet",
+}
+READ = "read are text, plain or compressed by gzip, bzip2, xz or zstd, and Parquet"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raw file, and what kind of file it is.
+
+    Args:
+        uri: path or URI.
+        size: bytes of the file as it lies there, 0 where that is not known.
+        parquet: Parquet, otherwise text.
+        compression: of text, if any.
+    """
+
+    uri: str
+    size: int
+    parquet: bool
+    compression: str | None = None
+
+    @property
+    def name(self) -> str:
+        return Path(self.uri).name
 
 
 @dataclass(frozen=True)
@@ -38,6 +82,29 @@ class Piece:
     end: int
     first_line: int
     progress: int
+
+    @property
+    def next_line(self) -> int:
+        rows = self.data.count(b"\n") if isinstance(self.data, bytes) else self.data.num_rows
+        return self.first_line + rows
+
+
+def find(patterns: Sequence[str]) -> list[Source]:
+    """The files that paths, URIs and patterns with ``*`` name, each once.
+
+    Raises:
+        ValueError: when nothing matches, or for a file that cannot be opened or is of a kind that is not read.
+    """
+    found: dict[Any, str] = {}
+    for uri in expand(patterns):
+        path = Path(uri)
+        # Links and other spellings of a path are the same file; its rows must not be in train and in test.
+        stat = os.stat(path) if "://" not in uri and path.exists() else None
+        key = uri if stat is None else (stat.st_dev, stat.st_ino)
+        if key in found:
+            print(f"{uri}: is named more than once and read once", file=sys.stderr)
+        found.setdefault(key, uri)
+    return [inspect(uri) for uri in found.values()]
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
@@ -62,8 +129,34 @@ def expand(patterns: Sequence[str]) -> list[str]:
     return found
 
 
-def is_parquet(uri: str) -> bool:
-    return uri.endswith((".parquet", ".pq"))
+def inspect(uri: str) -> Source:
+    """What kind of file it is, by its first bytes.
+
+    Raises:
+        ValueError: when it cannot be opened, is of a kind that is not read, or not of the kind that its name says.
+    """
+    with open_uri(uri) as file, reading(uri):
+        head = read_fully(file, _HEAD)
+        size = _size(file)
+    ending = Path(uri).suffix.lower()
+    if head.startswith(b"PAR1") or ending in (".parquet", ".pq", ".parq"):
+        return Source(uri, size, parquet=True)
+    named = next((name for name, (_, endings, _) in _COMPRESSIONS.items() if ending in endings), None)
+    compression = next((name for name, (magic, _, _) in _COMPRESSIONS.items() if re.match(magic, head)), None)
+    if named and compression is None:
+        raise ValueError(f"{uri}: cannot be read: it is not compressed by {named}, as its name says")
+    source = Source(uri, size, False, compression)
+    if compression:
+        with text(source) as (plain, _), reading(uri):
+            head = read_fully(plain, _HEAD)
+    kind = next((what for magic, what in _OTHERS.items() if head.startswith(magic)), None)
+    if head.startswith(b"PAR1") or head[257:262] == b"ustar":
+        kind = f"{'Parquet' if head.startswith(b'PAR1') else 'a tar archive'} inside of {compression}: unpack it"
+    if kind is None and head.count(0) * 4 > len(head):
+        kind = "not text in UTF-8, for many of its bytes are zero"
+    if kind:
+        raise ValueError(f"{uri}: cannot be read, it is {kind}; {READ}")
+    return source
 
 
 @contextmanager
@@ -75,64 +168,89 @@ def open_uri(uri: str) -> Iterator[IO[bytes]]:
     """
     try:
         file = to_path(uri).open("rb")
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # file systems raise exceptions of their own
         raise ValueError(f"{uri}: cannot be opened: {error}") from None
     with file:
         yield file
 
 
-def _plain(raw: IO[bytes], uri: str) -> IO[bytes]:
-    return gzip.GzipFile(fileobj=raw) if uri.endswith(".gz") else raw  # type: ignore[return-value]
-
-
-def size_of(uri: str) -> int:
-    """Bytes of a file as it lies there."""
-    with open_uri(uri) as file:
-        return file.seek(0, io.SEEK_END)
-
-
-def text_pieces(uri: str, piece_bytes: int, start: int, first_line: int) -> Iterator[Piece]:
-    """Whole lines of a plain or gzip file, about ``piece_bytes`` at a time.
-
-    Args:
-        uri: ends in ``.gz`` when compressed.
-        piece_bytes: of uncompressed text.
-        start: byte of the uncompressed text to start at; 0 includes a header.
-        first_line: number of the line that starts there.
+@contextmanager
+def text(source: Source) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Opens a text file; yields its uncompressed bytes, and the file as it lies there.
 
     Raises:
-        ValueError: for a damaged archive, or a line that has no end.
+        ValueError: when it cannot be opened.
     """
-    with open_uri(uri) as raw:
-        text = _plain(raw, uri)
-        try:
-            text.seek(start)
-            rest = b""
-            while True:
-                block = text.read(max(1, piece_bytes - len(rest)))
-                data = rest + block
-                cut = data.rfind(b"\n") + 1 if block else len(data)
-                if cut == 0 and block:
-                    if len(data) > _LONGEST_LINE:
-                        raise ValueError(f"{uri}: line {first_line}: no end within {_LONGEST_LINE >> 20} MiB")
-                    rest, piece_bytes = data, piece_bytes + len(block)
-                    continue
-                data, rest = data[:cut], data[cut:]
-                if data:
-                    start += len(data)
-                    yield Piece(data, start, first_line, raw.tell())
-                    first_line += data.count(b"\n")
-                if not block:
-                    return
-        except (EOFError, OSError) as error:
-            raise ValueError(f"{uri}: cannot be read beyond line {first_line}: {error}") from None
+    with open_uri(source.uri) as raw:
+        if source.compression is None:
+            yield raw, raw
+            return
+        with reading(source.uri):
+            plain = _COMPRESSIONS[source.compression][2](raw)
+        yield plain, raw
 
 
-def parquet_pieces(uri: str, piece_rows: int, start: int, columns: Sequence[str]) -> Iterator[Piece]:
+@contextmanager
+def reading(uri: str, where: str = "") -> Iterator[None]:
+    """Whatever a library raises while it reads a file is one line that names it.
+
+    Decompressors, file systems and networks raise exceptions of their own, not only OSError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(error, pa.ArrowException):
+            raise
+        raise ValueError(f"{uri}: cannot be read{where}: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{uri}: cannot be read{where}: {error or type(error).__name__}") from None
+
+
+def read_fully(file: IO[bytes], count: int) -> bytes:
+    """As many bytes as are wanted, fewer only at the end: a network file may give some at a time."""
+    parts, missing = [], count
+    while missing > 0 and (block := file.read(missing)):
+        parts.append(block)
+        missing -= len(block)
+    return b"".join(parts)
+
+
+def skip(file: IO[bytes], count: int) -> None:
+    """Goes to a position, by reading where a file cannot seek."""
+    try:
+        file.seek(count)
+    except (OSError, ValueError, NotImplementedError, AttributeError):
+        while count > 0 and (block := file.read(min(count, _BLOCK))):
+            count -= len(block)
+
+
+def checksum(uri: str) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        ValueError: when it cannot be read.
+    """
+    with open_uri(uri) as file, reading(uri):
+        return sha256_of(file)
+
+
+def remote_version(source: Source) -> str:
+    """What stands for the content of a remote file: the version that its file system tells of, and its size."""
+    try:
+        system, name = fsspec.core.url_to_fs(source.uri)
+        version = system.ukey(name)
+    except Exception:  # one that only the path manager knows
+        version = ""
+    return hashlib.sha256(f"{source.uri} {source.size} {version}".encode()).hexdigest()
+
+
+def parquet_pieces(source: Source, piece_rows: int, start: int, columns: Sequence[str]) -> Iterator[Piece]:
     """Rows of a Parquet file.
 
     Args:
-        uri: of the file.
+        source: the file.
         piece_rows: rows of a piece, at most.
         start: row to start at, a piece's end.
         columns: to read.
@@ -140,178 +258,57 @@ def parquet_pieces(uri: str, piece_rows: int, start: int, columns: Sequence[str]
     Raises:
         ValueError: for a damaged file or missing columns.
     """
-    with open_uri(uri) as raw:
-        try:
-            file = pq.ParquetFile(raw)
-            _require_columns(uri, columns, file.schema_arrow.names)
-            row = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if row + rows > start:
+    with open_uri(source.uri) as raw:
+        with _parquet(source.uri):
+            file = pq.ParquetFile(raw, page_checksum_verification=True)
+            _require_columns(source.uri, columns, file.schema_arrow.names)
+        row = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row + rows > start:
+                with _parquet(source.uri, f" beyond row {row}"):
                     table = file.read_row_group(group, columns=list(columns))
-                    for first in range(max(0, start - row), rows, piece_rows):
-                        part = table.slice(first, piece_rows)
-                        end = row + first + part.num_rows
-                        yield Piece(part, end, row + first + 1, raw.tell())
-                row += rows
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{uri}: not a readable Parquet file: {error}") from None
+                for first in range(max(0, start - row), rows, piece_rows):
+                    part = table.slice(first, piece_rows)
+                    end = row + first + part.num_rows
+                    yield Piece(part, end, row + first + 1, source.size * end // max(1, file.metadata.num_rows))
+            row += rows
 
 
-def header(uri: str, text_format: TextFormat) -> tuple[tuple[str, ...], int]:
-    """Names of the columns of a text file, and the bytes that the header takes.
+def parquet_schema(source: Source) -> pa.Schema:
+    """The columns of a Parquet file and their types.
 
     Raises:
-        ValueError: when the first line is not a header.
+        ValueError: when it cannot be read.
     """
-    if text_format.columns:
-        return text_format.columns, 0
-    with open_uri(uri) as raw:
-        text = _plain(raw, uri)
-        try:
-            line = text.readline(_LONGEST_LINE)
-        except (EOFError, OSError) as error:
-            raise ValueError(f"{uri}: cannot be read: {error}") from None
-    try:
-        quote = '"' if text_format.quoting else False
-        options = pcsv.ParseOptions(delimiter=text_format.delimiter, quote_char=quote)
-        names = pcsv.read_csv(pa.BufferReader(line or b"\n"), parse_options=options).column_names
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{uri}: line 1: expected the names of the columns: {error}") from None
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{uri}: line 1: columns named more than once: {repeated}")
-    return tuple(names), len(line)
+    with open_uri(source.uri) as raw, _parquet(source.uri):
+        return pq.ParquetFile(raw).schema_arrow
 
 
-def read_lines(
-    piece: Piece, names: Sequence[str], wanted: Sequence[str], text_format: TextFormat
-) -> tuple[pa.Table, np.ndarray, dict[int, str]]:
-    """Splits lines into columns of bytes.
-
-    Returns:
-        tuple: the wanted columns, null where missing; the line number of each row; and per rejected line the reason.
-    """
-    data = piece.data
-    assert isinstance(data, bytes)
-    if not data.endswith(b"\n"):
-        data += b"\n"
-    if b"\r" in data:
-        data = data.replace(b"\r\n", b"\n")
-    numbers = np.arange(piece.first_line, piece.first_line + data.count(b"\n"))
-    rejected: dict[int, str] = {}
-
-    def without(bad: dict[int, str]) -> tuple[bytes, np.ndarray]:
-        rejected.update((int(numbers[index]), reason) for index, reason in bad.items())
-        lines = data.split(b"\n")[:-1]
-        kept = b"".join(line + b"\n" for index, line in enumerate(lines) if index not in bad)
-        return kept, np.delete(numbers, list(bad))
-
-    # Arrow would take the lines after such a one for a part of the same row, or one line for two rows.
-    bad: dict[int, str] = {}
-    if text_format.quoting and b'"' in data:
-        bad = _badly_quoted(_lines(data), piece.first_line > 1, re.escape(text_format.delimiter))
-    if b"\r" in data:
-        returns = pc.match_substring(_lines(data), b"\r").to_numpy(zero_copy_only=False)
-        bad |= dict.fromkeys(map(int, np.flatnonzero(returns)), "a carriage return inside of the line")
-    if bad:
-        data, numbers = without(bad)
-    try:
-        table = _columns(data, names, wanted, text_format)
-    except pa.ArrowInvalid:
-        # Arrow names one such line at most.
-        data, numbers = without(_badly_divided(_lines(data), len(names), text_format))
-        table = _columns(data, names, wanted, text_format)
-    assert table.num_rows == len(numbers)
-    return table, numbers, rejected
-
-
-def _columns(data: bytes, names: Sequence[str], wanted: Sequence[str], text_format: TextFormat) -> pa.Table:
-    if not data:
-        return pa.table({name: pa.array([], pa.binary()) for name in wanted})
-    return pcsv.read_csv(
-        pa.BufferReader(data),
-        read_options=pcsv.ReadOptions(column_names=list(names), use_threads=False, block_size=len(data) + 1),
-        parse_options=pcsv.ParseOptions(
-            delimiter=text_format.delimiter,
-            quote_char='"' if text_format.quoting else False,
-            ignore_empty_lines=False,
-        ),
-        convert_options=pcsv.ConvertOptions(
-            column_types={name: pa.binary() for name in wanted},
-            include_columns=list(wanted),
-            null_values=list(text_format.missing),
-            strings_can_be_null=True,
-            check_utf8=False,
-        ),
-    )
-
-
-def _lines(data: bytes) -> pa.Array:
-    """Lines with their ends."""
-    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
-    offsets = pa.py_buffer(np.concatenate([[0], ends]).astype(np.int32))
-    return pa.Array.from_buffers(pa.binary(), len(ends), [None, offsets, pa.py_buffer(data)])
-
-
-def _badly_divided(lines: pa.Array, columns: int, text_format: TextFormat) -> dict[int, str]:
-    """Lines with another number of columns, as index and reason."""
-    if text_format.quoting:
-        lines = pc.replace_substring_regex(lines, '"(?:[^"]|"")*"', "")
-    found = pc.count_substring(lines, text_format.delimiter).to_numpy(zero_copy_only=False) + 1
-    wrong = np.flatnonzero(found != columns)
-    return {int(index): f"expected {columns} columns, found {found[index]}" for index in wrong}
-
-
-def _badly_quoted(lines: pa.Array, continued: bool, delimiter: str) -> dict[int, str]:
-    """Lines with a misplaced quote, and all lines of a quoted value that goes over several of them."""
-    inside = '(?:[^"]|"")*'
-    value = f'(?:"{inside}"|[^"{delimiter}]*)'
-
-    def matches(pattern: str, some: pa.Array) -> np.ndarray:
-        return pc.match_substring_regex(some, f"^(?s:{pattern})\n$").to_numpy(zero_copy_only=False)
-
-    suspects = np.flatnonzero(~matches(f"{value}(?:{delimiter}{value})*", lines))
-    found = dict.fromkeys(map(int, suspects), "a quote inside of a value, or one that is not closed on its line")
-    # A line inside of such a value can look like a row, and must not become one. Where values that go over several
-    # lines are the only fault, the lines with an odd number of quotes open and close them in turn.
-    odd = pc.count_substring(lines.take(pa.array(suspects)), '"').to_numpy(zero_copy_only=False) % 2 == 1
-    suspects = suspects[odd]
-    some = lines.take(pa.array(suspects))
-    opens = matches(f'(?:{value}{delimiter})*"{inside}', some)
-    closes = matches(f'{inside}"(?:{delimiter}{value})*', some)
-    first: int | None = 0 if continued else None  # of the lines that may lie inside of a value
-    for index, opening, closing in zip(map(int, suspects), opens, closes, strict=True):
-        if closing and first is not None and not (first == 0 and opening):
-            _span(found, first, index)
-            first = None
-        else:
-            first = index + 1 if opening else None
-    if first:
-        _span(found, first, len(lines))
-    return found
-
-
-def _span(found: dict[int, str], first: int, last: int) -> None:
-    if last - first <= _LONGEST_VALUE:
-        for index in range(first, last):
-            found[index] = "inside of a quoted value that goes over several lines"
+def check_columns(source: Source, wanted: Sequence[str], found: Sequence[str]) -> None:
+    """Raises ValueError for a wanted column that a file lacks, or has twice."""
+    _require_columns(source.uri, wanted, found)
 
 
 def _require_columns(uri: str, wanted: Sequence[str], found: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in found]
     if missing:
         raise ValueError(f"{uri}: missing columns {missing}; found {list(found)}")
+    repeated = [name for name in wanted if list(found).count(name) > 1]
+    if repeated:
+        raise ValueError(f"{uri}: columns named more than once: {repeated}")
 
 
-def check_source(uri: str, wanted: Sequence[str], text_format: TextFormat) -> None:
-    """Raises ValueError for a file that cannot be opened or lacks a wanted column."""
-    if not is_parquet(uri):
-        _require_columns(uri, wanted, header(uri, text_format)[0])
-        return
-    with open_uri(uri) as raw:
-        try:
-            names = pq.ParquetFile(raw).schema_arrow.names
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{uri}: not a readable Parquet file: {error}") from None
-    _require_columns(uri, wanted, names)
+@contextmanager
+def _parquet(uri: str, where: str = "") -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{uri}: not a readable Parquet file{where}: {error}") from None
+
+
+def _size(file: IO[bytes]) -> int:
+    try:
+        return file.seek(0, io.SEEK_END)
+    except (OSError, ValueError, NotImplementedError, AttributeError):
+        return 0

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_manifest, sha256
+from nasrec_torchrec.datasets.checksums import sha256
+from nasrec_torchrec.datasets.names import safe_name
+from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_manifest
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import FIRST_WORD, SparseFeature
 from nasrec_torchrec.progress import progress_bar
@@ -214,7 +216,7 @@ def _count(folder: Path, files: ClickFiles, feature: SparseFeature, top: int) ->
     values = max(1, int(counts.sum()))
     words: list[Any] | None = None
     if feature.ids == "dictionary":
-        file = folder / DICTIONARIES / f"{feature.table}.parquet"
+        file = folder / DICTIONARIES / f"{safe_name(feature.table)}.parquet"
         words = ["(missing)", "(unknown)", *pq.read_table(file).column("word").to_pylist()]
     best = np.argsort(-counts, kind="stable")[: min(top, int(np.count_nonzero(counts)))]
     return Column(

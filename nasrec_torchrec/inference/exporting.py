@@ -13,7 +13,8 @@ import fbgemm_gpu
 import torch
 from torch import Tensor
 
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, sha256
+from nasrec_torchrec.datasets.checksums import sha256
+from nasrec_torchrec.datasets.prepared import DICTIONARIES
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.finite import json_text

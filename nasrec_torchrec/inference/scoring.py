@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,71 +13,83 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from nasrec_torchrec.datasets import sources, transform
+from nasrec_torchrec.datasets import pieces, prepared, sources, transform, values
+from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.click_data import ClickData
-from nasrec_torchrec.datasets.config import TextFormat
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary, sha256
+from nasrec_torchrec.datasets.config import TextFlags, TextFormat
+from nasrec_torchrec.datasets.contents import contents
+from nasrec_torchrec.datasets.names import safe_name
+from nasrec_torchrec.datasets.pieces import Reading, Record
+from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary
+from nasrec_torchrec.datasets.quality import Quality
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.datasets.sources import Piece
+from nasrec_torchrec.datasets.sources import Piece, Source
+from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.predictor import MANIFEST, Predictor, Request
-from nasrec_torchrec.progress import progress_bar
-from nasrec_torchrec.runs.files import atomic_path, local_copy, remove, write_text
+from nasrec_torchrec.runs.files import atomic_path, local_copy, write_text
 from nasrec_torchrec.runs.paths import to_path
 
+# Names that begin with "_" are passed over by what reads a folder as one table, as PyArrow and Spark do.
+REJECTS, QUALITY, _SOURCES = "_rejects.jsonl", "_quality.json", "_sources.json"
+# Columns of every file of scores.
+FILE, LINE, PROBABILITY = "file", "line", "probability"
 _KEY = b"nasrec-torchrec"
 
 
 def score(
-    package: Path, files: Sequence[str], out: Path, config: ScoringConfig, text_format: TextFormat | None = None
+    package: Path,
+    files: Sequence[str],
+    out: Path,
+    config: ScoringConfig,
+    text: TextFormat | TextFlags | None = None,
 ) -> dict[str, int]:
-    """Scores rows, and writes files of them in the same order; one that was killed goes on where it was.
+    """Scores rows, and writes files of them in the same order; one that was killed resumes where it was.
 
     Every scored row has its ``file``, its ``line`` there (of Parquet: its row, counted from 1), the columns to keep,
-    and its ``probability``. Raw rows that cannot be read are in ``_rejects.jsonl``, with line and reason;
-    what reads a folder as one table, as PyArrow and Spark do, passes over names like this.
+    and its ``probability``. Rows that cannot be read are in ``_rejects.jsonl``, with line and reason, and
+    ``_quality.json`` counts the missing and unknown values of every feature; a share far above that of the training
+    rows is said on stderr. An id that its table does not have is unknown, and looked up as 0, the missing one.
 
     Args:
         package: folder that ``apps.export`` wrote.
         files: paths and URIs, ``*`` allowed, or folders of Parquet files.
         out: folder that receives ``part-000000.parquet``, ...
         config: how.
-        text_format: of raw text files.
+        text: how raw text files are read; what is left open is read as the training data were.
 
     Returns:
         dict: how many rows were scored, and how many rejected.
 
     Raises:
-        ValueError: when the package or a file cannot be read, or ``out`` holds scores of something else.
+        ValueError: when the package or a file cannot be read, prepared rows are of another preparation than the
+            model's, no row can be scored, or ``out`` holds something else.
     """
-    predictor = Predictor(package)
-    job = _Job(predictor, package, _expand(files), config, text_format or TextFormat())
-    if config.overwrite and out.exists():
-        remove(out)
-    done = _done(out, job.identity)
-    sizes = [sources.size_of(file) for file in job.files]
-    with progress_bar(sum(sizes), "score", "B", scale=True) as bar:
-        for index, file in enumerate(job.files):
-            names, start = _columns(file, job.text_format)
-            line = 2 if start else 1
-            last = [part for part in done if part["file"] == index]
-            if last:
-                start, line = last[-1]["end"], last[-1]["next_line"]
-            if not (config.raw or sources.is_parquet(file)):
-                raise ValueError(f"{file}: prepared rows are Parquet files; --raw true transforms raw ones")
-            sources.check_source(file, job.wanted(names), job.text_format)
-            for piece in job.pieces(file, names, start, line):
-                done.append(job.score(piece, file, index, names, out, len(done)))
-                bar.update(sum(sizes[:index]) + piece.progress - bar.n)
-                rows = sum(part["rows"] for part in done)
-                bar.set_postfix_str(f"{rows / max(bar.format_dict['elapsed'], 1e-9):,.0f} rows/s", refresh=False)
-            bar.update(sum(sizes[: index + 1]) - bar.n)
-    if not done:
-        raise ValueError(f"{', '.join(job.files[:3])}: no row found")
-    rejects = "".join(file.read_text() for file in sorted(out.glob("_part-*.rejects")))
-    if rejects:
-        write_text(out / "_rejects.jsonl", rejects)
-    return {key: sum(part[key] for part in done) for key in ("rows", "rejected")}
+    job = _Job(package, files, out, config, text)
+    if config.overwrite:
+        _remove_scores(out)
+    job.begin()
+    records: list[Record] = []
+    qualities = []
+    for record in pieces.work_off(job.reading, job.finished, job.write, 1, "score"):
+        qualities.append(job.quality_of(len(records)))
+        records.append(record)
+    if not records:
+        raise ValueError(f"{', '.join(file.uri for file in job.files[:3])}: no row found")
+    counted = {"rows": sum(part.rows for part in records), "rejected": sum(part.rejected for part in records)}
+    if counted["rejected"]:
+        pieces.collect_rejects(sorted(out.glob("_part-*.rejects"), key=lambda file: file.name), out / REJECTS)
+    if not counted["rows"] and counted["rejected"]:
+        first = json.loads((out / REJECTS).read_text().splitlines()[0])
+        raise ValueError(
+            f"all {counted['rejected']} rows were rejected; the first is {first['file']}, line {first['line']}: "
+            f"{first['reason']}; all are in {out / REJECTS}"
+        )
+    quality = Quality.of(job.schema, qualities)
+    write_text(out / QUALITY, json.dumps(quality.to_json(), indent=2))
+    for warning in quality.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    return counted
 
 
 def read_dictionaries(package: Path, schema: Schema) -> dict[str, pa.Array]:
@@ -88,7 +101,7 @@ def read_dictionaries(package: Path, schema: Schema) -> dict[str, pa.Array]:
     found = {}
     for table in {feature.table for feature in schema.sparse if feature.ids in ("dictionary", "history")}:
         try:
-            found[table] = read_dictionary(package / DICTIONARIES / f"{table}.parquet")
+            found[table] = read_dictionary(package / DICTIONARIES / f"{safe_name(table)}.parquet")
         except ValueError as error:
             raise ValueError(f"{error}; export with --data to have it") from None
     return found
@@ -108,84 +121,155 @@ def requests(data: ClickData, predictor: Predictor, batch_size: int) -> Iterator
 
 
 class _Job:
-    """What to score, and how."""
+    """What to score, and how; what makes a scoring the same as another one is its identity."""
 
     def __init__(
-        self, predictor: Predictor, package: Path, files: list[str], config: ScoringConfig, text_format: TextFormat
+        self,
+        package: Path,
+        patterns: Sequence[str],
+        out: Path,
+        config: ScoringConfig,
+        text: TextFormat | TextFlags | None,
     ) -> None:
-        self.predictor, self.files, self.config, self.text_format = predictor, files, config, text_format
-        self.schema = Schema.from_json(json.dumps(predictor.manifest["schema"]))
+        self.predictor, self.out, self.config = Predictor(package), out, config
+        self.schema = Schema.from_json(json.dumps(self.predictor.manifest["schema"]))
         self.dictionaries = read_dictionaries(package, self.schema) if config.raw else {}
-        kept = {name: value for name, value in asdict(config).items() if name not in ("batch_size", "overwrite")}
-        description = [sha256(package / MANIFEST), files, [sources.size_of(file) for file in files], kept]
-        self.identity = hashlib.sha256(json.dumps([*description, asdict(text_format)]).encode()).hexdigest()
+        # Prepared rows are read by the same rules, those of numbers and ids that are taken as they are.
+        self.rules = self.schema if config.raw else self.schema.as_prepared()
+        if isinstance(text, TextFlags):
+            text = text.over(self.schema.text)
+        self.files = sources.find(_expand(patterns))
+        reserved = {FILE, LINE, PROBABILITY} & set(config.keep)
+        if reserved:
+            raise ValueError(f"keep: {sorted(reserved)} are columns of the scores themselves; rename them in the files")
+        for file in self.files:
+            if not (config.raw or file.parquet):
+                raise ValueError(f"{file.uri}: prepared rows are Parquet files; --raw true transforms raw ones")
+            if not config.raw:
+                self._check_preparation(to_path(file.uri))
+        self.reading = Reading(self.files, self.wanted, text or self.schema.text, config.piece_mib)
+        self._manifest = sha256(package / MANIFEST)
+
+    def begin(self) -> None:
+        """Checks what is in the output folder, and says there what is scored."""
+        for file in self.files:
+            self._check_types(file)
+        known = self.out / _SOURCES
+        try:
+            earlier = json.loads(known.read_text())
+        except (OSError, ValueError):
+            earlier = []
+        found = contents(self.files, earlier if isinstance(earlier, list) else [], 1)
+        kept = {name: value for name, value in asdict(self.config).items() if name not in ("batch_size", "overwrite")}
+        # The names are in the scores.
+        description = [self._manifest, [(content.file, content.sha256) for content in found], kept]
+        identity = json.dumps([*description, asdict(self.reading.text_format)])
+        self.identity = hashlib.sha256(identity.encode()).hexdigest()
+        self.finished(0)
+        write_text(known, json.dumps([asdict(content) for content in found]))
+
+    def _check_types(self, source: Source) -> None:
+        """Missing columns and types that never fit are found before anything is written."""
+        self.reading.header(source)
+        if source.parquet:
+            columns = sources.parquet_schema(source)
+            empty = columns.empty_table().select(self.wanted(columns.names))
+            try:
+                transform.parse(empty, self.rules, scoring=True)
+            except ValueError as error:
+                raise ValueError(f"{source.uri}: {error}") from None
 
     def wanted(self, names: Sequence[str]) -> list[str]:
-        """Columns to read of those that there are; a label is not needed."""
-        available = self.schema.raw_columns if self.config.raw else self.schema.columns
-        columns = [name for name in available if name != self.schema.label or name in names]
-        return list(dict.fromkeys([*columns, *self.config.keep]))
+        """Columns to read of those that there are; the label is not needed."""
+        columns = [name for name in self.rules.raw_columns if name != self.schema.label]
+        return list(dict.fromkeys([*columns, *self.kept(names)]))
 
-    def pieces(self, file: str, names: Sequence[str], start: int, line: int) -> Iterator[Piece]:
-        if sources.is_parquet(file):
-            return sources.parquet_pieces(file, self.config.piece_mib << 13, start, self.wanted(names))
-        return sources.text_pieces(file, self.config.piece_mib << 20, start, line)
-
-    def score(
-        self, piece: Piece, file: str, index: int, names: Sequence[str], out: Path, number: int
-    ) -> dict[str, Any]:
-        """Writes one file of scores, and returns what it says about itself."""
-        where = f"{file}: line {piece.first_line} and after"
-        refused: dict[int, str] = {}
-        if isinstance(piece.data, bytes):
-            table, lines, refused = sources.read_lines(piece, names, self.wanted(names), self.text_format)
-            next_line = piece.first_line + piece.data.count(b"\n")
-        else:
-            table = piece.data
-            next_line = piece.first_line + table.num_rows
-            lines = np.arange(piece.first_line, next_line)
+    def kept(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Columns to copy: by default the label where there is one, unless it is called like a column of scores."""
         label = self.schema.label
-        kept = self.config.keep or ((label,) if label in table.column_names else ())
-        copied = table.select(kept)
-        if label not in table.column_names:
-            table = table.append_column(label, pa.array(np.zeros(table.num_rows, np.int8)))
+        return self.config.keep or ((label,) if label in names and label not in (FILE, LINE, PROBABILITY) else ())
+
+    def finished(self, number: int) -> Record | None:
+        """The record of a piece that an earlier run finished."""
+        document = self._described(number)
+        return None if document is None else Record.from_json(document.get("record"), self._file(number))
+
+    def quality_of(self, number: int) -> dict[str, dict[str, Any]]:
+        """What was counted in a finished piece."""
+        document = self._described(number)
+        assert document is not None
+        return document["quality"]
+
+    def write(self, number: int, piece: Piece, source: Source, index: int, names: Sequence[str]) -> Record:
+        """Writes one file of scores."""
+        rows = self.reading.rows(piece, source, names)
+        rejects = dict(rows.rejects)
+        lines, kept = rows.lines, {}
+        refused: values.Rejects = {}
+        for name in self.kept(names):
+            column = values.plain(rows.table.column(name))
+            kept[name] = values.text(column, refused) if values.is_text(column.type) else column
+        rejects |= {int(lines[row]): f"it is to be kept: {reason}" for row, reason in refused.items()}
+        good = np.delete(np.arange(rows.table.num_rows), list(refused))
+        quality = Quality(self.schema)
         try:
-            if self.config.raw:
-                table, bad = transform.parse(table, self.schema)
-                table = transform.finish(table, self.schema, self.dictionaries)
-                refused |= {int(lines[row]): reason for row, reason in bad.items()}
-                good = np.delete(np.arange(copied.num_rows), list(bad))
-                lines, copied = lines[good], copied.take(pa.array(good))
-            data = ClickData.from_table(table, self.schema, where)
+            parsed, bad = transform.parse(rows.table.take(pa.array(good)), self.rules, scoring=True)
+            rejects |= {int(lines[good[row]]): reason for row, reason in bad.items()}
+            good = np.delete(good, list(bad))
+            table, bad = transform.finish(parsed, self.rules, self.dictionaries, quality)
+            rejects |= {int(lines[good[row]]): reason for row, reason in bad.items()}
+            good = np.delete(good, list(bad))
+            table = table.append_column(self.schema.label, pa.array(np.zeros(len(good), np.int8)))
+            data = ClickData.from_table(table, self.schema, rows.where)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}" if file not in str(error) else str(error)) from None
+            raise ValueError(f"{rows.where}: {error}" if source.uri not in str(error) else str(error)) from None
         parts = [self.predictor.predict(request) for request in requests(data, self.predictor, self.config.batch_size)]
         scores = pa.table(
             {
-                "file": pa.array([file] * len(lines)).dictionary_encode(),
-                "line": lines,
-                **{name: _readable(copied.column(name)) for name in kept},
-                "probability": torch.cat(parts).numpy() if parts else np.empty(0, np.float32),
+                FILE: pa.array([source.uri] * len(good)).dictionary_encode(),
+                LINE: lines[good],
+                **{name: column.take(pa.array(good)) for name, column in kept.items()},
+                PROBABILITY: torch.cat(parts).numpy() if parts else np.empty(0, np.float32),
             }
         )
-        record = {
-            "job": self.identity,
-            "file": index,
-            "end": piece.end,
-            "next_line": next_line,
-            "rows": len(lines),
-            "rejected": len(refused),
-        }
-        rejects = [{"file": file, "line": line, "reason": reason} for line, reason in sorted(refused.items())]
-        target = out / f"part-{number:06d}.parquet"
-        # The scores last: they say that the piece is done.
+        record = Record(index, piece.end, piece.next_line, len(good), len(rejects), piece.progress)
+        target = self._file(number)
+        # The scores last: they say that the piece is finished.
         if rejects:
-            write_text(
-                target.with_name(f"_{target.stem}.rejects"), "".join(json.dumps(entry) + "\n" for entry in rejects)
-            )
+            pieces.write_rejects(target.with_name(f"_{target.stem}.rejects"), source.uri, rejects)
+        description = {"job": self.identity, "record": record.to_json(), "quality": quality.to_json()}
         with atomic_path(target) as temporary:
-            pq.write_table(scores.replace_schema_metadata({_KEY: json.dumps(record)}), temporary)
+            pq.write_table(scores.replace_schema_metadata({_KEY: json.dumps(description)}), temporary)
         return record
+
+    def _file(self, number: int) -> Path:
+        return self.out / f"part-{number:06d}.parquet"
+
+    def _described(self, number: int) -> dict[str, Any] | None:
+        file = self._file(number)
+        if not file.exists():
+            return None
+        document = _description(file)
+        if document is None or document.get("job") != self.identity:
+            raise ValueError(f"{self.out}: holds scores of something else; choose another --out, or --overwrite true")
+        return document
+
+    def _check_preparation(self, file: Path) -> None:
+        """Rows out of a prepared data set must be whole, and of the preparation that the model was trained on."""
+        folder, split = file.parent.parent, file.parent.name
+        if split not in SPLITS or not (folder / prepared.MANIFEST).exists():
+            return
+        manifest = prepared.read_manifest(folder)
+        difference = self.schema.difference(prepared.load_schema(folder, self.schema.embedding_dim))
+        if difference:
+            raise ValueError(f"{folder}: the model was trained on data of another schema: {difference}")
+        for name, checksum in manifest["dictionaries"].items():
+            mine = self.predictor.manifest["sha256"].get(f"{DICTIONARIES}/{name}", checksum)
+            if mine != checksum:
+                raise ValueError(f"{folder}: the model was trained on data whose dictionary {name} has other words")
+        prepared.check_split(folder, split, manifest)
+        known = {entry["name"]: entry["sha256"] for entry in manifest["splits"][split]["files"]}
+        prepared.check_sum(local_copy(file), known[file.name])
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
@@ -199,31 +283,21 @@ def _expand(patterns: Sequence[str]) -> list[str]:
     return files
 
 
-def _done(out: Path, identity: str) -> list[dict[str, Any]]:
-    """What the finished files of an earlier run say, in order."""
-    records: list[dict[str, Any]] = []
-    while (file := out / f"part-{len(records):06d}.parquet").exists():
-        try:
-            record = json.loads((pq.read_schema(local_copy(file)).metadata or {}).get(_KEY, b"{}"))
-        except (OSError, ValueError) as error:  # also what Arrow raises
-            raise ValueError(f"{file}: cannot be read; --overwrite true replaces it: {error}") from None
-        if record.get("job") != identity:
-            raise ValueError(f"{out}: holds scores of something else; choose another --out, or --overwrite true")
-        records.append(record)
-    return records
+def _description(file: Path) -> dict[str, Any] | None:
+    """What a file of scores says about itself; None for a file that a scoring did not write."""
+    try:
+        document = json.loads((pq.read_schema(local_copy(file)).metadata or {}).get(_KEY, b"null"))
+    except (OSError, ValueError) as error:  # also what Arrow raises
+        raise ValueError(f"{file}: cannot be read; remove it to have it written again: {error}") from None
+    return document if isinstance(document, dict) else None
 
 
-def _columns(file: str, text_format: TextFormat) -> tuple[tuple[str, ...], int]:
-    """Names of the columns of a file, and the bytes of its header."""
-    if not sources.is_parquet(file):
-        return sources.header(file, text_format)
-    with sources.open_uri(file) as opened:
-        try:
-            return tuple(pq.read_schema(opened).names), 0
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{file}: not a readable Parquet file: {error}") from None
-
-
-def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text that was read as bytes, as text again."""
-    return column.cast(pa.string()) if pa.types.is_binary(column.type) else column
+def _remove_scores(out: Path) -> None:
+    """Removes what a scoring wrote, and nothing else."""
+    files = sorted(out.glob("part-*.parquet"))
+    for file in files:
+        if not (out / _SOURCES).exists() and _description(file) is None:
+            raise ValueError(f"{file}: was not written by a scoring, and is not overwritten; choose another --out")
+    # What is not numbered comes last, so that a removal that is cut short can be repeated.
+    for file in [*files, *out.glob("_part-*.rejects"), *(out / name for name in (REJECTS, QUALITY, _SOURCES))]:
+        file.unlink(missing_ok=True)

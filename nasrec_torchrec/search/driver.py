@@ -11,7 +11,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.datasets.prepared import MANIFEST, open_split, sha256
+from nasrec_torchrec.datasets.checksums import sha256
+from nasrec_torchrec.datasets.prepared import MANIFEST, open_split
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.progress import update_interval

@@ -151,7 +151,7 @@ def test_a_damaged_profile_is_one_clear_error(tmp_path: Path):
 @needs_shared
 def test_frappe_keeps_its_splits(tmp_path: Path):
     source = SHARED / "data" / "frappe_x1"
-    schema = prepare(public.frappe(source, 10), tmp_path / "data")
+    schema = prepare(public.frappe(source, 12), tmp_path / "data")
     assert {split: len(open_split(tmp_path / "data", split)) for split in SPLITS} == {
         "train": 202_027,
         "validation": 57_722,
@@ -187,8 +187,9 @@ def test_the_original_implementations_values(number: int):
     table = pa.table({name: [line[index] or None for line in lines] for index, name in enumerate(names)})
     parsed, rejects = transform.parse(table, raw)
     assert not rejects and parsed[raw.label].to_pylist() == case["labels"]
+    finished, _ = transform.finish(parsed, raw, {})
     for index, feature in enumerate(raw.dense):
         expected = [row[index] for row in case["dense"]]
-        assert parsed[feature.name].to_pylist() == pytest.approx(expected, rel=1e-6)
+        assert finished[feature.name].to_pylist() == pytest.approx(expected, rel=1e-6)
     for index, sparse in enumerate(raw.sparse):
         assert parsed[sparse.name].to_pylist() == [row[index] for row in case["ids"]]

@@ -132,7 +132,7 @@ def test_ranks_read_row_groups_of_their_own_except_at_the_cuts(world_size):
     read: list[set[int]] = []
     for rank in range(world_size):
         groups: list[int] = []
-        opened = _Recording(files.schema, files.files, files.groups, groups)
+        opened = _Recording(files, groups)
         list(TrainingReader(opened, 48, 0, rank, world_size))
         assert len(groups) == len(set(groups)), "a rank decodes a row group once"
         read.append(set(groups))
@@ -141,8 +141,8 @@ def test_ranks_read_row_groups_of_their_own_except_at_the_cuts(world_size):
 
 
 class _Recording(ClickFiles):
-    def __init__(self, schema, files, groups, record):
-        super().__init__(schema, files, groups)
+    def __init__(self, files, record):
+        super().__init__(files.schema, files.files, files.groups, files.checksums)
         object.__setattr__(self, "record", record)
 
     def read(self, group, order=None):

@@ -15,6 +15,8 @@ def _parse(values: list, feature: SparseFeature | DenseFeature, kind: pa.DataTyp
     schema = Schema("y", dense, (other,) if dense else (feature,))
     raw = {"y": [0] * len(values), "other": [0] * len(values), feature.name: pa.array(values, kind)}
     table, rejects = parse(pa.table(raw), schema)
+    if isinstance(feature, DenseFeature):  # where missing numbers get their value
+        table, _ = finish(table, schema, {})
     return table.column(feature.name).to_pylist(), rejects
 
 
@@ -45,7 +47,7 @@ def test_rules(feature, values, expected):
         (SparseFeature("x", 100, "hex"), "0000000g", "column 'x': expected hexadecimal digits, found '0000000g'"),
         (SparseFeature("x", 100, "hex"), "-2", "expected hexadecimal digits"),
         (SparseFeature("x", 100, "hex"), "1" * 5000, "expected hexadecimal digits, found '1111"),
-        (SparseFeature("x", 100, "modulo"), "1.0", "expected an integer, -1 or more, found '1.0'"),
+        (SparseFeature("x", 100, "modulo"), "1.5", "expected an integer, -1 or more, found '1.5'"),
         (SparseFeature("x", 100, "modulo"), "0x10", "expected an integer"),
         (SparseFeature("x", 100, "id"), "100", "expected an id in 0..99, found '100'"),
         (SparseFeature("x", 100, "hash"), b"\xff", r"expected valid UTF-8, found '\\xff'"),
@@ -116,7 +118,7 @@ def test_finish_numbers_words_and_standardizes():
     )
     raw = pa.table({"y": [0, 1, 0], "d": ["6", None, "2"], "x": ["b", "c", None], "z": [["a", "q"], [], ["b"]]})
     parsed, _ = parse(raw, schema)
-    table = finish(parsed, schema, {"t_x": pa.array(["a", "b"])})
+    table, _ = finish(parsed, schema, {"t_x": pa.array(["a", "b"])})
     assert table.column("d").to_pylist() == [1.0, 0.0, 0.0]
     assert table.column("x").to_pylist() == [3, 1, 0]
     assert table.column("z").to_pylist() == [[2, 1], [], [3]]

@@ -1,0 +1,71 @@
+"""What source files hold: the checksum decides, so that copied files are the same data and replaced ones are not."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nasrec_torchrec.datasets import sources
+from nasrec_torchrec.datasets.pieces import in_order
+from nasrec_torchrec.datasets.sources import Source
+from nasrec_torchrec.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a source file holds; the checksum decides, the rest saves computing it again.
+
+    Args:
+        file: path or URI.
+        bytes: size.
+        changed: time of the last change in nanoseconds, of a local file.
+        sha256: of the content; of a remote file, of what its file system says of it.
+    """
+
+    file: str
+    bytes: int
+    changed: int
+    sha256: str
+
+
+def contents(files: Sequence[Source], known: Sequence[Any], threads: int) -> list[Content]:
+    """What the source files hold.
+
+    Args:
+        files: to look at.
+        known: contents of earlier times, as JSON; a file of the same size and time is not read again.
+        threads: files that are read at the same time.
+
+    Raises:
+        ValueError: for a file that cannot be read.
+    """
+    earlier: dict[tuple[Any, ...], str] = {}
+    for entry in known:
+        if isinstance(entry, dict) and set(entry) == {"file", "bytes", "changed", "sha256"}:
+            earlier[entry["file"], entry["bytes"], entry["changed"]] = str(entry["sha256"])
+
+    def look(source: Source) -> Content:
+        path = Path(source.uri)
+        if "://" in source.uri:
+            return Content(source.uri, source.size, 0, sources.remote_version(source))
+        changed = path.stat().st_mtime_ns
+        key = (source.uri, source.size, changed)
+        return Content(*key, earlier.get(key) or sources.checksum(source.uri))
+
+    found: list[Content] = []
+    with progress_bar(sum(file.size for file in files), "checksum", "B", scale=True) as bar:
+        for content in in_order(threads, [partial(look, file) for file in files]):
+            found.append(content)
+            bar.update(content.bytes)
+    first: dict[str, str] = {}
+    for content in found:
+        other = first.setdefault(content.sha256, content.file)
+        if other != content.file and content.bytes:
+            print(
+                f"warning: {content.file} holds the same bytes as {other}: its rows are read twice, and may lie in "
+                "train and in test",
+                file=sys.stderr,
+            )
+    return found

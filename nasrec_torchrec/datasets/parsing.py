@@ -1,0 +1,95 @@
+"""Step 1 of preparation: what a row decides alone, piece by piece."""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nasrec_torchrec.datasets import pieces, splits
+from nasrec_torchrec.datasets.pieces import Record
+from nasrec_torchrec.datasets.preparation_job import LINE, SPLIT_KEY, Job
+from nasrec_torchrec.datasets.sources import Piece, Source
+from nasrec_torchrec.datasets.work_folder import check_rejects, part_file
+from nasrec_torchrec.runs.files import atomic_path, write_text
+
+# Rows after which the share of rejected ones is looked at, again and again.
+_ENOUGH = 10_000
+
+
+def parse(job: Job, work: Path) -> list[Record]:
+    """Parses all files; every piece becomes an Arrow file.
+
+    Args:
+        job: the preparation.
+        work: its folder; finished pieces in it are kept.
+
+    Returns:
+        list: the record of every piece.
+
+    Raises:
+        ValueError: for a file that cannot be read, or when too many rows are rejected, or none is left.
+    """
+    parts: list[Record] = []
+    rows = rejected = 0
+    for part in pieces.work_off(
+        job.reading, partial(_finished, work), partial(_parse_piece, job, work), job.threads, "parse"
+    ):
+        parts.append(part)
+        rows += part.rows
+        rejected += part.rejected
+        if rows + rejected > _ENOUGH:
+            check_rejects(job, work, rows, rejected)
+    check_rejects(job, work, rows, rejected)
+    if not rows:
+        raise ValueError(f"{', '.join(file.uri for file in job.files[:3])}: no row could be read")
+    return parts
+
+
+def _finished(work: Path, number: int) -> Record | None:
+    file = part_file(work, number, "json")
+    return Record.from_json(json.loads(file.read_text()), file) if file.exists() else None
+
+
+def _parse_piece(
+    job: Job, work: Path, number: int, piece: Piece, source: Source, index: int, names: Sequence[str]
+) -> Record:
+    rows = job.reading.rows(piece, source, names)
+    try:
+        parsed, bad = job.parse(rows.table)
+    except ValueError as error:
+        raise ValueError(f"{rows.where}: {error}") from None
+    rejects = rows.rejects | {int(rows.lines[row]): reason for row, reason in bad.items()}
+    parsed = parsed.append_column(LINE, pa.array(np.delete(rows.lines, list(bad)).astype(np.int64)))
+    if job.split.split == "column":
+        parsed, unknown = _named_splits(parsed)
+        rejects |= {line: f"column '{job.split.split_column}': {reason}" for line, reason in unknown.items()}
+    elif job.split.split == "given":
+        which = np.full(parsed.num_rows, job.split_of_file[index], np.uint8)
+        parsed = parsed.append_column(SPLIT_KEY, pa.array(which))
+    with atomic_path(part_file(work, number, "arrow")) as temporary, pa.ipc.new_file(temporary, parsed.schema) as file:
+        file.write_table(parsed)
+    pieces.write_rejects(part_file(work, number, "rejects"), source.uri, rejects)
+    record = Record(index, piece.end, piece.next_line, parsed.num_rows, len(rejects), piece.progress)
+    # The record comes last: it says that the piece is finished.
+    write_text(part_file(work, number, "json"), json.dumps(record.to_json()))
+    return record
+
+
+def _named_splits(parsed: pa.Table) -> tuple[pa.Table, dict[int, str]]:
+    """The index of the split in the place of its name; and per line whose row names none the reason."""
+    texts = parsed.column(SPLIT_KEY).combine_chunks().dictionary_encode()
+    texts = texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts
+    indices = pa.array([splits.named(text) for text in texts.dictionary.to_pylist()], pa.uint8())
+    key = pc.take(indices, texts.indices)
+    missing = key.is_null().to_numpy(zero_copy_only=False)
+    lines = parsed.column(LINE).to_numpy()
+    unknown = {
+        int(lines[row]): f"expected {', '.join(splits.NAMES)}, found {texts[int(row)].as_py()!r}"
+        for row in np.flatnonzero(missing)
+    }
+    parsed = parsed.set_column(parsed.schema.get_field_index(SPLIT_KEY), SPLIT_KEY, key)
+    return parsed.filter(pa.array(~missing)), unknown

@@ -1,0 +1,212 @@
+"""Raw files worked off piece by piece: in order, on some threads, resumable, with the rows set aside that are rejected.
+
+Preparation and scoring share this. What a piece becomes is theirs; they say which pieces are finished, and write one.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from nasrec_torchrec.datasets import lines, sources
+from nasrec_torchrec.datasets.config import TextFormat
+from nasrec_torchrec.datasets.sources import Piece, Source
+from nasrec_torchrec.progress import progress_bar
+from nasrec_torchrec.runs.files import atomic_path, write_text
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a finished piece.
+
+    Args:
+        file: index of its source file.
+        end: position of the next piece in that file, see :class:`~nasrec_torchrec.datasets.sources.Piece`.
+        next_line: line or row of the file that the next piece begins with.
+        rows: rows that were read.
+        rejected: rows that could not be read.
+        progress: bytes of the file read so far, as it lies there.
+    """
+
+    file: int
+    end: int
+    next_line: int
+    rows: int
+    rejected: int
+    progress: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Any, where: object) -> "Record":
+        """Reads what :meth:`to_json` gave.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        names = {entry.name for entry in fields(cls)}
+        if not isinstance(document, dict) or not all(type(document.get(name)) is int for name in names):
+            raise ValueError(f"{where}: expected the record of a piece, with the integers {sorted(names)}")
+        return cls(**{name: document[name] for name in names})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a piece as they stand in the file.
+
+    Args:
+        table: raw columns.
+        lines: ``(N,)`` line or row of each row in its file, counted from 1.
+        rejects: reasons of the lines that are no rows, by line.
+        where: names the piece in messages.
+    """
+
+    table: pa.Table
+    lines: np.ndarray
+    rejects: dict[int, str] = field(default_factory=dict)
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become rows.
+
+    Args:
+        files: in order.
+        wanted: gives the columns to read, of those that a file has.
+        text_format: of text files.
+        piece_mib: MiB of text, or 8,192 Parquet rows for each, in a piece.
+    """
+
+    files: Sequence[Source]
+    wanted: Callable[[Sequence[str]], list[str]]
+    text_format: TextFormat
+    piece_mib: int
+
+    def header(self, source: Source) -> tuple[tuple[str, ...], int]:
+        """Names of the columns of a file, and the bytes of its header.
+
+        Raises:
+            ValueError: for a file that cannot be read, or lacks a wanted column.
+        """
+        if source.parquet:
+            names, start = tuple(sources.parquet_schema(source).names), 0
+        else:
+            names, start = lines.header(source, self.text_format)
+        sources.check_columns(source, self.wanted(names), names)
+        return names, start
+
+    def pieces(self, source: Source, names: Sequence[str], start: int, line: int) -> Iterator[Piece]:
+        if source.parquet:
+            # About as many rows as lines of 128 bytes in a piece of text.
+            return sources.parquet_pieces(source, self.piece_mib << 13, start, self.wanted(names))
+        return lines.text_pieces(source, self.piece_mib << 20, start, line)
+
+    def rows(self, piece: Piece, source: Source, names: Sequence[str]) -> Rows:
+        """Splits a piece into rows.
+
+        Raises:
+            ValueError: names the file and the line.
+        """
+        unit = "row" if source.parquet else "line"
+        where = f"{source.uri}: {unit} {piece.first_line} and after"
+        if not isinstance(piece.data, bytes):
+            return Rows(piece.data, np.arange(piece.first_line, piece.next_line), {}, where)
+        try:
+            return Rows(*lines.read_lines(piece, names, self.wanted(names), self.text_format), where)
+        except (ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{where}: {error}") from None
+
+
+def work_off(
+    reading: Reading,
+    finished: Callable[[int], Record | None],
+    write: Callable[[int, Piece, Source, int, Sequence[str]], Record],
+    threads: int,
+    title: str,
+) -> Iterator[Record]:
+    """Yields the record of every piece in order, after the pieces that are not finished were written.
+
+    Args:
+        reading: of the files.
+        finished: the record of a piece by its number, None for one that is still to be written.
+        write: writes a piece, given its number, itself, its file, the file's index and the file's columns.
+        threads: pieces at work at the same time.
+        title: of the progress bar.
+
+    Raises:
+        ValueError: for a file that cannot be read.
+    """
+    number = rows = 0
+    done = 0
+    with progress_bar(sum(file.size for file in reading.files), title, "B", scale=True) as bar:
+        for index, source in enumerate(reading.files):
+            names, start = reading.header(source)
+            line = 2 if start else 1
+            while (record := finished(number)) is not None and record.file == index:
+                yield record
+                start, line, rows, number = record.end, record.next_line, rows + record.rows, number + 1
+            tasks = (
+                partial(_once, finished, write, first, piece, source, index, names)
+                for first, piece in enumerate(reading.pieces(source, names, start, line), start=number)
+            )
+            for record in in_order(threads, tasks):
+                rows, number = rows + record.rows, number + 1
+                bar.update(done + record.progress - bar.n)
+                bar.set_postfix_str(f"{rows / max(bar.format_dict['elapsed'], 1e-9):,.0f} rows/s", refresh=False)
+                yield record
+            done += source.size
+            bar.update(done - bar.n)
+
+
+def _once(
+    finished: Callable[[int], Record | None],
+    write: Callable[[int, Piece, Source, int, Sequence[str]], Record],
+    number: int,
+    *piece: Any,
+) -> Record:
+    """A piece behind an unfinished one may be finished already."""
+    return finished(number) or write(number, *piece)
+
+
+def in_order(threads: int, tasks: Iterable[Callable[[], _T]]) -> Iterator[_T]:
+    """Results of tasks that run on some threads, in order, with few of them waiting in memory."""
+    if threads == 1:
+        for task in tasks:
+            yield task()
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[_T]] = deque()
+        try:
+            for task in tasks:
+                pending.append(pool.submit(task))
+                if len(pending) > threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def write_rejects(path: Path, file: str, rejects: Mapping[int, str]) -> None:
+    """Writes the rejected rows of a piece, in order, one JSON object a line."""
+    entries = [{"file": file, "line": line, "reason": reason} for line, reason in sorted(rejects.items())]
+    write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+
+
+def collect_rejects(parts: Iterable[Path], target: Path) -> None:
+    """Joins the rejected rows of all pieces in one file."""
+    with atomic_path(target) as temporary, temporary.open("w") as file:
+        for part in parts:
+            file.write(part.read_text())

@@ -1,0 +1,138 @@
+"""What to prepare, and what makes one preparation the same as another."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from nasrec_torchrec.datasets import sources, splits, transform
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
+from nasrec_torchrec.datasets.contents import Content
+from nasrec_torchrec.datasets.names import INTERNAL
+from nasrec_torchrec.datasets.pieces import Reading
+from nasrec_torchrec.datasets.prepared import MANIFEST_FORMAT
+from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.sources import Source
+from nasrec_torchrec.datasets.transform import Extra
+
+# Columns of the parsed rows beside the schema's: what a split rule reads, and the row's line in its file.
+SPLIT_KEY, LINE = f"{INTERNAL}split", f"{INTERNAL}line"
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """Columns made from raw ones before they are parsed.
+
+    Args:
+        inputs: raw columns that it reads.
+        outputs: columns that it adds.
+        add: returns the table with the columns added.
+        identity: changes whenever the result would.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    add: Callable[[pa.Table], pa.Table]
+    identity: str
+
+
+@dataclass(frozen=True)
+class RawData:
+    """What to prepare.
+
+    Args:
+        files: paths and URIs, ``*`` allowed; text, plain or compressed, and Parquet.
+        schema: of the raw columns.
+        text_format: of the text files; unset, what the schema says.
+        split: how rows are divided.
+        title: for the manifest.
+        derivation: columns that are not in the files.
+        identity: stands for the content of the files when they are temporary.
+    """
+
+    files: tuple[str, ...]
+    schema: Schema
+    text_format: TextFormat | None = None
+    split: SplitConfig = field(default_factory=SplitConfig)
+    title: str = ""
+    derivation: Derivation | None = None
+    identity: str = ""
+
+
+class Job:
+    """A preparation.
+
+    Args:
+        raw: files and their meaning.
+        out: folder to write.
+        config: how.
+
+    Raises:
+        ValueError: for a file that cannot be read, lacks a column, or has one of a type that never fits.
+    """
+
+    def __init__(self, raw: RawData, out: Path, config: PreparationConfig) -> None:
+        self.raw, self.config, self.out = raw, config, out
+        text = raw.text_format or raw.schema.text
+        # What the schema says is what raw rows are read by when they are scored.
+        self.schema = replace(raw.schema, text=text)
+        self.split = raw.split
+        self.threads = config.threads or os.cpu_count() or 1
+        self.files = sources.find(raw.files)
+        key = [raw.split.split_column] if raw.split.split_column else []
+        derivation = raw.derivation
+        made = derivation.outputs if derivation else ()
+        histories = [feature.name for feature in raw.schema.sparse if feature.ids == "history"]
+        if histories:
+            raise ValueError(
+                f"schema: sparse: histories are added to prepared data (see datasets.crosses), found {histories}"
+            )
+        needed = [*raw.schema.raw_columns, *key, *(derivation.inputs if derivation else ())]
+        wanted = [name for name in dict.fromkeys(needed) if name not in made]
+        self.reading = Reading(self.files, lambda _: wanted, text, config.piece_mib)
+        self.extra: dict[str, Extra] = {}
+        if raw.split.split_column:
+            kind = "text" if raw.split.split == "column" else "time"
+            self.extra[SPLIT_KEY] = Extra(raw.split.split_column, kind)  # type: ignore[arg-type]
+        self.split_of_file: list[int | None] = [None] * len(self.files)
+        if raw.split.split == "given":
+            self.split_of_file = [splits.named(file.name.split(".")[0]) for file in self.files]
+            unnamed = [file for file, index in zip(self.files, self.split_of_file, strict=True) if index is None]
+            if unnamed:
+                raise ValueError(f"split given: {unnamed[0].uri}: expected a file named {', '.join(splits.NAMES)}")
+        for file in self.files:
+            self._check(file)
+
+    def parse(self, table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
+        """Reads raw rows, see :func:`~nasrec_torchrec.datasets.transform.parse`."""
+        if self.raw.derivation:
+            table = self.raw.derivation.add(table)
+        return transform.parse(table, self.schema, self.extra)
+
+    def identity(self, contents: Sequence[Content]) -> str:
+        """The same for two preparations that give the same data set."""
+        description = {
+            "format": MANIFEST_FORMAT,
+            "schema": self.schema.to_dict(),
+            "split": asdict(self.split),
+            "split_of_file": self.split_of_file,
+            "piece_mib": self.config.piece_mib,
+            "derivation": self.raw.derivation.identity if self.raw.derivation else None,
+            "files": self.raw.identity or [content.sha256 for content in contents],
+        }
+        return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+    def _check(self, source: Source) -> None:
+        """Types that never fit are found before the first row is read."""
+        self.reading.header(source)
+        if source.parquet:
+            columns = self.reading.wanted(())
+            empty = sources.parquet_schema(source).empty_table().select(columns)
+            try:
+                self.parse(empty)
+            except ValueError as error:
+                raise ValueError(f"{source.uri}: {error}") from None

@@ -1,0 +1,142 @@
+"""The folder of an unfinished preparation, and whether one is needed at all."""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from iopath.common.file_io import get_cache_dir
+
+from nasrec_torchrec.datasets import pieces
+from nasrec_torchrec.datasets.contents import contents
+from nasrec_torchrec.datasets.preparation_job import Job
+from nasrec_torchrec.datasets.prepared import EARLIER_FORMAT, MANIFEST, REJECTS, check_files, read_manifest
+from nasrec_torchrec.runs.files import write_text
+from nasrec_torchrec.runs.paths import RemotePath
+
+_SOURCES = "sources.json"
+
+
+def is_current(job: Job) -> bool:
+    """Whether the data set is already there.
+
+    Raises:
+        ValueError: when something else is in its place that may not be replaced.
+    """
+    if not (job.out / MANIFEST if isinstance(job.out, RemotePath) else job.out).exists():
+        return False
+    manifest = read_manifest(job.out)  # also says that nothing is replaced which is no data set
+    remedy = "--overwrite true replaces it"
+    if manifest["format"] == EARLIER_FORMAT:
+        if job.config.overwrite:
+            return False
+        raise ValueError(f"{job.out}: was prepared by an earlier version, and can be used as it is; {remedy}")
+    found = contents(job.files, manifest.get("sources", []), job.threads)
+    if job.identity(found) != manifest["job"]:
+        if job.config.overwrite:
+            return False
+        raise ValueError(f"{job.out}: holds a data set prepared from something else; {remedy}")
+    try:
+        check_files(job.out)
+    except ValueError as error:
+        if job.config.overwrite:
+            return False
+        raise ValueError(f"{error}; {remedy}") from None
+    work = _place(job)
+    if work.exists():
+        # Of a run that was killed when the data set was in its place.
+        with _locked(job, work):
+            shutil.rmtree(work)
+    return True
+
+
+@contextmanager
+def work_folder(job: Job) -> Iterator[Path]:
+    """The folder of an unfinished preparation: an earlier one of the same job is continued, any other is dropped.
+
+    It lies beside the data set, or in the path manager's cache where that is remote.
+
+    Raises:
+        ValueError: when another process works in it.
+    """
+    work = _place(job)
+    work.mkdir(parents=True, exist_ok=True)
+    with _locked(job, work):
+        found = contents(job.files, _known(work), job.threads)
+        identity = work / "job"
+        if not identity.exists() or identity.read_text() != job.identity(found):
+            shutil.rmtree(work)
+            work.mkdir()
+            write_text(work / _SOURCES, json.dumps([asdict(content) for content in found]))
+            write_text(identity, job.identity(found))
+        yield work
+        shutil.rmtree(work)
+
+
+def source_contents(work: Path) -> list[Any]:
+    """What the source files held when the work began, as JSON."""
+    return _known(work)
+
+
+def part_file(work: Path, number: int, ending: str) -> Path:
+    """A file of a parsed piece: ``arrow`` rows, ``rejects``, or ``json``, its record."""
+    return work / "parts" / f"{number:06d}.{ending}"
+
+
+def read_part(work: Path, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of a parsed piece."""
+    with pa.memory_map(str(part_file(work, number, "arrow"))) as file:
+        table = pa.ipc.open_file(file).read_all()
+    return table.select(columns) if columns is not None else table
+
+
+def collect_rejects(work: Path, target: Path) -> None:
+    """Writes all rejected rows in one file."""
+    found = sorted([*(work / "parts").glob("*.rejects"), *(work / "splits").glob("*.rejects")], key=lambda f: f.name)
+    pieces.collect_rejects(found, target)
+
+
+def check_rejects(job: Job, work: Path, rows: int, rejected: int) -> None:
+    """Raises ValueError when too many rows were rejected."""
+    if rejected <= job.config.max_rejects * (rows + rejected):
+        return
+    collected = job.out.with_name(f"{job.out.name}.{REJECTS}")
+    collect_rejects(work, collected)
+    with collected.open() as file:
+        first = json.loads(file.readline())
+    raise ValueError(
+        f"{rejected} of {rows + rejected} rows were rejected, more than max_rejects {job.config.max_rejects} allows; "
+        f"the first is {first['file']}, line {first['line']}: {first['reason']}; all are in {collected}"
+    )
+
+
+def _place(job: Job) -> Path:
+    work = job.out.with_name(f".{job.out.name}.preparing")
+    if isinstance(work, RemotePath):
+        return Path(get_cache_dir()) / f"{hashlib.sha256(str(work).encode()).hexdigest()}.preparing"
+    return work
+
+
+@contextmanager
+def _locked(job: Job, work: Path) -> Iterator[None]:
+    with work.with_name(f"{work.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{job.out}: another process is preparing it") from None
+        yield
+        Path(lock.name).unlink(missing_ok=True)
+
+
+def _known(work: Path) -> list[Any]:
+    try:
+        known = json.loads((work / _SOURCES).read_text())
+    except (OSError, ValueError):
+        return []
+    return known if isinstance(known, list) else []

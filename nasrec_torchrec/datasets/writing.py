@@ -1,0 +1,177 @@
+"""Step 3 of preparation: Parquet files for every split, and the data set put in its place."""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nasrec_torchrec.datasets import transform
+from nasrec_torchrec.datasets.fitting import Fitted
+from nasrec_torchrec.datasets.names import safe_name
+from nasrec_torchrec.datasets.pieces import Record, in_order, write_rejects
+from nasrec_torchrec.datasets.preparation_job import LINE, Job
+from nasrec_torchrec.datasets.prepared import (
+    DICTIONARIES,
+    MANIFEST,
+    MANIFEST_FORMAT,
+    OURS,
+    REJECTS,
+    SCHEMA,
+    sha256,
+    write_rows,
+)
+from nasrec_torchrec.datasets.quality import Quality
+from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.splits import SPLITS
+from nasrec_torchrec.datasets.work_folder import check_rejects, collect_rejects, read_part, source_contents
+from nasrec_torchrec.progress import progress_bar
+from nasrec_torchrec.runs.files import atomic_path, write_text
+from nasrec_torchrec.runs.files import publish as publish_remotely
+from nasrec_torchrec.runs.paths import RemotePath
+
+
+def write_splits(job: Job, work: Path, parts: Sequence[Record], fitted: Fitted) -> list[dict[str, Any]]:
+    """Writes the Parquet files and the dictionaries.
+
+    Args:
+        job: the preparation.
+        work: its folder; finished files in it are kept.
+        parts: parsed pieces.
+        fitted: what the training rows said.
+
+    Returns:
+        list: for every part, what was written of it, by split; and the rows that were ``rejected``.
+
+    Raises:
+        ValueError: when too many rows are rejected.
+    """
+    written: list[dict[str, Any]] = []
+    with progress_bar(sum(part.rows for part in parts), "write", "row", scale=True) as bar:
+        tasks = (partial(_write_part, job, work, parts[number], number, fitted) for number in range(len(parts)))
+        for number, record in enumerate(in_order(job.threads, tasks)):
+            written.append(record)
+            bar.update(parts[number].rows)
+    for table, words in fitted.dictionaries.items():
+        with atomic_path(work / "data" / DICTIONARIES / f"{safe_name(table)}.parquet") as temporary:
+            pq.write_table(pa.table({"word": words}), temporary)
+    late = sum(record["rejected"] for record in written)
+    if late:
+        rows = sum(part.rows for part in parts)
+        check_rejects(job, work, rows - late, late + sum(part.rejected for part in parts))
+    return written
+
+
+def publish(
+    job: Job, work: Path, parts: Sequence[Record], schema: Schema, written: Sequence[Mapping[str, Any]]
+) -> Schema:
+    """Describes the data set and puts it in its place.
+
+    Args:
+        job: the preparation.
+        work: its folder.
+        parts: parsed pieces.
+        schema: filled in.
+        written: what :func:`write_splits` returned.
+
+    Returns:
+        Schema: with the shares of missing and unknown values in the training rows.
+    """
+    described: dict[str, Any] = {}
+    qualities = {}
+    for split in SPLITS:
+        entries = [record[split] for record in written if split in record]
+        qualities[split] = Quality.of(schema, (entry["quality"] for entry in entries))
+        described[split] = {
+            "rows": sum(entry["file"]["rows"] for entry in entries),
+            "positives": sum(entry["file"]["positives"] for entry in entries),
+            "files": [entry["file"] for entry in entries],
+        }
+    schema = qualities[SPLITS[0]].measured(schema)
+    for split in SPLITS[1:]:
+        for warning in Quality(schema, qualities[split].counts).warnings():
+            print(f"warning: {split}: {warning}", file=sys.stderr)
+    data = work / "data"
+    for leftover in data.rglob(".*.tmp"):  # of a run that was killed
+        leftover.unlink()
+    write_text(data / SCHEMA, schema.to_json())
+    collect_rejects(work, data / REJECTS)
+    late = sum(record["rejected"] for record in written)
+    found = source_contents(work)
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "job": (work / "job").read_text(),
+        "source": job.raw.title or [file.name for file in job.files],
+        "sources": [] if job.raw.identity else found,
+        "split": asdict(job.split),
+        "rows": sum(part.rows for part in parts) - late,
+        "rejected": sum(part.rejected for part in parts) + late,
+        "schema_sha256": sha256(data / SCHEMA),
+        "dictionaries": {file.name: sha256(file) for file in sorted((data / DICTIONARIES).glob("*.parquet"))},
+        "splits": described,
+        "quality": {split: quality.to_json() for split, quality in qualities.items()},
+    }
+    write_text(data / MANIFEST, json.dumps(manifest, indent=2))
+    if isinstance(job.out, RemotePath):
+        publish_remotely(data, job.out, last=MANIFEST)
+        return schema
+    if job.out.exists():
+        _set_aside(job.out, data, work / "replaced")
+    data.rename(job.out)
+    job.out.with_name(f"{job.out.name}.{REJECTS}").unlink(missing_ok=True)
+    return schema
+
+
+def _set_aside(old: Path, data: Path, place: Path) -> None:
+    """Moves an earlier data set away; what its folder holds beside it moves into the new one.
+
+    Two renames: a reader finds the old data set or the new one, or for an instant none. A run that was killed between
+    them finds an earlier one set aside already.
+    """
+    for entry in old.iterdir():
+        if entry.name not in OURS and not (data / entry.name).exists():
+            entry.rename(data / entry.name)
+    shutil.rmtree(place, ignore_errors=True)
+    old.rename(place)
+
+
+def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted) -> dict[str, Any]:
+    file = work / "splits" / f"{number:06d}.json"
+    folder = work / "data"
+    if file.exists():
+        record: dict[str, Any] = json.loads(file.read_text())
+        paths = {split: folder / split / record[split]["file"]["name"] for split in SPLITS if split in record}
+        # They are gone where a run was killed when the data set was in its place already.
+        if all(
+            path.exists() and path.stat().st_size == record[split]["file"]["bytes"] for split, path in paths.items()
+        ):
+            return record
+    rows = read_part(work, number)
+    lines, assigned = rows.column(LINE).to_numpy(), fitted.assigned[number]
+    record = {}
+    rejects: dict[int, str] = {}
+    for index, split in enumerate(SPLITS):
+        chosen = assigned == index
+        if number and not chosen.any():
+            continue
+        quality = Quality(fitted.schema)
+        table, bad = transform.finish(
+            rows.filter(pa.array(chosen)).select(job.schema.raw_columns), fitted.schema, fitted.dictionaries, quality
+        )
+        rejects |= {int(line): reason for line, reason in zip(lines[chosen][list(bad)], bad.values(), strict=True)}
+        # An empty split still has a file, which tells its columns.
+        if table.num_rows or number == 0:
+            name = folder / split / f"part-{number:06d}.parquet"
+            columns = table.select(fitted.schema.columns)
+            record[split] = {"file": write_rows(name, columns, fitted.schema.label), "quality": quality.to_json()}
+    if rejects:
+        write_rejects(work / "splits" / f"{number:06d}.rejects", job.files[part.file].uri, rejects)
+    record["rejected"] = len(rejects)
+    write_text(file, json.dumps(record))
+    return record
