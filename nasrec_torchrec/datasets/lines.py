@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +64,7 @@ def text_pieces(source: Source, piece_bytes: int, start: int, first_line: int) -
         while True:
             with reading(source.uri, f" beyond line {first_line}"):
                 block = read_fully(file, max(1, piece_bytes - len(rest)))
-                progress = raw.tell()
+                progress = _position(raw)
             data = rest + block
             cut = data.rfind(b"\n") + 1 if block else len(data)
             if cut == 0 and block:
@@ -79,6 +80,13 @@ def text_pieces(source: Source, piece_bytes: int, start: int, first_line: int) -
                 first_line = piece.next_line
             if not block:
                 return
+
+
+def _position(raw: IO[bytes]) -> int:
+    try:
+        return raw.tell()
+    except Exception:  # a stream that does not say
+        return 0
 
 
 def read_lines(

@@ -167,11 +167,25 @@ def open_uri(uri: str) -> Iterator[IO[bytes]]:
         ValueError: when it cannot be opened.
     """
     try:
-        file = to_path(uri).open("rb")
+        file = _readable(to_path(uri).open("rb"))
     except Exception as error:  # file systems raise exceptions of their own
         raise ValueError(f"{uri}: cannot be opened: {error}") from None
     with file:
         yield file
+
+
+def _readable(file: IO[bytes]) -> IO[bytes]:
+    """The file, or a stream of it where a web server sends files only as a whole."""
+    system = getattr(file, "fs", None)
+    if system is None or "http" not in system.protocol or not getattr(file, "size", None):
+        return file
+    try:
+        file.seek(1)
+        file.read(1)
+    except ValueError:
+        return system.open(file.path, "rb", block_size=0)  # type: ignore[attr-defined]
+    file.seek(0)
+    return file
 
 
 @contextmanager
@@ -221,7 +235,7 @@ def skip(file: IO[bytes], count: int) -> None:
     """Goes to a position, by reading where a file cannot seek."""
     try:
         file.seek(count)
-    except (OSError, ValueError, NotImplementedError, AttributeError):
+    except Exception:  # whatever a stream says to that
         while count > 0 and (block := file.read(min(count, _BLOCK))):
             count -= len(block)
 
@@ -310,5 +324,5 @@ def _parquet(uri: str, where: str = "") -> Iterator[None]:
 def _size(file: IO[bytes]) -> int:
     try:
         return file.seek(0, io.SEEK_END)
-    except (OSError, ValueError, NotImplementedError, AttributeError):
-        return 0
+    except Exception:  # a stream
+        return int(getattr(file, "size", None) or 0)
