@@ -142,7 +142,7 @@ def test_a_history_counts_the_training_rows_and_never_the_own_label(tmp_path: Pa
     )
     dictionaries = {f.stem: read_dictionary(f) for f in (tmp_path / "out" / DICTIONARIES).iterdir()}
     parsed, _ = transform.parse(pq.read_table(tmp_path / "test.parquet"), schema)
-    online = transform.finish(parsed, schema, dictionaries)
+    online, _ = transform.finish(parsed, schema, dictionaries)
     offline = pq.read_table(tmp_path / "out" / "test")
     for name in (pair.name, alone.name):
         assert online.column(name).to_pylist() == offline.column(name).to_pylist()
