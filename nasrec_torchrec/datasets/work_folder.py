@@ -16,7 +16,7 @@ from iopath.common.file_io import get_cache_dir
 from nasrec_torchrec.datasets import pieces
 from nasrec_torchrec.datasets.contents import contents
 from nasrec_torchrec.datasets.preparation_job import Job
-from nasrec_torchrec.datasets.prepared import EARLIER_FORMAT, MANIFEST, REJECTS, check_files, read_manifest
+from nasrec_torchrec.datasets.prepared import EARLIER_FORMAT, MANIFEST, OURS, REJECTS, check_files, read_manifest
 from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.runs.paths import RemotePath
 
@@ -31,7 +31,14 @@ def is_current(job: Job) -> bool:
     """
     if not (job.out / MANIFEST if isinstance(job.out, RemotePath) else job.out).exists():
         return False
-    manifest = read_manifest(job.out)  # also says that nothing is replaced which is no data set
+    if job.config.overwrite and not (job.out / MANIFEST).exists():
+        mine = sorted(entry.name for entry in job.out.iterdir() if entry.name in OURS)
+        if mine:
+            raise ValueError(
+                f"{job.out}: holds {mine} and no {MANIFEST}, so they are not known to be ours; remove them"
+            )
+        return False  # what else lies there stays
+    manifest = read_manifest(job.out)
     remedy = "--overwrite true replaces it"
     if manifest["format"] == EARLIER_FORMAT:
         if job.config.overwrite:

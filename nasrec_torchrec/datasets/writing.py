@@ -32,7 +32,7 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.datasets.work_folder import check_rejects, collect_rejects, read_part, source_contents
 from nasrec_torchrec.progress import progress_bar
-from nasrec_torchrec.runs.files import atomic_path, write_text
+from nasrec_torchrec.runs.files import atomic_path, remove_leftovers, write_text
 from nasrec_torchrec.runs.files import publish as publish_remotely
 from nasrec_torchrec.runs.paths import RemotePath
 
@@ -98,8 +98,7 @@ def publish(
         for warning in Quality(schema, qualities[split].counts).warnings():
             print(f"warning: {split}: {warning}", file=sys.stderr)
     data = work / "data"
-    for leftover in data.rglob(".*.tmp"):  # of a run that was killed
-        leftover.unlink()
+    remove_leftovers(data)
     write_text(data / SCHEMA, schema.to_json())
     collect_rejects(work, data / REJECTS)
     late = sum(record["rejected"] for record in written)

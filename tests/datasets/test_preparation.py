@@ -254,6 +254,20 @@ def test_a_finished_data_set_is_neither_repeated_nor_overwritten(text: Path, tmp
         prepare(raw, tmp_path / "else")
 
 
+def test_overwriting_keeps_what_is_not_ours(text: Path, tmp_path: Path):
+    out = tmp_path / "data"
+    (out / "notes").mkdir(parents=True)
+    (out / "notes" / "mine.txt").write_text("mine")
+    raw, overwrite = RawData((str(text),), SCHEMA), PreparationConfig(overwrite=True)
+    prepare(raw, out, overwrite)
+    prepare(RawData((str(text),), SCHEMA, split=SplitConfig("time", "when")), out, overwrite)
+    assert (out / "notes" / "mine.txt").read_text() == "mine" and read_manifest(out)["split"]["split"] == "time"
+    (out / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"and no manifest\.json, so they are not known to be ours"):
+        prepare(raw, out, overwrite)
+    assert (out / "train").exists()
+
+
 def test_two_at_once_are_refused(text: Path, tmp_path: Path):
     out = tmp_path / "data"
     with (tmp_path / ".data.preparing.lock").open("w") as lock:
