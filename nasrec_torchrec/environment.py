@@ -1,11 +1,11 @@
-"""Do torch, torchrec and FBGEMM on this machine belong together?
+"""A check that the installed torch, TorchRec and FBGEMM match.
 
-``python -m nasrec_torchrec.environment`` prints the versions found, CPU or CUDA, and, where the three do not fit,
-the exact command that mends it. Importing :mod:`nasrec_torchrec` makes the same check, so that a broken FBGEMM
-ends in that explanation instead of an undefined symbol.
+``python -m nasrec_torchrec.environment`` prints the installed versions, the device, and, if the three do not match, the
+exact command that fixes it. Importing :mod:`nasrec_torchrec` runs the same check, so that a broken FBGEMM leads to that
+explanation instead of an undefined symbol.
 
-No wheel of the three pins its partners; a wrong pair fails while FBGEMM's shared library is loaded.
-Only the standard library is imported here until the check itself runs.
+None of the three wheels pins the others, and a wrong combination fails while FBGEMM's shared library is loaded. Only
+the standard library is imported here until the check itself runs.
 """
 
 import importlib
@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 
-# torch minor version -> (fbgemm-gpu, torchrec), each pair tried on CPU; one row per torch release.
+# torch minor version -> (fbgemm-gpu, torchrec). Each combination was tested on the CPU; one row per torch release.
 PAIRINGS: dict[str, tuple[str, str]] = {
     "2.11": ("1.6.0", "1.6.1"),
     "2.12": ("1.7.0", "1.7.0"),
@@ -27,7 +27,7 @@ _DISTRIBUTIONS = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
 
 @dataclass(frozen=True)
 class Environment:
-    """What was found: installed versions, the device kind and what is wrong (empty when all is well)."""
+    """The result of the check: installed versions, the device, and what is wrong (empty if nothing is)."""
 
     versions: dict[str, str | None]
     device: str
@@ -41,7 +41,7 @@ class Environment:
         if self.problems:
             lines += ["", "This environment cannot run nasrec_torchrec:"]
             lines += [f"  - {problem}" for problem in self.problems]
-            lines += ["Mend it with:", f"  {self.remedy}"]
+            lines += ["To fix this, run:", f"  {self.remedy}"]
         else:
             lines.append("torch, torchrec and fbgemm belong together.")
         return "\n".join(lines)
@@ -55,7 +55,7 @@ def _installed(name: str) -> str | None:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Of torch, TorchRec and FBGEMM; None where distribution metadata does not know one."""
+    """Returns the versions of torch, TorchRec and FBGEMM; None for one without distribution metadata."""
     return {name: _installed(name) for name in _DISTRIBUTIONS}
 
 
@@ -67,7 +67,7 @@ def _remedy(torch_minor: str, cuda: bool) -> str:
     fbgemm, torchrec = PAIRINGS.get(torch_minor, PAIRINGS[DEFAULT_TORCH])
     torch = f"{torch_minor if torch_minor in PAIRINGS else DEFAULT_TORCH}.0"
     build = "fbgemm-gpu" if cuda else "fbgemm-gpu-cpu"
-    # The CPU and the CUDA build share their files: both must go before one is installed.
+    # The CPU and the CUDA build share files, so both must be removed before one is installed.
     return (
         f"{sys.executable} -m pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu && "
         f"{sys.executable} -m pip install torch=={torch} {build}=={fbgemm} && "
@@ -94,7 +94,7 @@ def _fbgemm_operator_problem() -> str | None:
 
 
 def inspect() -> Environment:
-    """Imports torch, FBGEMM and TorchRec and says how they are; never raises for a broken installation."""
+    """Imports torch, FBGEMM and TorchRec and reports their state; never raises for a broken installation."""
     versions = installed_versions()
     problems: list[str] = []
     cuda = False
@@ -113,7 +113,7 @@ def inspect() -> Environment:
     torch_minor = _minor(versions["torch"] or DEFAULT_TORCH)
     if versions["fbgemm-gpu"] and versions["fbgemm-gpu-cpu"]:
         problems.append("both fbgemm-gpu and fbgemm-gpu-cpu are installed and overwrite each other's files")
-    # A source build may carry any version name: a mismatch is named only together with what it broke.
+    # A source build may have any version name, so a mismatch is reported only together with what it broke.
     broken = [p for p in (_import_problem("fbgemm_gpu"), _import_problem("torchrec")) if p] if not torch_problem else []
     if not torch_problem and not broken:
         operator_problem = _fbgemm_operator_problem()
@@ -134,7 +134,7 @@ def inspect() -> Environment:
 
 
 def require() -> None:
-    """Raises ImportError with the whole explanation when the installation cannot work."""
+    """Raises ImportError with the whole explanation if the installation cannot work."""
     if "torchrec" in sys.modules and "fbgemm_gpu" in sys.modules:
         return
     found = inspect()

@@ -1,4 +1,4 @@
-"""Numbers that may not be finite: a NaN or an infinity is never the best, and never stands in a JSON file."""
+"""Numbers that may not be finite: a NaN or an infinity is never the best, and is never written to a JSON file."""
 
 import json
 import math
@@ -6,17 +6,17 @@ from typing import Any
 
 
 def order(value: float | None) -> tuple[bool, float]:
-    """A sort key, the lowest first; whatever is not a finite number comes last."""
+    """Returns a sort key, lowest first; whatever is not a finite number comes last."""
     return (False, value) if value is not None and math.isfinite(value) else (True, 0.0)
 
 
 def is_better(value: float | None, best: float | None, higher: bool = False) -> bool:
-    """Whether a value beats the best one so far.
+    """Returns whether a value is better than the best one so far.
 
     Args:
-        value: to compare.
-        best: so far.
-        higher: whether more is better.
+        value: value to compare.
+        best: best value so far.
+        higher: whether a higher value is better.
     """
     if higher:
         value, best = (None if number is None else -number for number in (value, best))
@@ -24,12 +24,12 @@ def is_better(value: float | None, best: float | None, higher: bool = False) -> 
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON text that every reader takes: numbers that are not finite become ``null``."""
+    """Returns JSON text that every reader accepts: numbers that are not finite become ``null``."""
     return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """A JSON value with None for every number in it that is not finite."""
+    """Returns a JSON value in which every number that is not finite is replaced by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

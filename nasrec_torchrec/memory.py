@@ -1,4 +1,4 @@
-"""How much memory a process may use, and whether tables fit into it: asked before they are allocated."""
+"""How much memory a process may use, and a check that tables fit into it before they are allocated."""
 
 import os
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ class Table(Protocol):
 
 
 def host_memory() -> int:
-    """Bytes of this machine, or of the container that this process runs in."""
+    """Returns the memory of this machine, or of the container that this process runs in, in bytes."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in map(Path, _CGROUP_LIMITS):
         try:
@@ -28,21 +28,21 @@ def host_memory() -> int:
 
 
 def gib(count: float) -> str:
-    """Bytes as text."""
+    """Formats a number of bytes in GiB."""
     return f"{count / 2**30:,.3f} GiB"
 
 
 def require_memory(tables: Iterable[Table], bytes_per_weight: float, limit: int, what: str) -> None:
-    """Refuses tables that do not fit.
+    """Refuses tables that do not fit into memory.
 
     Args:
-        tables: to be allocated.
-        bytes_per_weight: of everything that is allocated for a weight.
-        limit: bytes that may be used.
-        what: says what the bytes are for, such as ``their weights``.
+        tables: tables to allocate.
+        bytes_per_weight: bytes that are allocated for each weight in total.
+        limit: number of bytes that may be used.
+        what: what the bytes are for, such as ``their weights``.
 
     Raises:
-        ValueError: with the sum, the largest table and the limit.
+        ValueError: If they do not fit. The message gives the sum, the largest table and the limit.
     """
     needed = {table.name: table.num_embeddings * table.embedding_dim * bytes_per_weight for table in tables}
     total = sum(needed.values())

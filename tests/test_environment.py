@@ -32,14 +32,14 @@ def test_command_reports_a_good_environment():
 def test_command_explains_a_broken_fbgemm(tmp_path):
     result = _python("-m", "nasrec_torchrec.environment", first_on_path=_break_fbgemm(tmp_path))
     assert result.returncode == 1
-    assert "Mend it with" in result.stdout and "pip install torch==" in result.stdout
+    assert "To fix this, run" in result.stdout and "pip install torch==" in result.stdout
     assert "fbgemm-gpu" in result.stdout and "--no-deps torchrec==" in result.stdout
 
 
 def test_import_with_a_broken_fbgemm_ends_in_the_same_explanation(tmp_path):
     result = _python("-c", "import nasrec_torchrec; nasrec_torchrec.NASRecNet", first_on_path=_break_fbgemm(tmp_path))
     assert result.returncode == 1
-    assert "ImportError" in result.stderr and "Mend it with" in result.stderr
+    assert "ImportError" in result.stderr and "To fix this, run" in result.stderr
     assert "pip install torch==" in result.stderr
 
 

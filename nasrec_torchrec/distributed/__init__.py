@@ -1,1 +1,1 @@
-"""Sharding with DistributedModelParallel, gradient synchronisation of the active path, checkpoints."""
+"""Sharding with DistributedModelParallel, and gradient synchronization of the active path."""

@@ -1,4 +1,4 @@
-"""The name under which scripts outside of this repository import :func:`load_model`."""
+"""The name from which scripts outside this repository import :func:`load_model`."""
 
 from nasrec_torchrec.models.stored import load_model
 

@@ -1,4 +1,4 @@
-"""Bringing values of all ranks together; a process without a group is one rank."""
+"""Collecting values from all ranks; a process without a process group counts as one rank."""
 
 import torch
 import torch.distributed as dist
@@ -9,14 +9,14 @@ from nasrec_torchrec.distributed.process_group import rank_and_ranks
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenates equally many rows of every rank, in rank order, on every rank."""
+    """Concatenates the rows of all ranks on every rank, in rank order. Every rank must pass the same number."""
     gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, rows.contiguous())
     return torch.cat(gathered)
 
 
 def gather_uneven(values: Tensor) -> Tensor:
-    """Concatenates the values ``(N,)`` of every rank, in rank order, on every rank; their numbers may differ."""
+    """Concatenates the values ``(N,)`` of all ranks on every rank, in rank order. N may differ between ranks."""
     rank, ranks = rank_and_ranks()
     if ranks == 1:
         return values

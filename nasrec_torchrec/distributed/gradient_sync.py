@@ -1,4 +1,4 @@
-"""Averaging gradients over ranks, of the active path only."""
+"""Averaging the gradients of the active path over all ranks."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,15 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 def average_gradients(gradients: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> int:
     """Replaces each gradient by its mean over the ranks, in one all-reduce.
 
-    Every rank must pass gradients of the same shapes in the same order: they draw the same architecture.
+    Every rank must pass gradients of the same shapes in the same order, which holds because all ranks draw the same
+    architecture.
 
     Args:
-        gradients: this rank's gradients.
-        group: ranks to average over; None means all.
+        gradients: gradients of this rank.
+        group: process group to average over; None means all ranks.
 
     Returns:
-        int: bytes that this rank put into the all-reduce.
+        int: Number of bytes that this rank contributed to the all-reduce.
     """
     if dist.get_world_size(group) == 1 or not gradients:
         return 0

@@ -21,13 +21,13 @@ from nasrec_torchrec.memory import gib, host_memory
 
 # A float32 weight and Adagrad's float32 sum.
 _BYTES = 8
-# It divides each shard's part of a bag by the number of ids there, instead of the sum by the length of the bag.
+# It divides each shard's part of a bag by the number of ids in that shard instead of by the length of the bag.
 _SUMS_ONLY = ShardingType.GRID_SHARD.value
 SHARDING_TYPES: tuple[str, ...] = tuple(kind.value for kind in ShardingType if kind is not ShardingType.DATA_PARALLEL)
 
 
 class TableSharder(EmbeddingBagCollectionSharder):
-    """Offers every model-parallel sharding type on the CPU too, where TorchRec's own sharder hides some that work."""
+    """Offers every model-parallel sharding type on the CPU too; TorchRec's own sharder hides some that work there."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(SHARDING_TYPES)
@@ -37,9 +37,9 @@ class TableSharder(EmbeddingBagCollectionSharder):
 
 
 class BroadcastWrapper(DataParallelWrapper):
-    """Starts all ranks from rank 0's dense parameters and leaves gradients to the training loop.
+    """Starts all ranks with rank 0's dense parameters and leaves gradients to the training loop.
 
-    DistributedDataParallel knows the stored parameters only, and would send all of a supernet's gradients.
+    DistributedDataParallel only knows the stored parameters and would send all gradients of a supernet.
     """
 
     def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
@@ -62,18 +62,19 @@ def parallelize(
     """Plans, shards and wraps a model over the current process group.
 
     Args:
-        model: holds an EmbeddingBagCollection with an optimizer applied in backward.
-        device: this rank's device.
+        model: model with an EmbeddingBagCollection whose optimizer is applied in the backward pass.
+        device: device of this rank.
         sharding_type: one of ``SHARDING_TYPES`` for all tables; None lets the planner choose.
         quantized_comms: how embeddings and their gradients are sent between ranks.
-        replicate: shard nothing: every rank holds all tables whole, as parameters of the dense part.
+        replicate: whether to shard nothing, so that every rank holds all tables whole, as parameters of the dense part.
 
     Returns:
-        DistributedModelParallel: all of whose ranks hold the same dense parameters. Weights that are not on the
-        meta device are kept, those of the tables too.
+        DistributedModelParallel: The wrapped model, with the same dense parameters on all ranks. Weights that are not
+        on the meta device are kept, including those of the tables.
 
     Raises:
-        ValueError: for an unknown sharding type, quantized communication on the CPU, or when no plan fits the machine.
+        ValueError: If the sharding type is unknown, quantized communication is requested on the CPU, or no plan fits
+            the machine.
     """
     if sharding_type is not None and sharding_type not in SHARDING_TYPES:
         raise ValueError(f"sharding_type: expected one of {list(SHARDING_TYPES)}, found {sharding_type!r}")
@@ -107,7 +108,7 @@ def parallelize(
 
 @torch.no_grad()
 def _fill_shards(dmp: DistributedModelParallel, weights: dict[str, Tensor]) -> None:
-    """Copies whole tables into this rank's shards: TorchRec initialises shards anew, whatever the module held."""
+    """Copies whole tables into this rank's shards, because TorchRec initializes shards whatever the module held."""
     for name, sharded in dmp.state_dict().items():
         if name in weights and isinstance(sharded, ShardedTensor):
             for shard in sharded.local_shards():
@@ -121,12 +122,12 @@ def _fill_shards(dmp: DistributedModelParallel, weights: dict[str, Tensor]) -> N
 def make_plan(
     model: nn.Module, device: torch.device, sharders: list[ModuleSharder[nn.Module]], sharding_type: str | None
 ) -> ShardingPlan:
-    """The plan of rank 0, on every rank; collective.
+    """Returns the plan of rank 0 on every rank. This call is collective.
 
-    If rank 0 alone failed, the others would wait for ever: its error is sent like a plan.
+    If rank 0 fails, its error is sent in place of the plan; otherwise the other ranks would wait forever.
 
     Raises:
-        ValueError: when no plan fits.
+        ValueError: If no plan fits.
     """
     decided: list[ShardingPlan | ValueError | None] = [None]
     if dist.get_rank() == 0:
@@ -175,14 +176,14 @@ def _plan(
 
 
 def rank_memory(device: torch.device) -> int:
-    """Bytes that one rank may fill: its GPU's memory, or its share of the host's."""
+    """Returns the bytes that one rank may use: the memory of its GPU, or its share of the host's memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return host_memory() // local_world_size()
 
 
 def describe_plan(dmp: DistributedModelParallel) -> str:
-    """The plan in force as a table: how each table is sharded and where, and what every rank holds."""
+    """Formats the current plan as a table: how and where each table is sharded, and what every rank holds."""
     rows: list[tuple[str, ...]] = [("table", "sharding", "kernel", "rows", "columns", "bytes per rank")]
     held: dict[int, int] = {}
     for plan in dmp.plan.plan.values():
@@ -206,5 +207,5 @@ def describe_plan(dmp: DistributedModelParallel) -> str:
 
 
 def local_world_size() -> int:
-    """Ranks on this host, as the launcher says."""
+    """Returns the number of ranks on this host, as the launcher reports it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))

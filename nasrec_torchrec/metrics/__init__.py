@@ -1,1 +1,1 @@
-"""Quality of click predictions: exact over a split, windowed while training."""
+"""Quality of click predictions: exact metrics over a split, and windowed metrics during training."""

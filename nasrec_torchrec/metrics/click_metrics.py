@@ -13,14 +13,14 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 
 @dataclass(frozen=True)
 class ClickMetrics:
-    """Quality over a split.
+    """Metrics over a split.
 
     Args:
-        auc: area under the ROC curve, exact; None when all labels are equal, or a prediction is not a number.
-        log_loss: mean binary cross-entropy in nats; infinite when a prediction is not a number.
-        normalized_entropy: log loss divided by that of always predicting the split's positive rate; None when all
-            labels are equal.
-        rows: rows counted.
+        auc: exact area under the ROC curve; None if all labels are equal or a prediction is not a number.
+        log_loss: mean binary cross-entropy in nats; infinite if a prediction is not a number.
+        normalized_entropy: log loss divided by the log loss of always predicting the split's positive rate; None if
+            all labels are equal.
+        rows: number of rows.
     """
 
     auc: float | None
@@ -30,7 +30,7 @@ class ClickMetrics:
 
 
 def click_metrics(logits: Tensor, labels: Tensor) -> ClickMetrics:
-    """Exact metrics of ``logits`` ``(N,)`` against ``labels`` ``(N,)`` of 0 and 1."""
+    """Computes exact metrics of ``logits`` ``(N,)`` against ``labels`` ``(N,)`` of 0 and 1."""
     logits, labels = logits.double().flatten(), labels.double().flatten()
     loss = float(F.binary_cross_entropy_with_logits(logits, labels))
     if math.isnan(loss):
@@ -45,10 +45,10 @@ def click_metrics(logits: Tensor, labels: Tensor) -> ClickMetrics:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> ClickMetrics:
-    """Exact metrics of an unsharded model over a split, in this process.
+    """Computes exact metrics of an unsharded model over a split, in this process.
 
     Raises:
-        ValueError: when the split has no rows.
+        ValueError: If the split has no rows.
     """
     if not len(files):
         raise ValueError(f"{files.files[0].parent}: the split has no rows to measure")

@@ -19,8 +19,8 @@ class WindowedMetrics:
     """Normalized entropy and AUC of the last 100 steps of all ranks.
 
     Args:
-        batch_size: rows per rank and step.
-        device: where their state lives.
+        batch_size: number of rows per rank and step.
+        device: device that holds their state.
     """
 
     def __init__(self, batch_size: int, device: torch.device) -> None:
@@ -42,12 +42,12 @@ class WindowedMetrics:
         )
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Takes in this rank's ``(B,)`` logits and labels of a step."""
+        """Adds this rank's ``(B,)`` logits and labels of a step."""
         probabilities = logits.float().sigmoid().nan_to_num(0.5)
         self._metrics.update({"prediction": probabilities, "label": labels, "weight": torch.ones_like(labels)})
 
     def compute(self) -> dict[str, float]:
-        """The values in the window, as ``ne`` and ``auc``; collective."""
+        """Returns the values in the window as ``ne`` and ``auc``. This call is collective."""
         return {
             short: float(value)
             for name, value in self._metrics.compute().items()
