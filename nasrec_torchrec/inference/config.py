@@ -13,15 +13,15 @@ class ExportConfig:
     """How a model is exported.
 
     Args:
-        tables: precision of the embedding tables: fp32, fp16, int8 or int4 (4 more bytes a row for a scale and a bias).
-            Only a package whose tables are all fp32 does without FBGEMM.
-        table_precisions: precision of some tables, by name.
+        tables: precision of the embedding tables: fp32, fp16, int8 or int4. The last two need 4 more bytes per row for
+            a scale and a bias. A package needs FBGEMM unless all its tables are fp32.
+        table_precisions: precisions of individual tables, by name.
         dense: precision of the dense part.
-        device: device to compile for; cuda needs such a device on this machine.
-        simd_bits: width of the vector instructions; unset, the widest of this machine. 256 runs wherever AVX2 does.
+        device: device to compile for; cuda requires such a device on this machine.
+        simd_bits: width of the vector instructions. If unset, the widest of this machine; 256 runs wherever AVX2 does.
 
     Raises:
-        ValueError: for an unknown precision or device.
+        ValueError: If a precision or the device is unknown.
     """
 
     tables: TablePrecision = "fp32"
@@ -44,12 +44,14 @@ class ScoringConfig:
     """How files are scored.
 
     Args:
-        raw: the files hold raw columns, to be transformed as the training data were; else prepared ones.
-        keep: columns of the files to copy beside the scores, such as a request's id; unset, the label where there is
+        raw: whether the files hold raw columns, which are transformed in the same way as the training data, instead of
+            prepared ones.
+        keep: columns of the files to copy beside the scores, such as a request's id. If unset, the label if there is
             one.
-        batch_size: rows of a forward pass.
-        piece_mib: MiB of text, or 8,192 Parquet rows for each, that become one file of scores.
-        overwrite: replace scores of something else at the same place.
+        batch_size: number of rows in a forward pass.
+        piece_mib: size of the pieces that become one file of scores each, in MiB of text or in units of 8,192 Parquet
+            rows.
+        overwrite: whether to replace scores of something else in the same place.
     """
 
     raw: bool = False
@@ -67,30 +69,31 @@ class ScoringConfig:
 
 @dataclass(frozen=True)
 class ServingConfig:
-    """How requests are served, and what a client may ask for at most.
+    """How requests are served, and the limits on what a client may ask for.
 
     Args:
         name: name of the model in URLs.
         host: address to listen on; 0.0.0.0 for all.
         port: port to listen on.
-        max_batch_size: rows that are scored together at most.
-        max_delay_ms: milliseconds that a request waits for others at most when nothing runs.
-        max_waiting: rows that may wait; beyond, requests get 429.
-        max_rows: rows of one request.
-        max_ids: ids of one request.
-        max_body_mib: MiB of one request's body.
-        max_held_mib: MiB of all bodies that are being received or answered; beyond, requests get 503.
-        max_connections: open connections; fewer where the process may not open as many files.
-        header_seconds: seconds in which the headers of a request must have arrived.
-        body_seconds: seconds in which the body of a request must have arrived, and its answer must have been read.
-        reload_seconds: seconds between two looks for a new package in the folder; 0 never looks.
-        threads: threads that a batch computes with.
-        notice_s: seconds after SIGTERM in which requests are still taken, while the server says that it is not ready
-            and closes every connection after its answer.
-        drain_s: seconds that requests may then take to finish.
+        max_batch_size: largest number of rows that are scored together.
+        max_delay_ms: longest time in milliseconds that a request waits for others while the server is idle.
+        max_waiting: largest number of waiting rows; further requests get status 429.
+        max_rows: largest number of rows in a request.
+        max_ids: largest number of ids in a request.
+        max_body_mib: largest size of a request's body in MiB.
+        max_held_mib: largest size in MiB of all bodies that are being received or answered; further requests get
+            status 503.
+        max_connections: largest number of open connections; it is lowered if the process may not open as many files.
+        header_seconds: time in seconds within which the headers of a request must arrive.
+        body_seconds: time in seconds within which the body of a request must arrive, and its answer must be read.
+        reload_seconds: time in seconds between two checks for a new package in the folder; 0 disables them.
+        threads: number of threads that compute a batch.
+        notice_s: time in seconds after SIGTERM during which requests are still accepted, while the server reports that
+            it is not ready and closes every connection after its answer.
+        drain_s: time in seconds that requests may then take to finish.
 
     Raises:
-        ValueError: for a number out of its range, or a name that cannot be part of a URL.
+        ValueError: If a number is out of range, or the name cannot be part of a URL.
     """
 
     name: str = "nasrec"

@@ -39,7 +39,7 @@ INDUCTOR_OPTIONS: dict[str, Any] = {
     "aot_inductor.check_lowerbound": False,
     # Products and sums in one instruction, as matrix kernels use them too.
     "cpp.enable_floating_point_contract_flag": "fast",
-    # Keeps the loop over pairs of tokens in one piece: by default its weights would go through memory.
+    # Keeps the loop over pairs of tokens in one piece; by default its weights would be written to memory and read back.
     "realize_reads_threshold": 30,
 }
 
@@ -53,29 +53,29 @@ def export(
     dictionaries: Path | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Predictor:
-    """Compiles a model with AOTInductor into a package; takes some 20 seconds.
+    """Compiles a model with AOTInductor into a package, which takes about 20 seconds.
 
-    The package is a folder: ``model.pt2`` takes any batch size and any number of ids, ``model.json`` says what it takes
-    and holds the checksums of all files, ``golden.json`` is a request and its response, which
-    :class:`~nasrec_torchrec.inference.predictor.Predictor` compares when it loads the package, and ``dictionaries/``
-    has the words of dictionary ids, for scoring raw rows.
+    The package is a folder. ``model.pt2`` accepts any batch size and any number of ids; ``model.json`` describes its
+    inputs and holds the checksums of all files; ``golden.json`` is a request with its response, which
+    :class:`~nasrec_torchrec.inference.predictor.Predictor` verifies when it loads the package; ``dictionaries/`` holds
+    the words of dictionary ids, which are needed to score raw rows.
 
     Args:
-        model: a NASRecNet or a baseline, unsharded; it is not changed.
+        model: unsharded NASRecNet or baseline; it is not changed.
         schema: schema of the data that the model reads.
-        folder: place of the package, also in a remote storage. An earlier package there is replaced when the new one is
-            complete; files in it that no export wrote stay.
-        config: form of the package.
-        metrics: JSON values to tell the reader.
-        dictionaries: local folder of the data set's words.
+        folder: folder of the package, which may be in remote storage. An earlier package there is replaced once the new
+            one is complete; files in it that no export wrote are kept.
+        config: how to export.
+        metrics: metrics of the model as JSON values, for the reader of the package.
+        dictionaries: local folder with the words of the data set.
         origin: JSON values that say where the model comes from.
 
     Returns:
-        Predictor: the package, loaded and verified.
+        Predictor: The package, loaded and verified.
 
     Raises:
-        ValueError: when the folder holds anything but a package, another export writes it, the model and the schema
-            name different features, or for an unknown table.
+        ValueError: If the folder holds anything but a package, another export is writing to it, the model and the
+            schema name different features, or a table is unknown.
     """
     config = config or ExportConfig()
     check_place(folder)
@@ -102,7 +102,7 @@ def export(
             shutil.copytree(dictionaries, package / DICTIONARIES)
         document = _manifest(scoring, schema, model, config, metrics or {}, origin or {}, package)
         write_text(package / MANIFEST, json_text(document, indent=2))
-        # A package that does not give the golden response does not take the place of one that did.
+        # A package that does not reproduce the golden response must not replace one that did.
         predictor = Predictor(package)
         record_start(package)
         replace_folder(package, folder, KIND, last=MANIFEST)
@@ -110,10 +110,10 @@ def export(
 
 
 def check_place(folder: Path) -> None:
-    """Refuses a place for a package before any work is done for it, and puts right what a killed export left there.
+    """Checks a folder for a package before any work is done for it, and repairs what a killed export left there.
 
     Raises:
-        ValueError: when the folder holds anything but a package that this program wrote.
+        ValueError: If the folder holds anything but a package that this program wrote.
     """
     recover(folder)
     check_replaceable(folder, KIND)
@@ -121,7 +121,7 @@ def check_place(folder: Path) -> None:
 
 @contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
-    """A locked folder beside a place, in which a package is made; what a killed export left in it is removed."""
+    """Creates a locked folder beside ``folder`` to build a package in, and removes leftovers of killed exports."""
     if is_remote(folder):
         with TemporaryDirectory() as temporary:
             yield Path(temporary)
@@ -139,13 +139,13 @@ def _work_folder(folder: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Drift:
-    """What a form of a model costs in quality, on the same rows.
+    """What exporting a model with some precisions costs in quality, measured on the same rows.
 
     Args:
         trained: metrics of the model in float32.
-        exported: of the form.
-        table_bytes: of the weights of its tables.
-        float_table_bytes: of the same tables in float32.
+        exported: metrics of the exported form.
+        table_bytes: bytes of the exported tables.
+        float_table_bytes: bytes of the same tables in float32.
     """
 
     trained: ClickMetrics
@@ -166,13 +166,16 @@ class Drift:
 
 @torch.no_grad()
 def compare(model: ClickModel, config: ExportConfig, files: ClickFiles, batch_size: int = 4096) -> Drift:
-    """Measures a form of a model beside the model itself, before anything is compiled.
+    """Compares the exported form of a model with the model itself, before anything is compiled.
 
     Args:
-        model: unsharded.
-        config: form of the package.
+        model: unsharded model.
+        config: how to export.
         files: rows to measure on.
-        batch_size: rows of a forward pass.
+        batch_size: number of rows in a forward pass.
+
+    Returns:
+        The metrics of both, and the sizes of their tables.
     """
     model.eval()
     scoring = scoring_model(model, config, files.schema.feature_names)
@@ -233,7 +236,7 @@ def _manifest(
 
 
 def _golden(scoring: ScoringModel, schema: Schema) -> dict[str, Any]:
-    """Random rows, some ids of which no table has, some bags empty, and their logits."""
+    """Returns random rows, with some ids outside the tables and some empty bags, and their logits."""
     generator = torch.Generator().manual_seed(0)
     rows = 8
     lengths = torch.ones(len(schema.sparse), rows, dtype=torch.int64)

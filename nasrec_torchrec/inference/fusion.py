@@ -1,4 +1,4 @@
-"""The form of a model that serves: the weights of every source in one matrix, nothing that only training needs."""
+"""The form of a model for serving: one matrix for the weights of all sources, and nothing that only training needs."""
 
 import copy
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class ProductAndSum(nn.Module):
-    """A linear layer as a product, and a sum that a compiler joins with what follows.
+    """A linear layer as a matrix product and a separate sum, which a compiler fuses with the following operation.
 
-    In one call, ``addmm`` would fill its output with the bias first, which takes a tenth of a compiled model's time.
+    A single ``addmm`` would first fill its output with the bias, which takes a tenth of a compiled model's time.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -43,13 +43,13 @@ class ConcatenatedLinear(ProductAndSum):
 
 @torch.no_grad()
 def fuse(model: Module) -> Module:
-    """A copy for inference alone: in evaluation mode, without gradients, one matrix product for each linear.
+    """Copies a model for inference: in evaluation mode, without gradients, with one matrix product per linear layer.
 
     Args:
-        model: a NASRecNet or its interaction part; it is not changed.
+        model: NASRecNet or its interaction part; it is not changed.
 
     Returns:
-        The same kind of module; outputs differ by rounding.
+        A module of the same kind, whose outputs differ only by rounding.
     """
     fused = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(fused.modules()):

@@ -1,4 +1,4 @@
-"""What a client may take of a server: time, memory and connections, counted by what arrives and not by what it says."""
+"""Limits on what a client may use of a server: time, memory and connections, by what arrives, not what it claims."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ _INFER = re.compile(r"/v2/models/.*/infer")
 
 
 def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    """An error as the protocol writes it; any text can be sent."""
+    """Returns an error in the form of the protocol, whatever its text is."""
     return Response(json.dumps({"error": message}), status, headers, media_type="application/json")
 
 

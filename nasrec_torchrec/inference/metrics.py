@@ -1,4 +1,4 @@
-"""What Prometheus reads of a server."""
+"""The metrics of a server for Prometheus."""
 
 from collections.abc import Callable, Iterator
 
@@ -51,7 +51,7 @@ class ServerMetrics:
         self.batch_seconds.observe(seconds)
 
     def follow(self, served: Callable[[], tuple[str, str, dict[str, int], dict[str, int]]]) -> None:
-        """Also tells of what is served: a function of the model's name, version, ids and unknown ids by feature."""
+        """Adds metrics of the served model: a function of its name, version, ids and unknown ids by feature."""
         self.registry.register(_OfModel(served))
 
 

@@ -1,7 +1,7 @@
 """The Open Inference Protocol (KServe v2): bodies of requests and answers, without HTTP.
 
-A body is JSON, or JSON followed by the bytes of some tensors (the binary tensor extension). What is cheap is looked at
-first: the frame, then shapes and limits, and numbers become objects only when as many are there as the shape says.
+A body is JSON, or JSON followed by the bytes of some tensors (the binary tensor extension). Cheap checks come first:
+the frame, then shapes and limits. Numbers become objects only if there are as many of them as the shape says.
 """
 
 import reprlib
@@ -49,10 +49,10 @@ class Inference:
     """What a client asks for.
 
     Args:
-        request: tensors that the model takes.
+        request: tensors for the model.
         id: identifier that the answer repeats, if the client gave one.
-        binary: the client wants the output as bytes behind the JSON.
-        names: outputs to answer with.
+        binary: whether the client wants the output as bytes after the JSON.
+        names: names of the requested outputs.
     """
 
     request: Request
@@ -68,13 +68,13 @@ def decode(
 
     Args:
         body: body of the request.
-        header_length: bytes of the JSON in front of binary tensors; None where all of it is JSON.
-        predictor: model that is asked.
-        max_rows: rows of a request.
-        max_ids: ids of a request.
+        header_length: number of bytes of the JSON before binary tensors; None if the whole body is JSON.
+        predictor: model that the request is for.
+        max_rows: largest number of rows in a request.
+        max_ids: largest number of ids in a request.
 
     Raises:
-        ValueError: says what does not fit, and what is expected.
+        ValueError: If the body is not valid. The message says what was found and what is expected.
     """
     view = memoryview(body)
     if header_length is not None and not 0 < header_length <= len(view):
@@ -119,7 +119,7 @@ def decode(
 
 
 def encode(inference: Inference, model: str, version: str, scores: torch.Tensor) -> tuple[bytes, dict[str, str]]:
-    """The body of an answer, and its headers."""
+    """Returns the body of an answer, and its headers."""
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)]}
     tail = b""
     if inference.binary:
@@ -142,7 +142,7 @@ def encode(inference: Inference, model: str, version: str, scores: torch.Tensor)
 
 
 def describe_inputs(predictor: Predictor) -> list[dict[str, Any]]:
-    """Names, datatypes and shapes of the inputs, where -1 is any size."""
+    """Returns names, datatypes and shapes of the inputs, where -1 stands for any size."""
     shapes = {
         "dense": ("FP32", [-1, len(predictor.dense_features)]),
         "ids": ("INT64", [-1]),
@@ -166,7 +166,7 @@ def _parse(text: memoryview) -> _Body:
 
 
 def _outputs(parsed: _Body) -> tuple[bool, tuple[str, ...]]:
-    """Whether the output is wanted as bytes, and which outputs are wanted."""
+    """Returns whether the output is requested as bytes, and which outputs are requested."""
     binary = bool((parsed.parameters or {}).get("binary_data_output", False))
     if parsed.outputs is None:
         return binary, (OUTPUT,)
@@ -181,7 +181,7 @@ def _outputs(parsed: _Body) -> tuple[bool, tuple[str, ...]]:
 
 
 def _check_shape(part: _Input, wanted: dict[str, Any], most: int) -> int:
-    """How many values a tensor has, when its type and shape are what the model takes."""
+    """Returns the number of values of a tensor, after checking that the model accepts its type and shape."""
     if part.datatype != wanted["datatype"]:
         raise ValueError(f"{part.name}: datatype: expected {wanted['datatype']}, found {_short(part.datatype)}")
     fits = len(part.shape) == len(wanted["shape"]) and all(
@@ -222,5 +222,5 @@ def _from_json(part: _Input, count: int) -> torch.Tensor:
 
 
 def _short(value: Any) -> str:
-    """A value as text that is safe to repeat in an answer."""
+    """Returns a value as text that is safe to repeat in an answer."""
     return reprlib.repr(value)[:200]

@@ -1,4 +1,4 @@
-"""A trained model in the form that serves, and its graph."""
+"""A trained model in the form for serving, and its graph."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -19,20 +19,20 @@ from nasrec_torchrec.models.supernet import SuperNet
 
 
 class ScoringModel(nn.Module):
-    """A model in the form that serves: fused, with tables that are looked up from plain tensors.
+    """A model in the form for serving: fused, with tables that are looked up from plain tensors.
 
     Inputs are dense features ``(B, F_dense)`` (left out when there are none), ``ids`` ``(T,)`` int64 of all features,
     feature by feature, ``lengths`` ``(F_sparse, B)`` int64, and for weighted collections ``weights`` ``(T,)``.
     Ids outside of a feature's table are looked up as 0, the missing id.
 
     Args:
-        model: a NASRecNet or a baseline, unsharded; it is not changed.
-        precision: of every table; unset, float32.
-        bf16: run the dense part in bfloat16.
-        features: the order of the sparse features in the inputs; unset, the model's own.
+        model: unsharded NASRecNet or baseline; it is not changed.
+        precision: precision of every table; by default float32.
+        bf16: whether to run the dense part in bfloat16.
+        features: order of the sparse features in the inputs; by default the model's own.
 
     Raises:
-        ValueError: for a model of another kind, or other features than the model's.
+        ValueError: If the model is of another kind, or the features are not those of the model.
     """
 
     order: Tensor
@@ -67,12 +67,13 @@ class ScoringModel(nn.Module):
         return (["dense"] if self.has_dense else []) + ["ids", "lengths"] + (["weights"] if self.weighted else [])
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """
+        """Computes logits.
+
         Args:
-            inputs: ``[dense,] ids, lengths[, weights]`` as the class says.
+            inputs: ``[dense,] ids, lengths[, weights]``, as described at the class.
 
         Returns:
-            Tensor: logits ``(B,)`` float32.
+            Tensor: Logits ``(B,)`` in float32.
         """
         ids, lengths, *weights = inputs[1:] if self.has_dense else inputs
         pooled = self.tables(ids, lengths, weights[0] if self.weighted else None)
@@ -83,10 +84,10 @@ class ScoringModel(nn.Module):
 
 
 class DlrmInteraction(nn.Module):
-    """All of TorchRec's DLRM, or DLRM_DCN, above the tables.
+    """The part of TorchRec's DLRM or DLRM_DCN above the tables.
 
     Args:
-        model: whose modules are copied.
+        model: model whose modules are copied.
     """
 
     def __init__(self, model: DLRM) -> None:
@@ -101,22 +102,22 @@ class DlrmInteraction(nn.Module):
 
 
 def feature_names(model: ClickModel) -> list[str]:
-    """The sparse features of a model, in the order in which it stacks their embeddings."""
+    """Returns the sparse features of a model, in the order in which it stacks their embeddings."""
     if isinstance(model, NASRecNet | SuperNet):
         return list(model.sparse_arch.feature_names)
     return list(model.sparse_arch.sparse_feature_names)
 
 
 def scoring_model(model: ClickModel, config: ExportConfig, features: Sequence[str] | None = None) -> ScoringModel:
-    """The form of a model that ``config`` asks for, not compiled yet.
+    """Returns the form of a model that ``config`` asks for, not compiled yet.
 
     Args:
-        model: unsharded.
-        config: precisions.
-        features: the order of the sparse features in the inputs; unset, the model's own.
+        model: unsharded model.
+        config: configuration with the precisions.
+        features: order of the sparse features in the inputs; by default the model's own.
 
     Raises:
-        ValueError: for an unknown table or precision, or see :class:`ScoringModel`.
+        ValueError: If a table or precision is unknown, or :class:`ScoringModel` refuses the model.
     """
     _interaction(model)
     precisions = table_precisions(model.sparse_arch.embedding_bag_collection, config.tables, config.table_precisions)
@@ -124,7 +125,7 @@ def scoring_model(model: ClickModel, config: ExportConfig, features: Sequence[st
 
 
 def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:
-    """The model as a ``torch.export`` program of any batch size and any number of ids."""
+    """Exports the model with ``torch.export`` for any batch size and any number of ids."""
     batch, ids = torch.export.Dim("batch", min=1, max=2**20), torch.export.Dim("ids", min=0, max=2**31 - 1)
     shapes: list[dict[int, Any]] = [{0: batch}] if scoring.has_dense else []
     shapes += [{0: ids}, {1: batch}] + ([{0: ids}] if scoring.weighted else [])
@@ -138,7 +139,7 @@ def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:
 
 
 def example_inputs(scoring: ScoringModel, batch_size: int) -> tuple[Tensor, ...]:
-    """Inputs of the right shapes: two ids in every bag."""
+    """Returns example inputs with two ids in every bag."""
     features = scoring.tables.rows.numel()
     count = 2 * features * batch_size
     inputs: tuple[Tensor, ...] = ()
@@ -149,7 +150,7 @@ def example_inputs(scoring: ScoringModel, batch_size: int) -> tuple[Tensor, ...]
 
 
 def _interaction(model: ClickModel) -> tuple[nn.Module, int]:
-    """What stands above the tables, and how many dense features it reads."""
+    """Returns the part of the model above the tables, and how many dense features it reads."""
     match model:
         case NASRecNet() | FlatModel():
             return model.interaction_arch, model.interaction_arch.dense_in_features

@@ -1,4 +1,4 @@
-"""The package that takes the traffic, and its replacement while requests run."""
+"""The package that answers the requests, and its replacement while requests run."""
 
 import json
 import logging
@@ -23,11 +23,11 @@ class Served:
 
     Args:
         folder: folder of the package.
-        config: how it is served.
-        metrics: told of batches and reloads.
+        config: how to serve it.
+        metrics: metrics that record batches and reloads.
 
     Raises:
-        ValueError: when the package is damaged.
+        ValueError: If the package is damaged.
     """
 
     def __init__(self, folder: Path, config: ServingConfig, metrics: ServerMetrics) -> None:
@@ -41,7 +41,7 @@ class Served:
         self._watcher.start()
 
     def counts(self) -> tuple[str, str, dict[str, int], dict[str, int]]:
-        """Name and version of the model, and how many ids and unknown ids of each feature were looked up so far."""
+        """Returns the model's name and version, and how many ids and unknown ids of each feature were looked up."""
         predictor, _, version = self.current
         return (
             self._config.name,
@@ -51,7 +51,7 @@ class Served:
         )
 
     def close(self) -> None:
-        """Scores what was accepted, and removes the temporary files."""
+        """Scores the accepted requests, and removes the temporary files."""
         self._stopped.set()
         self._watcher.join()
         predictor, batcher, _ = self.current

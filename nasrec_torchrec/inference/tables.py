@@ -21,11 +21,11 @@ _BITS = {"int8": 8, "int4": 4}
 class Tables(nn.Module):
     """Pools the ids of every feature; the base of both forms.
 
-    Ids outside of a feature's table are looked up as 0, the missing id: no id reads another table, or beyond one.
+    Ids outside a feature's table are looked up as 0, the missing id, so no id reads beyond a table or from another one.
 
     Args:
-        ebc: unsharded.
-        features: in the order of the inputs.
+        ebc: unsharded EmbeddingBagCollection.
+        features: names of the features in the order of the inputs.
     """
 
     rows: Tensor
@@ -44,14 +44,15 @@ class Tables(nn.Module):
         self.embedding_dim = configs[0].embedding_dim
 
     def forward(self, ids: Tensor, lengths: Tensor, weights: Tensor | None) -> Tensor:
-        """
+        """Looks up and pools embeddings.
+
         Args:
-            ids: ``(T,)`` int64 of all features, feature by feature.
-            lengths: ``(F_sparse, B)`` int64.
-            weights: ``(T,)`` or None.
+            ids: int64 ids ``(T,)`` of all features, feature by feature.
+            lengths: int64 lengths ``(F_sparse, B)`` of the bags.
+            weights: weights ``(T,)`` of the ids, or None.
 
         Returns:
-            Tensor: pooled ``(B, F_sparse, E)`` float32.
+            Tensor: Pooled embeddings ``(B, F_sparse, E)`` in float32.
         """
         # Which feature an id belongs to: how many features end at or before its position.
         feature_ends = lengths.sum(1).cumsum(0)
@@ -67,16 +68,16 @@ class Tables(nn.Module):
         return pooled
 
     def pool(self, ids: Tensor, feature: Tensor, offsets: Tensor, batch_size: int, weights: Tensor | None) -> Tensor:
-        """Sums of each bag ``(B, F_sparse, E)``, all ids being inside of their tables."""
+        """Returns the sum of each bag ``(B, F_sparse, E)``; all ids must be inside their tables."""
         raise NotImplementedError
 
     def nbytes(self) -> int:
-        """Of the weights."""
+        """Returns the number of bytes of the weights."""
         raise NotImplementedError
 
 
 class FloatTables(Tables):
-    """One stacked float32 table, which plain PyTorch looks up: such a package needs PyTorch alone."""
+    """One stacked float32 table that plain PyTorch looks up, so that the package needs nothing but PyTorch."""
 
     table: Tensor
     start: Tensor
@@ -109,9 +110,9 @@ class QuantizedTables(Tables):
     """Tables of mixed precision in one buffer, which FBGEMM's inference kernel looks up.
 
     Args:
-        ebc: unsharded.
-        features: in the order of the inputs.
-        precisions: of every table.
+        ebc: unsharded EmbeddingBagCollection.
+        features: names of the features in the order of the inputs.
+        precisions: precision of every table.
     """
 
     weights_host: Tensor
@@ -174,15 +175,18 @@ class QuantizedTables(Tables):
 def table_precisions(
     ebc: EmbeddingBagCollection, default: TablePrecision, of_table: Mapping[str, str]
 ) -> dict[str, str]:
-    """The precision of every table.
+    """Determines the precision of every table.
 
     Args:
-        ebc: whose tables.
-        default: of those that are not named.
-        of_table: of some tables by name.
+        ebc: EmbeddingBagCollection with the tables.
+        default: precision of the tables that ``of_table`` does not name.
+        of_table: precisions of individual tables by name.
+
+    Returns:
+        The precision of every table by name.
 
     Raises:
-        ValueError: for an unknown table or precision.
+        ValueError: If a table or precision is unknown.
     """
     names = [config.name for config in ebc.embedding_bag_configs()]
     unknown = sorted(set(of_table) - set(names))
@@ -197,14 +201,14 @@ def table_precisions(
 
 
 def make_tables(ebc: EmbeddingBagCollection, features: list[str], precisions: Mapping[str, str]) -> Tables:
-    """Plain tables where all are float32, else quantized ones."""
+    """Returns plain tables if all are float32, and quantized ones otherwise."""
     if set(precisions.values()) == {"fp32"}:
         return FloatTables(ebc, features)
     return QuantizedTables(ebc, features, precisions)
 
 
 def _quantize(weight: Tensor, precision: str) -> tuple[Tensor, Tensor | None]:
-    """Rows as the kernel stores them, with a scale and a bias in 16 bits each for a quantized row."""
+    """Returns rows in the kernel's format, with a scale and a bias of 16 bits each per quantized row."""
     if precision in _BITS:
         fused = torch.ops.fbgemm.FloatOrHalfToFusedNBitRowwiseQuantizedSBHalf(weight.float(), _BITS[precision])
         return fused[:, :-4].contiguous(), fused[:, -4:].contiguous()
