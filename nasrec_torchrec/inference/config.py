@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 TablePrecision = Literal["fp32", "fp16", "int8", "int4"]
+TritonBackend = Literal["torch_aoti", "python"]
+# Of a model, in URLs and folders.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_NAMES = "expected letters, digits and . _ -, of which the first is no sign"
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,14 @@ class ExportConfig:
         dense: precision of the dense part.
         device: device to compile for; cuda requires such a device on this machine.
         simd_bits: width of the vector instructions. If unset, the widest of this machine; 256 runs wherever AVX2 does.
+        triton: model repository of NVIDIA's Triton, to which the package is added as the next version of a model.
+        triton_name: name of the model in Triton's repository.
+        triton_backend: torch_aoti runs the compiled model without Python and requires tables in fp32; python runs the
+            predictor.
 
     Raises:
-        ValueError: If a precision or the device is unknown.
+        ValueError: If a precision, the device or the backend is unknown, if Triton cannot have the name, or if tables
+            are quantized for ``torch_aoti``.
     """
 
     tables: TablePrecision = "fp32"
@@ -29,14 +38,30 @@ class ExportConfig:
     dense: Literal["fp32", "bf16"] = "fp32"
     device: Literal["cpu", "cuda"] = "cpu"
     simd_bits: int | None = None
+    triton: str | None = None
+    triton_name: str = "nasrec"
+    triton_backend: TritonBackend = "torch_aoti"
 
     def __post_init__(self) -> None:
-        choices = {"tables": get_args(TablePrecision), "dense": ("fp32", "bf16"), "device": ("cpu", "cuda")}
+        choices = {
+            "tables": get_args(TablePrecision),
+            "dense": ("fp32", "bf16"),
+            "device": ("cpu", "cuda"),
+            "triton_backend": get_args(TritonBackend),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {list(allowed)}, found {getattr(self, name)!r}")
         if self.simd_bits not in (None, 128, 256, 512):
             raise ValueError(f"simd_bits: expected 128, 256 or 512, found {self.simd_bits!r}")
+        if not _NAME.fullmatch(self.triton_name):
+            raise ValueError(f"triton_name: {_NAMES}, found {self.triton_name!r}")
+        quantized = {self.tables, *self.table_precisions.values()} != {"fp32"}
+        if self.triton is not None and self.triton_backend == "torch_aoti" and quantized:
+            raise ValueError(
+                "triton_backend: torch_aoti: quantized tables need FBGEMM, which Triton does not have; "
+                "export with tables fp32, or choose the python backend"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,10 +140,8 @@ class ServingConfig:
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", self.name):
-            raise ValueError(
-                f"name: expected letters, digits and . _ -, of which the first is no sign, found {self.name!r}"
-            )
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"name: {_NAMES}, found {self.name!r}")
         for name in ("max_batch_size", "max_waiting", "max_rows", "max_ids", "max_body_mib", "max_held_mib", "threads"):
             self._check(name, 1, 2**31 - 1)
         self._check("port", 0, 65_535)

@@ -22,10 +22,11 @@ from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.predictor import FORMAT, GOLDEN, MANIFEST, PACKAGE, Predictor, manifest_sha256
 from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model, trace
 from nasrec_torchrec.inference.tables import FloatTables
+from nasrec_torchrec.inference.triton import publish
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.nasrecnet import NASRecNet
-from nasrec_torchrec.runs.files import write_text
+from nasrec_torchrec.runs.files import local_folder, write_text
 from nasrec_torchrec.runs.folder import check_replaceable, recover, replace_folder
 from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.runs.names import LOCK
@@ -106,6 +107,9 @@ def export(
         predictor = Predictor(package)
         record_start(package)
         replace_folder(package, folder, KIND, last=MANIFEST)
+    if config.triton is not None:
+        with local_folder(folder) as local:
+            publish(local, Path(config.triton), config.triton_name, config.triton_backend)
     return predictor
 
 

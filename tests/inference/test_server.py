@@ -1,11 +1,8 @@
 import gzip
 import json
 import os
-import resource
 import shutil
-import signal
 import socket
-import tempfile
 import threading
 import time
 import zlib
@@ -21,12 +18,13 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference.conftest import build
-from support import forked, run_program
+from inference.running import Server
+from support import run_program
 
 from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.inference.predictor import Predictor, Request
-from nasrec_torchrec.inference.server import create_app, serve
+from nasrec_torchrec.inference.server import create_app
 
 pytestmark = pytest.mark.slow  # for the package is compiled first
 
@@ -273,62 +271,6 @@ def test_no_request_breaks_the_server(client, data):
     answer = client.post("/v2/models/nasrec/infer", content=content, headers={"content-type": "application/json"})
     assert answer.status_code in (200, 400), answer.text
     assert answer.status_code == 200 or answer.json()["error"]
-
-
-class Server:
-    """``serve`` in a process of its own, forked from one that has the slow imports behind it."""
-
-    def __init__(self, folder: Path, log: Path, files: int = 0, **values: object) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder, self.log = folder, log
-        self.process = forked().Process(target=_serve, args=(folder, log, files, {"port": self.port, **values}))
-        self.process.start()
-        self.url = f"http://127.0.0.1:{self.port}"
-        for _ in range(600):
-            assert self.process.is_alive(), log.read_text()
-            try:
-                httpx.get(f"{self.url}/v2/health/ready").raise_for_status()
-                return
-            except httpx.TransportError:
-                time.sleep(0.1)
-        raise AssertionError("the server does not start")
-
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.join()
-
-    def metrics(self) -> str:
-        return httpx.get(f"{self.url}/metrics").text
-
-    def version(self) -> str:
-        return httpx.get(f"{self.url}/v2/models/nasrec").json()["versions"][0]
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
-
-    def terminate(self) -> None:
-        os.kill(self.process.pid, signal.SIGTERM)
-
-    def wait(self) -> int | None:
-        self.process.join(30)
-        return self.process.exitcode
-
-
-def _serve(folder: Path, log: Path, files: int, values: dict) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    if files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    os.environ["TMPDIR"] = str(log.parent / "unpacked")
-    (log.parent / "unpacked").mkdir(exist_ok=True)
-    tempfile.tempdir = None
-    serve(folder, ServingConfig(**values))
 
 
 @pytest.fixture

@@ -1,0 +1,71 @@
+"""A server in a process of its own, for tests of what only a real one does."""
+
+import os
+import resource
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+from support import forked
+
+from nasrec_torchrec.inference.config import ServingConfig
+from nasrec_torchrec.inference.server import serve
+
+
+class Server:
+    """``serve`` in a process of its own, forked from one that has the slow imports behind it."""
+
+    def __init__(self, folder: Path, log: Path, files: int = 0, **values: object) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.log = folder, log
+        self.process = forked().Process(target=_serve, args=(folder, log, files, {"port": self.port, **values}))
+        self.process.start()
+        self.url = f"http://127.0.0.1:{self.port}"
+        for _ in range(600):
+            assert self.process.is_alive(), log.read_text()
+            try:
+                httpx.get(f"{self.url}/v2/health/ready").raise_for_status()
+                return
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise AssertionError("the server does not start")
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def metrics(self) -> str:
+        return httpx.get(f"{self.url}/metrics").text
+
+    def version(self) -> str:
+        return httpx.get(f"{self.url}/v2/models/nasrec").json()["versions"][0]
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def terminate(self) -> None:
+        os.kill(self.process.pid, signal.SIGTERM)
+
+    def wait(self) -> int | None:
+        self.process.join(30)
+        return self.process.exitcode
+
+
+def _serve(folder: Path, log: Path, files: int, values: dict) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    os.environ["TMPDIR"] = str(log.parent / "unpacked")
+    (log.parent / "unpacked").mkdir(exist_ok=True)
+    tempfile.tempdir = None
+    serve(folder, ServingConfig(**values))
