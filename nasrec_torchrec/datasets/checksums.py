@@ -1,4 +1,4 @@
-"""SHA-256 of files, by which a data set says what it holds."""
+"""SHA-256 checksums of files, by which a data set identifies what it holds."""
 
 import hashlib
 from functools import cache
@@ -9,17 +9,17 @@ _BLOCK = 1 << 20
 
 
 def sha256(file: Path) -> str:
-    """Checksum of a file's content.
+    """Returns the checksum of a file's content.
 
     Raises:
-        OSError: when it cannot be read.
+        OSError: If the file cannot be read.
     """
     with file.open("rb") as opened:
         return sha256_of(opened)
 
 
 def sha256_of(opened: IO[bytes]) -> str:
-    """Checksum of what is left to read of an open file."""
+    """Returns the checksum of the rest of an open file."""
     digest = hashlib.sha256()
     while block := opened.read(_BLOCK):
         digest.update(block)
@@ -27,7 +27,7 @@ def sha256_of(opened: IO[bytes]) -> str:
 
 
 def known_sha256(file: Path) -> str:
-    """The same, computed once in a process for a file of the same size and time."""
+    """Returns the checksum of a file; a process computes it once for a file of the same size and time."""
     stat = file.stat()
     return _known(file, stat.st_size, stat.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""Rows in memory, decoded from Parquet, and batches cut out of them."""
+"""Rows in memory, decoded from Parquet, and batches that are cut from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class ClickData:
     """Rows of a data set.
 
     Args:
-        dense: ``(N, F_dense)`` float32.
-        sparse: int32 or int64 ids of the N rows, feature by feature, ``stride`` N. Batches have int64 ids.
-        labels: ``(N,)`` float32 of 0 and 1.
-        one_id_each: every row is known to have exactly one id of every feature, which makes cutting cheaper.
+        dense: float32 features ``(N, F_dense)``.
+        sparse: int32 or int64 ids of the N rows, feature by feature, with ``stride`` N. Batches have int64 ids.
+        labels: float32 labels ``(N,)``, 0 or 1.
+        one_id_each: whether every row is known to have exactly one id of every feature, which makes cutting cheaper.
     """
 
     dense: Tensor
@@ -33,7 +33,7 @@ class ClickData:
         return self.labels.numel()
 
     def select(self, rows: Tensor) -> Batch:
-        """The rows ``(B,)`` as a batch."""
+        """Returns the rows ``(B,)`` as a batch."""
         sparse = self.sparse
         features, count = len(sparse.keys()), rows.numel()
         weights = sparse.weights_or_none()
@@ -65,14 +65,14 @@ class ClickData:
         """Decodes and checks prepared rows.
 
         Args:
-            table: with the schema's columns.
-            schema: of a prepared data set.
-            where: the rows come from, for errors.
-            order: ``(N,)`` of the rows; unset, that of the table.
+            table: table with the columns of the schema.
+            schema: schema of a prepared data set.
+            where: origin of the rows, for error messages.
+            order: order ``(N,)`` of the rows; by default that of the table.
 
         Raises:
-            ValueError: for a missing value, a label other than 0 and 1, a dense value that is not finite, an id
-                outside of its table, or a column of another type; with column and row.
+            ValueError: If a value is missing, a label is not 0 or 1, a dense value is not finite, an id is outside its
+                table, or a column has another type. The message names the column and the row.
         """
         rows = table.num_rows
         labels = torch.empty(rows)
@@ -107,17 +107,17 @@ Rows = tuple[ClickData, int, int]  # rows first..last-1 of some data
 
 
 def join(parts: Sequence[Rows]) -> Batch:
-    """Successive rows of several pieces of data with the same features as one batch."""
+    """Concatenates consecutive rows of several pieces of data with the same features into one batch."""
     sparse = [data.sparse for data, _, _ in parts]
     keys = sparse[0].keys()
 
     def cut(tensors: Sequence[Tensor]) -> Tensor:
-        """Of tensors with a number per feature and row, the wanted rows."""
+        """Selects rows from tensors with one number per feature and row."""
         views = [tensor.view(len(keys), -1) for tensor in tensors]
         return torch.cat([v[:, first:last] for v, (_, first, last) in zip(views, parts, strict=True)], dim=1).flatten()
 
     def cut_bags(tensors: Sequence[Tensor]) -> Tensor:
-        """Of tensors with a number per id, those of the wanted rows."""
+        """Selects the ids of the requested rows from tensors with one number per id."""
         if all(data.one_id_each for data, _, _ in parts):
             return cut(tensors)
         spans = [_spans(*part) for part in parts]
@@ -141,7 +141,7 @@ def join(parts: Sequence[Rows]) -> Batch:
 
 
 def _spans(data: ClickData, first: int, last: int) -> list[tuple[int, int]]:
-    """Per feature the first and the last position, exclusive, of the ids of rows ``first`` to ``last - 1``."""
+    """Returns for each feature the range of positions of the ids of rows ``first`` to ``last - 1``."""
     start_of_feature = torch.arange(len(data.sparse.keys())) * len(data)
     starts, ends = (data.sparse.offsets()[start_of_feature + row].tolist() for row in (first, last))
     return list(zip(starts, ends, strict=True))
@@ -178,14 +178,14 @@ def _copy(array: pa.Array, out: Tensor, what: str, order: np.ndarray | None = No
 
 
 def _id_type(schema: Schema) -> torch.dtype:
-    """int32 where it suffices: half as many bytes to shuffle."""
+    """Returns the ids as int32 where that suffices, since it halves the bytes to shuffle."""
     return torch.int32 if max(feature.num_embeddings or 0 for feature in schema.sparse) < 2**31 else torch.int64
 
 
 def _bags(
     table: pa.Table, feature: SparseFeature, where: str, order: np.ndarray | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, lengths, and weights (empty when unweighted) of a feature."""
+    """Returns ids, lengths, and weights (empty if unweighted) of a feature."""
     array = _array(table, feature.name, where)
     what = f"{where}: column '{feature.name}'"
     if _is_list(array) != feature.multi_hot:

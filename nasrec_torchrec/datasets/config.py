@@ -1,4 +1,4 @@
-"""Settings of preparation, importable without PyTorch and PyArrow."""
+"""Settings of data preparation, which can be imported without PyTorch and PyArrow."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,10 +11,10 @@ class TextFormat:
     """How lines become columns. One line is one row; Parquet files need none of this.
 
     Args:
-        delimiter: between two columns, one character; ``\\t`` is a tab.
-        columns: their names; left out, the first line of each file holds them.
-        quoting: values may stand in double quotes, with a quote inside written twice.
-        missing: texts that mean that there is no value.
+        delimiter: single character between two columns; ``\\t`` is a tab.
+        columns: names of the columns. If left out, the first line of each file holds them.
+        quoting: whether values may be enclosed in double quotes, with a quote inside written twice.
+        missing: texts that stand for a missing value.
     """
 
     delimiter: str = ","
@@ -45,10 +45,10 @@ class TextFlags:
     """How text files are read, where that differs from what the schema says.
 
     Args:
-        delimiter: between two columns, one character; ``\\t`` is a tab.
+        delimiter: single character between two columns; ``\\t`` is a tab.
         columns: names of the columns of files without a header.
-        quoting: values may stand in double quotes, with a quote inside written twice.
-        missing: texts that mean that there is no value.
+        quoting: whether values may be enclosed in double quotes, with a quote inside written twice.
+        missing: texts that stand for a missing value.
     """
 
     delimiter: str | None = None
@@ -57,7 +57,7 @@ class TextFlags:
     missing: tuple[str, ...] | None = None
 
     def over(self, base: TextFormat) -> TextFormat:
-        """The format of a schema with these flags in its place."""
+        """Returns the text format of a schema, overridden by the flags that are set."""
         return TextFormat(
             base.delimiter if self.delimiter is None else self.delimiter,
             base.columns if self.columns is None else tuple(self.columns),
@@ -71,15 +71,16 @@ class SplitConfig:
     """How rows are divided into train, validation and test.
 
     Args:
-        split: ``stratified`` divides 8/1/1, each part with the same share of clicks, as scikit-learn's
-            ``StratifiedKFold(10, shuffle=True, random_state=split_seed)`` does with its folds 0-7, 8 and 9; ``time``
-            gives the earliest rows to train and the latest to test; ``column`` reads the name of the split from a
-            column; ``given`` takes each source file for the split that its name begins with.
-        split_column: of ``time`` (numbers, dates, timestamps, or such in ISO 8601 text; without it, the rows are
-            taken to lie in the order of time) or ``column`` (train, validation or test).
-        split_seed: of ``stratified``.
-        validation_share: of the rows, for ``time``.
-        test_share: of the rows, for ``time``.
+        split: rule by which rows are divided. ``stratified`` divides 8/1/1 with the same share of clicks in each part,
+            like folds 0-7, 8 and 9 of scikit-learn's ``StratifiedKFold(10, shuffle=True, random_state=split_seed)``.
+            ``time`` puts the earliest rows into train and the latest into test. ``column`` reads the name of the split
+            from a column. ``given`` assigns each source file to the split that its name begins with.
+        split_column: column that ``time`` or ``column`` reads. For ``time`` it holds numbers, dates, timestamps, or
+            text in ISO 8601; without it, the rows must be in chronological order. For ``column`` it holds train,
+            validation or test.
+        split_seed: seed of ``stratified``.
+        validation_share: fraction of the rows that ``time`` puts into validation.
+        test_share: fraction of the rows that ``time`` puts into test.
     """
 
     split: SplitRule = "stratified"
@@ -104,13 +105,13 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class PreparationConfig:
-    """How the work is done. Only ``piece_mib`` changes a byte of the result.
+    """How the work is done. Of these settings, only ``piece_mib`` affects the bytes of the result.
 
     Args:
-        max_rejects: largest share of rows that may be rejected.
-        piece_mib: MiB of raw text that are read and finished at a time.
-        threads: pieces at work at the same time, one for each core when 0.
-        overwrite: replace another data set at the same place.
+        max_rejects: largest fraction of rows that may be rejected.
+        piece_mib: size in MiB of the pieces of raw text that are read and finished one at a time.
+        threads: number of pieces that are processed at the same time; 0 means one for each core.
+        overwrite: whether to replace another data set in the same place.
     """
 
     max_rejects: float = 0.01

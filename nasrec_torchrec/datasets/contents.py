@@ -19,9 +19,9 @@ class Content:
 
     Args:
         file: path or URI.
-        bytes: size.
-        changed: time of the last change in nanoseconds, of a local file.
-        sha256: of the content; of a remote file, of what its file system says of it.
+        bytes: size of the file.
+        changed: time of the last change of a local file, in nanoseconds.
+        sha256: checksum of the content, or, for a remote file, of what its file system reports about it.
     """
 
     file: str
@@ -31,15 +31,18 @@ class Content:
 
 
 def contents(files: Sequence[Source], known: Sequence[Any], threads: int) -> list[Content]:
-    """What the source files hold.
+    """Determines what the source files hold.
 
     Args:
-        files: to look at.
-        known: contents of earlier times, as JSON; a file of the same size and time is not read again.
-        threads: files that are read at the same time.
+        files: files to examine.
+        known: earlier results as JSON; a file with the same size and time is not read again.
+        threads: number of files that are read at the same time.
+
+    Returns:
+        The contents of the files, in their order.
 
     Raises:
-        ValueError: for a file that cannot be read.
+        ValueError: If a file cannot be read.
     """
     earlier: dict[tuple[Any, ...], str] = {}
     for entry in known:

@@ -1,9 +1,9 @@
 """Crosses added to a prepared data set: combinations of categorical features as features of their own.
 
-A cross of ``user`` and ``item`` has an id for every pair that the training split holds (``ids: dictionary``), or a hash
-of the pair (``ids: hash``). It is computed from the *prepared* ids of its features, so that whoever has those, online
-or offline, needs the cross's dictionary alone. A schema with crosses works everywhere: preparation of raw data counts
-their pairs, ``score --raw`` computes them, and a package's ``dictionaries/`` holds them.
+A cross of ``user`` and ``item`` has an id for every pair in the training split (``ids: dictionary``), or a hash of the
+pair (``ids: hash``). It is computed from the *prepared* ids of its features, so whoever has those, online or offline,
+needs nothing but the cross's dictionary. A schema with crosses works everywhere: preparation of raw data counts their
+pairs, ``score --raw`` computes them, and a package's ``dictionaries/`` holds them.
 """
 
 import hashlib
@@ -40,35 +40,35 @@ from nasrec_torchrec.runs.files import atomic_path, write_text
 
 
 def cross_of(features: Sequence[str], largest: int | None = None, min_count: int = 1) -> SparseFeature:
-    """A cross by dictionary of some features, named like them.
+    """Returns a cross of some features with a dictionary, named after them.
 
     Args:
-        features: names, two or more.
-        largest: rows of its table at most; the most frequent combinations have one.
-        min_count: a combination seen less often in the training split has none.
+        features: names of two or more features.
+        largest: largest number of rows of its table, which go to the most frequent combinations.
+        min_count: smallest number of occurrences in the training split for which a combination gets a row.
     """
     return SparseFeature("_x_".join(features), largest, "dictionary", min_count, cross=tuple(features))
 
 
 def history_of(features: Sequence[str]) -> SparseFeature:
-    """The history of a feature, or of a combination of features."""
+    """Returns the history of a feature, or of a combination of features."""
     name = "history_of_" + "_x_".join(features)
     return SparseFeature(name, ids="history", cross=tuple(features))
 
 
 def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Schema:
-    """Writes a prepared data set again with more columns; ``out`` appears when it is complete.
+    """Writes a copy of a prepared data set with additional columns; ``out`` appears once it is complete.
 
     Args:
-        data: prepared data set, on this machine.
-        out: folder to write; what is there and holds the same is kept.
-        crosses: to add to the schema.
+        data: prepared data set on this machine.
+        out: folder to write. If it already holds the same data set, it is kept.
+        crosses: crosses to add to the schema.
 
     Returns:
-        Schema: with the crosses, and the rows of their tables.
+        Schema: The schema with the crosses and the sizes of their tables.
 
     Raises:
-        ValueError: when a cross does not fit the schema, or ``out`` holds something else.
+        ValueError: If a cross does not fit the schema, or ``out`` holds something else.
     """
     check_files(data)
     check_dictionaries(data)
@@ -138,7 +138,7 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
 
 
 def _count(files: Sequence[Path], crosses: Sequence[SparseFeature]) -> pa.Array:
-    """The combinations of the training split, the most frequent first."""
+    """Returns the combinations in the training split, the most frequent first."""
     inputs = list(dict.fromkeys(name for cross in crosses for name in cross.cross))
 
     def values(number: int, cross: SparseFeature) -> pa.ChunkedArray:
@@ -151,6 +151,6 @@ def _count(files: Sequence[Path], crosses: Sequence[SparseFeature]) -> pa.Array:
 
 
 def _labelled(files: Sequence[Path], cross: SparseFeature, label: str, number: int) -> tuple[pa.Array, np.ndarray]:
-    """The combinations of a file, and the labels."""
+    """Returns the combinations in a file, and the labels."""
     table = pq.read_table(files[number], columns=[*cross.cross, label])
     return transform.combine(table, cross), table.column(label).to_numpy()

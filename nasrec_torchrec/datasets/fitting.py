@@ -18,18 +18,18 @@ from nasrec_torchrec.datasets.values import is_list
 from nasrec_torchrec.datasets.work_folder import read_part
 from nasrec_torchrec.progress import progress_bar
 
-# A deviation this small beside the mean is what rounding leaves of equal numbers.
+# A deviation this small relative to the mean is the rounding error of equal numbers.
 _ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What the training rows said.
+    """What was measured on the training rows.
 
     Args:
-        schema: filled in.
+        schema: schema with all measured values.
         dictionaries: words in the order of their ids, by table.
-        assigned: for every part the split of each row, as an index into ``SPLITS``.
+        assigned: for every part, the split of each row as an index into ``SPLITS``.
     """
 
     schema: Schema
@@ -41,7 +41,7 @@ def fit(job: Job, work: Path, parts: Sequence[Record]) -> Fitted:
     """Assigns rows to splits, and measures the training rows.
 
     Raises:
-        ValueError: when the split leaves train without a row.
+        ValueError: If the split leaves train without a row.
     """
     labels = _all(work, parts, job.schema.label, np.int8)
     key = None
@@ -53,7 +53,7 @@ def fit(job: Job, work: Path, parts: Sequence[Record]) -> Fitted:
 
     schema = job.schema
     dictionaries: dict[str, pa.Array] = {}
-    # A cross combines the ids of others: its words are counted when theirs are numbered.
+    # A cross combines the ids of other features, so its words are counted once theirs are numbered.
     tables = sorted(schema.features_by_table().items(), key=lambda table: bool(table[1][0].cross))
     counted = {name: features for name, features in tables if features[0].ids == "dictionary"}
     with progress_bar(len(counted) + len(schema.dense), "fit", "column") as bar:
@@ -79,12 +79,12 @@ def count_words(
     features: Sequence[SparseFeature],
     train: Sequence[np.ndarray],
 ) -> pa.Array:
-    """Words of the training rows, the most frequent first, equally frequent ones in alphabetical order.
+    """Counts the words of the training rows, sorted by descending frequency and then alphabetically.
 
     Args:
-        values_of: gives a feature's values in a part.
-        features: that share the dictionary.
-        train: of every part, whether its rows are training rows.
+        values_of: function that returns a feature's values in a part.
+        features: features that share the dictionary.
+        train: for every part, which of its rows are training rows.
     """
     total = pa.table({"word": pa.array([], pa.string()), "count": pa.array([], pa.int64())})
     waiting: list[pa.Table] = []
@@ -95,7 +95,7 @@ def count_words(
                 values = pc.list_flatten(values)
             counts = pc.value_counts(values.drop_null())
             waiting.append(pa.table({"word": counts.field("values"), "count": counts.field("counts")}))
-        # Merging costs as much as the total is long: do it when as much is waiting.
+        # The cost of merging grows with the length of the total, so merge only once as much is waiting.
         if number == len(train) - 1 or sum(len(table) for table in waiting) >= max(len(total), 1 << 20):
             merged = pa.concat_tables([total, *waiting]).group_by("word", use_threads=False)
             total = merged.aggregate([("count", "sum")]).rename_columns(["word", "count"])
@@ -106,14 +106,14 @@ def count_words(
 
 
 def _numbered(feature: SparseFeature, rows: Mapping[str, int]) -> SparseFeature:
-    """The feature with the rows of its table, where they are counted already."""
+    """Returns the feature with the size of its table, if that is already counted."""
     return replace(feature, num_embeddings=rows.get(feature.table, feature.num_embeddings))
 
 
 def _values(
     work: Path, schema: Schema, dictionaries: Mapping[str, pa.Array], number: int, feature: SparseFeature
 ) -> pa.ChunkedArray:
-    """What a feature's dictionary counts in a part."""
+    """Returns the values in a part that a feature's dictionary counts."""
     if not feature.cross:
         return read_part(work, number, [feature.name]).column(0)
     inputs = tuple(other for other in schema.sparse if other.name in feature.cross)
@@ -129,9 +129,9 @@ def _all(work: Path, parts: Sequence[Record], column: str, kind: type) -> np.nda
 
 
 def _scaled(work: Path, feature: DenseFeature, train: Sequence[np.ndarray]) -> DenseFeature:
-    """The feature with the mean and deviation of the numbers that are there; 0 and 1 of a column without any.
+    """Returns the feature with mean and deviation of its numbers; 0 and 1 for a column without any.
 
-    The deviation of a constant column is 1, so that another value in a later row stays an ordinary number.
+    The deviation of a constant column is set to 1, so that another value in a later row remains an ordinary number.
     """
 
     def known() -> Iterator[np.ndarray]:
@@ -155,7 +155,7 @@ def _scaled(work: Path, feature: DenseFeature, train: Sequence[np.ndarray]) -> D
 
 
 def _say_what_is_odd(labels: np.ndarray, assigned: np.ndarray, times: np.ndarray | None) -> None:
-    """Says aloud what can be trained on but will not give what is expected."""
+    """Warns of data that can be trained on but will not give the expected result."""
     train = labels[assigned == 0]
     if len(train) and train.min() == train.max():
         print(f"warning: all {len(train):,} training rows have the label {train[0]}", file=sys.stderr)

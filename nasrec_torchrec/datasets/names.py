@@ -1,10 +1,10 @@
-"""Names of users become columns, modules and files: what is allowed, and how they are mapped, is said here alone."""
+"""The rules for names that users choose: which are allowed, and how they map to columns, modules and files."""
 
 import re
 from collections.abc import Iterable
 from typing import Any
 
-# Columns that preparation adds to rows on their way begin like this.
+# Prefix of columns that preparation adds to rows temporarily.
 INTERNAL = "//"
 # The file systems in use allow 255 bytes, of which an ending and a temporary name take some.
 _LONGEST = 200
@@ -30,11 +30,11 @@ def check_name(name: Any, what: str) -> None:
     """Checks the name of a column or a table.
 
     Args:
-        name: as the user gave it.
-        what: it names, for the error.
+        name: name that the user gave.
+        what: what it names, for error messages.
 
     Raises:
-        ValueError: for a name that is no text, empty, too long, or that only preparation may use.
+        ValueError: If the name is not text, is empty or too long, or is reserved for preparation.
     """
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{what}: expected a non-empty name, found {name!r}")
@@ -47,10 +47,10 @@ def check_name(name: Any, what: str) -> None:
 
 
 def check_column(name: Any, what: str) -> None:
-    """As :func:`check_name`, for a column of prepared data.
+    """Checks the name of a column of prepared data; see :func:`check_name`.
 
     Raises:
-        ValueError: also for a name that Parquet readers take for a path into a nested column.
+        ValueError: Also if Parquet readers would take the name for a path into a nested column.
     """
     check_name(name, what)
     if "." in name:
@@ -58,20 +58,20 @@ def check_column(name: Any, what: str) -> None:
 
 
 def safe_name(name: str) -> str:
-    """The name under which a table is a module of the model and a file of the data set.
+    """Returns the name of a table as a module of the model and as a file of the data set.
 
-    Dots, separators and the like become ``_``, and a name that PyTorch's containers use themselves, such as ``items``,
-    gets ``t_`` in front. All other names stay as they are.
+    Dots, separators and similar characters become ``_``, and a name that PyTorch's containers use themselves, such as
+    ``items``, gets the prefix ``t_``. All other names stay as they are.
     """
     mapped = _SPECIAL.sub("_", name)
     return f"t_{mapped}" if mapped.startswith("_") or mapped in _ATTRIBUTES else mapped
 
 
 def check_distinct(names: Iterable[str], what: str) -> None:
-    """Checks that :func:`safe_name` keeps names apart.
+    """Checks that :func:`safe_name` keeps names distinct.
 
     Raises:
-        ValueError: says which two would become one.
+        ValueError: If two names would become the same. The message names both.
     """
     found: dict[str, str] = {}
     for name in names:

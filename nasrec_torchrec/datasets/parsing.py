@@ -1,4 +1,4 @@
-"""Step 1 of preparation: what a row decides alone, piece by piece."""
+"""Step 1 of preparation: everything that depends on a single row, piece by piece."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from nasrec_torchrec.datasets.sources import Piece, Source
 from nasrec_torchrec.datasets.work_folder import check_rejects, part_file
 from nasrec_torchrec.runs.files import atomic_path, write_text
 
-# Rows after which the share of rejected ones is looked at, again and again.
+# Number of rows after which the fraction of rejected rows is checked, repeatedly.
 _ENOUGH = 10_000
 
 
@@ -24,14 +24,14 @@ def parse(job: Job, work: Path) -> list[Record]:
     """Parses all files; every piece becomes an Arrow file.
 
     Args:
-        job: the preparation.
-        work: its folder; finished pieces in it are kept.
+        job: preparation to run.
+        work: its work folder; finished pieces in it are kept.
 
     Returns:
-        list: the record of every piece.
+        list: The record of every piece.
 
     Raises:
-        ValueError: for a file that cannot be read, or when too many rows are rejected, or none is left.
+        ValueError: If a file cannot be read, too many rows are rejected, or no row is left.
     """
     parts: list[Record] = []
     rows = rejected = 0
@@ -80,7 +80,7 @@ def _parse_piece(
 
 
 def _named_splits(parsed: pa.Table) -> tuple[pa.Table, dict[int, str]]:
-    """The index of the split in the place of its name; and per line whose row names none the reason."""
+    """Replaces the name of each row's split by its index; also returns the reason for each line without a valid one."""
     texts = parsed.column(SPLIT_KEY).combine_chunks().dictionary_encode()
     texts = texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts
     indices = pa.array([splits.named(text) for text in texts.dictionary.to_pylist()], pa.uint8())

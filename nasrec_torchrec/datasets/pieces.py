@@ -1,6 +1,6 @@
-"""Raw files worked off piece by piece: in order, on some threads, resumable, with the rows set aside that are rejected.
+"""Processing raw files piece by piece: in order, on several threads, resumable, with rejected rows set aside.
 
-Preparation and scoring share this. What a piece becomes is theirs; they say which pieces are finished, and write one.
+Preparation and scoring share this. They decide what a piece becomes: they say which pieces are finished, and write one.
 """
 
 import json
@@ -32,9 +32,9 @@ class Record:
         file: index of its source file.
         end: position of the next piece in that file, see :class:`~nasrec_torchrec.datasets.sources.Piece`.
         next_line: line or row of the file that the next piece begins with.
-        rows: rows that were read.
-        rejected: rows that could not be read.
-        progress: bytes of the file read so far, as it lies there.
+        rows: number of rows that were read.
+        rejected: number of rows that could not be read.
+        progress: number of bytes of the stored file that were read so far.
     """
 
     file: int
@@ -49,10 +49,10 @@ class Record:
 
     @classmethod
     def from_json(cls, document: Any, where: object) -> "Record":
-        """Reads what :meth:`to_json` gave.
+        """Restores what :meth:`to_json` returned.
 
         Raises:
-            ValueError: for anything else.
+            ValueError: If the values are anything else.
         """
         names = {entry.name for entry in fields(cls)}
         if not isinstance(document, dict) or not all(type(document.get(name)) is int for name in names):
@@ -62,13 +62,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a piece as they stand in the file.
+    """The rows of a piece as they are in the file.
 
     Args:
         table: raw columns.
-        lines: ``(N,)`` line or row of each row in its file, counted from 1.
-        rejects: reasons of the lines that are no rows, by line.
-        where: names the piece in messages.
+        lines: line ``(N,)`` of each row in its file (for Parquet: its row), counted from 1.
+        rejects: reasons why lines are not rows, by line.
+        where: name of the piece in messages.
     """
 
     table: pa.Table
@@ -82,10 +82,10 @@ class Reading:
     """How files become rows.
 
     Args:
-        files: in order.
-        wanted: gives the columns to read, of those that a file has.
-        text_format: of text files.
-        piece_mib: MiB of text, or 8,192 Parquet rows for each, in a piece.
+        files: files in order.
+        wanted: function that selects the columns to read from those that a file has.
+        text_format: format of text files.
+        piece_mib: size of a piece, in MiB of text or in units of 8,192 Parquet rows.
     """
 
     files: Sequence[Source]
@@ -94,10 +94,10 @@ class Reading:
     piece_mib: int
 
     def header(self, source: Source) -> tuple[tuple[str, ...], int]:
-        """Names of the columns of a file, and the bytes of its header.
+        """Returns the names of the columns of a file, and the size of its header in bytes.
 
         Raises:
-            ValueError: for a file that cannot be read, or lacks a wanted column.
+            ValueError: If the file cannot be read, or lacks a requested column.
         """
         if source.parquet:
             names, start = tuple(sources.parquet_schema(source).names), 0
@@ -116,7 +116,7 @@ class Reading:
         """Splits a piece into rows.
 
         Raises:
-            ValueError: names the file and the line.
+            ValueError: If it cannot be split. The message names the file and the line.
         """
         unit = "row" if source.parquet else "line"
         where = f"{source.uri}: {unit} {piece.first_line} and after"
@@ -135,17 +135,17 @@ def work_off(
     threads: int,
     title: str,
 ) -> Iterator[Record]:
-    """Yields the record of every piece in order, after the pieces that are not finished were written.
+    """Writes the pieces that are not finished, and yields the record of every piece in order.
 
     Args:
-        reading: of the files.
-        finished: the record of a piece by its number, None for one that is still to be written.
-        write: writes a piece, given its number, itself, its file, the file's index and the file's columns.
-        threads: pieces at work at the same time.
-        title: of the progress bar.
+        reading: how the files are read.
+        finished: function that returns the record of a piece by its number, or None if it is still to be written.
+        write: function that writes a piece, given its number, the piece, its file, the file's index and its columns.
+        threads: number of pieces that are processed at the same time.
+        title: title of the progress bar.
 
     Raises:
-        ValueError: for a file that cannot be read.
+        ValueError: If a file cannot be read.
     """
     number = rows = 0
     done = 0
@@ -175,12 +175,12 @@ def _once(
     number: int,
     *piece: Any,
 ) -> Record:
-    """A piece behind an unfinished one may be finished already."""
+    """Finds finished pieces; a piece after an unfinished one may already be finished."""
     return finished(number) or write(number, *piece)
 
 
 def in_order(threads: int, tasks: Iterable[Callable[[], _T]]) -> Iterator[_T]:
-    """Results of tasks that run on some threads, in order, with few of them waiting in memory."""
+    """Yields the results of tasks that run on several threads, in order, with few of them waiting in memory."""
     if threads == 1:
         for task in tasks:
             yield task()
@@ -200,13 +200,13 @@ def in_order(threads: int, tasks: Iterable[Callable[[], _T]]) -> Iterator[_T]:
 
 
 def write_rejects(path: Path, file: str, rejects: Mapping[int, str]) -> None:
-    """Writes the rejected rows of a piece, in order, one JSON object a line."""
+    """Writes the rejected rows of a piece in order, one JSON object per line."""
     entries = [{"file": file, "line": line, "reason": reason} for line, reason in sorted(rejects.items())]
     write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 def collect_rejects(parts: Iterable[Path], target: Path) -> None:
-    """Joins the rejected rows of all pieces in one file."""
+    """Joins the rejected rows of all pieces into one file."""
     with atomic_path(target) as temporary, temporary.open("w") as file:
         for part in parts:
             file.write(part.read_text())

@@ -1,10 +1,10 @@
-"""Raw files into a prepared data set: streaming, in bounded memory, resumable, and the same bytes every time.
+"""Converts raw files into a prepared data set: streaming, in bounded memory, resumable and reproducible byte for byte.
 
 1. Every piece of the raw files is parsed into an Arrow file of its own (:mod:`.parsing`).
-2. The labels of all rows decide the splits; dictionaries, means and deviations are taken from train (:mod:`.fitting`).
+2. The labels of all rows determine the splits; train yields dictionaries, means and deviations (:mod:`.fitting`).
 3. Every Arrow file becomes one Parquet file per split, and the data set is put in its place (:mod:`.writing`).
 
-A finished file is never written again: a run that was killed resumes behind its last finished piece.
+A finished file is never written again, so a run that was killed resumes after its last finished piece.
 """
 
 import sys
@@ -23,18 +23,18 @@ __all__ = ["Derivation", "PreparationConfig", "RawData", "prepare"]
 
 
 def prepare(raw: RawData, out: Path, config: PreparationConfig | None = None) -> Schema:
-    """Prepares a data set; ``out`` appears when it is complete, in one step.
+    """Prepares a data set; ``out`` appears in one step once it is complete.
 
     Args:
-        raw: files and their meaning.
+        raw: raw files and what they mean.
         out: folder to write.
-        config: how.
+        config: how to do the work.
 
     Returns:
-        Schema: with everything filled in that was measured.
+        Schema: The schema with all measured values.
 
     Raises:
-        ValueError: for unreadable files, too many rejected rows, or another data set at ``out``.
+        ValueError: If files are unreadable, too many rows are rejected, or ``out`` holds another data set.
     """
     job = Job(raw, out, config or PreparationConfig())
     if is_current(job):

@@ -19,19 +19,19 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import Source
 from nasrec_torchrec.datasets.transform import Extra
 
-# Columns of the parsed rows beside the schema's: what a split rule reads, and the row's line in its file.
+# Columns of the parsed rows besides those of the schema: what a split rule reads, and the row's line in its file.
 SPLIT_KEY, LINE = f"{INTERNAL}split", f"{INTERNAL}line"
 
 
 @dataclass(frozen=True)
 class Derivation:
-    """Columns made from raw ones before they are parsed.
+    """Columns that are derived from raw ones before these are parsed.
 
     Args:
-        inputs: raw columns that it reads.
-        outputs: columns that it adds.
-        add: returns the table with the columns added.
-        identity: changes whenever the result would.
+        inputs: raw columns that are read.
+        outputs: columns that are added.
+        add: function that returns a table with the columns added.
+        identity: text that changes whenever the result would change.
     """
 
     inputs: tuple[str, ...]
@@ -45,13 +45,13 @@ class RawData:
     """What to prepare.
 
     Args:
-        files: paths and URIs, ``*`` allowed; text, plain or compressed, and Parquet.
-        schema: of the raw columns.
-        text_format: of the text files; unset, what the schema says.
+        files: paths and URIs of Parquet files and of text files, plain or compressed; ``*`` is allowed.
+        schema: schema of the raw columns.
+        text_format: format of the text files; by default what the schema says.
         split: how rows are divided.
-        title: for the manifest.
+        title: title of the data set in the manifest.
         derivation: columns that are not in the files.
-        identity: stands for the content of the files when they are temporary.
+        identity: text that stands for the content of the files if they are temporary.
     """
 
     files: tuple[str, ...]
@@ -64,15 +64,15 @@ class RawData:
 
 
 class Job:
-    """A preparation.
+    """A preparation to run.
 
     Args:
-        raw: files and their meaning.
+        raw: raw files and what they mean.
         out: folder to write.
-        config: how.
+        config: how to do the work.
 
     Raises:
-        ValueError: for a file that cannot be read, lacks a column, or has one of a type that never fits.
+        ValueError: If a file cannot be read, lacks a column, or has a column of a type that can never fit.
     """
 
     def __init__(self, raw: RawData, out: Path, config: PreparationConfig) -> None:
@@ -114,7 +114,7 @@ class Job:
         return transform.parse(table, self.schema, self.extra)
 
     def identity(self, contents: Sequence[Content]) -> str:
-        """The same for two preparations that give the same data set."""
+        """Returns a text that is equal for two preparations with the same result."""
         description = {
             "format": MANIFEST_FORMAT,
             "schema": self.schema.to_dict(),
@@ -127,7 +127,7 @@ class Job:
         return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
     def _check(self, source: Source) -> None:
-        """Types that never fit are found before the first row is read."""
+        """Finds types that can never fit before the first row is read."""
         self.reading.header(source)
         if source.parquet:
             columns = self.reading.wanted(())

@@ -25,10 +25,10 @@ from nasrec_torchrec.runs.record import CONFIG
 
 SCHEMA, MANIFEST, DICTIONARIES, REJECTS = "schema.json", "manifest.json", "dictionaries", "rejects.jsonl"
 PICTURE = "statistics.png"
-# What a data set's folder holds; anything else in it is not ours.
+# What the folder of a data set holds; anything else in it belongs to someone else.
 OURS = frozenset((*SPLITS, SCHEMA, MANIFEST, DICTIONARIES, REJECTS, PICTURE, CONFIG))
 MANIFEST_FORMAT = "nasrec-torchrec/dataset/2"
-# Lacks what the source files held; everything else is the same.
+# This version does not record what the source files held; everything else is the same.
 EARLIER_FORMAT = "nasrec-torchrec/dataset/1"
 # Rows that are decoded, checked and shuffled together.
 ROW_GROUP = 65_536
@@ -56,10 +56,10 @@ def write_rows(file: Path, rows: pa.Table, label: str) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a prepared data set.
+    """Reads the manifest of a prepared data set.
 
     Raises:
-        ValueError: when there is none or it is damaged.
+        ValueError: If there is none, or it is damaged.
     """
     path = folder / MANIFEST
     try:
@@ -99,14 +99,17 @@ def check_files(folder: Path) -> None:
 
 
 def load_schema(folder: Path, embedding_dim: int | None = None) -> Schema:
-    """The schema of a prepared data set.
+    """Reads the schema of a prepared data set.
 
     Args:
-        folder: of the data set.
-        embedding_dim: of all tables, instead of the data set's own.
+        folder: folder of the data set.
+        embedding_dim: width of all tables, in place of the data set's own.
+
+    Returns:
+        The schema.
 
     Raises:
-        ValueError: when there is none, or it is not the one that the manifest tells of.
+        ValueError: If there is none, or it is not the one that the manifest describes.
     """
     schema = Schema.read(folder / SCHEMA, embedding_dim)
     check_sum(folder / SCHEMA, read_manifest(folder)["schema_sha256"])
@@ -114,11 +117,11 @@ def load_schema(folder: Path, embedding_dim: int | None = None) -> Schema:
 
 
 def open_split(folder: Path, split: str) -> ClickFiles:
-    """One split of a prepared data set. Its files are compared with their checksums when they are read.
+    """Opens a split of a prepared data set. Its files are compared with their checksums when they are read.
 
     Raises:
-        ValueError: for an unknown split, one without rows, a file that is missing, or one that is there in addition to
-            those of the manifest, has another size or does not fit the schema.
+        ValueError: If the split is unknown or has no rows, a file is missing, or there is a file that the manifest does
+            not list, that has another size or that does not fit the schema.
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {list(SPLITS)}, found {split!r}")
@@ -137,17 +140,17 @@ def check_dictionaries(folder: Path) -> None:
     """Compares the dictionaries of a data set with their checksums.
 
     Raises:
-        ValueError: names one that is missing or was changed.
+        ValueError: If one is missing or was changed. The message names it.
     """
     for name, checksum in read_manifest(folder)["dictionaries"].items():
         check_sum(folder / DICTIONARIES / name, checksum)
 
 
 def read_dictionary(file: Path) -> pa.Array:
-    """The words of a dictionary; those of a history as a struct with their counts.
+    """Reads the words of a dictionary; those of a history are a struct with their counts.
 
     Raises:
-        ValueError: when it cannot be read.
+        ValueError: If it cannot be read.
     """
     try:
         table = pq.read_table(file)
@@ -177,7 +180,7 @@ def check_split(folder: Path, split: str, manifest: Mapping[str, Any]) -> None:
 
 
 def check_sum(file: Path, expected: str) -> None:
-    """Raises ValueError for a file whose content is not what its checksum in the manifest says."""
+    """Raises ValueError if the content of a file does not match its checksum in the manifest."""
     try:
         found = sha256(file)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Public data sets of click-through-rate research, as they are distributed.
 
 Table sizes and rules are those of the NASRec research code: every categorical value is read as hexadecimal text and
-folded into its table, also where it looks like a decimal number.
+folded into its table, even if it looks like a decimal number.
 """
 
 from collections.abc import Sequence
@@ -44,24 +44,24 @@ _FRAPPE = ("user", "item", "daytime", "weekday", "isweekend", "homework", "cost"
 
 
 def criteo_kaggle(file: str, max_num_embeddings: int, embedding_dim: int) -> RawData:
-    """Criteo Kaggle's ``train.txt``, split like the research code does."""
+    """Returns Criteo Kaggle's ``train.txt``, split as in the research code."""
     return replace(_criteo((file,), _CRITEO_KAGGLE, max_num_embeddings, embedding_dim), title="Criteo Kaggle")
 
 
 def criteo_1tb(files: Sequence[str], max_num_embeddings: int, embedding_dim: int) -> RawData:
-    """Days of Criteo 1TB in the order of time; half of the last of 24 days each for validation and test."""
+    """Returns the days of Criteo 1TB in chronological order; the last of 24 is half validation, half test."""
     raw = _criteo(tuple(files), _CRITEO_1TB, max_num_embeddings, embedding_dim)
     return replace(raw, title="Criteo 1TB", split=SplitConfig("time", validation_share=1 / 48, test_share=1 / 48))
 
 
 def avazu(file: str, max_num_embeddings: int, embedding_dim: int) -> RawData:
-    """Avazu's ``train.csv``: 23 categorical features, no dense one."""
+    """Returns Avazu's ``train.csv``, with 23 categorical features and no dense one."""
     sparse = _hex(_AVAZU, max_num_embeddings)
     return RawData((file,), Schema("click", (), sparse, embedding_dim), title="Avazu")
 
 
 def kdd_2012(folder: str, max_num_embeddings: int, embedding_dim: int) -> RawData:
-    """KDD Cup 2012 track 2: ``training.txt`` joined with ``userid_profile.txt``; one click or more is a click."""
+    """Returns KDD Cup 2012 track 2: ``training.txt`` joined with ``userid_profile.txt``; any click is a click."""
     return RawData(
         (f"{folder}/training.txt",),
         kdd_schema(max_num_embeddings, embedding_dim),
@@ -72,13 +72,13 @@ def kdd_2012(folder: str, max_num_embeddings: int, embedding_dim: int) -> RawDat
 
 
 def kdd_schema(max_num_embeddings: int, embedding_dim: int) -> Schema:
-    """The columns of KDD Cup 2012 after its files are joined."""
+    """Returns the columns of KDD Cup 2012 after its files are joined."""
     dense = tuple(DenseFeature(name, "log1p") for name in ("impression", "depth", "position"))
     return Schema("click", dense, _hex(_KDD, max_num_embeddings), embedding_dim, label_above=0)
 
 
 def frappe(folder: Path, embedding_dim: int) -> RawData:
-    """Frappe as BARS distributes it: ``train.csv``, ``valid.csv`` and ``test.csv``."""
+    """Returns Frappe as BARS distributes it: ``train.csv``, ``valid.csv`` and ``test.csv``."""
     sparse = tuple(SparseFeature(name, ids="dictionary") for name in _FRAPPE)
     return RawData(
         tuple(str(folder / f"{name}.csv") for name in ("train", "valid", "test")),
@@ -101,7 +101,7 @@ def _criteo(files: tuple[str, ...], sizes: Sequence[int], largest: int, embeddin
 
 
 def _user_profile(uri: str) -> Derivation:
-    """Gender and age of a row's user, missing where the profile does not know the user."""
+    """Returns gender and age of each row's user, missing if the profiles do not contain the user."""
     with open_uri(uri) as file:
         try:
             profile = pcsv.read_csv(

@@ -1,4 +1,4 @@
-"""Quality that is lost without an error: missing and unknown values, counted by feature and compared with training."""
+"""Loss of quality without an error: missing and unknown values by feature, compared with the training rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,13 +19,13 @@ MARGIN, FEWEST, SHIFT = 0.1, 10, 3.0
 
 @dataclass(frozen=True)
 class Counts:
-    """What was found of one feature.
+    """The counts of one feature.
 
     Args:
-        rows: rows that were looked at.
-        missing: rows without a value.
-        values: values of the rows that have some.
-        unknown: values that the dictionary or the table does not have.
+        rows: number of rows.
+        missing: number of rows without a value.
+        values: number of values in the rows that have one.
+        unknown: number of values that are not in the dictionary or the table.
         total: sum of the standardized numbers, for features that are standardized.
     """
 
@@ -48,11 +48,11 @@ class Counts:
 
 
 class Quality:
-    """Counts of every feature of a schema, over as many tables as are added.
+    """The counts of every feature of a schema, over all tables that are added.
 
     Args:
-        schema: of a prepared data set.
-        counts: to begin with, by the names of the features.
+        schema: schema of a prepared data set.
+        counts: initial counts by the names of the features.
     """
 
     def __init__(self, schema: Schema, counts: Mapping[str, Counts] | None = None) -> None:
@@ -61,7 +61,7 @@ class Quality:
         self.counts = {name: Counts() for name in names} | dict(counts or {})
 
     def add(self, table: pa.Table) -> None:
-        """Counts prepared rows in which missing numbers may still be NaN, and ids outside of their table."""
+        """Adds prepared rows, in which missing numbers may still be NaN and ids may be outside their tables."""
         for dense in self.schema.dense:
             found = table.column(dense.name).to_numpy()
             missing = int(np.count_nonzero(np.isnan(found)))
@@ -84,7 +84,7 @@ class Quality:
             self._plus(sparse.name, Counts(len(column), missing, given, int(unknown)))
 
     def measured(self, schema: Schema) -> Schema:
-        """The schema with the shares of missing and unknown values that were counted."""
+        """Returns the schema with the counted fractions of missing and unknown values."""
 
         def shares(name: str, *fields: str) -> dict[str, float]:
             return {field: round(getattr(self.counts[name], f"{field}_share"), 6) for field in fields}
@@ -99,7 +99,7 @@ class Quality:
         )
 
     def warnings(self) -> list[str]:
-        """One sentence for each feature that is much worse than the schema says of the training rows."""
+        """Returns a sentence for each feature that is much worse than in the training rows, according to the schema."""
         found = []
         features: list[DenseFeature | SparseFeature] = [*self.schema.dense, *self.schema.sparse]
         for feature in features:
@@ -132,7 +132,7 @@ class Quality:
 
     @classmethod
     def of(cls, schema: Schema, parts: Iterable[Mapping[str, Mapping[str, Any]]]) -> "Quality":
-        """The sum of what several :meth:`to_json` gave."""
+        """Returns the sum of what several calls of :meth:`to_json` returned."""
         quality = cls(schema)
         for part in parts:
             for name, counts in part.items():

@@ -1,13 +1,13 @@
 """Streams a split from Parquet: batches for every rank, in an order that a few numbers describe.
 
 Think of the rows of an epoch as one line: the row groups in an order drawn from the seed and the epoch, and the rows of
-each in an order drawn from the same and the row group. The line is cut into equal *streams*, and a global batch takes
-as many rows from each. Ranks serve whole streams. So
+each row group in an order drawn from these and the row group. The line is cut into equal *streams*, and a global batch
+takes equally many rows from each stream. A rank serves whole streams. Therefore
 
-- every rank reads row groups of its own; only the one at each cut is opened on both sides of it, for different rows,
-- all ranks take equally many steps,
-- the global batches are the same for every number of ranks that divides the number of streams,
-- and "which rows are left" is a list of intervals, whatever the numbers of ranks were until then.
+- every rank reads its own row groups; only the one at each cut is opened on both sides, for different rows,
+- all ranks take the same number of steps,
+- the global batches are the same for every number of ranks that divides the number of streams, and
+- the rows that are left are a list of intervals, whatever the numbers of ranks were until then.
 """
 
 import math
@@ -37,7 +37,7 @@ from nasrec_torchrec.runs.paths import RemotePath
 
 Interval = tuple[int, int]  # rows first..last-1 of an epoch's line
 _MIN_STREAMS = 8
-# Batches that the background process may be ahead.
+# Number of batches that the background process may be ahead.
 _PREFETCH = 4
 
 
@@ -46,10 +46,10 @@ class ClickFiles:
     """The Parquet files of a split.
 
     Args:
-        schema: of a prepared data set.
-        files: in order.
-        groups: of every row group its file, its number there, and its rows.
-        checksums: SHA-256 of every file, None where it is not known.
+        schema: schema of a prepared data set.
+        files: files in order.
+        groups: file, number in that file, and number of rows of every row group.
+        checksums: SHA-256 checksum of every file, None if it is not known.
     """
 
     schema: Schema
@@ -61,15 +61,15 @@ class ClickFiles:
     def open(cls, path: Path, schema: Schema, checksums: Mapping[str, str] | None = None) -> "ClickFiles":
         """Reads the metadata of a Parquet file, or of a folder of them in the order of their names.
 
-        Remote files are copied to this machine first, each once, by the path manager.
+        Remote files are first copied to this machine, once each, by the path manager.
 
         Args:
-            path: of the file or folder.
-            schema: of the prepared rows.
-            checksums: SHA-256 of the files by name; each is compared before the file's first row is read.
+            path: path of the file or folder.
+            schema: schema of the prepared rows.
+            checksums: SHA-256 checksums of the files by name, each verified before the file's first row is read.
 
         Raises:
-            ValueError: for a file that is missing, damaged or lacks a column.
+            ValueError: If a file is missing or damaged, or lacks a column.
         """
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not files or not files[0].exists():
@@ -95,12 +95,12 @@ class ClickFiles:
         """Decodes and checks a row group.
 
         Args:
-            group: which one.
-            order: of its rows; unset, that of the file.
+            group: index of the row group.
+            order: order of its rows; by default that of the file.
 
         Raises:
-            ValueError: when the file is damaged or holds what the schema does not allow; rows count from the row
-                group's first.
+            ValueError: If the file is damaged or holds what the schema does not allow. Rows are counted from the first
+                row of the row group.
         """
         index, number, _ = self.groups[group]
         file = self.files[index]
@@ -110,10 +110,10 @@ class ClickFiles:
         return ClickData.from_table(table, self.schema, f"{file}: row group {number}", order)
 
     def load(self) -> ClickData:
-        """All rows in memory.
+        """Reads all rows into memory.
 
         Raises:
-            ValueError: see :meth:`read`.
+            ValueError: See :meth:`read`.
         """
         tables = []
         for index, file in enumerate(self.files):
@@ -124,7 +124,7 @@ class ClickFiles:
         return ClickData.from_table(pa.concat_tables(tables), self.schema, str(name))
 
     def _verify(self, index: int) -> None:
-        """Raises ValueError for a file whose content is not what its checksum says; a process looks once at each."""
+        """Raises ValueError if a file does not match its checksum; a process checks each file once."""
         file, expected = self.files[index], self.checksums[index]
         if expected is None:
             return
@@ -134,15 +134,15 @@ class ClickFiles:
             raise ValueError(f"{file}: was changed or is damaged: its checksum is not that of the manifest")
 
     def evaluation_batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-        """This rank's share of all rows in order: one contiguous part for each rank.
+        """Yields this rank's share of all rows in order, where each rank has one contiguous part.
 
-        Every rank yields equally many batches of equal sizes: where the rows do not suffice the last one is repeated,
-        and :meth:`restore` drops those again.
+        Every rank yields the same number of batches of the same sizes. If there are not enough rows, the last one is
+        repeated; :meth:`restore` drops the repetitions.
 
         Args:
-            batch_size: rows of a global batch.
+            batch_size: number of rows in a global batch.
             rank: this rank.
-            world_size: ranks.
+            world_size: number of ranks.
         """
         if not len(self):
             return
@@ -160,15 +160,15 @@ class ClickFiles:
             yield join(parts)
 
     def restore(self, gathered: Tensor) -> Tensor:
-        """Values of all ranks' evaluation rows, concatenated by rank, without the repeated ones."""
+        """Drops the values of repeated rows from the evaluation results of all ranks, concatenated by rank."""
         return gathered.flatten()[: len(self)]
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """A part of an epoch that was read with one batch size and number of streams.
+    """A part of an epoch that was read with one batch size and one number of streams.
 
-    ``rows`` are the intervals of the line that were left when it began.
+    ``rows`` are the intervals of the line that were left when the part began.
     """
 
     rows: tuple[Interval, ...]
@@ -185,10 +185,10 @@ class _Stage:
         return self.stream_length // (self.batch_size // self.streams)
 
     def step(self, stream: int, step: int) -> list[Interval]:
-        """The rows of a stream that a step takes.
+        """Returns the rows of a stream that a step takes.
 
-        Every second stream runs backwards. So two neighbours are at their common row group at the same time, and a
-        rank that serves both reads it once.
+        Every second stream runs backwards, so that two neighboring streams reach their common row group at the same
+        time, and a rank that serves both reads it once.
         """
         share = self.batch_size // self.streams
         start, end = stream * self.stream_length, (stream + 1) * self.stream_length
@@ -197,7 +197,7 @@ class _Stage:
         return _slice(self.rows, start + step * share, start + (step + 1) * share)
 
     def left(self) -> tuple[Interval, ...]:
-        """The intervals that no step has taken, with those that no step would take."""
+        """Returns the intervals that no step has taken, including those that no step would take."""
         taken = self.steps * (self.batch_size // self.streams)
         left: list[Interval] = []
         for stream in range(self.streams):
@@ -210,20 +210,20 @@ class _Stage:
 class TrainingReader:
     """Shuffled batches of one rank, epoch after epoch.
 
-    Rows that do not fill a last global batch sit an epoch out, other ones in every epoch.
+    Rows that do not fill a last global batch are left out of that epoch, and other rows are left out of the next.
 
     Args:
-        files: of the split.
-        batch_size: rows of a global batch, a multiple of ``world_size``.
-        seed: of the order.
+        files: files of the split.
+        batch_size: number of rows in a global batch, a multiple of ``world_size``.
+        seed: seed of the order.
         rank: this rank.
-        world_size: ranks.
-        background: decode in a process of its own, which may be some batches ahead. If it dies, the next batch raises
-            RuntimeError; an error in it is raised here with its traceback.
-        pin_memory: hand out batches in page-locked memory, for CUDA.
+        world_size: number of ranks.
+        background: whether to decode in a separate process, which may be some batches ahead. If it dies, the next batch
+            raises RuntimeError; an error in it is raised here with its traceback.
+        pin_memory: whether to return batches in page-locked memory, for CUDA.
 
     Raises:
-        ValueError: for a batch size that the ranks cannot share or the rows cannot fill.
+        ValueError: If the ranks cannot share the batch size, or there are fewer rows than that.
     """
 
     def __init__(
@@ -249,16 +249,16 @@ class TrainingReader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch that is read with this number of ranks from its beginning."""
+        """Number of steps in an epoch that is read with this number of ranks from its beginning."""
         return self._first_stage().total_steps
 
     @property
     def steps_left(self) -> int:
-        """Steps until the current epoch ends."""
+        """Number of steps until the current epoch ends."""
         return self._stage.total_steps - self._stage.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of the current epoch; at its end the next epoch begins."""
+        """Yields the rest of the current epoch; at its end the next epoch begins."""
         for batch in self._batches():
             self._stage = replace(self._stage, steps=self._stage.steps + 1)
             yield batch
@@ -267,10 +267,10 @@ class TrainingReader:
         self._stage = self._first_stage()
 
     def state_dict(self, ahead: int = 0) -> dict[str, Any]:
-        """The position, the same on every rank and readable by any number of ranks.
+        """Returns the position, which is the same on every rank and can be restored on any number of ranks.
 
         Args:
-            ahead: batches that were handed out and do not count yet, because a pipeline still holds them.
+            ahead: number of batches that were yielded but do not count yet, because a pipeline still holds them.
         """
         stage, epoch = self._stage, self.epoch
         if ahead and not stage.steps:
@@ -287,13 +287,13 @@ class TrainingReader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where another reader of the same split and seed was.
+        """Resumes at the position of another reader of the same split and seed.
 
-        With as many streams as it had the batches are those that it would have read. Otherwise all rows that it did
-        not reach are dealt anew.
+        With the same number of streams, the batches are those that it would have read. Otherwise all rows that it did
+        not reach are distributed again.
 
         Raises:
-            ValueError: for the position of another split or seed.
+            ValueError: If the position belongs to another split or seed.
         """
         for key, mine in (("seed", self.seed), ("rows", len(self.files))):
             if state[key] != mine:
@@ -313,8 +313,8 @@ class TrainingReader:
         if not self.background:
             yield from plan.batches()
             return
-        # A fork would copy the locks that other threads of this process hold; a server that has everything imported
-        # forks quickly and has no such threads.
+        # A fork would copy the locks that other threads of this process hold. A fork server that has imported
+        # everything forks quickly and has no such threads.
         multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
         loader = DataLoader(
             plan,
@@ -331,7 +331,7 @@ class TrainingReader:
             except StopIteration:
                 return
             except (ConnectionError, EOFError, FileNotFoundError) as error:
-                # It died while it handed over a tensor, before the loader looked after it.
+                # The process died while it was sending a tensor, before the loader noticed.
                 raise RuntimeError(f"the process that reads {self.files.files[0].parent} died: {error!r}") from error
             sparse = KeyedJaggedTensor(self.files.schema.feature_names, values, weights, lengths, stride=labels.numel())
             yield Batch(dense, sparse, labels)
@@ -339,7 +339,7 @@ class TrainingReader:
 
 @dataclass(frozen=True)
 class _Plan(IterableDataset):
-    """What a rank reads in the rest of an epoch; small enough to be sent to another process."""
+    """What a rank reads in the rest of an epoch, small enough to be sent to another process."""
 
     files: ClickFiles
     stage: _Stage
@@ -369,8 +369,8 @@ class _Line:
     """The rows of an epoch in their order, decoded on demand, one row group at a time.
 
     Args:
-        files: of the split.
-        key: seed and epoch of the order, None for the order of the files.
+        files: files of the split.
+        key: seed and epoch of the order; None for the order of the files.
     """
 
     def __init__(self, files: ClickFiles, key: tuple[int, int] | None) -> None:
@@ -384,7 +384,7 @@ class _Line:
         self._used: set[int] = set()
 
     def read(self, first: int, last: int) -> Iterator[Rows]:
-        """Rows ``first`` to ``last - 1`` of the line."""
+        """Returns rows ``first`` to ``last - 1`` of the line."""
         place = int(np.searchsorted(self._starts, first, side="right")) - 1
         while first < last:
             start, end = int(self._starts[place]), int(self._starts[place + 1])
@@ -410,13 +410,13 @@ class _Line:
 
 
 def _shuffled(count: int, *key: int) -> np.ndarray:
-    """0..count-1 in an order that depends on the key alone."""
+    """Returns 0..count-1 in an order that depends only on the key."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 def _streams(batch_size: int, world_size: int) -> int:
-    """The smallest multiple of the ranks, 8 or more if possible, that divides the batch size."""
+    """Returns the smallest multiple of the number of ranks, 8 or more if possible, that divides the batch size."""
     divisors = [n for n in range(world_size, batch_size + 1, world_size) if batch_size % n == 0]
     return next((n for n in divisors if n >= _MIN_STREAMS), divisors[-1])
 
@@ -426,7 +426,7 @@ def _count(intervals: Sequence[Interval]) -> int:
 
 
 def _slice(intervals: Sequence[Interval], start: int, stop: int) -> list[Interval]:
-    """Rows ``start`` to ``stop - 1`` of intervals laid end to end."""
+    """Returns rows ``start`` to ``stop - 1`` of intervals laid end to end."""
     result: list[Interval] = []
     for first, last in intervals:
         length = last - first
@@ -437,7 +437,7 @@ def _slice(intervals: Sequence[Interval], start: int, stop: int) -> list[Interva
 
 
 def _merged(intervals: Sequence[Interval]) -> list[Interval]:
-    """The same rows in rising order, with as few intervals as possible."""
+    """Returns the same rows in ascending order, with as few intervals as possible."""
     result: list[Interval] = []
     for first, last in sorted(interval for interval in intervals if interval[0] < interval[1]):
         if result and result[-1][1] == first:

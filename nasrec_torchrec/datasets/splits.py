@@ -1,4 +1,4 @@
-"""Which row belongs to which split."""
+"""Rules that decide which row belongs to which split."""
 
 from collections.abc import Mapping
 
@@ -10,17 +10,20 @@ SPLITS = ("train", "validation", "test")
 
 
 def stratified(labels: np.ndarray, seed: int, folds: int = 10) -> np.ndarray:
-    """The fold ``(N,)`` of each row, as of scikit-learn's ``StratifiedKFold(folds, shuffle=True, random_state=seed)``.
+    """Assigns rows to the folds of scikit-learn's ``StratifiedKFold(folds, shuffle=True, random_state=seed)``.
 
-    It takes a few bytes a row where scikit-learn takes about fifty, which matters at 45 million rows.
+    It needs a few bytes per row where scikit-learn needs about fifty, which matters with 45 million rows.
 
     Args:
-        labels: ``(N,)`` of 0 and 1.
-        seed: of the shuffle.
-        folds: into which the rows of each label are dealt.
+        labels: labels ``(N,)``, 0 or 1.
+        seed: seed of the shuffle.
+        folds: number of folds to which the rows of each label are dealt.
+
+    Returns:
+        The fold ``(N,)`` of each row.
 
     Raises:
-        ValueError: when a label has fewer rows than there are folds.
+        ValueError: If a label has fewer rows than there are folds.
     """
     # Labels are numbered in the order in which they first appear, as scikit-learn does.
     order = [0, 1] if len(labels) and labels[0] == 0 else [1, 0]
@@ -43,15 +46,18 @@ def stratified(labels: np.ndarray, seed: int, folds: int = 10) -> np.ndarray:
 
 
 def assign(config: SplitConfig, labels: np.ndarray, key: np.ndarray | None) -> np.ndarray:
-    """The split ``(N,)`` of each row, as an index into ``SPLITS``.
+    """Assigns rows to splits.
 
     Args:
-        config: the rule.
-        labels: ``(N,)`` of 0 and 1.
-        key: ``(N,)`` what the rule reads besides: times, or indices into ``SPLITS``.
+        config: rule by which to assign them.
+        labels: labels ``(N,)``, 0 or 1.
+        key: what else the rule reads, ``(N,)``: times, or indices into ``SPLITS``.
+
+    Returns:
+        The split ``(N,)`` of each row, as an index into ``SPLITS``.
 
     Raises:
-        ValueError: when train is empty.
+        ValueError: If train is empty.
     """
     if config.split == "stratified":
         splits = np.array([0] * 8 + [1, 2], np.uint8)[stratified(labels, config.split_seed)]
@@ -76,5 +82,5 @@ NAMES: Mapping[str, int] = {"train": 0, "training": 0, "validation": 1, "valid":
 
 
 def named(text: str) -> int | None:
-    """The index into ``SPLITS`` of a name such as ``valid``."""
+    """Returns the index into ``SPLITS`` of a name such as ``valid``."""
     return NAMES.get(text.strip().lower())

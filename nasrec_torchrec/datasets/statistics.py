@@ -1,4 +1,4 @@
-"""What is in a prepared data set, as text and as a picture."""
+"""Statistics of a prepared data set, as text and as a figure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ class Column:
     """A categorical feature in one split.
 
     Args:
-        name: of the feature.
-        table: that it looks up.
-        num_embeddings: rows of that table.
-        distinct: ids that occur.
-        missing: share of rows without a value.
-        unknown: share of values that the dictionary does not hold; None without a dictionary.
-        mean_length: values a row.
-        top: the most frequent values and their shares.
+        name: name of the feature.
+        table: name of the table that it looks up.
+        num_embeddings: number of rows of that table.
+        distinct: number of distinct ids.
+        missing: fraction of rows without a value.
+        unknown: fraction of values that are not in the dictionary; None without a dictionary.
+        mean_length: mean number of values per row.
+        top: the most frequent values and their fractions.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Statistics:
     """A prepared data set.
 
     Args:
-        splits: rows and click rate per split.
-        split: that the columns were measured on.
-        dense: per dense feature mean, deviation, smallest and largest value, and the share of zeros.
-        sparse: categorical features.
-        table_bytes: float32 weights of each embedding table, the largest first.
-        rejected: raw rows that could not be read.
+        splits: number of rows and click rate of each split.
+        split: split on which the columns were measured.
+        dense: mean, deviation, smallest and largest value, and fraction of zeros of each dense feature.
+        sparse: statistics of the categorical features.
+        table_bytes: bytes of the float32 weights of each embedding table, the largest first.
+        rejected: number of raw rows that could not be read.
     """
 
     splits: Mapping[str, tuple[int, float]]
@@ -64,7 +64,7 @@ class Statistics:
     rejected: int
 
     def text(self) -> str:
-        """For a terminal."""
+        """Formats the statistics for a terminal."""
         lines = [f"{'split':<12}{'rows':>14}{'clicks':>9}"]
         lines += [f"{name:<12}{rows:>14,}{rate:>9.2%}" for name, (rows, rate) in self.splits.items()]
         lines += [f"rejected rows: {self.rejected:,}", ""]
@@ -97,7 +97,7 @@ class Statistics:
         return "\n".join(lines)
 
     def draw(self, path: Path) -> Path:
-        """Writes a PNG: click rates, used and unused table rows, missing values, and memory per table."""
+        """Writes a PNG file with click rates, used and unused table rows, missing values, and memory per table."""
         import matplotlib
 
         matplotlib.use("Agg")
@@ -140,12 +140,12 @@ def measure(folder: Path, split: str = "train", top: int = 5) -> Statistics:
     """Reads a whole prepared data set, one column at a time.
 
     Args:
-        folder: of the data set.
-        split: whose columns are measured.
-        top: most frequent values to keep of each feature.
+        folder: folder of the data set.
+        split: split whose columns are measured.
+        top: how many of the most frequent values of each feature to keep.
 
     Raises:
-        ValueError: for a file that is not the one the manifest tells of.
+        ValueError: If a file is not the one that the manifest describes.
     """
     manifest, schema = read_manifest(folder), load_schema(folder)
     files = open_split(folder, split)

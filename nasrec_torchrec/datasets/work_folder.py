@@ -24,10 +24,10 @@ _SOURCES = "sources.json"
 
 
 def is_current(job: Job) -> bool:
-    """Whether the data set is already there.
+    """Returns whether the data set already exists.
 
     Raises:
-        ValueError: when something else is in its place that may not be replaced.
+        ValueError: If something else is in its place that must not be replaced.
     """
     if not (job.out / MANIFEST if isinstance(job.out, RemotePath) else job.out).exists():
         return False
@@ -65,12 +65,12 @@ def is_current(job: Job) -> bool:
 
 @contextmanager
 def work_folder(job: Job) -> Iterator[Path]:
-    """The folder of an unfinished preparation: an earlier one of the same job is continued, any other is dropped.
+    """The folder of an unfinished preparation. One of the same job is resumed, and any other is deleted.
 
-    It lies beside the data set, or in the path manager's cache where that is remote.
+    It is beside the data set, or in the path manager's cache if the data set is remote.
 
     Raises:
-        ValueError: when another process works in it.
+        ValueError: If another process works in it.
     """
     work = _place(job)
     work.mkdir(parents=True, exist_ok=True)
@@ -92,25 +92,25 @@ def source_contents(work: Path) -> list[Any]:
 
 
 def part_file(work: Path, number: int, ending: str) -> Path:
-    """A file of a parsed piece: ``arrow`` rows, ``rejects``, or ``json``, its record."""
+    """Returns the path of a file of a parsed piece: ``arrow`` rows, ``rejects``, or ``json`` for its record."""
     return work / "parts" / f"{number:06d}.{ending}"
 
 
 def read_part(work: Path, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of a parsed piece."""
+    """Reads the rows of a parsed piece."""
     with pa.memory_map(str(part_file(work, number, "arrow"))) as file:
         table = pa.ipc.open_file(file).read_all()
     return table.select(columns) if columns is not None else table
 
 
 def collect_rejects(work: Path, target: Path) -> None:
-    """Writes all rejected rows in one file."""
+    """Writes all rejected rows to one file."""
     found = sorted([*(work / "parts").glob("*.rejects"), *(work / "splits").glob("*.rejects")], key=lambda f: f.name)
     pieces.collect_rejects(found, target)
 
 
 def check_rejects(job: Job, work: Path, rows: int, rejected: int) -> None:
-    """Raises ValueError when too many rows were rejected."""
+    """Raises ValueError if too many rows were rejected."""
     if rejected <= job.config.max_rejects * (rows + rejected):
         return
     collected = job.out.with_name(f"{job.out.name}.{REJECTS}")

@@ -41,16 +41,16 @@ def write_splits(job: Job, work: Path, parts: Sequence[Record], fitted: Fitted) 
     """Writes the Parquet files and the dictionaries.
 
     Args:
-        job: the preparation.
-        work: its folder; finished files in it are kept.
+        job: preparation to run.
+        work: its work folder; finished files in it are kept.
         parts: parsed pieces.
-        fitted: what the training rows said.
+        fitted: what was measured on the training rows.
 
     Returns:
-        list: for every part, what was written of it, by split; and the rows that were ``rejected``.
+        list: For every part, what was written of it by split, and the number of rows that were ``rejected``.
 
     Raises:
-        ValueError: when too many rows are rejected.
+        ValueError: If too many rows are rejected.
     """
     written: list[dict[str, Any]] = []
     with progress_bar(sum(part.rows for part in parts), "write", "row", scale=True) as bar:
@@ -74,14 +74,14 @@ def publish(
     """Describes the data set and puts it in its place.
 
     Args:
-        job: the preparation.
-        work: its folder.
+        job: preparation to finish.
+        work: its work folder.
         parts: parsed pieces.
-        schema: filled in.
+        schema: schema with all measured values.
         written: what :func:`write_splits` returned.
 
     Returns:
-        Schema: with the shares of missing and unknown values in the training rows.
+        Schema: The schema with the fractions of missing and unknown values in the training rows.
     """
     described: dict[str, Any] = {}
     qualities = {}
@@ -128,10 +128,10 @@ def publish(
 
 
 def _set_aside(old: Path, data: Path, place: Path) -> None:
-    """Moves an earlier data set away; what its folder holds beside it moves into the new one.
+    """Moves an earlier data set away; other files in its folder move into the new one.
 
-    Two renames: a reader finds the old data set or the new one, or for an instant none. A run that was killed between
-    them finds an earlier one set aside already.
+    Two renames do this, so a reader finds the old data set or the new one, or for an instant none. A run that was
+    killed between them finds the earlier data set already set aside.
     """
     for entry in old.iterdir():
         if entry.name not in OURS and not (data / entry.name).exists():
@@ -164,7 +164,7 @@ def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted)
             rows.filter(pa.array(chosen)).select(job.schema.raw_columns), fitted.schema, fitted.dictionaries, quality
         )
         rejects |= {int(line): reason for line, reason in zip(lines[chosen][list(bad)], bad.values(), strict=True)}
-        # An empty split still has a file, which tells its columns.
+        # An empty split still has a file, which says what its columns are.
         if table.num_rows or number == 0:
             name = folder / split / f"part-{number:06d}.parquet"
             columns = table.select(fitted.schema.columns)
