@@ -60,7 +60,7 @@ def count(parts: Iterator[tuple[pa.Array, np.ndarray]]) -> pa.StructArray:
 def training_ids(
     read: Callable[[int], tuple[pa.Array, np.ndarray]], parts: int, counts: pa.StructArray
 ) -> dict[int, pa.Array]:
-    """Yields the ids of the training rows, each from the rows before it in a shuffled order.
+    """Returns the ids of the training rows by part, each from the rows before it in a shuffled order.
 
     Args:
         read: function that returns a part's values as text, and its labels.

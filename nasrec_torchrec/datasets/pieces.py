@@ -175,7 +175,7 @@ def _once(
     number: int,
     *piece: Any,
 ) -> Record:
-    """Finds finished pieces; a piece after an unfinished one may already be finished."""
+    """Writes a piece unless it is finished, which one after an unfinished piece may be, and returns its record."""
     return finished(number) or write(number, *piece)
 
 

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 _FORMAT = "nasrec-torchrec/schema/3"
-# Lacks reading rules and shares of missing values, which are then the defaults and not known.
+# This version lacks reading rules, for which the defaults apply, and fractions of missing values, which are not known.
 _EARLIER = "nasrec-torchrec/schema/2"
 # FBGEMM's lookups read four columns of a table at once.
 _COLUMNS_AT_ONCE = 4
 Transform = Literal["none", "log1p", "standardize"]
 IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "history"]
-# Prepared ids below this are taken: 0 is a missing value, 1 one that the dictionary does not hold.
+# Prepared ids below this are reserved: 0 is a missing value, 1 a value that is not in the dictionary.
 FIRST_WORD = 2
 # A history is one of 12 x 12 buckets of two counts; 0 is a missing value.
 HISTORY_LEVELS = 12
@@ -37,12 +37,13 @@ class DenseFeature:
     """A number per row.
 
     Args:
-        name: of the raw column, the prepared column and the feature.
-        transform: ``none``; ``log1p``, which is log(max(x, 0) + 1); ``standardize``, which is (x - mean) / deviation
-            with both measured on the training split. A missing number becomes 0 after any of them.
-        mean: measured by preparation, for ``standardize``.
-        deviation: likewise; never 0.
-        missing: share of the training rows without a value, measured by preparation.
+        name: name of the raw column, the prepared column and the feature.
+        transform: transformation of the number: ``none``; ``log1p``, which is log(max(x, 0) + 1); or ``standardize``,
+            which is (x - mean) / deviation, both measured on the training split. A missing number becomes 0 after any
+            of them.
+        mean: mean for ``standardize``, which preparation measures.
+        deviation: standard deviation for ``standardize``, which preparation measures; never 0.
+        missing: fraction of the training rows without a value, which preparation measures.
     """
 
     name: str
@@ -68,28 +69,28 @@ class SparseFeature:
     """A categorical feature. Prepared ids are 0..num_embeddings-1; 0 means missing.
 
     Args:
-        name: of the raw column, the prepared column and the feature.
-        num_embeddings: rows of its table. With a dictionary it may be left out: preparation counts the words.
-        ids: how a raw value becomes an id: ``id`` takes it as it is; ``modulo`` is value % (num_embeddings - 1) + 1 of
-            an integer, where -1 counts as missing; ``hex`` the same of hexadecimal text; ``hash`` the same of a hash
-            of the text; ``dictionary`` numbers the values of the training split from 2 on, the most frequent first,
-            and gives 1 to all others; ``history``, of a cross alone, is how often the combination was seen with and
-            without a click, see :mod:`nasrec_torchrec.datasets.history`.
-        min_count: a value seen less often in the training split is not put into the dictionary.
-        multi_hot: a row holds a list of values instead of one.
-        separator: between the values of a list in raw text.
-        weighted: a column ``<name>_weights`` holds a number per value.
+        name: name of the raw column, the prepared column and the feature.
+        num_embeddings: number of rows of its table. With a dictionary it may be left out, since preparation counts the
+            words.
+        ids: how a raw value becomes an id. ``id`` uses the value itself. ``modulo`` computes
+            value % (num_embeddings - 1) + 1 of an integer, where -1 counts as missing; ``hex`` does the same for
+            hexadecimal text and ``hash`` for a hash of the text. ``dictionary`` numbers the values of the training
+            split from 2, the most frequent first, and maps all others to 1. ``history``, only for a cross, is how often
+            the combination was seen with and without a click, see :mod:`nasrec_torchrec.datasets.history`.
+        min_count: smallest number of occurrences in the training split for a value to enter the dictionary.
+        multi_hot: whether a row holds a list of values instead of one.
+        separator: text between the values of a list in raw text.
+        weighted: whether a column ``<name>_weights`` holds a number for each value.
         pooling: ``sum`` or ``mean`` of a row's embeddings.
-        table: name of the embedding table, ``t_<name>`` when left out. Features that name the same table share it,
-            and its dictionary.
-        values: of ``hash`` and ``dictionary``: ``text`` takes a text as it is; ``integer`` takes `` 5``, ``+5`` and
-            ``5.0`` for 5, and rejects what is no integer.
-        cross: names of two or more other features of the schema (one suffices for a ``history``). This feature has no
-            raw column then: its value is the combination of their prepared ids, which ``ids`` (``hash``,
-            ``dictionary`` or ``history``) turns into an id like any other text. See
-            :mod:`nasrec_torchrec.datasets.crosses`.
-        missing: share of the training rows without a value, measured by preparation.
-        unknown: share of the values of the training rows that the dictionary leaves out, likewise.
+        table: name of the embedding table, by default ``t_<name>``. Features that name the same table share it and its
+            dictionary.
+        values: how ``hash`` and ``dictionary`` read a value. ``text`` uses a text as it is; ``integer`` reads `` 5``,
+            ``+5`` and ``5.0`` as 5, and rejects what is not an integer.
+        cross: names of two or more other features of the schema (one suffices for a ``history``). Such a feature has no
+            raw column; its value is the combination of their prepared ids, which ``ids`` (``hash``, ``dictionary`` or
+            ``history``) maps to an id like any other text. See :mod:`nasrec_torchrec.datasets.crosses`.
+        missing: fraction of the training rows without a value, which preparation measures.
+        unknown: fraction of the values in the training rows that are not in the dictionary, which preparation measures.
     """
 
     name: str
@@ -163,18 +164,19 @@ class Schema:
     """Columns of a data set.
 
     Args:
-        label: column of 0 and 1, of numbers when ``label_above`` is given, or of the values of ``label_values``.
-        dense: numeric features; a name alone stands for a feature without transform.
+        label: name of the label's column, which holds 0 and 1, numbers if ``label_above`` is given, or the values of
+            ``label_values``.
+        dense: numeric features; a name alone stands for a feature without transformation.
         sparse: categorical features.
-        embedding_dim: width E of all tables. It is one number because the interaction modules stack the embeddings.
-            FBGEMM reads four of its columns at once, so it is a multiple of 4.
-        label_above: numbers above it are clicks, the others are none.
-        label_values: what each value of the label means, 1 for a click and 0 for none.
-        text: how text files were read, and are to be read again when raw rows are scored.
+        embedding_dim: width E of all tables. It is one number because the interaction modules stack the embeddings, and
+            a multiple of 4 because FBGEMM reads four columns at once.
+        label_above: threshold above which a number is a click.
+        label_values: meaning of each value of the label, 1 for a click and 0 for none.
+        text: how text files were read, which is also how raw rows are read when they are scored.
 
     Raises:
-        ValueError: for repeated names, no sparse feature, features that share a table and disagree about it, or a mix
-            of weighted and unweighted features (TorchRec weights a whole collection or none of it).
+        ValueError: If names are repeated, there is no sparse feature, features that share a table disagree about it, or
+            weighted and unweighted features are mixed (TorchRec weights a whole collection or none of it).
     """
 
     label: str
@@ -228,12 +230,12 @@ class Schema:
 
     @property
     def crosses(self) -> list[SparseFeature]:
-        """The features that are computed from the prepared ids of others."""
+        """Features that are computed from the prepared ids of others."""
         return [feature for feature in self.sparse if feature.cross]
 
     @property
     def raw_columns(self) -> list[str]:
-        """Every column that raw data must have: crosses are computed."""
+        """Every column that raw data must have; crosses are computed."""
         computed = {feature.name for feature in self.crosses}
         return [name for name in self.columns if name not in computed]
 
@@ -264,7 +266,7 @@ class Schema:
         return tables
 
     def as_prepared(self) -> "Schema":
-        """The rules that read the prepared rows of this schema as if they were raw: numbers and ids as they are."""
+        """Returns a schema that reads prepared rows of this one as if they were raw, with all values as they are."""
         rules = {"ids": "id", "min_count": 1, "values": "text", "cross": ()}
         return replace(
             self,
@@ -273,15 +275,15 @@ class Schema:
         )
 
     def difference(self, other: "Schema") -> str | None:
-        """The first way in which a model of one schema cannot read rows of the other, as they were prepared.
+        """Finds the first reason why a model with this schema cannot read rows that were prepared with another one.
 
-        How files were read and what was merely counted makes no difference.
+        How files were read, and what was merely counted, makes no difference.
 
         Args:
-            other: the schema of the data.
+            other: schema of the data.
 
         Returns:
-            str: says what differs, and both values; None when nothing does.
+            str: What differs, with both values; None if nothing does.
         """
         for key in ("label", "label_above", "label_values", "embedding_dim"):
             if getattr(self, key) != getattr(other, key):
@@ -302,10 +304,10 @@ class Schema:
         return None
 
     def tables(self) -> "list[EmbeddingBagConfig]":
-        """The embedding tables, initialised Xavier normal.
+        """Returns the configurations of the embedding tables, with Xavier normal initialization.
 
         Raises:
-            ValueError: when a dictionary was not counted yet.
+            ValueError: If a dictionary is not counted yet.
         """
         # Preparation reads schemas too, and starts faster without PyTorch.
         import torch
@@ -330,7 +332,7 @@ class Schema:
         return json.dumps({"format": _FORMAT, **self.to_dict()}, indent=2)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values; a feature that is no cross is described as before there were any."""
+        """Returns the fields as JSON values; features that are not crosses look the same as in older versions."""
         document = {**asdict(self), "label_values": dict(self.label_values)}
         for feature in document["sparse"]:
             if not feature["cross"]:
@@ -342,11 +344,11 @@ class Schema:
         """Reads a JSON or YAML file.
 
         Args:
-            path: of the file.
-            embedding_dim: of all tables, instead of the file's own.
+            path: path of the file.
+            embedding_dim: width of all tables, in place of the file's own.
 
         Raises:
-            ValueError: says which file, and what is wrong.
+            ValueError: If the file is not valid. The message names the file and says what is wrong.
         """
         text = read_text(path)
         try:
@@ -356,10 +358,10 @@ class Schema:
 
     @classmethod
     def from_json(cls, text: str, embedding_dim: int | None = None) -> "Schema":
-        """Reads what :meth:`to_json` wrote, or the same as YAML; what has a default may be left out.
+        """Reads what :meth:`to_json` wrote, or the same as YAML. Whatever has a default may be left out.
 
         Raises:
-            ValueError: says which key is missing, unknown or wrong.
+            ValueError: If a key is missing, unknown or wrong. The message names it.
         """
         try:
             document = _document(text)

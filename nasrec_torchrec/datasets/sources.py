@@ -1,4 +1,4 @@
-"""Raw files wherever they lie: any URI, text in several compressions, or Parquet, told apart by what is in them."""
+"""Raw files at any URI: text in several compressions, or Parquet, recognized by their content."""
 
 import bz2
 import glob
@@ -31,7 +31,7 @@ _COMPRESSIONS: dict[str, tuple[bytes, tuple[str, ...], Callable[[IO[bytes]], IO[
     "xz": (rb"\xfd7zXZ\x00", (".xz",), lambda raw: cast(IO[bytes], lzma.open(raw))),  # noqa: SIM115  the caller closes
     "zstd": (rb"\x28\xb5\x2f\xfd", (".zst", ".zstd"), lambda raw: pa.CompressedInputStream(pa.PythonFile(raw), "zstd")),
 }
-# What is recognised in order to be refused by its name.
+# Formats that are recognized so that the error can name them.
 _OTHERS = {
     b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
@@ -52,9 +52,9 @@ class Source:
 
     Args:
         uri: path or URI.
-        size: bytes of the file as it lies there, 0 where that is not known.
-        parquet: Parquet, otherwise text.
-        compression: of text, if any.
+        size: size of the stored file in bytes; 0 if it is not known.
+        parquet: whether the file is Parquet; otherwise it is text.
+        compression: compression of text, if any.
     """
 
     uri: str
@@ -69,13 +69,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some successive rows of a raw file.
+    """Some consecutive rows of a raw file.
 
     Args:
         data: whole lines of text, or a table of Parquet rows.
-        end: position of the next piece in the uncompressed file: bytes of text, rows of Parquet.
-        first_line: of the piece in its file, counted from 1; of Parquet the first row, counted from 1.
-        progress: bytes of the file read so far, as it lies there.
+        end: position of the next piece in the uncompressed file, in bytes of text or in rows of Parquet.
+        first_line: first line of the piece in its file (for Parquet: the first row), counted from 1.
+        progress: number of bytes of the stored file that were read so far.
     """
 
     data: bytes | pa.Table
@@ -90,10 +90,10 @@ class Piece:
 
 
 def find(patterns: Sequence[str]) -> list[Source]:
-    """The files that paths, URIs and patterns with ``*`` name, each once.
+    """Finds the files that paths, URIs and patterns with ``*`` name, each once.
 
     Raises:
-        ValueError: when nothing matches, or for a file that cannot be opened or is of a kind that is not read.
+        ValueError: If nothing matches, or a file cannot be opened or is of an unsupported kind.
     """
     found: dict[Any, str] = {}
     for uri in expand(patterns):
@@ -108,10 +108,10 @@ def find(patterns: Sequence[str]) -> list[Source]:
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Paths and URIs with ``*`` replaced by what they match, sorted so that day_2 precedes day_10.
+    """Replaces paths and URIs with ``*`` by what they match, sorted so that day_2 precedes day_10.
 
     Raises:
-        ValueError: when nothing matches.
+        ValueError: If nothing matches.
     """
     found: list[str] = []
     for pattern in patterns:
@@ -130,10 +130,10 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def inspect(uri: str) -> Source:
-    """What kind of file it is, by its first bytes.
+    """Recognizes the kind of a file by its first bytes.
 
     Raises:
-        ValueError: when it cannot be opened, is of a kind that is not read, or not of the kind that its name says.
+        ValueError: If it cannot be opened, is of an unsupported kind, or is not of the kind that its name says.
     """
     with open_uri(uri) as file, reading(uri):
         head = read_fully(file, _HEAD)
@@ -206,7 +206,7 @@ def text(source: Source) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 @contextmanager
 def reading(uri: str, where: str = "") -> Iterator[None]:
-    """Whatever a library raises while it reads a file is one line that names it.
+    """Turns whatever a library raises while it reads a file into one line that names the file.
 
     Decompressors, file systems and networks raise exceptions of their own, not only OSError.
     """
@@ -223,7 +223,7 @@ def reading(uri: str, where: str = "") -> Iterator[None]:
 
 
 def read_fully(file: IO[bytes], count: int) -> bytes:
-    """As many bytes as are wanted, fewer only at the end: a network file may give some at a time."""
+    """Reads exactly ``count`` bytes, fewer only at the end, since a network file may return a few at a time."""
     parts, missing = [], count
     while missing > 0 and (block := file.read(missing)):
         parts.append(block)
@@ -232,7 +232,7 @@ def read_fully(file: IO[bytes], count: int) -> bytes:
 
 
 def skip(file: IO[bytes], count: int) -> None:
-    """Goes to a position, by reading where a file cannot seek."""
+    """Skips bytes, by reading them if the file cannot seek."""
     try:
         file.seek(count)
     except Exception:  # whatever a stream says to that
@@ -241,17 +241,17 @@ def skip(file: IO[bytes], count: int) -> None:
 
 
 def checksum(uri: str) -> str:
-    """SHA-256 of a file's content.
+    """Computes the SHA-256 checksum of a file's content.
 
     Raises:
-        ValueError: when it cannot be read.
+        ValueError: If the file cannot be read.
     """
     with open_uri(uri) as file, reading(uri):
         return sha256_of(file)
 
 
 def remote_version(source: Source) -> str:
-    """What stands for the content of a remote file: the version that its file system tells of, and its size."""
+    """Returns what stands for the content of a remote file: the version that its file system reports, and its size."""
     try:
         system, name = fsspec.core.url_to_fs(source.uri)
         version = system.ukey(name)
@@ -261,16 +261,16 @@ def remote_version(source: Source) -> str:
 
 
 def parquet_pieces(source: Source, piece_rows: int, start: int, columns: Sequence[str]) -> Iterator[Piece]:
-    """Rows of a Parquet file.
+    """Yields rows of a Parquet file.
 
     Args:
-        source: the file.
-        piece_rows: rows of a piece, at most.
-        start: row to start at, a piece's end.
-        columns: to read.
+        source: file to read.
+        piece_rows: largest number of rows in a piece.
+        start: row to start at, which is the end of a piece.
+        columns: columns to read.
 
     Raises:
-        ValueError: for a damaged file or missing columns.
+        ValueError: If the file is damaged or columns are missing.
     """
     with open_uri(source.uri) as raw:
         with _parquet(source.uri):
@@ -290,17 +290,17 @@ def parquet_pieces(source: Source, piece_rows: int, start: int, columns: Sequenc
 
 
 def parquet_schema(source: Source) -> pa.Schema:
-    """The columns of a Parquet file and their types.
+    """Returns the columns of a Parquet file and their types.
 
     Raises:
-        ValueError: when it cannot be read.
+        ValueError: If the file cannot be read.
     """
     with open_uri(source.uri) as raw, _parquet(source.uri):
         return pq.ParquetFile(raw).schema_arrow
 
 
 def check_columns(source: Source, wanted: Sequence[str], found: Sequence[str]) -> None:
-    """Raises ValueError for a wanted column that a file lacks, or has twice."""
+    """Raises ValueError if a file lacks a requested column, or has it twice."""
     _require_columns(source.uri, wanted, found)
 
 

@@ -1,7 +1,7 @@
-"""Raw columns into prepared columns, a whole column at a time; rows that cannot be read are set aside.
+"""Transforms raw columns into prepared columns, a whole column at a time, and sets aside rows that cannot be read.
 
-Preparation runs in two steps because some rules need the whole training split: :func:`parse` does all that a row
-decides alone, and :func:`finish` what a dictionary or a mean is needed for. Scoring raw rows does both at once.
+Preparation runs in two steps because some rules need the whole training split: :func:`parse` does everything that
+depends on a single row, and :func:`finish` what needs a dictionary or a mean. Scoring raw rows does both at once.
 """
 
 import binascii
@@ -27,11 +27,11 @@ _HEX = re.compile(r"-?[0-9a-fA-F]+")
 
 @dataclass(frozen=True)
 class Extra:
-    """A raw column to read beside the schema's, such as the one that decides the split.
+    """A raw column to read in addition to those of the schema, such as the one that determines the split.
 
     Args:
-        column: raw column.
-        kind: what its values are; none may be missing.
+        column: name of the raw column.
+        kind: kind of its values, none of which may be missing.
     """
 
     column: str
@@ -44,18 +44,18 @@ def parse(
     """Reads the raw columns of a schema.
 
     Args:
-        table: raw columns of any type; null is missing.
-        schema: what they mean.
-        extra: further columns to read, by the name that they get.
-        scoring: leave the label out, whatever is in its column, and take an id that its table does not have for one
-            that is not known, instead of rejecting its row.
+        table: raw columns of any type, in which null is a missing value.
+        schema: what the columns mean.
+        extra: further columns to read, by the names that they get.
+        scoring: whether to leave out the label, whatever is in its column, and to treat an id outside its table as
+            unknown instead of rejecting its row.
 
     Returns:
-        tuple: the rows that could be read; and per rejected row of ``table`` the reason. Columns with a dictionary
+        tuple: The rows that could be read, and the reason for each rejected row of ``table``. Columns with a dictionary
         are still text, missing numbers are NaN, and numbers to standardize are raw.
 
     Raises:
-        ValueError: when the type of a column can never fit; names the column.
+        ValueError: If the type of a column can never fit. The message names the column.
     """
     rejects: Rejects = {}
     columns: dict[str, pa.Array] = {}
@@ -85,13 +85,13 @@ def finish(
     """Applies what was measured on the training split to parsed rows.
 
     Args:
-        table: of :func:`parse`.
-        schema: with mean, deviation and num_embeddings filled in.
-        dictionaries: per table with a dictionary its words, in the order of their ids.
-        quality: counts missing and unknown values, if given.
+        table: rows that :func:`parse` returned.
+        schema: schema with mean, deviation and num_embeddings.
+        dictionaries: words of each table with a dictionary, in the order of their ids.
+        quality: counts to which missing and unknown values are added, if given.
 
     Returns:
-        tuple: the prepared rows; and per rejected row of ``table`` the reason.
+        tuple: The prepared rows, and the reason for each rejected row of ``table``.
     """
     rejects: Rejects = {}
     for dense in schema.dense:
@@ -133,9 +133,9 @@ def add_crosses(table: pa.Table, crosses: Sequence[SparseFeature], dictionaries:
     """Appends the columns of crosses to rows whose other ids are prepared.
 
     Args:
-        table: with the prepared ids that the crosses combine.
-        crosses: to append.
-        dictionaries: per table with a dictionary its words; of histories also their counts.
+        table: rows with the prepared ids that the crosses combine.
+        crosses: crosses to append.
+        dictionaries: words of each table with a dictionary, for histories with their counts.
     """
     for feature in crosses:
         combined = combine(table, feature)
@@ -152,13 +152,13 @@ def add_crosses(table: pa.Table, crosses: Sequence[SparseFeature], dictionaries:
 
 
 def combine(table: pa.Table, cross: SparseFeature) -> pa.Array:
-    """The value of a cross in every row, as text: the prepared ids of its features with commas between them."""
+    """Returns the value of a cross in every row as text: the prepared ids of its features, separated by commas."""
     texts = [values.plain(table.column(name)).cast(pa.string()) for name in cross.cross]
     return pc.binary_join_element_wise(*texts, ",")
 
 
 def hash_text(value: bytes) -> int:
-    """The hash behind ``hash`` ids: the first 8 bytes of BLAKE2b, little-endian. It never changes."""
+    """Computes the hash for ``hash`` ids: the first 8 bytes of BLAKE2b, little-endian. It never changes."""
     return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")
 
 
@@ -261,7 +261,7 @@ def _truth(column: pa.Array) -> pa.Array:
 
 
 def _dense(feature: DenseFeature, flat: pa.Array, refused: Rejects) -> pa.Array:
-    """Numbers as float32, or as float64 where they are still to be standardized; NaN where missing."""
+    """Reads numbers as float32, or as float64 if they are still to be standardized; missing ones are NaN."""
     numbers = values.numbers(flat, refused)
     if feature.transform == "log1p":
         found = pc.fill_null(numbers, float("nan")).to_numpy(zero_copy_only=False)
@@ -287,7 +287,7 @@ def _float32(flat: pa.Array, numbers: pa.Array, refused: Rejects) -> pa.Array:
 
 
 def _ids(feature: SparseFeature, scoring: bool, flat: pa.Array, refused: Rejects) -> pa.Array:
-    """Values as ids, or as text where a dictionary will number them; missing is 0, or null in text."""
+    """Reads values as ids, or as text if a dictionary will number them; missing ones are 0, or null as text."""
     if feature.ids in ("dictionary", "hash"):
         if feature.values == "integer":
             text = values.whole(flat, refused, "an integer")
@@ -346,7 +346,7 @@ def _hexadecimal(flat: pa.Array, modulus: int, kind: pa.DataType, refused: Rejec
 
 
 def _fold(value: int, modulus: int) -> int | None:
-    """fmod(value, modulus) + 1, as the research code has it: -1 stands for missing; lower values have no row."""
+    """Computes fmod(value, modulus) + 1, as in the research code: -1 means missing, and lower values have no row."""
     return value % modulus + 1 if value >= 0 else 0 if value == -1 else None
 
 
@@ -358,5 +358,5 @@ def _look_up(feature: SparseFeature, words: pa.Array, flat: pa.Array, _: Rejects
 
 
 def _known(flat: pa.Array, _: Rejects) -> pa.Array:
-    """Ids that have no row in their table are looked up as the missing one."""
+    """Replaces ids that have no row in their table by 0, the missing id."""
     return pc.if_else(pc.equal(flat, NO_ROW), pa.scalar(0, flat.type), flat)
