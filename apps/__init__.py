@@ -1,1 +1,1 @@
-"""Programs, one per job. They know nothing of torchx: any launcher can start them."""
+"""Programs of the checkout, one per job: what ``nasrec JOB`` runs. Any launcher starts them."""

@@ -1,32 +1,8 @@
-"""Where trainings stand: steps, loss, rows a second, time left, last checkpoint, restarts."""
+"""Shows where trainings stand: steps, loss, rows per second, time left, last checkpoint, restarts."""
 
-import time
-from pathlib import Path
+import sys
 
-from nasrec_torchrec.cli import run
-from nasrec_torchrec.runs.status import read_status, runs_under
-
-
-def main(folder: Path, /, follow: bool = False, every: float = 10.0, patience: float = 120.0) -> None:
-    """Prints what a run's folder says, while it runs or afterwards.
-
-    Args:
-        folder: of a training, or of one with several trials.
-        follow: print again and again until no run is running.
-        every: seconds between two looks.
-        patience: seconds without an event after which a run counts as silent: killed, or hanging.
-    """
-    while True:
-        runs = runs_under(folder)
-        if not runs:
-            raise ValueError(f"{folder}: no log of a training found in it or one level below")
-        found = [read_status(run_dir, patience) for run_dir in runs]
-        print("\n".join(map(str, found)), flush=True)
-        if not follow or all(status.state != "running" for status in found):
-            return
-        time.sleep(every)
-        print()
-
+from nasrec_torchrec.cli.main import start
 
 if __name__ == "__main__":
-    run(main)
+    start("status", "python -m apps.status", sys.argv[1:])

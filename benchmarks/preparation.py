@@ -22,14 +22,14 @@ def main(rows: tuple[int, ...] = (1_000_000, 8_000_000), dataset: str = "criteo"
 
     Args:
         rows: Numbers of rows of the files, which are prepared one after the other.
-        dataset: Subcommand of apps/prepare_data.py that reads Criteo's columns.
+        dataset: Subcommand of `nasrec prepare` that reads Criteo's columns.
     """
     lines = []
     for count in rows:
         with tempfile.TemporaryDirectory() as folder:
             text = Path(folder) / "train.txt"
             write_text(text, count)
-            command = [sys.executable, "-m", "apps.prepare_data", dataset]
+            command = [sys.executable, "-m", "nasrec_torchrec", "prepare", dataset]
             started = time.perf_counter()
             process = subprocess.Popen([*command, "--source", str(text), "--out", f"{folder}/data"])
             _, status, usage = os.wait4(process.pid, 0)

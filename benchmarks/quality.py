@@ -24,14 +24,9 @@ from typing import Any, Literal
 
 import torch
 
-from apps.search import main as search
-from nasrec_torchrec import PUBLISHED, Architecture, SearchSpace
+from nasrec_torchrec import PUBLISHED, Architecture, SearchSpace, datasets, search, training
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.config import PreparationConfig
-from nasrec_torchrec.datasets.movielens import prepare as prepare_movielens
-from nasrec_torchrec.datasets.preparation import prepare
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split
-from nasrec_torchrec.datasets.public import frappe
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.config import BASELINES, Baseline
@@ -195,9 +190,9 @@ def main(out: Path, plan: Plan) -> None:
     if not (data / MANIFEST).exists():
         if plan.dataset == "frappe":
             assert plan.source is not None
-            prepare(frappe(plan.source, 16), data, PreparationConfig())
+            datasets.prepare_frappe(plan.source, data)
         else:
-            prepare_movielens(data, plan.source)
+            datasets.prepare_movielens100k(data, plan.source)
     names = plan.only or tuple(name for name in TITLES if name not in PUBLISHED or (out / name).exists())
     models = [Model(name, list(_trials(name, out, data, recipe, plan))) for name in names]
     for model in models:
@@ -248,13 +243,11 @@ def _searched(out: Path, data: Path, recipe: Recipe) -> list[Architecture]:
     found = out / "search" / "architectures"
     if not (out / "search" / "seconds.json").exists():
         started = time.perf_counter()
-        with process_group() as device:
-            description = ModelDescription(load_schema(data), recipe.space, use_layernorm=True)
-            Trainer(description, recipe.supernet, out / "supernet", device).train(open_split(data, "train"))
+        training.run_supernet(data, out / "supernet", recipe.space, recipe.supernet)
         trained = time.perf_counter()
         limits = Limits(max_flops=recipe.max_flops)
         settings = recipe.evolution, recipe.evaluation, Objective(), limits
-        search(out / "supernet", data, out / "search", *settings, top_k=recipe.trials)
+        search.run(out / "supernet", data, out / "search", *settings, top_k=recipe.trials)
         seconds = {"supernet": trained - started, "search": time.perf_counter() - trained}
         write_text(out / "search" / "seconds.json", json.dumps(seconds))
     return [Architecture.from_json(file.read_text()) for file in sorted(found.glob("*.json"))]

@@ -1,6 +1,6 @@
 """Checks whether a supernet ranks architectures as training them from scratch does.
 
-    python -m apps.prepare_data frappe --source FOLDER --out data/frappe
+    nasrec prepare frappe --source FOLDER --out data/frappe
     python benchmarks/rank_correlation.py --data data/frappe --out runs/rank_correlation
 
 This trains the same architectures from scratch, and supernets with each path sampling strategy. It then compares the
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau, pearsonr, rankdata
 
-from nasrec_torchrec import Architecture, SearchSpace
+from nasrec_torchrec import Architecture, SearchSpace, training
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.distributed.process_group import process_group
@@ -143,9 +143,7 @@ def _supernet(data: Path, out: Path, study: Study, name: str, seed: int) -> list
             full_path_steps=study.warm_up_steps if warm_up else 0,
             log_every=100,
         )
-        with process_group() as device:
-            description = ModelDescription(load_schema(data), SPACE, use_layernorm=True)
-            Trainer(description, config, folder, device).train(open_split(data, "train"))
+        training.run_supernet(data, folder, SPACE, config)
         model = load_supernet(folder)
         splits = open_split(data, "train"), open_split(data, "validation")
         evaluation = EvaluationConfig(finetune_steps=study.finetune_steps)

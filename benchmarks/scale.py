@@ -26,7 +26,7 @@ from torchrec.distributed.planner.stats import EmbeddingStats
 from torchrec.distributed.planner.types import ShardingOption
 
 from nasrec_torchrec import NASREC_SMALL
-from nasrec_torchrec.cli import quiet_libraries, run
+from nasrec_torchrec.cli.program import quiet_libraries, run
 from nasrec_torchrec.datasets.public import criteo_1tb
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.distributed.sharding import TableSharder

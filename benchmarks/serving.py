@@ -48,7 +48,7 @@ def main(
     """Prints the answers, the latencies and the server's memory.
 
     Args:
-        package: Folder that apps.export wrote.
+        package: Folder that nasrec export wrote.
         seconds: Seconds of load.
         clients: Number of clients that send requests without a pause.
         rows: Rows per request.
@@ -58,7 +58,7 @@ def main(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "apps.serve", "--package", str(package), "--port", str(port)]
+    command = [sys.executable, "-m", "nasrec_torchrec", "serve", "--package", str(package), "--port", str(port)]
     server = subprocess.Popen([*command, "--max_waiting", str(max_waiting)], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -1,1 +1,1 @@
-"""torchx components: how each program under apps/ is launched."""
+"""torchx components: how each program is launched. An installed wheel holds them as ``nasrec_torchrec.components``."""

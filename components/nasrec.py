@@ -1,30 +1,35 @@
 """One torchx component per program.
 
-Each takes the program's required arguments; any other flag of the program follows after ``--``, for instance
-``torchx run nasrec.train_supernet --data d --out o -j 1x2 -- --epochs 3``. ``docs/launch.md`` says what schedulers
-make of them.
+Each takes the folders of the program and what a scheduler needs to know; any other flag of the program follows after
+``--``, for instance ``torchx run nasrec.train_supernet --data d --out o -j 1x2 -- --epochs 3``; with ``-- --help``
+alone the program lists its flags. ``docs/launch.md`` says what schedulers make of the components.
 """
 
 from dataclasses import replace
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Tuple
 
 import torchx
 from torchx import specs
 from torchx.components import dist, utils
 
+# `python -m nasrec_torchrec JOB` is `nasrec JOB`; components of other names:
+_MODULE = "nasrec_torchrec"
+_JOBS = {"prepare_data": "prepare", "train_supernet": "supernet"}
 # One compute thread a rank: with more, ranks that share cores wait for each other most of the time.
 # The second lets gloo ranks meet again after one was killed and restarted.
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-def _arguments(flags: dict[str, str], more: tuple[str, ...]) -> list[str]:
-    return [text for flag, value in flags.items() for text in (f"--{flag}", value)] + list(more)
+def _arguments(flags: Dict[str, Optional[str]], more: Tuple[str, ...]) -> List[str]:
+    """Flags that are given; the program itself says which are missing."""
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    return [text for flag, value in given.items() for text in (f"--{flag}", value)] + list(more)
 
 
 def _program(
     name: str,
-    flags: dict[str, str],
-    more: tuple[str, ...],
+    flags: Dict[str, Optional[str]],
+    more: Tuple[str, ...],
     memory: int,
     image: str,
     env: Optional[Dict[str, str]],
@@ -32,16 +37,16 @@ def _program(
     *subcommand: str,
 ) -> specs.AppDef:
     """A program in one process."""
-    arguments = [*subcommand, *_arguments(flags, more)]
-    app = utils.python(*arguments, m=f"apps.{name}", name=name, image=image, cpu=2, memMB=memory)
+    arguments = [_JOBS.get(name, name), *subcommand, *_arguments(flags, more)]
+    app = utils.python(*arguments, m=_MODULE, name=name, image=image, cpu=2, memMB=memory)
     app.roles = [replace(role, env=env or {}, mounts=specs.parse_mounts(mounts or [])) for role in app.roles]
     return app
 
 
 def _ranks(
     name: str,
-    flags: dict[str, str],
-    more: tuple[str, ...],
+    flags: Dict[str, Optional[str]],
+    more: Tuple[str, ...],
     j: str,
     cpu: int,
     gpu: int,
@@ -52,9 +57,10 @@ def _ranks(
     mounts: Optional[List[str]],
 ) -> specs.AppDef:
     """A program in ``j`` processes that form one process group."""
-    return dist.ddp(
+    app = dist.ddp(
+        _JOBS.get(name, name),
         *_arguments(flags, more),
-        m=f"apps.{name}",
+        m=_MODULE,
         name=name,
         image=image,
         j=j,
@@ -67,11 +73,13 @@ def _ranks(
         max_retries=retries,
         mounts=mounts,
     )
+    app.roles = [replace(role, name=name) for role in app.roles]
+    return app
 
 
 def prepare_data(
     *flags: str,
-    out: str,
+    out: Optional[str] = None,
     dataset: str = "movielens100k",
     memory: int = 8192,
     image: str = torchx.IMAGE,
@@ -81,7 +89,7 @@ def prepare_data(
     """Prepares a data set: schema, manifest, and sharded Parquet files per split.
 
     Args:
-        flags: more flags of apps.prepare_data, such as --source
+        flags: more flags of nasrec prepare, such as --source
         out: folder that receives the data set
         dataset: criteo, criteo1tb, avazu, kdd2012, frappe, movielens100k, or table for any files with a schema
         memory: MB
@@ -94,8 +102,8 @@ def prepare_data(
 
 def train_supernet(
     *flags: str,
-    data: str,
-    out: str,
+    data: Optional[str] = None,
+    out: Optional[str] = None,
     j: str = "1x1",
     cpu: int = 2,
     gpu: int = 0,
@@ -108,7 +116,7 @@ def train_supernet(
     """Trains a supernet over all ranks.
 
     Args:
-        flags: more flags of apps.train_supernet
+        flags: more flags of nasrec supernet
         data: prepared data set
         out: run folder
         j: hosts x ranks per host
@@ -125,8 +133,8 @@ def train_supernet(
 
 def train(
     *flags: str,
-    data: str,
-    out: str,
+    data: Optional[str] = None,
+    out: Optional[str] = None,
     architecture: str = "dlrm",
     j: str = "1x1",
     cpu: int = 2,
@@ -140,10 +148,10 @@ def train(
     """Trains NASRecNets from scratch, or TorchRec's DLRM, over all ranks and keeps the best.
 
     Args:
-        flags: more flags of apps.train
+        flags: more flags of nasrec train
         data: prepared data set
         out: run folder
-        architecture: JSON file or folder of them, a published name, or dlrm
+        architecture: JSON file or folder of them, a published name, or a baseline such as dlrm
         j: hosts x ranks per host
         cpu: cores per host
         gpu: GPUs per host
@@ -159,9 +167,9 @@ def train(
 
 def search(
     *flags: str,
-    supernet: str,
-    data: str,
-    out: str,
+    supernet: Optional[str] = None,
+    data: Optional[str] = None,
+    out: Optional[str] = None,
     j: str = "1x1",
     workers: int = 1,
     cpu: int = 2,
@@ -175,7 +183,7 @@ def search(
     """Searches a trained supernet for the best architectures.
 
     Args:
-        flags: more flags of apps.search
+        flags: more flags of nasrec search
         supernet: run folder of the supernet
         data: prepared data set
         out: receives the study, the report and the architectures
@@ -201,8 +209,8 @@ def search(
 
 def report(
     *flags: str,
-    search: str,
-    finalists: str = "[]",
+    search: Optional[str] = None,
+    finalists: Optional[str] = None,
     memory: int = 2048,
     image: str = torchx.IMAGE,
     env: Optional[Dict[str, str]] = None,
@@ -211,9 +219,9 @@ def report(
     """Shows a search, with its finalists beside the supernet's predictions, as one page.
 
     Args:
-        flags: more flags of apps.report
+        flags: more flags of nasrec report
         search: folder of the search
-        finalists: JSON list of run folders of trainings
+        finalists: run folders of trainings, separated by commas
         memory: MB
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
@@ -224,8 +232,8 @@ def report(
 
 def evaluate(
     *flags: str,
-    model: str,
-    data: str,
+    model: Optional[str] = None,
+    data: Optional[str] = None,
     memory: int = 8192,
     image: str = torchx.IMAGE,
     env: Optional[Dict[str, str]] = None,
@@ -234,7 +242,7 @@ def evaluate(
     """Measures a trained model on a split.
 
     Args:
-        flags: more flags of apps.evaluate
+        flags: more flags of nasrec evaluate
         model: run folder of a training
         data: prepared data set
         memory: MB
@@ -247,8 +255,8 @@ def evaluate(
 
 def export(
     *flags: str,
-    model: str,
-    out: str,
+    model: Optional[str] = None,
+    out: Optional[str] = None,
     memory: int = 8192,
     image: str = torchx.IMAGE,
     env: Optional[Dict[str, str]] = None,
@@ -257,7 +265,7 @@ def export(
     """Exports a trained NASRecNet to a package that scores without this project.
 
     Args:
-        flags: more flags of apps.export, such as --data and --tables
+        flags: more flags of nasrec export, such as --data and --tables
         model: run folder of a training
         out: package folder
         memory: MB
@@ -270,9 +278,9 @@ def export(
 
 def score(
     *flags: str,
-    package: str,
-    data: str,
-    out: str,
+    package: Optional[str] = None,
+    data: Optional[str] = None,
+    out: Optional[str] = None,
     memory: int = 8192,
     image: str = torchx.IMAGE,
     env: Optional[Dict[str, str]] = None,
@@ -281,8 +289,8 @@ def score(
     """Scores the rows of files with an exported model.
 
     Args:
-        flags: more flags of apps.score
-        package: folder that apps.export wrote
+        flags: more flags of nasrec score
+        package: folder of an exported model
         data: files, patterns and URIs, several separated by commas, or folders of Parquet files
         out: folder that receives the scores
         memory: MB
@@ -295,7 +303,7 @@ def score(
 
 def serve(
     *flags: str,
-    package: str,
+    package: Optional[str] = None,
     host: str = "0.0.0.0",
     port: int = 8080,
     replicas: int = 1,
@@ -308,8 +316,8 @@ def serve(
     """Serves an exported model over HTTP, by the Open Inference Protocol.
 
     Args:
-        flags: more flags of apps.serve
-        package: folder that apps.export wrote
+        flags: more flags of nasrec serve
+        package: folder of an exported model
         host: address to listen on
         port: to listen on
         replicas: servers, each on a host of its own

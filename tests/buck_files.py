@@ -23,6 +23,7 @@ PUBLIC_LABELS = {
 PLACEHOLDER = "//third-party/python:"
 # Where the pip name is not the import name.
 PIP_NAMES = {
+    "docstring_parser": "docstring-parser",
     "markdown_it": "markdown-it-py",
     "prometheus_client": "prometheus-client",
     "sklearn": "scikit-learn",

@@ -1,4 +1,15 @@
-"""What several tests build: small tables, random rows, ranks."""
+"""What several tests build: small tables, random rows; and how they start programs and ranks.
+
+Importing torch takes six seconds, so that a test should start no new interpreter where it can do without:
+
+- :func:`run_program` runs a program in this process. Use it unless the test is about processes.
+- :func:`run_process` runs one in a forked process: for other variables, another folder, or state that must not leak.
+- :func:`run_ranks` runs a function on gloo ranks, each a forked process.
+- :func:`forked` is the context behind these two, for processes of a test's own.
+- :func:`component_program` says what a torchx component would start, to give it to :func:`run_program`.
+
+A real ``torchrun``, ``torchx`` or server is a subprocess: for tests that kill ranks or look at a launcher.
+"""
 
 import io
 import math
@@ -29,13 +40,13 @@ from torchx.specs.builders import materialize_appdef
 from torchx.specs.finder import get_component
 
 from nasrec_torchrec import Architecture, SearchSpace
+from nasrec_torchrec.cli.main import main
 from nasrec_torchrec.datasets.click_data import ClickData
 from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
-from nasrec_torchrec.runs.record import COMMAND
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.cost import Cost, Latency
 
@@ -144,7 +155,7 @@ def in_step(trainer: Any, step: int, act: Callable[[torch.Tensor], object]) -> N
 def forked() -> BaseContext:
     """Starts processes at once: forked from one without threads that has the slow imports behind it."""
     context = mp.get_context("forkserver")
-    modules = ["cli", "training.trainer", "search.workers", "inference.exporting"]
+    modules = ["cli.main", "training.trainer", "search.workers", "inference.exporting"]
     context.set_forkserver_preload([f"nasrec_torchrec.{module}" for module in modules])
     return context
 
@@ -238,14 +249,19 @@ class Done:
 
 
 def run_program(*words: object) -> Done:
-    """Runs ``python -m MODULE ...`` or ``python FILE ...`` in this process, which has everything imported already."""
+    """Runs ``nasrec ...``, ``python -m MODULE ...`` or ``python FILE ...`` in this process.
+
+    Args:
+        words: ``nasrec``, ``-m`` and a module, or a file; then the program's command line.
+    """
     program, *rest = map(str, words)
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(COMMAND, "config", "")  # which the program sets, and later tests are no program
         try:
-            if program == "-m":
+            if program == "nasrec":
+                main(rest)
+            elif program == "-m":
                 patch.setattr(sys, "argv", rest)
                 runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
             else:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [file.relative_to(ROOT) for file in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS = re.compile(
-    r"(\$ )?(python -|python [a-z]|torchx |torchrun |make |pip |cmake |build/|docker |curl |nox -|buck2 )"
+    r"(\$ )?(nasrec |python -|python [a-z]|torchx |torchrun |make |pip |cmake |build/|docker |curl |nox -|buck2 )"
 )
 
 # What runs the commands that begin, or go on, like this.
@@ -32,20 +32,20 @@ ELSEWHERE = {
     r"python benchmarks/record\.py": "tests/test_figures.py: def test_a_benchmark_writes_its_figure",
     r"python docs/figures\.py": "tests/test_figures.py: def test_pages_show_what_the_benchmarks_wrote",
     r"(cmake|build/score|python examples/cpp)": "tests/inference/test_cpp.py: def test_the_example_reproduces",
-    r"(curl|python -m apps\.serve)": "tests/inference/test_server.py: def test_it_speaks_the_open_inference_protocol",
+    r"(curl|nasrec serve)": "tests/inference/test_server.py: def test_it_speaks_the_open_inference_protocol",
     r".*postgresql\+psycopg:": "tests/search/test_study.py: def test_two_workers_killed_again_and_again",
     r".*s3://clicks/": "tests/runs/test_paths.py: def test_the_whole_road_lies_in_a_bucket",
     r"torchx (run|list) -s slurm|.*slurm://": "tests/components/test_slurm.py: def test_a_cancelled_job",
 }
 # Added to the commands of these programs, so that they take seconds.
 SIZES = {
-    "apps.prepare_data": "--overwrite true",
-    "apps.train_supernet": "--epochs 1 --batch_size 40 --full_path_steps 2 --num_blocks 2 --dense_widths [16,32]"
+    "prepare": "--overwrite true",
+    "supernet": "--epochs 1 --batch_size 40 --full_path_steps 2 --num_blocks 2 --dense_widths [16,32]"
     " --sparse_widths [4,8]",
-    "apps.search": "--population 4 --generations 2 --children 2 --tournament 2 --top_k 2 --finetune_steps 3"
+    "search": "--population 4 --generations 2 --children 2 --tournament 2 --top_k 2 --finetune_steps 3"
     " --finetune_batch_size 20 --resume never",
-    "apps.train": "--epochs 1 --batch_size 40",
-    "apps.score": "--overwrite true",
+    "train": "--epochs 1 --batch_size 40",
+    "score": "--overwrite true",
     "benchmarks/candidate_evaluation.py": "--architectures 2 --finetune_steps 3 --finetune_batch_size 20",
     "benchmarks/rank_correlation.py": "--architectures 3 --epochs 1 --batch_size 40 --seeds [0,1] --supernet_epochs 1"
     " --supernets [single_operator_any_connection] --supernet_seeds [0] --finetune_steps 3",
@@ -190,11 +190,14 @@ def _run(where: str, words: list[str], output: str, patch: pytest.MonkeyPatch) -
         words = ["python", *component_program(words[4].removeprefix("nasrec."), words[5:])]
     if words[0] == "torchrun":
         words = ["python", *words[words.index("-m") :]]
-    assert words[0] == "python", f"{where}: not run here, nor by a test that is named here, nor says what it needs"
+    if words[:3] == ["python", "-m", "nasrec_torchrec"]:
+        words = ["nasrec", *words[3:]]
+    ours = words[0] == "nasrec" or words[0] == "python"
+    assert ours, f"{where}: not run here, nor by a test that is named here, nor says what it needs"
     program = words[2] if words[1] == "-m" else words[1]
     sizes = shlex.split(SIZES.get(program, "")) if "describe" not in words else []
     sizes += ["--source", "movielens"] if "movielens100k" in words else []
-    done = run_program(*words[1:], *sizes)
+    done = run_program(*(words if words[0] == "nasrec" else words[1:]), *sizes)
     expected = re.search(r"^error: .*", output, re.MULTILINE | re.DOTALL)
     assert done.returncode == (2 if expected else 0), f"{where}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     if expected:

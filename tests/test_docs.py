@@ -1,17 +1,15 @@
 """The pages: links lead somewhere, commands name programs and flags that exist, the API reference can be built."""
 
-import importlib
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support import component_program
 
-from nasrec_torchrec import cli
+from nasrec_torchrec.cli.main import JOBS, programs_of
+from nasrec_torchrec.cli.program import SHARED_FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -42,26 +40,25 @@ def _commands(page: Path) -> list[list[str]]:
         for line in block.replace("\\\n", " ").splitlines():
             line = line.removeprefix("$ ").split(" #")[0]
             if re.match(
-                r"(python -m apps\.|torchrun .*-m apps\.|torchx run |python benchmarks/|python examples/)", line
+                r"(nasrec |torchrun .*-m nasrec_torchrec|torchx run |python benchmarks/|python examples/)", line
             ):
                 found.append(shlex.split(line))
     return found
 
 
-def _flags_of(module: str, subcommand: str | None) -> set[str]:
-    """Long options of a program, as its own parser knows them."""
-    main = importlib.import_module(module)
-    command = getattr(main, subcommand) if subcommand else main.main
-    return {option for action in cli._parser(command, None)._actions for option in action.option_strings}
-
-
 def _check_program(words: list[str], where: str) -> None:
-    module, *rest = words
-    subcommand = rest.pop(0) if module == "apps.prepare_data" and rest and not rest[0].startswith("-") else None
-    known = _flags_of(module, subcommand) | {"--help"}
+    """Checks the words behind ``nasrec``: job, subcommand, and flags as they are written."""
+    job, *rest = words
+    assert job in JOBS, where
+    programs = programs_of(job)
+    program = programs[""] if "" in programs else programs.get(rest[0]) if rest else None
+    if program is None:  # the list of the subcommands is asked for, or flags of the same command as before
+        assert "--help" in rest or "..." in rest or rest[0] in programs, where
+        return
+    known = {flag.name for flag in (*program.flags, *SHARED_FLAGS)} | {"config", "help"}
     for word in rest:
         if word.startswith("--"):
-            assert word.split("=")[0].replace("-", "_").replace("__", "--", 1) in known, f"{where}: {module} {word}"
+            assert word[2:].split("=")[0].replace("-", "_") in known, f"{where}: nasrec {job} {word}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -72,9 +69,9 @@ def test_commands_name_programs_components_and_flags_that_exist(page: Path):
             start = next(number for number, word in enumerate(words) if word.startswith("nasrec."))
             # Parsed as torchx does, which leaves where it does not know an argument.
             program = component_program(words[start].removeprefix("nasrec."), words[start + 1 :])
-            _check_program(program[1:], where)
-        elif "-m" in words:
-            _check_program(words[words.index("-m") + 1 :], where)
+            _check_program(program[2:], where)
+        elif words[0] == "nasrec" or "-m" in words:
+            _check_program(words[words.index("-m") + 2 if "-m" in words else 1 :], where)
         else:
             assert (ROOT / words[1]).exists(), where
 

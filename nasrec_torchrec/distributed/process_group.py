@@ -12,6 +12,8 @@ import torch.distributed as dist
 def process_group() -> Iterator[torch.device]:
     """Joins the group that torchrun or torchx describes in the environment; alone, makes a group of one.
 
+    Where the caller has made a group already, that one is used, and stays.
+
     Yields:
         torch.device: this rank's device, CUDA where there is one, else CPU.
     """
@@ -19,6 +21,9 @@ def process_group() -> Iterator[torch.device]:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    if dist.is_initialized():
+        yield device
+        return
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend)

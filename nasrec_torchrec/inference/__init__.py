@@ -1,1 +1,9 @@
-"""Export of trained models to files that a process without this package can score with."""
+"""Inference: :func:`export`, :func:`score` and :func:`serve` do what the commands do; PyTorch loads when called.
+
+A package scores in a process without this project: copy :mod:`nasrec_torchrec.inference.predictor` there.
+"""
+
+from nasrec_torchrec.inference.config import ExportConfig, ScoringConfig, ServingConfig
+from nasrec_torchrec.inference.jobs import ExportedPackage, export, score, serve
+
+__all__ = ["ExportConfig", "ExportedPackage", "ScoringConfig", "ServingConfig", "export", "score", "serve"]

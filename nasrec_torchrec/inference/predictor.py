@@ -67,7 +67,7 @@ class Predictor:
     """A loaded package. Safe to use from several threads.
 
     Args:
-        folder: folder that ``apps.export`` wrote.
+        folder: folder that ``nasrec export`` wrote.
         runners: calls that may run at the same time; the weights are held once.
         verify: compare the files with their checksums, and a stored response with the model's.
         chunk_size: rows that a CPU computes at a time, which bounds the memory of large requests.

@@ -52,7 +52,7 @@ def score(
     rows is said on stderr. An id that its table does not have is unknown, and looked up as 0, the missing one.
 
     Args:
-        package: folder that ``apps.export`` wrote.
+        package: folder that ``nasrec export`` wrote.
         files: paths and URIs, ``*`` allowed, or folders of Parquet files.
         out: folder that receives ``part-000000.parquet``, ...
         config: how.

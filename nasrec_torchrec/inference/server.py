@@ -78,7 +78,7 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
     """The service as an ASGI application.
 
     Args:
-        folder: package that ``apps.export`` wrote; is looked at again and again, and a new one is verified before it
+        folder: package that ``nasrec export`` wrote; is looked at again and again, and a new one is verified before it
             takes the traffic.
         config: how requests are served.
         metrics: counters to use.
@@ -199,7 +199,7 @@ def serve(package: Path, config: ServingConfig) -> None:
     """Serves a package until SIGTERM or Ctrl-C, then answers what was accepted.
 
     Args:
-        package: folder that ``apps.export`` wrote; a remote one is fetched once, at the start.
+        package: folder that ``nasrec export`` wrote; a remote one is fetched once, at the start.
         config: how requests are served.
 
     Raises:

@@ -195,8 +195,10 @@ class RemotePath(PosixPath):
         return sorted({entry.rstrip("/").rpartition("/")[2] for entry in entries if entry not in marks} - {""})
 
 
-def to_path(text: str) -> Path:
-    """A path of this machine, or a URI's."""
+def to_path(text: str | Path) -> Path:
+    """A path of this machine, or a URI's; a path stays what it is."""
+    if isinstance(text, Path):
+        return text
     scheme, separator, rest = text.partition("://")
     if not separator:
         return Path(text)

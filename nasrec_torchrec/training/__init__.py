@@ -1,1 +1,6 @@
-"""The training loop, its optimizer, schedules, metrics and logs."""
+"""Training: :func:`run`, :func:`run_supernet` and :func:`evaluate` do what the commands do."""
+
+from nasrec_torchrec.training.config import TrainConfig
+from nasrec_torchrec.training.jobs import evaluate, run, run_supernet
+
+__all__ = ["TrainConfig", "evaluate", "run", "run_supernet"]

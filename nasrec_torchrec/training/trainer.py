@@ -330,7 +330,8 @@ class Trainer:
         session.checkpoints.wait()
         session.log.note("asked_to_end", self.progress.step)
         if self.rank == 0:
-            print(f"{self.run_dir}: asked to end; step {self.progress.step} is saved", file=sys.stderr)
+            saved = f"{self.run_dir}: asked to end; step {self.progress.step} is saved"
+            print(f"{saved}; run the same command again to resume", file=sys.stderr)
         raise SystemExit(128 + self.guard.stop)
 
     def _count_skipped(self, session: _Session) -> None:

@@ -45,15 +45,14 @@ def _app(name: str, *arguments: object, expected: int = 0) -> Done:
     return done
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", APPS)
-def test_help_names_flags_and_types(name: str):
+def test_help_is_that_of_the_command(name: str):
     text = _app(name, "--help").stdout
-    assert "--config" in text and "type:" in text and "Args:" not in text
+    assert f"usage: python -m apps.{name}" in text and "--config" in text and "Example:" in text
 
 
 @pytest.mark.slow
-def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
+def test_everything_end_to_end_on_two_ranks_through_torchx(tmp_path: Path):
     data = prepare_clicks(tmp_path / "data")
 
     def launch(name: str, *flags: str, **arguments: object) -> None:
@@ -78,7 +77,7 @@ def test_the_whole_road_on_two_ranks_through_torchx(tmp_path: Path):
     losses = [run["validation"]["log_loss"] for run in trials["best"]["runs"]]
     assert len(losses) == 2 and sum(losses) / 2 == pytest.approx(min(means))
 
-    launch("report", search=tmp_path / "search", finalists=json.dumps([str(tmp_path / "model")]))
+    launch("report", search=tmp_path / "search", finalists=tmp_path / "model")
     finalists = json.loads((tmp_path / "search" / "finalists.json").read_text())["finalists"]
     assert [finalist["mean"] for finalist in finalists] == pytest.approx(sorted(means))
     assert all(finalist["predicted"] is not None for finalist in finalists)

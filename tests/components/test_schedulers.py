@@ -61,7 +61,9 @@ def test_every_scheduler_takes_every_component(name: str, scheduler: str):
         pytest.importorskip("ray")
         del app.roles[1:]  # Ray refuses a search's own workers beside it
         app.roles[0].image = str(ROOT)  # it copies a folder to its hosts where others pull an image
-    assert f"apps.{name}" in str(_request(app, scheduler))
+    job = {"prepare_data": "prepare", "train_supernet": "supernet"}.get(name, name)
+    request = str(_request(app, scheduler))
+    assert "nasrec_torchrec" in request and job in request
 
 
 def test_slurm_gets_a_valid_script():
@@ -93,7 +95,7 @@ def test_kubernetes_gets_a_job_whose_pods_fit_the_schema():
         (container,) = template.spec.containers
         assert container.image == "registry/nasrec:1"
         assert container.resources.limits["nvidia.com/gpu"] == "4"
-        assert "-m apps.train_supernet --data /data --out /out --epochs 3" in container.command[-1]
+        assert "-m nasrec_torchrec supernet --data /data --out /out --epochs 3" in container.command[-1]
 
 
 def test_environment_and_mounts_reach_containers():

@@ -1,11 +1,13 @@
-"""Settings of a race."""
+"""Settings of a race; importable without torch."""
 
 import re
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from nasrec_torchrec.search.race.trial import PHASES, Phase
 from nasrec_torchrec.search_space import SearchSpace
 
+Phase = Literal["recipes", "features", "architectures", "polish", "finals"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 # Shares of the budget after which a phase ends.

@@ -4,15 +4,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.search.race.config import Phase
 from nasrec_torchrec.search.race.recipe import Recipe
 
-Phase = Literal["recipes", "features", "architectures", "polish", "finals"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
 Status = Literal["running", "paused", "complete", "failed"]
 
 

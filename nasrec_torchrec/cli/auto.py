@@ -1,0 +1,12 @@
+"""``nasrec auto``."""
+
+from nasrec_torchrec.cli.program import Program
+from nasrec_torchrec.search.race.jobs import auto
+
+PROGRAM = Program(
+    auto,
+    example="nasrec auto --data DATA --out runs/auto --budget 1h",
+    groups={"Results, and where trials are kept": ("storage", "resume")},
+    show=lambda results: str(results["verdict"]),
+    resume="run the same command again to resume with the trials that are finished",
+)

@@ -1,0 +1,21 @@
+"""The flags of a training, in the groups that the help shows."""
+
+TRAINING = {
+    "Model": ("architecture", "use_layernorm", "embedding_dim"),
+    "Baseline": ("kind", "dense_layers", "over_layers", "cross_layers", "cross_rank"),
+    "Search space of a supernet, and how its paths are drawn": (
+        *("num_blocks", "dense_operators", "sparse_operators", "dense_widths", "sparse_widths", "max_inputs"),
+        *("strategy", "full_path_steps"),
+    ),
+    "Trials": ("learning_rates", "seeds"),
+    "Recipe": (
+        *("epochs", "batch_size", "learning_rate", "min_learning_rate", "warmup_fraction", "schedule", "patience"),
+        *("monitor", "optimizer", "embedding_l2", "embedding_std", "dropout", "adagrad_eps", "gradient_clip", "seed"),
+    ),
+    "Speed and distribution": (
+        *("precision", "compile", "sharding_type", "pipeline", "quantized_comms", "background_reader"),
+    ),
+    "Logs and checkpoints": (
+        *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "profile", "max_skipped_steps"),
+    ),
+}

@@ -1,0 +1,238 @@
+"""What every program shares: its command line, errors in one line, an interruption that says how to resume."""
+
+import importlib
+import inspect
+import json
+import logging
+import os
+import re
+import sys
+import textwrap
+import warnings
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from nasrec_torchrec import __version__
+from nasrec_torchrec.cli.flags import Flag, dataclasses_of, flags_of, nearest, normalized, summary_of
+
+# Exit code of a program that was interrupted with Ctrl-C, as a shell reports it.
+INTERRUPTED = 130
+_EVERY = "Every program"
+# Flags that every program has, beside those that its parser brings.
+SHARED_FLAGS = (
+    Flag("plugins", tuple[str, ...], False, (), "Python modules to import first, with operators of your own", _EVERY),
+    Flag(
+        *("path_handlers", str, True, None),
+        "module:function, called with the iopath PathManager behind all paths, to register handlers of URIs with",
+        _EVERY,
+    ),
+)
+_PARSERS_OWN = ("config", "print_config", "help", "version")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A job and its command line.
+
+    Args:
+        function: does the job. Its parameters become flags, and so do the fields of those that are dataclasses; a
+            positional-only parameter is an argument without a name. The help comes from the docstrings.
+        example: a command line to show below the flags.
+        groups: titles of groups of flags in the help, and the names of the flags in each.
+        show: makes the text to print of what the function returns; None prints nothing.
+        resume: how the user goes on after Ctrl-C.
+        needs_torch: whether to check first that torch, TorchRec and FBGEMM belong together.
+        records: whether the job's folder keeps the flags, to repeat it with ``--config``; else the job consists of
+            several, of which these flags would say nothing.
+    """
+
+    function: Callable[..., Any]
+    example: str = ""
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    show: Callable[[Any], str] | None = None
+    resume: str = "run the same command again to start over"
+    needs_torch: bool = True
+    records: bool = True
+
+    @property
+    def flags(self) -> list[Flag]:
+        """The flags of this program, without those that every program has."""
+        return flags_of(self.function, self.groups)
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of what the program says about itself."""
+        return summary_of(self.function).split("\n\n")[0].partition(". ")[0].rstrip(".")
+
+    def main(self, name: str, words: Sequence[str]) -> None:
+        """Parses a command line and does the job; wrong input ends in one line and exit code 2.
+
+        Args:
+            name: what the user calls the program.
+            words: of the command line, without the program's name.
+        """
+        flags = [*self.flags, *SHARED_FLAGS]
+        parser = self._parser(name, flags)
+        try:
+            parsed = parser.parse_args(normalized(words, flags, _PARSERS_OWN))
+        except ValueError as error:
+            parser.error(str(error))
+        values = vars(parsed)
+        values.pop("config")
+        quiet_libraries()
+        try:
+            result = self._call(flags, values, parser.dump(parsed))
+            if result is not None and self.show is not None:
+                print(self.show(result), flush=True)
+        except ValueError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"\ninterrupted; {self.resume}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+    def _call(self, flags: Sequence[Flag], values: dict[str, Any], settings: str) -> Any:
+        if self.needs_torch:
+            importlib.import_module("nasrec_torchrec.environment").require()
+        from nasrec_torchrec.runs.paths import register_handlers, to_path
+        from nasrec_torchrec.runs.record import COMMAND
+
+        if handlers := values.pop("path_handlers"):
+            register_handlers(handlers)
+        for plugin in values.pop("plugins"):
+            _import(plugin)
+        for flag in flags:
+            if flag.kind is Path and values[flag.name] is not None:
+                values[flag.name] = to_path(values[flag.name])
+            elif flag.element is Path:
+                values[flag.name] = tuple(map(to_path, values[flag.name]))
+        arguments: dict[str, Any] = {}
+        for name, kind in dataclasses_of(self.function).items():
+            arguments[name] = kind(**{field: values.pop(field) for field in inspect.signature(kind).parameters})
+        arguments |= values
+        positional = [arguments.pop(flag.name) for flag in flags if flag.positional]
+        COMMAND.config = settings if self.records else ""
+        try:
+            return self.function(*positional, **arguments)
+        finally:
+            COMMAND.config = ""
+
+    def _parser(self, name: str, flags: Sequence[Flag]) -> "_Parser":
+        required = [flag.metavar if flag.positional else f"--{flag.name} {flag.metavar}" for flag in _required(flags)]
+        parser = _Parser(
+            prog=name,
+            usage=" ".join([name, *required, "[flags]"]),
+            description=summary_of(self.function),
+            epilog=f"Example:\n  {self.example}" if self.example else None,
+            version=__version__,
+        )
+        parser.flags = {flag.name: flag for flag in flags}
+        groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(flag.group for flag in flags)}
+        for flag in flags:
+            options = {"type": _parsed_type(flag), "help": flag.described.replace("%", "%%"), "metavar": flag.metavar}
+            if not flag.positional:
+                options |= {"required": True} if flag.required else {"default": flag.default}
+            elif not flag.required:
+                options |= {"nargs": "?", "default": flag.default}
+            groups[flag.group].add_argument(flag.name if flag.positional else f"--{flag.name}", **options)
+        groups[_EVERY].add_argument(
+            "--config", action="config", metavar="PATH", help="YAML file with any of these flags"
+        )
+        return parser
+
+
+def run(function: Callable[..., Any]) -> None:
+    """Runs a function as a program on this process's command line; for scripts such as benchmarks.
+
+    Args:
+        function: becomes a command line as in :class:`Program`.
+    """
+    Program(function).main(Path(sys.argv[0]).name, sys.argv[1:])
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program as wrong input does: one line and exit code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def as_json(result: Any) -> str:
+    """The text that programs print whose result other programs read."""
+    return json.dumps(result)
+
+
+def quiet_libraries() -> None:
+    """TorchRec and torch.distributed warn on every start of things that a user cannot act upon."""
+    for name in ("torchrec", "torch.fx", "torch.distributed", "jsonargparse"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|torchrec|torchmetrics|fbgemm_gpu|copyreg)(\..*)?$")
+    warnings.filterwarnings("ignore", message=r".*(ShardedTensor|LeafSpec).*")
+
+
+class _Parser(ArgumentParser):
+    """jsonargparse's parser, with its messages in words that do not need Python."""
+
+    flags: Mapping[str, Flag]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        fail(f"{self._explained(message)} (see {self.prog} --help)")
+
+    def _explained(self, message: str) -> str:
+        message = " ".join(message.split())
+        if found := re.match(r'Parser key "(\w+)": .*[Gg]ot value: (.*)$', message):
+            name, value = found.groups()
+            if name in self.flags:
+                flag = self.flags[name]
+                choices = flag.expected.removeprefix("one of ").split(", ")
+                return f"--{name}: expected {flag.expected}, found {value!r}{nearest(value, choices)}"
+        if found := re.search(r"Option '(\w+)' is not accepted", message):
+            return f"config: there is no flag {found[1]}{nearest(found[1], self.flags)}"
+        if found := re.match(r'(?:Key|Parser key) "(\w+)" is required', message):
+            return f"--{found[1]}: is required"
+        return message
+
+
+class _Formatter(RawDescriptionHelpFormatter):
+    """Paragraphs as wide as the terminal; examples stay as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=min(120, _columns()))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(p if "\n" in p else textwrap.fill(p, width) for p in paragraphs)
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size().columns
+    except OSError:
+        return 100
+
+
+def _required(flags: Sequence[Flag]) -> list[Flag]:
+    return [flag for flag in flags if flag.required]
+
+
+def _parsed_type(flag: Flag) -> Any:
+    """What jsonargparse is told; paths stay text until the job runs."""
+    kind = str if flag.kind is Path else tuple[str, ...] if flag.element is Path else flag.kind
+    return kind | None if flag.optional else kind
+
+
+def _import(plugin: str) -> None:
+    # `nasrec` does not look into the current folder as `python -m` does.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        importlib.import_module(plugin)
+    except ImportError as error:
+        raise ValueError(f"plugins: the module {plugin!r} cannot be imported: {error}") from None

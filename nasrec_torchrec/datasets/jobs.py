@@ -1,0 +1,242 @@
+"""Preparing data sets as functions: what ``nasrec prepare`` does, for notebooks and scripts.
+
+PyTorch and pyarrow are imported when one of them is called. All of them stream their files, in bounded memory, and a
+preparation that was killed resumes when it is started again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFlags
+
+if TYPE_CHECKING:
+    from nasrec_torchrec.datasets.preparation import RawData
+
+_DEFAULT_CONFIG = PreparationConfig()
+_DEFAULT_SPLIT = SplitConfig()
+_NO_FLAGS = TextFlags()
+
+
+def prepare(
+    source: str | Sequence[str],
+    schema: Path | str,
+    out: Path | str,
+    text: TextFlags = _NO_FLAGS,
+    split: SplitConfig = _DEFAULT_SPLIT,
+    config: PreparationConfig = _DEFAULT_CONFIG,
+) -> dict[str, Any]:
+    """Prepares any CSV, TSV or Parquet files that a schema file describes; see docs/data.md.
+
+    Args:
+        source: files, patterns with * and URIs, several separated by commas; .gz is compressed text.
+        schema: JSON or YAML file with the schema.
+        out: folder that receives the data set.
+        text: how lines of text become columns, where that differs from what the schema says.
+        split: how the rows are divided into train, validation and test.
+        config: how the work is done.
+
+    Returns:
+        The folder, the number of rejected rows, and rows, positives and files of each split.
+
+    Raises:
+        ValueError: when a file, the schema or too many rows cannot be used.
+
+    Example::
+
+        from nasrec_torchrec import datasets
+        datasets.prepare("logs/*.csv.gz", "schema.yaml", "data/clicks")
+    """
+    from nasrec_torchrec.datasets.preparation import RawData
+    from nasrec_torchrec.datasets.schema import Schema
+    from nasrec_torchrec.runs.paths import to_path
+
+    files = source.split(",") if isinstance(source, str) else source
+    described = Schema.read(to_path(schema))
+    return _prepare(RawData(tuple(files), described, text.over(described.text), split), out, config)
+
+
+def prepare_criteo(
+    source: str,
+    out: Path | str,
+    config: PreparationConfig = _DEFAULT_CONFIG,
+    max_num_embeddings: int = 500_000,
+    embedding_dim: int = 16,
+) -> dict[str, Any]:
+    """Prepares Criteo Kaggle, split 8/1/1 with equal click rates as in the research code.
+
+    Args:
+        source: train.txt, plain or .gz; a path or a URI.
+        out: folder that receives the data set.
+        config: how the work is done.
+        max_num_embeddings: largest number of rows of a table.
+        embedding_dim: width of the embedding tables.
+
+    Returns:
+        The same as :func:`prepare`.
+    """
+    from nasrec_torchrec.datasets import public
+
+    return _prepare(public.criteo_kaggle(source, max_num_embeddings, embedding_dim), out, config)
+
+
+def prepare_criteo1tb(
+    source: str,
+    out: Path | str,
+    config: PreparationConfig = _DEFAULT_CONFIG,
+    max_num_embeddings: int = 40_000_000,
+    embedding_dim: int = 16,
+) -> dict[str, Any]:
+    """Prepares days of Criteo 1TB, split by time: the last twenty-fourth is validation and test.
+
+    Args:
+        source: the days, for instance 'day_*.gz'; paths or URIs, several separated by commas.
+        out: folder that receives the data set.
+        config: how the work is done.
+        max_num_embeddings: largest number of rows of a table.
+        embedding_dim: width of the embedding tables.
+
+    Returns:
+        The same as :func:`prepare`.
+    """
+    from nasrec_torchrec.datasets import public
+
+    return _prepare(public.criteo_1tb(source.split(","), max_num_embeddings, embedding_dim), out, config)
+
+
+def prepare_avazu(
+    source: str,
+    out: Path | str,
+    config: PreparationConfig = _DEFAULT_CONFIG,
+    max_num_embeddings: int = 500_000,
+    embedding_dim: int = 16,
+) -> dict[str, Any]:
+    """Prepares Avazu, split 8/1/1 with equal click rates as in the research code.
+
+    Args:
+        source: train.csv, plain or .gz; a path or a URI.
+        out: folder that receives the data set.
+        config: how the work is done.
+        max_num_embeddings: largest number of rows of a table.
+        embedding_dim: width of the embedding tables.
+
+    Returns:
+        The same as :func:`prepare`.
+    """
+    from nasrec_torchrec.datasets import public
+
+    return _prepare(public.avazu(source, max_num_embeddings, embedding_dim), out, config)
+
+
+def prepare_kdd2012(
+    source: str,
+    out: Path | str,
+    config: PreparationConfig = _DEFAULT_CONFIG,
+    max_num_embeddings: int = 500_000,
+    embedding_dim: int = 16,
+) -> dict[str, Any]:
+    """Prepares KDD Cup 2012 track 2, split 8/1/1 with equal click rates as in the research code.
+
+    Args:
+        source: folder or URI that holds training.txt and userid_profile.txt.
+        out: folder that receives the data set.
+        config: how the work is done.
+        max_num_embeddings: largest number of rows of a table.
+        embedding_dim: width of the embedding tables.
+
+    Returns:
+        The same as :func:`prepare`.
+    """
+    from nasrec_torchrec.datasets import public
+
+    return _prepare(public.kdd_2012(source, max_num_embeddings, embedding_dim), out, config)
+
+
+def prepare_frappe(
+    source: Path | str, out: Path | str, config: PreparationConfig = _DEFAULT_CONFIG, embedding_dim: int = 16
+) -> dict[str, Any]:
+    """Prepares Frappe with the splits it comes in.
+
+    Args:
+        source: folder that holds train.csv, valid.csv and test.csv.
+        out: folder that receives the data set.
+        config: how the work is done.
+        embedding_dim: width of the embedding tables.
+
+    Returns:
+        The same as :func:`prepare`.
+    """
+    from nasrec_torchrec.datasets import public
+    from nasrec_torchrec.runs.paths import to_path
+
+    return _prepare(public.frappe(to_path(source), embedding_dim), out, config)
+
+
+def prepare_movielens100k(
+    out: Path | str, source: Path | str | None = None, embedding_dim: int = 16, overwrite: bool = False
+) -> dict[str, Any]:
+    """Prepares MovieLens-100K, split 80/10/10 by time.
+
+    Args:
+        out: folder that receives the data set.
+        source: folder with the raw files; unset, they are taken from the package that carries them.
+        embedding_dim: width of the embedding tables.
+        overwrite: replace another data set at the same place.
+
+    Returns:
+        The same as :func:`prepare`.
+    """
+    from nasrec_torchrec.datasets import movielens
+    from nasrec_torchrec.runs.paths import to_path
+
+    out = to_path(out)
+    movielens.prepare(out, None if source is None else to_path(source), embedding_dim, overwrite)
+    return _summary(out)
+
+
+def describe(
+    folder: Path | str, /, split: str = "train", top: int = 5, picture: Path | str | None = None
+) -> tuple[str, Path]:
+    """Checks a prepared data set against its checksums and measures what is in it.
+
+    Args:
+        folder: folder of a prepared data set.
+        split: split whose columns are measured.
+        top: number of the most frequent values to print of each feature.
+        picture: PNG file to write; unset, statistics.png in the folder.
+
+    Returns:
+        A table as text, and the file with the picture.
+
+    Raises:
+        ValueError: when the data set is incomplete or differs from its checksums.
+    """
+    from nasrec_torchrec.datasets.statistics import measure
+    from nasrec_torchrec.runs.paths import to_path
+
+    folder = to_path(folder)
+    measured = measure(folder, split, top)
+    return measured.text(), measured.draw(folder / "statistics.png" if picture is None else to_path(picture))
+
+
+def _prepare(raw: "RawData", out: Path | str, config: PreparationConfig) -> dict[str, Any]:
+    from nasrec_torchrec.datasets.preparation import prepare as prepare_raw
+    from nasrec_torchrec.runs.paths import to_path
+
+    out = to_path(out)
+    prepare_raw(raw, out, config)
+    return _summary(out)
+
+
+def _summary(out: Path) -> dict[str, Any]:
+    from nasrec_torchrec.datasets.prepared import read_manifest
+    from nasrec_torchrec.runs.record import CONFIG, record_start
+
+    if not (out / CONFIG).exists():
+        record_start(out)
+    manifest = read_manifest(out)
+    splits = {
+        name: {key: split[key] for key in ("rows", "positives")} | {"files": len(split["files"])}
+        for name, split in manifest["splits"].items()
+    }
+    return {"out": str(out), "rejected": manifest["rejected"], "splits": splits}

@@ -1,0 +1,143 @@
+"""Export, scoring and serving as functions: what the commands do, for notebooks and scripts.
+
+PyTorch is imported when one of them is called.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nasrec_torchrec.datasets.config import TextFlags
+from nasrec_torchrec.inference.config import ExportConfig, ScoringConfig, ServingConfig
+
+if TYPE_CHECKING:
+    from nasrec_torchrec.inference.exporting import Drift
+
+_DEFAULT_EXPORT = ExportConfig()
+_DEFAULT_SCORING = ScoringConfig()
+_NO_FLAGS = TextFlags()
+_DEFAULT_SERVING = ServingConfig()
+
+
+@dataclass(frozen=True)
+class ExportedPackage:
+    """What an export wrote.
+
+    Args:
+        folder: the package.
+        size: bytes of all its files.
+        requires: Python packages that scoring with it needs.
+        drift: how its validation metrics differ from those of the trained model, where a data set was given.
+    """
+
+    folder: Path
+    size: int
+    requires: tuple[str, ...]
+    drift: "Drift | None" = None
+
+    def __str__(self) -> str:
+        size = f"{self.folder}: {self.size / 2**20:.1f} MiB, needs {' and '.join(self.requires)}"
+        return size if self.drift is None else f"{self.drift}\n{size}"
+
+
+def export(
+    model: Path | str, out: Path | str, config: ExportConfig = _DEFAULT_EXPORT, data: Path | str | None = None
+) -> ExportedPackage:
+    """Compiles a trained model with AOTInductor into a package: model.pt2, model.json that says how to feed it,
+    golden.json.
+
+    With the data set, the package also holds the words of its dictionaries, for scoring raw rows, and tells how its
+    validation metrics differ from those of the trained model in float32.
+
+    Args:
+        model: run folder of a training, of any number of ranks.
+        out: package folder; an earlier package is replaced when the new one is complete.
+        config: how the model is exported.
+        data: folder of the prepared data set.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: when the run is one of a supernet, the data set does not belong to it, or the folder holds
+            something else.
+
+    Example::
+
+        from nasrec_torchrec import inference
+        package = inference.export("runs/model", "runs/export", data="data/criteo")
+        print(package)
+    """
+    from contextlib import ExitStack
+
+    from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split
+    from nasrec_torchrec.inference import exporting
+    from nasrec_torchrec.models.stored import load_model
+    from nasrec_torchrec.runs.files import local_folder
+    from nasrec_torchrec.runs.paths import to_path
+
+    model, out, data = to_path(model), to_path(out), None if data is None else to_path(data)
+    exporting.check_place(out)
+    description, trained = load_model(model)
+    drift = None if data is None else exporting.compare(trained, config, open_split(data, "validation"))
+    metrics = {} if drift is None else asdict(drift)
+    with ExitStack() as stack:
+        words = None if data is None else stack.enter_context(local_folder(data / DICTIONARIES))
+        predictor = exporting.export(trained, description.schema, out, config, metrics, words)
+    return ExportedPackage(out, predictor.manifest["bytes"], tuple(predictor.manifest["requires"]), drift)
+
+
+def score(
+    package: Path | str,
+    data: str | Sequence[str],
+    out: Path | str,
+    config: ScoringConfig = _DEFAULT_SCORING,
+    text: TextFlags = _NO_FLAGS,
+) -> dict[str, int]:
+    """Writes the click probability of every row of files; a scoring that was killed resumes when it is started again.
+
+    Args:
+        package: folder of an exported model.
+        data: files, patterns with * and URIs, several separated by commas, or folders of Parquet files.
+        out: folder that receives part-000000.parquet, ... with file, line and probability of each row.
+        config: how the rows are scored.
+        text: how lines of raw text become columns, where that differs from the training data.
+
+    Returns:
+        The numbers of scored and of rejected rows.
+
+    Raises:
+        ValueError: when the package or a file cannot be read, or the folder holds scores of something else.
+
+    Example::
+
+        from nasrec_torchrec import inference
+        inference.score("runs/export", "data/criteo/test", "runs/scores")
+    """
+    from nasrec_torchrec.inference.scoring import score as score_files
+    from nasrec_torchrec.runs.files import local_folder
+    from nasrec_torchrec.runs.paths import to_path
+
+    files = data.split(",") if isinstance(data, str) else data
+    with local_folder(to_path(package)) as folder:
+        return score_files(folder, files, to_path(out), config, text)
+
+
+def serve(package: Path | str, config: ServingConfig = _DEFAULT_SERVING) -> None:
+    """Serves an exported model by the Open Inference Protocol until SIGTERM, then answers what it has accepted.
+
+    /v2/models/NAME describes the model, /v2/models/NAME/infer scores, /docs shows the API, /metrics is for Prometheus.
+    A new package in the same folder is verified and then takes the traffic.
+
+    Args:
+        package: folder of an exported model; a remote one is fetched once, at the start.
+        config: how requests are served.
+
+    Raises:
+        ValueError: when the package cannot be used.
+    """
+    from nasrec_torchrec.inference import server
+    from nasrec_torchrec.runs.paths import to_path
+
+    server.serve(to_path(package), config)

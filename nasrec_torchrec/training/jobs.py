@@ -1,0 +1,202 @@
+"""Training as functions: what ``nasrec train``, ``supernet`` and ``evaluate`` do, for notebooks and scripts.
+
+They join the process group that a launcher describes in the environment, or make one of a single process; PyTorch is
+imported when one of them is called.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.models.config import BASELINES, Baseline
+from nasrec_torchrec.search_space import NASREC_FULL, SearchSpace
+from nasrec_torchrec.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from nasrec_torchrec.metrics.click_metrics import ClickMetrics
+    from nasrec_torchrec.training.trials import Unreadable
+
+_DEFAULT_CONFIG = TrainConfig()
+_DEFAULT_BASELINE = Baseline()
+
+
+def run(
+    data: Path | str,
+    out: Path | str,
+    config: TrainConfig = _DEFAULT_CONFIG,
+    baseline: Baseline = _DEFAULT_BASELINE,
+    architecture: Architecture | Path | str | None = None,
+    use_layernorm: bool = False,
+    embedding_dim: int | None = None,
+    learning_rates: tuple[float, ...] = (),
+    seeds: tuple[int, ...] = (),
+) -> dict[str, Any] | None:
+    """Trains NASRecNets from scratch, or a baseline to compare with, and keeps the best.
+
+    With several architectures or learning rates each pair is one trial, repeated with every seed. The pair of the
+    lowest mean validation log loss wins; its best seed, at its best epoch, becomes the run's checkpoint. The file
+    metrics.json lists all trials, with test metrics that took no part in the choice. A training that was killed
+    resumes when it is started again.
+
+    Args:
+        data: folder of a prepared data set.
+        out: run folder; receives the logs, TensorBoard files, the checkpoint and metrics.json.
+        config: how each model is trained.
+        baseline: the model to train where no architecture is given.
+        architecture: JSON file of an architecture or a folder of such files, the name of a published architecture such
+            as criteo-small, or a baseline: dlrm, dcn, deepfm or mlp. Unset, --kind names a baseline.
+        use_layernorm: normalize after each linear layer of a NASRecNet.
+        embedding_dim: embedding dimension of all tables; unset, the data set's schema decides.
+        learning_rates: learning rates to try, instead of the one learning_rate.
+        seeds: seeds to repeat every trial with, instead of the one seed.
+
+    Returns:
+        The winning trial as metrics.json records it, on rank 0; None on all other ranks.
+
+    Raises:
+        ValueError: when the data, the architecture or the settings are not usable, or do not fit each other.
+
+    Example::
+
+        from nasrec_torchrec import training
+        best = training.run("data/criteo", "runs/model", architecture="criteo-small", learning_rates=(0.1, 0.2))
+        print(best["mean_validation_log_loss"])
+    """
+    from nasrec_torchrec.datasets.prepared import load_schema, open_split
+    from nasrec_torchrec.datasets.splits import SPLITS
+    from nasrec_torchrec.distributed.process_group import process_group
+    from nasrec_torchrec.models.description import ModelDescription
+    from nasrec_torchrec.runs.paths import to_path
+    from nasrec_torchrec.training.trials import Splits, Unreadable, train_best
+
+    data, out = to_path(data), to_path(out)
+    schema = load_schema(data, embedding_dim)
+    models = [
+        found if isinstance(found, Unreadable) else ModelDescription(schema, found, use_layernorm)
+        for found in _interactions(architecture, baseline)
+    ]
+    with process_group() as device:
+        return train_best(
+            models,
+            learning_rates or (config.learning_rate,),
+            seeds or (config.seed,),
+            config,
+            out,
+            device,
+            Splits(*(open_split(data, split) for split in SPLITS)),
+        )
+
+
+def run_supernet(
+    data: Path | str,
+    out: Path | str,
+    space: SearchSpace = NASREC_FULL,
+    config: TrainConfig = _DEFAULT_CONFIG,
+    use_layernorm: bool = True,
+    embedding_dim: int | None = None,
+) -> None:
+    """Trains a supernet: one model that holds the weights of every architecture of a search space.
+
+    A training that was killed resumes when it is started again.
+
+    Args:
+        data: folder of a prepared data set.
+        out: run folder; receives the log, TensorBoard files and the checkpoint.
+        space: architectures that the supernet holds.
+        config: how it is trained.
+        use_layernorm: normalize after each linear layer, over the width in use.
+        embedding_dim: embedding dimension of all tables; unset, the data set's schema decides.
+
+    Raises:
+        ValueError: when the data or the settings are not usable, or do not fit each other.
+
+    Example::
+
+        from nasrec_torchrec import SearchSpace, training
+        training.run_supernet("data/criteo", "runs/supernet", SearchSpace(num_blocks=3))
+    """
+    from nasrec_torchrec.datasets.prepared import load_schema, open_split
+    from nasrec_torchrec.distributed.process_group import process_group
+    from nasrec_torchrec.models.description import ModelDescription
+    from nasrec_torchrec.runs.paths import to_path
+    from nasrec_torchrec.training.trainer import Trainer
+
+    data, out = to_path(data), to_path(out)
+    with process_group() as device:
+        description = ModelDescription(load_schema(data, embedding_dim), space, use_layernorm)
+        Trainer(description, config, out, device).train(open_split(data, "train"))
+
+
+def evaluate(
+    model: Path | str,
+    data: Path | str,
+    split: Literal["train", "validation", "test"] = "test",
+    batch_size: int = 4096,
+) -> "ClickMetrics":
+    """Measures a trained model in one process, whatever number of ranks trained it.
+
+    Args:
+        model: run folder of a training.
+        data: folder of a prepared data set.
+        split: rows to measure on.
+        batch_size: rows of a forward pass.
+
+    Returns:
+        AUC, log loss and normalized entropy over all rows of the split.
+
+    Raises:
+        ValueError: when there is no complete checkpoint, or the data set is not usable.
+
+    Example::
+
+        from nasrec_torchrec import training
+        print(training.evaluate("runs/model", "data/criteo").auc)
+    """
+    from nasrec_torchrec.datasets.prepared import open_split
+    from nasrec_torchrec.metrics.click_metrics import evaluate as measure
+    from nasrec_torchrec.models.stored import load_model
+    from nasrec_torchrec.runs.paths import to_path
+
+    _, trained = load_model(to_path(model))
+    return measure(trained, open_split(to_path(data), split), batch_size)
+
+
+def _interactions(
+    architecture: Architecture | Path | str | None, baseline: Baseline
+) -> "list[Architecture | Baseline | Unreadable]":
+    """The models that a name, a file or a folder of files stands for."""
+    from difflib import get_close_matches
+
+    from nasrec_torchrec.models.published import PUBLISHED
+    from nasrec_torchrec.runs.paths import to_path
+
+    if isinstance(architecture, Architecture):
+        return [architecture]
+    if architecture is None or architecture in BASELINES:
+        return [replace(baseline, kind=architecture or baseline.kind)]
+    if architecture in PUBLISHED:
+        return [PUBLISHED[str(architecture)]]
+    path = to_path(architecture)
+    if not path.exists():
+        close = get_close_matches(str(architecture), [*PUBLISHED, *BASELINES], 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(
+            f"architecture: {architecture}: cannot be read: it is neither a file or a folder, nor one of "
+            f"{', '.join([*PUBLISHED, *BASELINES])}{hint}"
+        )
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"architecture: {architecture}: the folder holds no *.json file")
+    return [_read(file) for file in files]
+
+
+def _read(file: Path) -> "Architecture | Unreadable":
+    """An architecture; one that cannot be read is a trial that fails, while the others go on."""
+    from nasrec_torchrec.runs.files import read_text
+    from nasrec_torchrec.training.trials import Unreadable
+
+    try:
+        return Architecture.from_json(read_text(file))
+    except ValueError as error:
+        return Unreadable(file.name, f"{file}: {error}")

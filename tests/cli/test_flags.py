@@ -1,0 +1,135 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from support import run_program
+
+from nasrec_torchrec.cli import Program
+
+SEEN: dict[str, object] = {}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How something is cooked. More about it.
+
+    Args:
+        minutes: how long.
+        method: ``boil`` it or ``fry`` it.
+        salted: with salt.
+        weights: of the parts.
+    """
+
+    minutes: int = 10
+    method: Literal["boil", "fry"] = "boil"
+    salted: bool = False
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.minutes < 1:
+            raise ValueError(f"minutes: expected 1 or more, found {self.minutes}")
+
+
+def cook(out: Path, recipe: Recipe, names: tuple[str, ...] = (), limit: int | None = None) -> str:
+    """Cooks.
+
+    Args:
+        out: where it goes.
+        names: of the dishes.
+        limit: at most so many.
+    """
+    SEEN.update(out=out, recipe=recipe, names=names, limit=limit)
+    return "done"
+
+
+def stop(out: Path) -> None:
+    """Is interrupted."""
+    raise KeyboardInterrupt
+
+
+PROGRAM = Program(cook, "cook --out pot", {"Taste": ("salted",)}, show=str, needs_torch=False)
+
+
+def _cook(capsys: pytest.CaptureFixture[str], *words: str, program: Program = PROGRAM) -> tuple[int, str, str]:
+    SEEN.clear()
+    code = 0
+    try:
+        program.main("cook", words)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_help_has_groups_plain_types_defaults_and_an_example(capsys):
+    code, text, _ = _cook(capsys, "--help")
+    assert code == 0
+    groups = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert groups == [
+        "options:",
+        "Input and output:",
+        "How something is cooked:",
+        "Taste:",
+        "Every program:",
+        "Example:",
+    ]
+    assert "--out PATH" in text and "where it goes. (required)" in text
+    assert "--minutes INTEGER" in text and "(default: 10)" in text and "--method boil|fry" in text
+    assert "boil it or fry it. (default: boil)" in text and "--weights NUMBER,..." in text
+    assert "  cook --out pot" in text and "class" not in text and "Literal" not in text
+
+
+@pytest.mark.parametrize("written", ["1,2.5", "[1, 2.5]", "1, 2.5"])
+def test_lists_are_written_with_commas_or_as_json(capsys, written: str):
+    assert _cook(capsys, "--out", "pot", "--weights", written, "--names=a,b")[:2] == (0, "done\n")
+    assert SEEN["recipe"] == Recipe(weights=(1.0, 2.5)) and SEEN["names"] == ("a", "b") and SEEN["limit"] is None
+
+
+def test_hyphens_bare_booleans_and_null(capsys):
+    assert _cook(capsys, "--salted", "--out", "pot", "--limit", "null")[0] == 0
+    assert SEEN["recipe"] == Recipe(salted=True) and SEEN["out"] == Path("pot")
+    assert _cook(capsys, "--salted", "false", "--out=s3://bucket/pot", "--limit=3")[0] == 0
+    assert SEEN["recipe"] == Recipe() and SEEN["limit"] == 3 and str(SEEN["out"]) == "s3://bucket/pot"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "pot", "--minute", "3"], "--minute: no such flag; did you mean --minutes?"),
+        (["--out", "pot", "--minutes", "x"], "--minutes: expected an integer, found 'x'"),
+        (["--out", "pot", "--method", "fri"], "--method: expected one of boil, fry, found 'fri'; did you mean fry?"),
+        (["--out", "pot", "--weights", "1,x"], "--weights: expected a list such as a,b or [a, b], each a number"),
+        (["--out", "pot", "--minutes", "0"], "minutes: expected 1 or more, found 0"),
+        (["--out", "pot", "--plugins", "no_such_module"], "plugins: the module 'no_such_module' cannot be imported"),
+        (["--out", "pot", "--config", "CONFIG"], "there is no flag minute; did you mean minutes?"),
+        (["--minutes", "3"], "required: out"),
+        (["--out", "pot", "stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_wrong_input_is_one_line_that_teaches(capsys, tmp_path: Path, words: list[str], message: str):
+    config = tmp_path / "config.yaml"
+    config.write_text("minute: 3\n")
+    code, out, err = _cook(capsys, *(str(config) if word == "CONFIG" else word for word in words))
+    assert code == 2 and not out and not SEEN
+    assert err.startswith("error: ") and err.count("\n") == 1 and message in err
+
+
+def test_flags_come_from_a_file_too_and_the_command_line_wins(capsys, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("out: pot\nminutes: 3\nweights: [1, 2]\nmethod: fry\n")
+    assert _cook(capsys, "--config", str(tmp_path / "config.yaml"), "--minutes", "4")[0] == 0
+    assert SEEN["recipe"] == Recipe(4, "fry", weights=(1.0, 2.0))
+
+
+def test_an_interruption_says_how_to_resume(capsys):
+    program = Program(stop, resume="run the same command again to resume", needs_torch=False)
+    code, _, err = _cook(capsys, "--out", "pot", program=program)
+    assert code == 130 and err == "\ninterrupted; run the same command again to resume\n"
+
+
+def test_a_script_becomes_a_program(tmp_path: Path):
+    script = tmp_path / "double.py"
+    script.write_text(
+        "from nasrec_torchrec.cli import run\ndef main(number: int = 1) -> None:\n    print(2 * number)\nrun(main)\n"
+    )
+    assert run_program(script, "--number", "21").stdout == "42\n"
