@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
 	@# Without dependencies: torchrec's wheel would bring the CUDA build of FBGEMM. pip will mention it as missing.
 	$(BIN)/python -m pip install --quiet --no-deps torchrec==1.8.0
@@ -20,7 +20,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/python -m apps.demo
+	$(BIN)/nasrec demo
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
