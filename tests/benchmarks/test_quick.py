@@ -56,3 +56,9 @@ def test_scale(tmp_path: Path):
         "ranks": ["1", "2"],
     }
     assert "64 GPUs of 80 GiB" in printed and "512 GPUs of 80 GiB" in printed
+
+
+@pytest.mark.slow
+def test_checksums():
+    printed = _run("checksums")
+    assert "4,000 rows in" in printed and "with checksums" in printed and "% of an epoch" in printed
