@@ -32,6 +32,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 # The pages and the API reference as one site, into build/site. Figures are filled from docs/figures first.
 docs: setup

@@ -30,10 +30,10 @@ class RunLog:
         total_steps: of the progress bar.
         title: of the progress bar.
         step: where the run goes on; what was logged of later steps is dropped, but for starts.
-        anew: drop what an earlier run logged.
+        from_scratch: drop what an earlier run logged.
     """
 
-    def __init__(self, run_dir: Path, total_steps: int, title: str, step: int = 0, anew: bool = False) -> None:
+    def __init__(self, run_dir: Path, total_steps: int, title: str, step: int = 0, from_scratch: bool = False) -> None:
         self._writes = dist.get_rank() == 0
         self._bar = tqdm(
             total=total_steps,
@@ -50,7 +50,7 @@ class RunLog:
             self._folder = Path(tempfile.mkdtemp()) if self._remote else run_dir
             self._uploaded = self._start
             file = run_dir / LOG
-            lines = file.read_text().splitlines() if file.exists() and not anew else []
+            lines = file.read_text().splitlines() if file.exists() and not from_scratch else []
             write_text(self._folder / LOG, "".join(line + "\n" for line in lines if _stays(line, step)))
             self._file = (self._folder / LOG).open("a", buffering=1)
             if not step:

@@ -83,7 +83,7 @@ def search_supernet(
             Evaluator(model, *rows, evaluation).follow()
             return None
         candidates = CandidateStudy(
-            storage or out / JOURNAL, study, model.search_space, settings, objective, anew=resume == "never"
+            storage or out / JOURNAL, study, model.search_space, settings, objective, from_scratch=resume == "never"
         )
         record_start(out)
         if candidates.candidates:

@@ -43,7 +43,7 @@ class CandidateStudy:
         space: search space of the candidates.
         settings: JSON values that all candidates of a study must share for their losses to be comparable.
         objective: objective that yields the values.
-        anew: whether to delete the candidates in the study first.
+        from_scratch: whether to delete the candidates in the study first.
 
     Raises:
         ValueError: If the storage cannot be opened, or the study holds candidates with other settings.
@@ -56,7 +56,7 @@ class CandidateStudy:
         space: SearchSpace,
         settings: dict[str, Any],
         objective: Objective | None = None,
-        anew: bool = False,
+        from_scratch: bool = False,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._objective = space, objective or Objective()
@@ -64,7 +64,7 @@ class CandidateStudy:
         self._storage = open_storage(storage)
         self._workers = f"{name}.workers"
         settings = json.loads(json.dumps(settings | {"space": asdict(space), "objective": asdict(self._objective)}))
-        if anew:
+        if from_scratch:
             for old in {name, self._workers} & set(optuna.get_all_study_names(self._storage)):
                 optuna.delete_study(study_name=old, storage=self._storage)
         names = self._objective.names

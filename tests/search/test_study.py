@@ -80,7 +80,7 @@ def storage(request, tmp_path: Path) -> str:
 
 
 def test_candidates_come_back_as_they_were(storage: str):
-    study = open_study(storage, anew=True)
+    study = open_study(storage, from_scratch=True)
     assert study.candidates == []
     generator = torch.Generator().manual_seed(0)
     added = [make_candidate(SMALL_SPACE.sample(generator), stopped=bool(n % 2), latency_us=1.5) for n in range(20)]
@@ -92,7 +92,7 @@ def test_candidates_come_back_as_they_were(storage: str):
 
 
 def test_a_candidate_without_a_loss_is_a_failed_trial(storage: str):
-    study = open_study(storage, anew=True)
+    study = open_study(storage, from_scratch=True)
     failed = make_candidate(SMALL_SPACE.sample(torch.Generator().manual_seed(0)), math.inf)
     study.add(failed)
     assert open_study(storage).candidates == [failed]
@@ -138,7 +138,7 @@ def test_other_candidates_are_not_mixed_in(tmp_path: Path):
     with pytest.raises(ValueError, match="holds candidates of another space"):
         CandidateStudy(tmp_path / "journal", "search", SearchSpace(2), {"steps": 3})
     assert len(open_study(tmp_path / "journal").candidates) == 1
-    assert open_study(tmp_path / "journal", settings={"steps": 4}, anew=True).candidates == []
+    assert open_study(tmp_path / "journal", settings={"steps": 4}, from_scratch=True).candidates == []
 
 
 @pytest.mark.parametrize("storage", ("nodatabase://me:secret@host/db", "sqlite:////nowhere/at/all.db"))
@@ -201,7 +201,7 @@ def test_optuna_finds_the_same_front(tmp_path: Path):
 
 
 def test_the_first_batch_and_the_first_claim_count(storage: str):
-    study = open_study(storage, anew=True)
+    study = open_study(storage, from_scratch=True)
     with study.worker() as one, study.worker() as other:
         assert one.agree("batch", lambda: [{"a": 1}, 2]) == [{"a": 1}, 2]
         assert other.agree("batch", lambda: pytest.fail("there is one already")) == [{"a": 1}, 2]
@@ -254,7 +254,7 @@ def _received(connection: Connection) -> Iterator[Architecture]:
 
 @pytest.mark.slow
 def test_two_workers_killed_again_and_again_lose_no_candidate(storage: str):
-    open_study(storage, anew=True)
+    open_study(storage, from_scratch=True)
     rng = random.Random(0)
     reported: set[Architecture] = set()
     for _ in range(3):

@@ -1,0 +1,36 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from nasrec_torchrec.cli.program import INTERRUPTED, Program
+
+
+def prepare(out: Path) -> None:
+    """Writes something.
+
+    Args:
+        out: folder that receives it.
+    """
+    (out / "begun").touch()
+    os.kill(os.getpid(), signal.SIGINT)
+    (out / "finished").touch()
+
+
+def test_ctrl_c_ends_in_one_line_that_says_how_to_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    program = Program(prepare, needs_torch=False, resume="run the same command again to resume after the last piece")
+    with pytest.raises(SystemExit) as end:
+        program.main("nasrec prepare", ["--out", str(tmp_path)])
+    assert end.value.code == INTERRUPTED == 128 + signal.SIGINT
+    assert capsys.readouterr().err.strip() == "interrupted; run the same command again to resume after the last piece"
+    assert (tmp_path / "begun").exists() and not (tmp_path / "finished").exists()
+
+
+def test_only_the_first_rank_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as end:
+        Program(prepare, needs_torch=False).main("nasrec prepare", ["--out", str(tmp_path)])
+    assert end.value.code == INTERRUPTED and capsys.readouterr().err == ""
