@@ -77,7 +77,7 @@ class ClickSteps:
         self.batch = batch
 
     def flops(self) -> int:
-        """Of a forward pass over the batch, in matrix products."""
+        """Returns the FLOPs of the matrix products in a forward pass over the batch."""
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             self.dmp(self.batch)
         return counter.get_total_flops()

@@ -43,9 +43,8 @@ def register_operator(
     Raises:
         ValueError: If the name is taken or is not valid, or if the side and the inputs do not go together.
 
-    Example:
-        ``docs/cross_layer.py`` writes ``@register_operator("cross", side="dense", reads=["operands"], caption="CN")``
-        above its ``class Cross(Operator)``.
+    For a complete operator, see ``docs/cross_layer.py``, whose ``class Cross(Operator)`` is decorated with
+    ``@register_operator("cross", side="dense", reads=["operands"], caption="CN")``.
     """
     try:
         kind = OperatorKind(side, tuple(reads), caption or name[:4])

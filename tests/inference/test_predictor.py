@@ -287,7 +287,7 @@ def test_a_response_that_differs_is_refused(package, tmp_path: Path):
 @given(st.data())
 @settings(max_examples=60)
 def test_every_flipped_bit_of_a_package_is_found(package, data):
-    """Of all files but the names in the list of checksums, a changed one of which is a file that is not there."""
+    """Covers all files except the names in the list of checksums, where a changed name is a missing file."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(package[0], Path(folder) / "p"))
         file = copy / data.draw(st.sampled_from(("model.json", "model.pt2", "golden.json")))

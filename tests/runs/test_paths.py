@@ -164,7 +164,7 @@ def test_the_whole_road_lies_in_a_bucket(s3: dict[str, str], tmp_path: Path):
     assert "no process can lock the file s3://clicks/road/search/study.journal" in refused
     _run(s3, "search", *search, "--storage", f"sqlite:///{tmp_path}/search.db", "--top_k", "1")
 
-    # Killed with everything it had on this machine, it goes on from what is in the bucket.
+    # Killed with everything it had on this machine, it resumes from what is in the bucket.
     best = str(base / "search" / "architectures" / "rank-01.json")
     train = ["--data", data, "--out", str(run), "--architecture", best, "--batch_size", "50"]
     train += ["--checkpoint_every", "20", "--log_every", "1", "--epochs", "4"]
