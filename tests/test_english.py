@@ -1,11 +1,14 @@
 """Prose is idiomatic English: phrases that were translated word by word are rejected, and examples can run."""
 
 import ast
+import inspect
 import io
 import re
+import textwrap
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,10 +70,34 @@ def test_such_phrases_are_recognized(prose: str):
     assert _rejected(prose)
 
 
-def test_every_example_can_run():
-    """``tests/test_doctests.py`` runs what stands behind ``>>>``; an example without it would be run by nothing."""
+def _docstrings() -> Iterator[tuple[Path, str]]:
     for file in (ROOT / "nasrec_torchrec").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                for example in re.findall(r"^ *Example:\s*(.*)", ast.get_docstring(node) or "", re.MULTILINE):
-                    assert example.startswith(">>> "), f"{file}: {example}"
+                yield file, ast.get_docstring(node) or ""
+
+
+def test_every_example_can_run():
+    """``tests/test_doctests.py`` runs what follows ``>>>``; nothing would run an example without it."""
+    for file, docstring in _docstrings():
+        for example in re.findall(r"^ *Example:(?!:)\s*(.*)", docstring, re.MULTILINE):
+            assert example.startswith(">>> "), f"{file}: {example}"
+
+
+def test_examples_that_need_a_data_set_call_what_exists():
+    """They stand in a literal block, ``Example::``; every call of the package in them must fit its signature."""
+    checked = 0
+    for file, docstring in _docstrings():
+        for block in re.findall(r"^Example::\n\n((?: {4}.*\n?)+)", docstring, re.MULTILINE):
+            tree = ast.parse(textwrap.dedent(block))
+            names: dict[str, Any] = {}
+            imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+            exec(compile(ast.Module(imports, []), str(file), "exec"), names)
+            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+                module, _, function = ast.unparse(call.func).partition(".")
+                if module not in names or "." in function:
+                    continue
+                called = getattr(names[module], function) if function else names[module]
+                inspect.signature(called).bind(*call.args, **{word.arg: word.value for word in call.keywords})
+                checked += 1
+    assert checked > 5

@@ -181,7 +181,7 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 
 def _scalar(kind: Any) -> Any:
-    """Of several types that a function takes, the one that a command line writes: a path or text."""
+    """Reduces a union of types to the one that a command line can express, a path or text."""
     if get_origin(kind) is tuple:
         return tuple[_scalar(get_args(kind)[0]), ...]  # type: ignore[misc]
     if get_origin(kind) in (Union, types.UnionType):
