@@ -1,14 +1,17 @@
 """Loading of the model that a run trained from its checkpoint."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torchrec.models.dlrm import DLRMTrain
 
 from nasrec_torchrec.models.description import ClickModel, ModelDescription
-from nasrec_torchrec.runs.checkpoint import MODEL, kept_checkpoint
-from nasrec_torchrec.runs.files import read_text
+from nasrec_torchrec.runs.checkpoint import kept_checkpoint
+from nasrec_torchrec.runs.files import read_json
+from nasrec_torchrec.runs.names import DESCRIPTION
+from nasrec_torchrec.runs.tensors import load_tensors
 
 
 def read_description(folder: Path) -> ModelDescription:
@@ -23,9 +26,10 @@ def read_description(folder: Path) -> ModelDescription:
     Raises:
         ValueError: If the file is damaged.
     """
-    file = folder / MODEL
+    file = folder / DESCRIPTION
+    document = read_json(file, dict[str, Any])
     try:
-        return ModelDescription.from_json(read_text(file))
+        return ModelDescription.from_json(json.dumps(document))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not a model description: {error}") from None
 
@@ -50,9 +54,6 @@ def load_model(run_dir: Path) -> tuple[ModelDescription, ClickModel]:
     model = description.build(torch.device("cpu"))
     wrapped = DLRMTrain(model)
     state = {"model": wrapped.state_dict()}
-    try:
-        dcp.load(state, checkpoint_id=folder, no_dist=True)
-    except (dcp.api.CheckpointException, OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{folder}: the checkpoint cannot be read: {str(error).splitlines()[0]}") from None
+    load_tensors(state, folder, collective=False)
     wrapped.load_state_dict(state["model"])
     return description, model.eval()

@@ -1,11 +1,13 @@
 """Checkpoints of sharded models: written beside the training, and readable by any number of ranks or none."""
 
+import hashlib
 import json
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -14,18 +16,25 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from nasrec_torchrec.finite import json_text
-from nasrec_torchrec.runs.files import read_text, remove, write_text
-from nasrec_torchrec.runs.paths import RemotePath
+from nasrec_torchrec.runs import names
+from nasrec_torchrec.runs.files import read_json, remove, write_text
+from nasrec_torchrec.runs.paths import is_remote
+from nasrec_torchrec.runs.tensors import DigestingWriter, load_tensors
 
-FOLDER, MODEL = "checkpoints", "model.json"
-_PROGRESS_FILE, _BEST_FILE = "progress.json", "best.json"
+
+class _Best(TypedDict):
+    """``folder`` is meant for use once it is complete, and ``before`` until then."""
+
+    folder: str
+    before: str | None
 
 
 class Checkpoints:
     """Writes ``run_dir/checkpoints/step-<step>`` while the training goes on; every method is collective.
 
-    A folder takes its name when it is complete, or, in a remote storage, counts when it has its ``.metadata``, which is
-    written last. Then older ones are dropped, but for the last few and the best.
+    A folder takes its name when it is complete. In a remote storage, which knows no renaming, it counts when it has
+    its ``digests.json``, the checksums of the other files, which is written last. Then older ones are dropped, but for
+    the last few and the best.
 
     Args:
         run_dir: of the run.
@@ -45,9 +54,11 @@ class Checkpoints:
         keep: int = 2,
         replace: bool = False,
     ) -> None:
-        self._folder, self._keep = run_dir / FOLDER, keep
+        self._folder, self._keep = run_dir / names.CHECKPOINTS, keep
         self._description, self._model, self._optimizer = description, model, optimizer
-        self._stale = sorted(self._folder.glob("step-*")) if replace else []
+        self._stale = sorted(self._folder.glob(names.CHECKPOINT_PATTERN)) if replace else []
+        best = None if replace else _best(self._folder)
+        self._best = best.name if best is not None else None
         # Ranks talk about a checkpoint in the background while they talk about the next step.
         self._group = dist.new_group(backend="gloo")
         self._pool = ThreadPoolExecutor(1)
@@ -76,19 +87,22 @@ class Checkpoints:
             best: the one that is kept and loaded for use, until another one is the best.
         """
         self.wait()
-        final = self._folder / f"step-{step:08d}"
+        final = self._folder / names.CHECKPOINT.format(step)
         # An object store renames file by file, the first of which would be .metadata.
-        temporary = final if isinstance(final, RemotePath) else self._folder / f".{final.name}.tmp"
+        temporary = final if is_remote(final) else self._folder / f".{final.name}.nasrec-tmp"
+        texts = {names.DESCRIPTION: self._description, names.PROGRESS: json_text(progress)}
         if dist.get_rank() == 0:
             remove(temporary)
-            write_text(temporary / MODEL, self._description)
-            write_text(temporary / _PROGRESS_FILE, json_text(progress))
+            for name, text in texts.items():
+                write_text(temporary / name, text)
         dist.barrier(self._group)
+        writer = DigestingWriter(temporary)
         written = dcp.async_save(
-            self._state(), checkpoint_id=temporary, process_group=self._group, async_stager=BlockingAsyncStager()
+            self._state(), storage_writer=writer, process_group=self._group, async_stager=BlockingAsyncStager()
         )
         assert isinstance(written, Future)
-        self._pending = self._pool.submit(self._publish, written, temporary, final, best)
+        digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+        self._pending = self._pool.submit(self._publish, written, writer, digests, temporary, final, best)
 
     def wait(self) -> None:
         """Until the last checkpoint has its name."""
@@ -97,63 +111,208 @@ class Checkpoints:
             self._pending = None
             dist.barrier(self._group)
 
+    def newest(self) -> Path | None:
+        """The newest undamaged checkpoint; damaged ones that are newer are named on standard error.
+
+        Raises:
+            ValueError: when there are some, and all of them are damaged.
+        """
+        return newest_intact(self._folder.parent, collective=True)
+
+    def resume(self, folder: Path, best_step: int | None) -> dict[str, Any]:
+        """Restores model and optimizer, and continues the run from there: what is newer is dropped in time.
+
+        Args:
+            folder: a checkpoint of any number of ranks.
+            best_step: of the checkpoint that is the best until there.
+
+        Returns:
+            dict: the progress it was saved with.
+        """
+        self._best = None if best_step is None else names.CHECKPOINT.format(best_step)
+        self._stale += [other for other in self._folder.glob(names.CHECKPOINT_PATTERN) if other.name > folder.name]
+        return self.load(folder)
+
     def load(self, folder: Path) -> dict[str, Any]:
         """Restores model and optimizer from a checkpoint of any number of ranks.
 
         Returns:
             dict: the progress it was saved with.
+
+        Raises:
+            ValueError: when it cannot be read.
         """
         state = self._state()
-        dcp.load(state, checkpoint_id=folder)
+        load_tensors(state, folder)
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        return json.loads(read_text(folder / _PROGRESS_FILE))
+        return read_progress(folder)
+
+    def load_best(self) -> None:
+        """Restores the best of the run."""
+        assert self._best is not None
+        self.load(self._folder / self._best)
 
     def _state(self) -> dict[str, Any]:
         return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
 
-    def _publish(self, written: "Future[Any]", temporary: Path, final: Path, best: bool) -> None:
+    def _publish(
+        self,
+        written: "Future[Any]",
+        writer: DigestingWriter,
+        digests: dict[str, str],
+        temporary: Path,
+        final: Path,
+        best: bool,
+    ) -> None:
         written.result()
+        everyones: list[dict[str, str]] = [{} for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather_object(everyones, writer.digests, self._group)
+        before, self._best = self._best, final.name if best else self._best
         if dist.get_rank() != 0:
             return
+        for one in everyones:
+            digests |= one
+        # What is there says which checkpoint is the best both before and after the new one gets its name.
+        if self._best is not None:
+            write_text(self._folder / names.BEST, json.dumps(_Best(folder=self._best, before=before)))
+        else:
+            (self._folder / names.BEST).unlink(missing_ok=True)
+        for other in self._stale:
+            if other != final:
+                remove(other)
+        self._stale = []
+        write_text(temporary / names.DIGESTS, json.dumps(digests, indent=2))
         if temporary != final:
             remove(final)
             temporary.rename(final)
-        stale, self._stale = self._stale, []
-        if stale:
-            (self._folder / _BEST_FILE).unlink(missing_ok=True)
-        if best:
-            write_text(self._folder / _BEST_FILE, json.dumps({"folder": final.name}))
-        kept = {final, _best(self._folder), *_complete(self._folder)[-self._keep :]} - (set(stale) - {final})
-        for other in self._folder.glob("step-*"):
+        kept = {final, self._folder / (self._best or final.name)}
+        kept |= set(complete_checkpoints(self._folder.parent)[-self._keep :])
+        for other in self._folder.glob(names.CHECKPOINT_PATTERN):
             if other not in kept:
                 remove(other)
 
 
-def _complete(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob("step-*/.metadata"))
-
-
-def _best(folder: Path) -> Path | None:
-    with suppress(OSError, ValueError, KeyError):
-        found: Path = folder / json.loads((folder / _BEST_FILE).read_text())["folder"]
-        return found if (found / ".metadata").exists() else None
-    return None
+def complete_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run that were written to their end, the newest last."""
+    folder = run_dir / names.CHECKPOINTS
+    # The first version wrote no checksums: its checkpoints have .metadata alone.
+    return sorted(
+        {file.parent for file in folder.glob(f"{names.CHECKPOINT_PATTERN}/{names.DIGESTS}")}
+        or {file.parent for file in folder.glob(f"{names.CHECKPOINT_PATTERN}/{names.DCP_METADATA}")}
+    )
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run, from which it would go on; None when there is none."""
-    complete = _complete(run_dir / FOLDER)
+    """The newest complete checkpoint of a run, whether it is damaged or not; None when there is none."""
+    complete = complete_checkpoints(run_dir)
     return complete[-1] if complete else None
 
 
-def kept_checkpoint(run_dir: Path) -> Path:
-    """The checkpoint of a run that is meant for use: the best on validation, or else the newest.
+def newest_intact(run_dir: Path, collective: bool = False) -> Path | None:
+    """The newest checkpoint of a run whose files are what was written; None when the run has none.
+
+    Args:
+        run_dir: of the run.
+        collective: called by all ranks, which share the work.
 
     Raises:
-        ValueError: when the run has none.
+        ValueError: when the run has some, and all of them are damaged.
     """
-    found = _best(run_dir / FOLDER) or latest_checkpoint(run_dir)
+    complete = complete_checkpoints(run_dir)
+    damages: list[str] = []
+    for folder in reversed(complete):
+        damage = find_damage(folder, collective)
+        if damage is None:
+            if damages and (not collective or dist.get_rank() == 0):
+                print(f"{'; '.join(damages)}; using {folder.name}, the one before", file=sys.stderr)
+            return folder
+        damages.append(damage)
+    if damages:
+        raise ValueError(f"{'; '.join(damages)}; {run_dir} has no other checkpoint")
+    return None
+
+
+def kept_checkpoint(run_dir: Path, collective: bool = False) -> Path:
+    """The checkpoint of a run that is meant for use: the best on validation, or else the newest that is undamaged.
+
+    Args:
+        run_dir: of the run.
+        collective: called by all ranks, which share the work.
+
+    Raises:
+        ValueError: when the run has none, or the best is damaged.
+    """
+    folder = run_dir / names.CHECKPOINTS
+    if (best := _best(folder)) is not None:
+        if damage := find_damage(best, collective):
+            raise ValueError(f"{damage}; it is the best of the run, which no other checkpoint can stand for")
+        return best
+    found = newest_intact(run_dir, collective)
     if found is None:
-        raise ValueError(f"{run_dir}: no complete checkpoint found under {FOLDER}/")
+        raise ValueError(f"{run_dir}: no complete checkpoint found under {names.CHECKPOINTS}/")
     return found
+
+
+def find_damage(folder: Path, collective: bool = False) -> str | None:
+    """What is wrong with a checkpoint's files, by their checksums; None when nothing is.
+
+    Args:
+        folder: of a checkpoint.
+        collective: called by all ranks, which share the work.
+    """
+    share, shares = (dist.get_rank(), dist.get_world_size()) if collective else (0, 1)
+    found = _find_damage(folder, share, shares)
+    if collective:
+        everyones: list[str | None] = [None] * shares
+        dist.all_gather_object(everyones, found)
+        found = next((one for one in everyones if one is not None), None)
+    return found
+
+
+def _find_damage(folder: Path, share: int, shares: int) -> str | None:
+    record = folder / names.DIGESTS
+    if not record.exists():
+        return None  # of the first version
+    try:
+        digests = read_json(record, dict[str, str])
+        for name in sorted(digests)[share::shares]:
+            digest = hashlib.sha256()
+            with (folder / name).open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            if digest.hexdigest() != digests[name]:
+                return f"{folder / name}: damaged, its checksum is another one than when it was written"
+    except (OSError, ValueError) as error:
+        return str(error) if str(folder) in str(error) else f"{folder}: damaged: {error}"
+    return None
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """Where the training stood at a checkpoint.
+
+    Raises:
+        ValueError: when that is damaged.
+    """
+    return read_json(folder / names.PROGRESS, dict[str, Any])
+
+
+def _best(folder: Path) -> Path | None:
+    """The best checkpoint of those in a folder; None when a run keeps none.
+
+    Raises:
+        ValueError: when the record of it is damaged, or names a checkpoint that is gone.
+    """
+    file = folder / names.BEST
+    if not file.exists():
+        return None
+    record = read_json(file, dict[str, str | None])
+    complete = {path.name: path for path in complete_checkpoints(folder.parent)}
+    if not isinstance(record.get("folder"), str):
+        raise ValueError(f"{file}: damaged, folder: expected the name of a checkpoint")
+    for name in (record["folder"], record.get("before")):
+        if name in complete:
+            return complete[name]
+    if "before" in record and record["before"] is None:
+        return None  # the first best one was never completed
+    raise ValueError(f"{file}: names {record['folder']}, and no such checkpoint is there")

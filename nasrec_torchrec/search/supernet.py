@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torchrec.models.dlrm import DLRMTrain
 
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
@@ -11,6 +10,7 @@ from nasrec_torchrec.distributed.sharding import parallelize
 from nasrec_torchrec.models.stored import load_model, read_description
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
+from nasrec_torchrec.runs.tensors import load_tensors
 from nasrec_torchrec.search_space import SearchSpace
 
 
@@ -29,12 +29,13 @@ def load_supernet(run_dir: Path, device: torch.device | None = None) -> SuperNet
             :func:`nasrec_torchrec.models.stored.load_model` refuses it.
     """
     device = device or torch.device("cpu")
-    folder = kept_checkpoint(run_dir)
+    alone = rank_and_ranks() == (0, 1)
+    folder = kept_checkpoint(run_dir, collective=not alone)
     description = read_description(folder)
     if not isinstance(description.interaction, SearchSpace):
         kind = type(description.interaction).__name__
         raise ValueError(f"{run_dir}: expected the run of a supernet, found one that trained a model of {kind}")
-    if rank_and_ranks() == (0, 1):
+    if alone:
         _, model = load_model(run_dir)
         assert isinstance(model, SuperNet)
         return model.to(device)
@@ -42,6 +43,6 @@ def load_supernet(run_dir: Path, device: torch.device | None = None) -> SuperNet
     assert isinstance(model, SuperNet)
     dmp = parallelize(DLRMTrain(model), device)
     state = {"model": dmp.state_dict()}
-    dcp.load(state, checkpoint_id=folder)
+    load_tensors(state, folder)
     dmp.load_state_dict(state["model"])
     return model.eval()

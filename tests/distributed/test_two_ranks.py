@@ -154,24 +154,6 @@ def test_the_best_epoch_is_kept(one_rank, tmp_path: Path):
     assert evaluate(load_model(tmp_path)[1], validation).log_loss == pytest.approx(kept.log_loss, rel=1e-5)
 
 
-def test_damaged_runs_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="no complete checkpoint"):
-        load_model(tmp_path)
-    folder = tmp_path / "checkpoints" / "step-00000001"
-    folder.mkdir(parents=True)
-    with pytest.raises(ValueError, match="no complete checkpoint"):
-        load_model(tmp_path)
-    (folder / ".metadata").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"model.json: not a model description: .*cannot be read"):
-        load_model(tmp_path)
-    (folder / "model.json").write_text("{}")
-    with pytest.raises(ValueError, match="expected format"):
-        load_model(tmp_path)
-    (folder / "model.json").write_text(ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"]).to_json())
-    with pytest.raises(ValueError, match="step-00000001: the checkpoint cannot be read"):
-        load_model(tmp_path)
-
-
 def test_a_failed_run_leaves_the_last_checkpoint_loadable(one_rank, tmp_path: Path, monkeypatch):
     data = make_click_files(SCHEMA, 100)
     device = torch.device("cpu")
