@@ -104,7 +104,8 @@ class Program:
 
         if handlers := values.pop("path_handlers"):
             register_handlers(handlers)
-        for plugin in values.pop("plugins"):
+        COMMAND.plugins = tuple(values.pop("plugins"))
+        for plugin in COMMAND.plugins:
             _import(plugin)
         for flag in flags:
             if flag.kind is Path and values[flag.name] is not None:
@@ -120,7 +121,7 @@ class Program:
         try:
             return self.function(*positional, **arguments)
         finally:
-            COMMAND.config = ""
+            COMMAND.config, COMMAND.plugins = "", ()
 
     def _parser(self, name: str, flags: Sequence[Flag]) -> "_Parser":
         required = [flag.metavar if flag.positional else f"--{flag.name} {flag.metavar}" for flag in _required(flags)]

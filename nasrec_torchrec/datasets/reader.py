@@ -33,6 +33,7 @@ from nasrec_torchrec.datasets.click_data import ClickData, Rows, join
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.runs.files import local_copy
+from nasrec_torchrec.runs.fingerprint import digest
 from nasrec_torchrec.runs.paths import RemotePath
 
 Interval = tuple[int, int]  # rows first..last-1 of an epoch's line
@@ -90,6 +91,11 @@ class ClickFiles:
 
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self.groups)
+
+    @property
+    def digest(self) -> str:
+        """Tells these rows from others: a checksum of the files' contents, wherever they lie."""
+        return digest([known_sha256(file) for file in self.files])
 
     def read(self, group: int, order: np.ndarray | None = None) -> ClickData:
         """Decodes and checks a row group.

@@ -22,7 +22,15 @@ _FORMAT = "nasrec-torchrec/folder/1"
 # What a program writes into a folder of each kind, as patterns of paths; * stands for anything, also for slashes.
 IN_PLACE: dict[str, tuple[str, ...]] = {
     "training": (
-        *(names.CONFIG, names.LOG, names.PLAN, names.PATHS, names.RESULT, names.METRICS),
+        *(
+            names.CONFIG,
+            names.LOG,
+            names.PLAN,
+            names.PATHS,
+            names.RESULT,
+            names.METRICS,
+            names.SKIPPED_BATCH.format("*"),
+        ),
         *(f"{names.TENSORBOARD}/events.out.tfevents.*", f"{names.PROFILE}/*"),
         *(f"{names.CHECKPOINTS}/{names.BEST}", f"{names.CHECKPOINTS}/step-????????/*"),
     ),
@@ -68,6 +76,39 @@ def clear(folder: Path, kind: str) -> None:
     for file in _ours(folder):
         (folder / file).unlink(missing_ok=True)
     (folder / names.MARKER).unlink(missing_ok=True)
+    _remove_empty(folder)
+
+
+def promote(source: Path, target: Path) -> None:
+    """Moves the files of a training that is kept up into the folder of all trainings; can be repeated when killed.
+
+    What an earlier training left there is removed, and what others put there stays.
+
+    Args:
+        source: folder of the training.
+        target: folder above it, claimed as ours.
+    """
+    checkpoints = source / names.CHECKPOINTS
+    if checkpoints.exists():
+        # Files of others move over first, so that the whole folder can take the other one's place in one step.
+        for file in list(walk(target / names.CHECKPOINTS)):
+            if not _matches(f"{names.CHECKPOINTS}/{file}", IN_PLACE["training"]) and not is_temporary(file):
+                place = checkpoints / file
+                place.parent.mkdir(parents=True, exist_ok=True)
+                (target / names.CHECKPOINTS / file).replace(place)
+        remove(target / names.CHECKPOINTS)
+        checkpoints.replace(target / names.CHECKPOINTS)
+    for name in (names.CONFIG, names.PLAN):
+        if (source / name).exists():
+            (source / name).replace(target / name)
+
+
+def remove_checkpoints(run_dir: Path) -> None:
+    """Removes the checkpoints of a training, and nothing else that lies there."""
+    folder = run_dir / names.CHECKPOINTS
+    for path in folder.glob(names.CHECKPOINT_PATTERN):
+        remove(path)
+    (folder / names.BEST).unlink(missing_ok=True)
     _remove_empty(folder)
 
 

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,10 +15,10 @@ from tqdm import tqdm
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.runs.files import read_text, remove, upload, write_text
+from nasrec_torchrec.runs.names import LOG, TENSORBOARD
 from nasrec_torchrec.runs.paths import RemotePath
 from nasrec_torchrec.runs.record import record_start
 
-LOG = "log.jsonl"
 # Seconds between two uploads of the log of a run whose folder is remote, beside those at every other event.
 _UPLOAD_EVERY = 30.0
 
@@ -31,9 +32,18 @@ class RunLog:
         title: of the progress bar.
         step: where the run goes on; what was logged of later steps is dropped, but for starts.
         from_scratch: drop what an earlier run logged.
+        settings: of the run, for its record where no program was started.
     """
 
-    def __init__(self, run_dir: Path, total_steps: int, title: str, step: int = 0, from_scratch: bool = False) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        total_steps: int,
+        title: str,
+        step: int = 0,
+        from_scratch: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self._writes = dist.get_rank() == 0
         self._bar = tqdm(
             total=total_steps,
@@ -54,9 +64,10 @@ class RunLog:
             write_text(self._folder / LOG, "".join(line + "\n" for line in lines if _stays(line, step)))
             self._file = (self._folder / LOG).open("a", buffering=1)
             if not step:
-                remove(run_dir / "tensorboard")
-            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=step + 1 if step else None)
-            self._note("start", step, total_steps=total_steps, **record_start(run_dir))
+                for events in (run_dir / TENSORBOARD).glob("events.out.tfevents.*"):
+                    events.unlink()
+            self._board = SummaryWriter(str(self._folder / TENSORBOARD), purge_step=step + 1 if step else None)
+            self._note("start", step, total_steps=total_steps, **record_start(run_dir, settings))
 
     def __enter__(self) -> "RunLog":
         return self
@@ -107,7 +118,7 @@ class RunLog:
 
     def _upload(self) -> None:
         assert self._remote is not None
-        for file in [self._folder / LOG, *self._folder.glob("tensorboard/*")]:
+        for file in [self._folder / LOG, *self._folder.glob(f"{TENSORBOARD}/*")]:
             upload(file, self._remote / file.relative_to(self._folder))
         self._uploaded = time.monotonic()
 

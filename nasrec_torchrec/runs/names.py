@@ -12,6 +12,7 @@ PROFILE = "profile"
 PLAN = "plan.txt"  # how the tables are sharded
 PATHS = "paths.json"  # what a supernet's sampled paths contained
 CHECKPOINTS = "checkpoints"
+SKIPPED_BATCH = "skipped-batch-rank-{}.pt"  # the last of too many steps that changed nothing
 
 # A checkpoint, CHECKPOINTS/step-00000020/.
 CHECKPOINT = "step-{:08d}"

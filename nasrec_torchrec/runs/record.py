@@ -6,16 +6,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from nasrec_torchrec.environment import installed_versions
 from nasrec_torchrec.runs.files import write_text
-
-CONFIG = "config.yaml"
+from nasrec_torchrec.runs.names import CONFIG
+from nasrec_torchrec.runs.redaction import redact
 
 
 @dataclass
@@ -25,23 +27,26 @@ class Command:
     Args:
         text: as it was given.
         config: all its flags with their values as YAML, which ``--config`` reads; empty where no program was started.
+        plugins: modules of the user that were imported.
     """
 
     text: str = shlex.join(sys.orig_argv)
     config: str = ""
+    plugins: tuple[str, ...] = ()
 
 
 # Set by the command line, read by whatever begins to fill a folder.
 COMMAND = Command()
 
 
-def record_start(folder: Path) -> dict[str, Any]:
+def record_start(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Writes ``config.yaml``, with which ``--config`` repeats the run, and returns what else to know of its start.
 
-    To be called by one rank, when the settings were accepted.
+    To be called by one rank, when the settings were accepted. Secrets are left out of both.
 
     Args:
         folder: of the run.
+        settings: to write where no program was started.
     """
     facts = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -49,14 +54,15 @@ def record_start(folder: Path) -> dict[str, Any]:
         "pid": os.getpid(),
         "ranks": int(os.environ.get("WORLD_SIZE", "1")),
         "restart": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
-        "command": COMMAND.text,
+        "command": redact(COMMAND.text),
         "commit": _commit(),
         "versions": installed_versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
     }
-    if COMMAND.config:
+    config = COMMAND.config or (yaml.safe_dump(dict(settings), sort_keys=False) if settings else "")
+    if config:
         head = "".join(f"# {name}: {value}\n" for name, value in facts.items())
-        write_text(folder / CONFIG, head + COMMAND.config)
+        write_text(folder / CONFIG, head + redact(config))
     return facts
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nasrec_torchrec.runs.checkpoint import latest_checkpoint
-from nasrec_torchrec.runs.log import LOG, read_events
+from nasrec_torchrec.runs.log import read_events
+from nasrec_torchrec.runs.names import LOG
 
 State = Literal["running", "ended", "asked to end", "failed", "silent"]
 _STATES: dict[str, State] = {"end": "ended", "asked_to_end": "asked to end", "diverged": "failed"}

@@ -12,8 +12,8 @@ from torchmetrics.functional.regression import kendall_rank_corrcoef
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.runs.files import read_text
+from nasrec_torchrec.runs.names import METRICS
 from nasrec_torchrec.search.candidate import Candidate
-from nasrec_torchrec.training.trials import METRICS
 
 FINALISTS = "finalists.json"
 

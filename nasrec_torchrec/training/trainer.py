@@ -24,13 +24,16 @@ from nasrec_torchrec.memory import require_memory
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.metrics.windowed import WindowedMetrics
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.models.stored import read_description
-from nasrec_torchrec.runs.checkpoint import Checkpoints, kept_checkpoint, latest_checkpoint
+from nasrec_torchrec.runs import names
+from nasrec_torchrec.runs.checkpoint import Checkpoints, read_progress
 from nasrec_torchrec.runs.files import atomic_path, write_text
+from nasrec_torchrec.runs.fingerprint import require_same
 from nasrec_torchrec.runs.log import RunLog
-from nasrec_torchrec.training.config import TrainConfig, settings_of
+from nasrec_torchrec.runs.ranks import writing
+from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.dropout import add_dropout
 from nasrec_torchrec.training.guard import DivergedError, StepGuard
+from nasrec_torchrec.training.inputs import inputs_of
 from nasrec_torchrec.training.paths import paths_of
 from nasrec_torchrec.training.profiling import StepProfiler
 from nasrec_torchrec.training.progress import Progress
@@ -165,20 +168,23 @@ class Trainer:
         )
         from_scratch = config.resume == "never"
         self.progress = Progress(total_steps=config.epochs * reader.steps_per_epoch)
-        with Checkpoints(
-            self.run_dir,
-            self.description.to_json(),
-            self.dmp,
-            self.step.optimizer,
-            config.keep_checkpoints,
-            replace=from_scratch,
-        ) as checkpoints:
-            found = None if from_scratch else latest_checkpoint(self.run_dir)
+        self._inputs = inputs_of({"train": data, "validation": validation}, config, self.description)
+        with (
+            writing(self.run_dir, "training"),
+            Checkpoints(
+                self.run_dir,
+                self.description.to_json(),
+                self.dmp,
+                self.step.optimizer,
+                config.keep_checkpoints,
+                replace=from_scratch,
+            ) as checkpoints,
+        ):
+            found = None if from_scratch else checkpoints.newest()
             if found is not None:
                 self._resume(checkpoints, found, reader)
             if self.rank == 0:
-                write_text(self.run_dir / "config.json", json.dumps(asdict(config), indent=2))
-                write_text(self.run_dir / "plan.txt", describe_plan(self.dmp))
+                write_text(self.run_dir / names.PLAN, describe_plan(self.dmp))
             total = self.progress.total_steps
             session = _Session(
                 reader,
@@ -186,8 +192,8 @@ class Trainer:
                 frozenset(math.ceil(epochs * total / config.epochs) for epochs in validate_at),
                 pause,
                 checkpoints,
-                RunLog(self.run_dir, total, self.run_dir.name, self.progress.step, from_scratch),
-                StepProfiler(config.profile, self.run_dir / "profile", self.rank, self.device),
+                RunLog(self.run_dir, total, self.run_dir.name, self.progress.step, from_scratch, asdict(config)),
+                StepProfiler(config.profile, self.run_dir / names.PROFILE, self.rank, self.device),
             )
             with session.log, session.profiler, self.guard.termination():
                 while not self._ended(reader):
@@ -197,7 +203,7 @@ class Trainer:
                 session.log.note("end" if self._ended(reader) else "asked_to_end", self.progress.step)
             best = self.progress.best
             if best is not None and best["step"] != self.progress.step and self._ended(reader):
-                checkpoints.load(kept_checkpoint(self.run_dir))
+                checkpoints.load_best()
         return self.progress.best_metrics
 
     @torch.no_grad()
@@ -292,24 +298,15 @@ class Trainer:
 
     def _resume(self, checkpoints: Checkpoints, folder: Path, reader: TrainingReader) -> None:
         """Restores everything that a checkpoint holds. This call is collective."""
-        file = folder / "progress.json"
-        try:
-            state: dict[str, Any] = json.loads(file.read_text())
-            theirs, mine = state["config"], settings_of(self.config)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{file}: cannot be read: {error}") from None
-        other = [name for name in mine if mine[name] != theirs.get(name)]
-        if other or read_description(folder) != self.description:
-            differing = [f"{name} {theirs.get(name)} there, {mine[name]} here" for name in other] or ["another model"]
-            raise ValueError(
-                f"{self.run_dir}: holds a run with other settings ({'; '.join(differing)}); "
-                "choose another folder, or --resume never to start from scratch"
-            )
+        state = read_progress(folder)
+        remedy = "choose another folder, or --resume never to start from scratch"
+        require_same(self.run_dir, state.get("inputs"), self._inputs, remedy)
         try:
             reader.load_state_dict(state["reader"])
-        except ValueError as error:
-            raise ValueError(f"{self.run_dir}: holds a run on other data: {error}") from None
-        state = checkpoints.load(folder)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / names.PROGRESS}: does not fit the data: {error}") from None
+        best = state["best"]
+        checkpoints.resume(folder, None if best is None else best["step"])
         for part in (self.progress, self.paths, self.learning_rate):
             part.load_state_dict(state)
         if self.rank == 0:
@@ -317,13 +314,13 @@ class Trainer:
             print(f"{self.run_dir}: resumes from step {step} of {total}", file=sys.stderr)
 
     def _save(self, session: _Session, ahead: int = 0, best: bool = False) -> None:
-        state: dict[str, Any] = {"reader": session.reader.state_dict(ahead), "config": settings_of(self.config)}
+        state: dict[str, Any] = {"reader": session.reader.state_dict(ahead), "inputs": self._inputs}
         for part in (self.progress, self.paths, self.learning_rate):
             state |= part.state_dict()
         session.checkpoints.save(self.progress.step, state, best)
         session.log.note("checkpoint", self.progress.step)
         if self.rank == 0 and self.paths.statistics is not None:
-            write_text(self.run_dir / "paths.json", json.dumps(self.paths.statistics.to_json(), indent=2))
+            write_text(self.run_dir / names.PATHS, json.dumps(self.paths.statistics.to_json(), indent=2))
 
     def _end(self, session: _Session) -> NoReturn:
         """Ends the run after a step whose checkpoint is being written, because a signal asked for it."""
@@ -349,7 +346,7 @@ class Trainer:
             "weights": sparse.weights_or_none(),
             "labels": batch.labels,
         }
-        file = self.run_dir / f"skipped-batch-rank-{self.rank}.pt"
+        file = self.run_dir / names.SKIPPED_BATCH.format(self.rank)
         with atomic_path(file) as temporary:
             torch.save({name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}, temporary)
         session.log.note("diverged", self.progress.step)

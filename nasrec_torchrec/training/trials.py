@@ -1,6 +1,5 @@
 """Several training runs, of which the best is kept."""
 
-import hashlib
 import json
 import math
 import statistics
@@ -18,13 +17,18 @@ import torch.distributed as dist
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.finite import json_text, order
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
-from nasrec_torchrec.runs.files import remove, write_text
-from nasrec_torchrec.runs.record import CONFIG
+from nasrec_torchrec.runs import names
+from nasrec_torchrec.runs.files import read_json, write_text
+from nasrec_torchrec.runs.fingerprint import Fingerprint, code_of, digest, fingerprint, require_same
+from nasrec_torchrec.runs.folder import promote, remove_checkpoints
+from nasrec_torchrec.runs.ranks import writing
+from nasrec_torchrec.runs.record import COMMAND
 from nasrec_torchrec.training.config import TrainConfig, settings_of
 from nasrec_torchrec.training.guard import DivergedError
+from nasrec_torchrec.training.inputs import inputs_of
 from nasrec_torchrec.training.trainer import Trainer
 
-METRICS = "metrics.json"
+_REMEDY = "choose another folder, or --resume never to start from scratch"
 
 
 @dataclass(frozen=True)
@@ -89,17 +93,32 @@ def train_best(
     for name, split in (("train", splits.train), ("validation", splits.validation)):
         if not len(split):
             raise ValueError(f"{name}: the split has no rows; prepare the data set with a larger share of them")
-    settings = {"config": settings_of(config), "rates": [made.learning_rate for _, made in pairs], "seeds": list(seeds)}
-    request = _digest([settings, [_shown(model) for model, _ in pairs]])
-    again = config.resume == "auto"
-    finished = _read(run_dir / METRICS) if again else None
-    if finished is not None and finished.get("request") != request:
-        raise ValueError(
-            f"{run_dir}: holds finished trials of other settings; choose another folder, or --resume never "
-            "to start from scratch"
-        )
-    if finished is not None:
-        return finished["best"] if dist.get_rank() == 0 else None
+    rates = [made.learning_rate for _, made in pairs]
+    inputs = fingerprint(
+        data={name: split.digest for name, split in vars(splits).items()},
+        models=[digest(_shown(model)) for model, _ in pairs],
+        settings=settings_of(config) | {"learning_rates": rates, "seeds": list(seeds)},
+        code=code_of(COMMAND.plugins),
+    )
+    with writing(run_dir, "training"):
+        finished = _read(run_dir / names.METRICS) if config.resume == "auto" else None
+        if finished is not None:
+            require_same(run_dir, finished.get("inputs"), inputs, _REMEDY)
+            if dist.get_rank() != 0:
+                return None
+            print(f"{run_dir}: these trainings are finished; --resume never repeats them", file=sys.stderr)
+            return finished["best"]
+        return _train_all(pairs, seeds, inputs, run_dir, device, splits)
+
+
+def _train_all(
+    pairs: Sequence[tuple[ModelDescription | Unreadable, TrainConfig]],
+    seeds: Sequence[int],
+    inputs: Fingerprint,
+    run_dir: Path,
+    device: torch.device,
+    splits: Splits,
+) -> dict[str, Any] | None:
     trials: list[dict[str, Any]] = []
     for number, (model, made) in enumerate(pairs, start=1):
         trial: dict[str, Any] = {"model": None, "learning_rate": made.learning_rate, "dense_parameters": None}
@@ -109,7 +128,7 @@ def train_best(
         else:
             trial["model"] = json.loads(model.to_json())["interaction"]
             for seed in seeds:
-                folder = run_dir / f"trial-{number:02d}-seed-{seed}"
+                folder = run_dir / names.TRIAL.format(number, seed)
                 runs.append(_run(model, replace(made, seed=seed), folder, device, splits))
             if errors := [run["error"] for run in runs if run["error"]]:
                 trial["error"] = errors[0]
@@ -128,15 +147,14 @@ def train_best(
     if dist.get_rank() != 0:
         return None
     kept = run_dir / min((run for run in best["runs"] if not run["error"]), key=_validation_loss)["folder"]
-    for name in ("checkpoints", "config.json", CONFIG, "plan.txt"):
-        if (kept / name).exists():
-            remove(run_dir / name)
-            (kept / name).replace(run_dir / name)
-    record = json_text({"best": best, "trials": trials, "request": request}, indent=2)
-    write_text(run_dir / METRICS, record)
+    # Until the new record is there, nothing says that the folder is finished.
+    (run_dir / names.METRICS).unlink(missing_ok=True)
+    promote(kept, run_dir)
+    record = json_text({"best": best, "trials": trials, "inputs": inputs}, indent=2)
+    write_text(run_dir / names.METRICS, record)
     for trial in trials:
         for run in trial["runs"]:
-            remove(run_dir / run["folder"] / "checkpoints")
+            remove_checkpoints(run_dir / run["folder"])
     return json.loads(record)["best"]
 
 
@@ -144,13 +162,14 @@ def _run(
     model: ModelDescription, config: TrainConfig, folder: Path, device: torch.device, splits: Splits
 ) -> dict[str, Any]:
     """Returns the record of a run, which is trained now unless it was finished before."""
-    digest = _digest([settings_of(config), model.to_json()])
-    known = _read(folder / "result.json") if config.resume == "auto" else None
-    if known is not None and known["request"] == digest:
+    inputs = inputs_of(vars(splits), config, model)
+    known = _read(folder / names.RESULT) if config.resume == "auto" else None
+    if known is not None:
+        require_same(folder, known.get("inputs"), inputs, _REMEDY)
         return {"error": None} | known["run"]
     run = _train(model, config, folder, device, splits)
     if dist.get_rank() == 0:
-        write_text(folder / "result.json", json_text({"request": digest, "run": run}))
+        write_text(folder / names.RESULT, json_text({"inputs": inputs, "run": run}))
     return run
 
 
@@ -181,15 +200,11 @@ def _standing(trial: dict[str, Any]) -> tuple[bool, int, tuple[bool, float]]:
 
 
 def _read(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text()) if file.exists() else None
+    return read_json(file, dict[str, Any], "remove it to train again") if file.exists() else None
 
 
 def _shown(model: ModelDescription | Unreadable) -> Any:
     return asdict(model) if isinstance(model, Unreadable) else model.to_json()
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _validation_loss(run: dict[str, Any]) -> float:

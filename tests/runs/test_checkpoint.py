@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from support import make_click_files, make_schema
 
 from nasrec_torchrec.models.config import Baseline
@@ -100,40 +101,38 @@ class _Stop(BaseException):
 
 
 def test_the_best_is_right_wherever_a_training_is_killed(one_rank, tmp_path, monkeypatch):
-    """Ends it at every renaming under checkpoints/, and compares what the next start comes to."""
-    whole = _train(tmp_path / "whole", learning_rate=0.5, epochs=4)
-    expected = kept_checkpoint(tmp_path / "whole")
-    assert expected.name != complete_checkpoints(tmp_path / "whole")[-1].name, "the last epoch is the best"
-    weights = load_model(tmp_path / "whole")[1].state_dict()
-    stop_at = 0
+    """Ends it at every renaming around the best checkpoint, and compares what the next start comes to."""
+    targets: list[str] = []
+    stop_at: int | None = None
     for name in ("replace", "rename"):
         original = getattr(os, name)
 
         def counted(source, target, *arguments, original=original, **options):
-            nonlocal seen
             if "/checkpoints/" in str(target):
-                if seen == stop_at:
+                if len(targets) == stop_at:
                     raise _Stop
-                seen += 1
+                targets.append(str(target))
             return original(source, target, *arguments, **options)
 
         monkeypatch.setattr(os, name, counted)
-    while True:
-        seen, out = 0, tmp_path / f"killed-{stop_at}"
-        try:
+    whole = _train(tmp_path / "whole", learning_rate=0.5, epochs=4)
+    expected = kept_checkpoint(tmp_path / "whole")
+    assert expected.name != complete_checkpoints(tmp_path / "whole")[-1].name, "the last epoch is the best"
+    weights, validation = load_model(tmp_path / "whole")[1].state_dict(), make_click_files(SCHEMA, 100, seed=1)
+    first = next(number for number, target in enumerate(targets) if expected.name in target)
+    assert [Path(target).name for target in targets[first : first + 6]] == [
+        *("model.json", "progress.json", ".metadata", "best.json", "digests.json", expected.name)
+    ]
+    for killed in range(first, first + 7):
+        targets, stop_at, out = [], killed, tmp_path / f"killed-{killed}"
+        with pytest.raises((_Stop, dcp.api.CheckpointException)):
             _train(out, learning_rate=0.5, epochs=4)
-            break
-        except _Stop:
-            stop_at, stopped = 10**9, stop_at
+        stop_at = None
         again = _train(out, learning_rate=0.5, epochs=4)
-        assert kept_checkpoint(out).name == expected.name, stopped
+        assert kept_checkpoint(out).name == expected.name
         found = load_model(out)[1].state_dict()
-        assert all(torch.equal(value, found[name]) for name, value in weights.items()), stopped
-        assert again.evaluate(make_click_files(SCHEMA, 100, seed=1)) == whole.evaluate(
-            make_click_files(SCHEMA, 100, seed=1)
-        )
-        stop_at = stopped + 1
-    assert stop_at > 8
+        assert all(torch.equal(value, found[name]) for name, value in weights.items())
+        assert again.evaluate(validation) == whole.evaluate(validation)
 
 
 class _Command:

@@ -16,6 +16,7 @@ from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs.checkpoint import latest_checkpoint
+from nasrec_torchrec.runs.record import COMMAND
 from nasrec_torchrec.runs.status import read_status
 from nasrec_torchrec.training import trainer as trainer_module
 from nasrec_torchrec.training.config import TrainConfig
@@ -301,7 +302,8 @@ def test_a_gradient_that_overflows_alone_changes_nothing(one_rank, tmp_path: Pat
     assert trainer.progress.skipped_steps == 1 and torch.tensor(_events(tmp_path / "run")[step - 1]["loss"]).isfinite()
 
 
-def test_too_many_bad_steps_end_the_run_with_the_batch_saved(one_rank, tmp_path: Path):
+def test_too_many_bad_steps_end_the_run_with_the_batch_saved(one_rank, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(ClickFiles, "digest", "the same")  # so that the rows can turn bad on the way
     good = make_click_files(SCHEMA, ROWS)
     config = replace(CONFIG, max_skipped_steps=3)
     ended = _ends_at(_make(tmp_path / "run", NASRECNET, config), 5)
@@ -328,20 +330,26 @@ def test_ranks_skip_a_step_together(tmp_path: Path):
     assert [steps.tolist() for steps in run_ranks(2, _one_bad_rank, str(tmp_path))] == [[6], [6]]
 
 
-def test_another_run_is_not_continued(one_rank, tmp_path: Path):
+def test_another_run_is_not_continued(one_rank, tmp_path: Path, monkeypatch):
     data = make_click_files(SCHEMA, ROWS)
     config = replace(CONFIG, epochs=1)
     _make(tmp_path, NASRECNET, config).train(data)
     with pytest.raises(
-        ValueError, match=r"other settings \(learning_rate 0\.05 there, 0\.1 here\); choose another folder"
+        ValueError, match=r"other inputs \(settings\.learning_rate: 0\.05 there, 0\.1 here\); choose another folder"
     ):
         _make(tmp_path, NASRECNET, replace(config, learning_rate=0.1)).train(data)
-    with pytest.raises(ValueError, match=r"other settings \(another model\)"):
+    with pytest.raises(ValueError, match=r"other inputs \(model\.kind: Architecture there, Baseline here; model"):
         _make(tmp_path, DLRM, config).train(data)
-    with pytest.raises(ValueError, match="other data: position in the data: expected rows 400, found 500"):
-        _make(tmp_path, NASRECNET, config).train(make_click_files(SCHEMA, 400))
-    (latest_checkpoint(tmp_path) / "progress.json").write_text("{")
-    with pytest.raises(ValueError, match=r"progress\.json: cannot be read"):
+    other = make_click_files(SCHEMA, ROWS, seed=1)  # as many rows
+    with pytest.raises(ValueError, match=r"other inputs \(data\.train: \w+ there, \w+ here\)"):
+        _make(tmp_path, NASRECNET, config).train(other)
+    monkeypatch.setattr(COMMAND, "plugins", ("json",))
+    with pytest.raises(ValueError, match=r"other inputs \(code\.json: nothing there, \w+ here\)"):
+        _make(tmp_path, NASRECNET, config).train(data)
+    monkeypatch.undo()
+    for checkpoint in (tmp_path / "checkpoints").glob("step-*"):
+        (checkpoint / "progress.json").write_text("{")
+    with pytest.raises(ValueError, match=r"progress\.json: damaged"):
         _make(tmp_path, NASRECNET, config).train(data)
     fresh = _make(tmp_path, DLRM, replace(config, resume="never", log_every=2))
     fresh.train(data)
@@ -444,7 +452,9 @@ def test_finished_trials_are_not_repeated(one_rank, tmp_path: Path, monkeypatch)
         assert {k: v for k, v in found.items() if k not in drop} == {k: v for k, v in wanted.items() if k not in drop}
     assert train_best(*arguments, config, tmp_path / "b", device, splits) == best and len(started) == 9
     assert load_model(tmp_path / "b")[0] in (NASRECNET, DLRM)
-    with pytest.raises(ValueError, match="holds finished trials of other settings"):
+    with pytest.raises(
+        ValueError, match=r"other inputs \(models: .*; settings\.learning_rates: .* there, \[0.05\] here"
+    ):
         train_best([NASRECNET], (0.05,), (0,), config, tmp_path / "b", device, splits)
     train_best([NASRECNET], (0.05,), (0,), replace(config, resume="never"), tmp_path / "b", device, splits)
     assert load_model(tmp_path / "b")[0] == NASRECNET

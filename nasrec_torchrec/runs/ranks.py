@@ -1,0 +1,52 @@
+"""One rank writes for all: what it must not do is refused on every rank."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from nasrec_torchrec.runs.folder import claim
+from nasrec_torchrec.runs.lock import lock
+
+_T = TypeVar("_T")
+
+
+def on_first_rank(action: Callable[[], _T]) -> _T:
+    """Runs something on rank 0 and returns its result on every rank; collective.
+
+    Raises:
+        ValueError: on every rank, when it was raised there.
+    """
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = action()
+        except ValueError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome, 0)
+    if outcome[1] is not None:
+        raise ValueError(outcome[1])
+    return outcome[0]
+
+
+@contextmanager
+def writing(folder: Path, kind: str) -> Iterator[None]:
+    """Holds a folder for the ranks of this process group, to write it in place; collective.
+
+    Args:
+        folder: claimed as ours.
+        kind: see :func:`~nasrec_torchrec.runs.folder.claim`.
+
+    Raises:
+        ValueError: on every rank, when another process writes there, it cannot be written or it is not ours.
+    """
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(lock(folder))
+            claim(folder, kind)
+
+        on_first_rank(begin)
+        yield
