@@ -13,7 +13,9 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.stored import load_model
-from nasrec_torchrec.runs.files import read_text, remove, write_text
+from nasrec_torchrec.runs.files import read_text, write_text
+from nasrec_torchrec.runs.folder import promote, remove_checkpoints
+from nasrec_torchrec.runs.names import LOG
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.leaderboard import by_source, standings
@@ -27,7 +29,6 @@ RESULTS = "results.json"
 _FORMAT = "nasrec-torchrec/race/1"
 _FINAL = "final"
 _EVALUATION_ROWS = 8192
-_MOVED = ("checkpoints", "config.json", "config.yaml", "plan.txt", "log.jsonl")
 
 
 def read_results(out: Path) -> dict[str, Any] | None:
@@ -103,7 +104,7 @@ def finish(
     _move(source, out)
     write_text(out / RESULTS, json.dumps(results, indent=2))
     for entry in entries:
-        remove(out / "trials" / f"{entry.number:04d}" / "checkpoints")
+        remove_checkpoints(out / "trials" / f"{entry.number:04d}")
     return results
 
 
@@ -120,10 +121,9 @@ def compared(entries: Sequence[Entry]) -> dict[str, Entry]:
 
 def _move(source: Path, out: Path) -> None:
     """The winner's files take their place in the run folder; those of a move that was killed are there already."""
-    for name in _MOVED:
-        if (source / name).exists():
-            remove(out / name)
-            (source / name).replace(out / name)
+    promote(source, out)
+    if (source / LOG).exists():
+        (source / LOG).replace(out / LOG)
 
 
 def _measure(entry: Entry, entries: Sequence[Entry], data: RaceData, out: Path) -> dict[str, Any]:

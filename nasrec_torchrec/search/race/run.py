@@ -18,6 +18,7 @@ from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split,
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.files import remove
+from nasrec_torchrec.runs.folder import remove_checkpoints
 from nasrec_torchrec.runs.paths import RemotePath
 from nasrec_torchrec.runs.record import record_start
 from nasrec_torchrec.search.config import Limits
@@ -343,7 +344,7 @@ class _Race:
         kept = {entry.number for entry in (*ranked[:keep], *compared(entries).values())}
         for entry in ranked:
             if entry.status == "complete" and entry.number not in kept and entry.trial.phase != "finals":
-                remove(self._folder(entry.number) / "checkpoints")
+                remove_checkpoints(self._folder(entry.number))
 
     def _show(self, entry: Entry) -> None:
         entries = self.book.entries()
