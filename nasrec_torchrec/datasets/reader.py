@@ -26,15 +26,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from tqdm import tqdm
 
 from nasrec_torchrec.datasets.checksums import known_sha256
 from nasrec_torchrec.datasets.click_data import ClickData, Rows, join
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.progress import update_interval
-from nasrec_torchrec.runs.files import local_copy
+from nasrec_torchrec.runs.files import local_copies
 from nasrec_torchrec.runs.fingerprint import digest
-from nasrec_torchrec.runs.paths import RemotePath
 
 Interval = tuple[int, int]  # rows first..last-1 of an epoch's line
 _MIN_STREAMS = 8
@@ -77,8 +74,7 @@ class ClickFiles:
             raise ValueError(f"{path}: no Parquet file found")
         groups = []
         known = tuple((checksums or {}).get(file.name) for file in files)
-        if isinstance(path, RemotePath):
-            files = [local_copy(file) for file in tqdm(files, "fetch", unit="file", mininterval=update_interval())]
+        files = local_copies(files)
         for index, file in enumerate(files):
             with _reading(file), pq.ParquetFile(file) as opened:
                 available = opened.schema_arrow.names

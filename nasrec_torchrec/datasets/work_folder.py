@@ -1,7 +1,6 @@
 """The folder of an unfinished preparation, and whether one is needed at all."""
 
 import fcntl
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from iopath.common.file_io import get_cache_dir
 
 from nasrec_torchrec.datasets import pieces
 from nasrec_torchrec.datasets.contents import contents
 from nasrec_torchrec.datasets.preparation_job import Job
 from nasrec_torchrec.datasets.prepared import EARLIER_FORMAT, MANIFEST, OURS, REJECTS, check_files, read_manifest
-from nasrec_torchrec.runs.files import write_text
-from nasrec_torchrec.runs.paths import RemotePath
+from nasrec_torchrec.runs.files import is_published, place_beside, write_text
 
 _SOURCES = "sources.json"
 
@@ -29,7 +26,7 @@ def is_current(job: Job) -> bool:
     Raises:
         ValueError: If something else is in its place that must not be replaced.
     """
-    if not (job.out / MANIFEST if isinstance(job.out, RemotePath) else job.out).exists():
+    if not is_published(job.out, MANIFEST):
         return False
     if job.config.overwrite and not (job.out / MANIFEST).exists():
         mine = sorted(entry.name for entry in job.out.iterdir() if entry.name in OURS)
@@ -55,7 +52,7 @@ def is_current(job: Job) -> bool:
         if job.config.overwrite:
             return False
         raise ValueError(f"{error}; {remedy}") from None
-    work = _place(job)
+    work = place_beside(job.out, "preparing")
     if work.exists():
         # Of a run that was killed when the data set was in its place.
         with _locked(job, work):
@@ -67,12 +64,12 @@ def is_current(job: Job) -> bool:
 def work_folder(job: Job) -> Iterator[Path]:
     """The folder of an unfinished preparation. One of the same job is resumed, and any other is deleted.
 
-    It is beside the data set, or in the path manager's cache if the data set is remote.
+    It is beside the data set, or in a cache of this machine if the data set is remote.
 
     Raises:
         ValueError: If another process works in it.
     """
-    work = _place(job)
+    work = place_beside(job.out, "preparing")
     work.mkdir(parents=True, exist_ok=True)
     with _locked(job, work):
         found = contents(job.files, _known(work), job.threads)
@@ -121,13 +118,6 @@ def check_rejects(job: Job, work: Path, rows: int, rejected: int) -> None:
         f"{rejected} of {rows + rejected} rows were rejected, more than max_rejects {job.config.max_rejects} allows; "
         f"the first is {first['file']}, line {first['line']}: {first['reason']}; all are in {collected}"
     )
-
-
-def _place(job: Job) -> Path:
-    work = job.out.with_name(f".{job.out.name}.preparing")
-    if isinstance(work, RemotePath):
-        return Path(get_cache_dir()) / f"{hashlib.sha256(str(work).encode()).hexdigest()}.preparing"
-    return work
 
 
 @contextmanager

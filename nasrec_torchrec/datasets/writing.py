@@ -33,8 +33,7 @@ from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.datasets.work_folder import check_rejects, collect_rejects, read_part, source_contents
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.files import atomic_path, remove_leftovers, write_text
-from nasrec_torchrec.runs.files import publish as publish_remotely
-from nasrec_torchrec.runs.paths import RemotePath
+from nasrec_torchrec.runs.files import publish as put_in_place
 
 
 def write_splits(job: Job, work: Path, parts: Sequence[Record], fitted: Fitted) -> list[dict[str, Any]]:
@@ -117,12 +116,7 @@ def publish(
         "quality": {split: quality.to_json() for split, quality in qualities.items()},
     }
     write_text(data / MANIFEST, json.dumps(manifest, indent=2))
-    if isinstance(job.out, RemotePath):
-        publish_remotely(data, job.out, last=MANIFEST)
-        return schema
-    if job.out.exists():
-        _set_aside(job.out, data, work / "replaced")
-    data.rename(job.out)
+    put_in_place(data, job.out, MANIFEST, make_way=lambda: _set_aside(job.out, data, work / "replaced"))
     job.out.with_name(f"{job.out.name}.{REJECTS}").unlink(missing_ok=True)
     return schema
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import fbgemm_gpu
@@ -26,11 +25,10 @@ from nasrec_torchrec.inference.triton import publish
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.nasrecnet import NASRecNet
-from nasrec_torchrec.runs.files import local_folder, write_text
+from nasrec_torchrec.runs.files import local_folder, place_beside, write_text
 from nasrec_torchrec.runs.folder import check_replaceable, recover, replace_folder
 from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.runs.names import LOCK
-from nasrec_torchrec.runs.paths import is_remote
 from nasrec_torchrec.runs.record import record_start
 
 # The kind of folder that a package is, see nasrec_torchrec.runs.folder.
@@ -126,11 +124,7 @@ def check_place(folder: Path) -> None:
 @contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
     """Creates a locked folder beside ``folder`` to build a package in, and removes leftovers of killed exports."""
-    if is_remote(folder):
-        with TemporaryDirectory() as temporary:
-            yield Path(temporary)
-        return
-    work = folder.with_name(f".{folder.name}.export.nasrec-tmp")
+    work = place_beside(folder, "export.nasrec-tmp")
     with lock(work):
         for left in work.iterdir():
             if left.name != LOCK:

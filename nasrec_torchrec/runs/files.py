@@ -1,16 +1,21 @@
 """Writing files so that a reader never sees half of one, here or in a remote storage."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from nasrec_torchrec.runs.paths import PATHS, RemotePath
+from iopath.common.file_io import get_cache_dir
+from tqdm import tqdm
+
+from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.runs.paths import fetched, is_remote, remote
 
 _T = TypeVar("_T")
 _TEMPORARY = re.compile(r"\..+\.nasrec-tmp")
@@ -19,7 +24,7 @@ _TEMPORARY = re.compile(r"\..+\.nasrec-tmp")
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary local path; what is written there takes the place of ``path`` on success."""
-    if isinstance(path, RemotePath):
+    if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / path.name
             yield temporary
@@ -81,8 +86,9 @@ def read_json(path: Path, kind: type[_T], remedy: str = "") -> _T:
 
 def walk(folder: Path) -> Iterator[str]:
     """Paths below a folder, of all files in it, sorted in each folder; no links to folders are followed."""
-    if isinstance(folder, RemotePath):
-        yield from (str(file.relative_to(folder)) for file in folder.files())
+    if is_remote(folder):
+        system, name = remote(folder)
+        yield from sorted(file.removeprefix(name).lstrip("/") for file in system.find(name))
         return
     for place, folders, files in os.walk(folder):
         folders.sort()
@@ -96,7 +102,7 @@ def is_temporary(name: str) -> bool:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes left half written; to be called by the one process that writes the folder."""
-    if isinstance(folder, RemotePath):
+    if is_remote(folder):
         return
     for place, folders, files in os.walk(folder):
         for name in filter(is_temporary, files):
@@ -108,52 +114,108 @@ def remove_leftovers(folder: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Removes a folder with everything in it, if it is there."""
-    if isinstance(folder, RemotePath):
-        for file in list(folder.files()):
-            file.unlink()
+    if is_remote(folder):
+        if folder.exists():
+            system, name = remote(folder)
+            system.rm(name, recursive=True)
     else:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def upload(source: Path, target: Path) -> None:
-    """Copies a local file.
+    """Copies a local file to a remote place.
 
     Raises:
         OSError: when that fails.
     """
-    if not PATHS.copy_from_local(str(source), str(target), overwrite=True):
-        raise OSError(f"{target}: cannot be written")
+    system, name = remote(target)
+    system.put_file(str(source), name)
+
+
+def move(source: Path, target: Path) -> None:
+    """Gives a file or a whole folder another name; what has that name already is replaced, as far as it is a file.
+
+    A remote one is copied and removed file by file, since object stores know no renaming.
+    """
+    if not is_remote(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
+        return
+    system, name = remote(source)
+    _, new = remote(target)
+    for file in list(system.find(name)):
+        system.mv(file, new + file.removeprefix(name))
 
 
 def local_copy(file: Path) -> Path:
-    """The file itself, or where the path manager keeps a copy of a remote one on this machine."""
-    return Path(PATHS.get_local_path(str(file))) if isinstance(file, RemotePath) else file
+    """The file itself, or a copy of a remote one on this machine."""
+    return fetched(file) if is_remote(file) else file
+
+
+def local_copies(files: Sequence[Path]) -> list[Path]:
+    """The same for several files, with a progress bar where that takes a while."""
+    if not any(map(is_remote, files)):
+        return list(files)
+    return [local_copy(file) for file in tqdm(files, "fetch", unit="file", mininterval=update_interval())]
+
+
+def require_local(path: Path, use: str) -> None:
+    """Refuses a remote path for what can be done on this machine alone.
+
+    Args:
+        path: any path.
+        use: what is wrong with it, as the beginning of the message.
+
+    Raises:
+        ValueError: when it is remote.
+    """
+    if is_remote(path):
+        raise ValueError(f"{use}, found {path}")
+
+
+def place_beside(target: Path, ending: str) -> Path:
+    """A hidden place for unfinished work on this machine: beside the target, or in the cache when that is remote."""
+    place = target.with_name(f".{target.name}.{ending}")
+    if not is_remote(target):
+        return place
+    return Path(get_cache_dir()) / f"{hashlib.sha256(str(place).encode()).hexdigest()}.{ending}"
 
 
 @contextmanager
 def local_folder(folder: Path) -> Iterator[Path]:
     """The folder itself, or a temporary copy of a remote one."""
-    if not isinstance(folder, RemotePath):
+    if not is_remote(folder):
         yield folder
         return
     with tempfile.TemporaryDirectory() as copies:
-        for file in folder.files():
-            target = Path(copies) / file.relative_to(folder)
+        for file in walk(folder):
+            target = Path(copies) / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("rb") as source, target.open("wb") as copy:
+            with (folder / file).open("rb") as source, target.open("wb") as copy:
                 shutil.copyfileobj(source, copy)
         yield Path(copies)
 
 
-def publish(source: Path, target: RemotePath, last: str) -> None:
-    """Replaces a remote folder by a local one.
+def is_published(folder: Path, last: str) -> bool:
+    """Whether a folder is there as a whole: a local one gets its name when it is, a remote one its last file."""
+    return (folder / last if is_remote(folder) else folder).exists()
+
+
+def publish(source: Path, target: Path, last: str, make_way: Callable[[], object]) -> None:
+    """Puts a local folder in its place.
 
     Args:
-        source: folder to copy.
-        target: what was there is removed.
+        source: complete folder; it takes the name of the target, or is copied when that is remote.
+        target: its place; what a remote one holds is removed.
         last: name of the file by which a folder counts as complete.
+        make_way: called when a local folder is in that place, to move it away.
     """
+    if not is_remote(target):
+        if target.exists():
+            make_way()
+        source.rename(target)
+        return
     remove(target)
     files = [file for file in source.rglob("*") if file.is_file()]
     for file in sorted(files, key=lambda file: file == source / last):
-        upload(file, target / file.relative_to(source))
+        upload(file, target / str(file.relative_to(source)))

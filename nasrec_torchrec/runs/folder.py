@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nasrec_torchrec.runs import names
-from nasrec_torchrec.runs.files import is_temporary, read_text, remove, remove_leftovers, upload, walk, write_text
+from nasrec_torchrec.runs.files import is_temporary, move, read_text, remove, remove_leftovers, upload, walk, write_text
 from nasrec_torchrec.runs.paths import is_remote
 
 _FORMAT = "nasrec-torchrec/folder/1"
@@ -93,14 +93,12 @@ def promote(source: Path, target: Path) -> None:
         # Files of others move over first, so that the whole folder can take the other one's place in one step.
         for file in list(walk(target / names.CHECKPOINTS)):
             if not _matches(f"{names.CHECKPOINTS}/{file}", IN_PLACE["training"]) and not is_temporary(file):
-                place = checkpoints / file
-                place.parent.mkdir(parents=True, exist_ok=True)
-                (target / names.CHECKPOINTS / file).replace(place)
+                move(target / names.CHECKPOINTS / file, checkpoints / file)
         remove(target / names.CHECKPOINTS)
-        checkpoints.replace(target / names.CHECKPOINTS)
+        move(checkpoints, target / names.CHECKPOINTS)
     for name in (names.CONFIG, names.PLAN):
         if (source / name).exists():
-            (source / name).replace(target / name)
+            move(source / name, target / name)
 
 
 def remove_checkpoints(run_dir: Path) -> None:

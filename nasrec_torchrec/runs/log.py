@@ -16,7 +16,7 @@ from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.runs.files import read_text, remove, upload, write_text
 from nasrec_torchrec.runs.names import LOG, TENSORBOARD
-from nasrec_torchrec.runs.paths import RemotePath
+from nasrec_torchrec.runs.paths import is_remote
 from nasrec_torchrec.runs.record import record_start
 
 # Seconds between two uploads of the log of a run whose folder is remote, beside those at every other event.
@@ -55,7 +55,7 @@ class RunLog:
         )
         self._start = time.monotonic()
         if self._writes:
-            self._remote = run_dir if isinstance(run_dir, RemotePath) else None
+            self._remote = run_dir if is_remote(run_dir) else None
             # What grows line by line grows here, and is uploaded now and then.
             self._folder = Path(tempfile.mkdtemp()) if self._remote else run_dir
             self._uploaded = self._start
@@ -119,7 +119,7 @@ class RunLog:
     def _upload(self) -> None:
         assert self._remote is not None
         for file in [self._folder / LOG, *self._folder.glob(f"{TENSORBOARD}/*")]:
-            upload(file, self._remote / file.relative_to(self._folder))
+            upload(file, self._remote / str(file.relative_to(self._folder)))
         self._uploaded = time.monotonic()
 
 

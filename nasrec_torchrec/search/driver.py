@@ -16,7 +16,7 @@ from nasrec_torchrec.datasets.prepared import MANIFEST, open_split
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.progress import update_interval
-from nasrec_torchrec.runs.paths import RemotePath
+from nasrec_torchrec.runs.files import require_local
 from nasrec_torchrec.runs.record import record_start
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
@@ -68,8 +68,8 @@ def search_supernet(
     """
     if evaluation.race_confidence is not None and objective.names != ("log_loss",):
         raise ValueError("race_confidence: candidates race for the loss alone, without trade_off and latency_target_us")
-    if storage is None and isinstance(out, RemotePath):
-        raise ValueError(f"storage: expected a database's URL, since no process can lock the file {out / JOURNAL}")
+    if storage is None:
+        require_local(out / JOURNAL, "storage: expected a database's URL, since no process can lock a remote file")
     with process_group() as device:
         model = load_supernet(supernet, device)
         with_latency = objective.needs_latency or limits.max_latency_us is not None

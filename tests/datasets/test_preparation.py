@@ -28,7 +28,7 @@ from nasrec_torchrec.datasets.prepared import open_split, read_manifest
 from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.datasets.transform import hash_text
-from nasrec_torchrec.runs.paths import PATHS
+from nasrec_torchrec.runs.handlers import serve
 
 SCHEMA = Schema(
     "click",
@@ -167,7 +167,7 @@ def test_files_may_lie_wherever_fsspec_and_iopath_reach(text: Path, tmp_path: Pa
     if scheme == "memory":
         fsspec.filesystem("memory").pipe_file("/log.csv.gz", archive.read_bytes())
     else:
-        PATHS.register_handler(_Shelf(folder))
+        serve(lambda paths: paths.register_handler(_Shelf(folder)))
     prepare(RawData((f"{scheme}://log.csv.gz",), SCHEMA), tmp_path / "far")
     prepare(RawData((str(text),), SCHEMA), tmp_path / "near")
     assert _rows(tmp_path / "far") == _rows(tmp_path / "near")

@@ -17,9 +17,8 @@ from nasrec_torchrec.datasets.crosses import add_crosses
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.runs.files import remove
+from nasrec_torchrec.runs.files import remove, require_local
 from nasrec_torchrec.runs.folder import remove_checkpoints
-from nasrec_torchrec.runs.paths import RemotePath
 from nasrec_torchrec.runs.record import record_start
 from nasrec_torchrec.search.config import Limits
 from nasrec_torchrec.search.cost import Latency, cost
@@ -83,8 +82,7 @@ def auto(
         ValueError: when the settings do not fit the data or the race that ``out`` holds.
     """
     config = config or RaceConfig()
-    if isinstance(out, RemotePath):
-        raise ValueError(f"out: expected a folder on this machine, since trials are many small files, found {out}")
+    require_local(out, "out: expected a folder on this machine, since trials are many small files")
     with _ranks() as device:
         if resume == "never" and dist.get_rank() == 0:
             remove(out)
