@@ -59,7 +59,7 @@ class ClickFiles:
     def open(cls, path: Path, schema: Schema, checksums: Mapping[str, str] | None = None) -> "ClickFiles":
         """Reads the metadata of a Parquet file, or of a folder of them in the order of their names.
 
-        Remote files are first copied to this machine, once each, by the path manager.
+        Remote files are first copied to this machine, once each.
 
         Args:
             path: path of the file or folder.

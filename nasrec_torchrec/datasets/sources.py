@@ -161,7 +161,7 @@ def inspect(uri: str) -> Source:
 
 @contextmanager
 def open_uri(uri: str) -> Iterator[IO[bytes]]:
-    """Opens a local file, or one that the path manager can reach.
+    """Opens a local file, or a remote one.
 
     Raises:
         ValueError: when it cannot be opened.
