@@ -27,12 +27,13 @@ from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.files import atomic_path, write_text
+from nasrec_torchrec.runs.names import JOURNAL
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Objective
 from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.evolution import evolve
 from nasrec_torchrec.search.pareto import first_front
-from nasrec_torchrec.search.study import JOURNAL, CandidateStudy
+from nasrec_torchrec.search.study import CandidateStudy
 from nasrec_torchrec.search.supernet import load_supernet
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.trials import Splits, train_best

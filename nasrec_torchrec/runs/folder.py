@@ -38,11 +38,16 @@ IN_PLACE: dict[str, tuple[str, ...]] = {
         *(names.CONFIG, names.JOURNAL, names.CANDIDATES, names.RESULTS, names.PICTURE, names.REPORT, names.FINALISTS),
         *(f"{names.ARCHITECTURES}/{kind}-??.{ending}" for kind in ("rank", "front") for ending in ("json", "svg")),
     ),
+    "race": (
+        *(names.CONFIG, names.LOG, names.PLAN, names.RESULTS, names.REPORT),
+        *(f"{names.RACE_JOURNAL}*", f"{names.RACE_TRIALS}/????/*", f"{names.RACE_DATA}/*", f"{names.RACE_DATA}-*"),
+        *(f"{names.CHECKPOINTS}/{names.BEST}", f"{names.CHECKPOINTS}/step-????????/*"),
+    ),
     "scores": ("part-??????.parquet", "_part-??????.rejects", "_rejects.jsonl", names.CONFIG),
 }
 
 
-def claim(folder: Path, kind: str) -> None:
+def claim(folder: Path, kind: str, alone: bool = True) -> None:
     """Makes a folder one that this program writes in place; to be called while its lock is held.
 
     Files that it will never write may lie there, and stay. What killed processes left half written is removed.
@@ -50,16 +55,18 @@ def claim(folder: Path, kind: str) -> None:
     Args:
         folder: created unless it is there.
         kind: one of :data:`IN_PLACE`.
+        alone: no other process writes there; else its half-written files stay, and no lock is needed.
 
     Raises:
         ValueError: when it is marked as something else, or holds what would be overwritten and was not written by us.
     """
     if _owner(folder) == kind:
-        remove_leftovers(folder)
+        if alone:
+            remove_leftovers(folder)
         return
     _refuse_other_kind(folder, kind)
     foreign = next((file for file in _files(folder) if _matches(file, IN_PLACE[kind])), None)
-    if foreign is not None:
+    if foreign is not None and _owner(folder) != kind:
         raise ValueError(
             f"{folder}: holds {foreign}, which an earlier version or another program wrote; choose another folder"
         )

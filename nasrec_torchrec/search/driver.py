@@ -17,6 +17,7 @@ from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.runs.files import require_local
+from nasrec_torchrec.runs.names import JOURNAL
 from nasrec_torchrec.runs.record import record_start
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
@@ -25,7 +26,7 @@ from nasrec_torchrec.search.evolution import evolve
 from nasrec_torchrec.search.limits import require_reachable
 from nasrec_torchrec.search.report import write_report
 from nasrec_torchrec.search.results import SearchResults, write_results
-from nasrec_torchrec.search.study import JOURNAL, CandidateStudy
+from nasrec_torchrec.search.study import CandidateStudy
 from nasrec_torchrec.search.supernet import load_supernet
 
 # Evaluation settings that do not change any loss.

@@ -15,8 +15,6 @@ from nasrec_torchrec.runs.files import read_text
 from nasrec_torchrec.runs.names import METRICS
 from nasrec_torchrec.search.candidate import Candidate
 
-FINALISTS = "finalists.json"
-
 
 @dataclass(frozen=True)
 class Finalist:

@@ -23,7 +23,6 @@ from nasrec_torchrec.search.storage import open_storage, shown
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 
-JOURNAL = "study.journal"
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _POLL_SECONDS = 0.2
 

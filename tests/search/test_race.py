@@ -140,6 +140,13 @@ def test_another_race_in_the_same_folder_is_refused(data: Path, undisturbed):
         auto(data, out, RaceConfig(**{**vars(_CONFIG), "seed": 3}))
 
 
+def test_a_folder_of_others_is_not_dropped(data: Path, tmp_path: Path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds thesis\.tex and is no race that this version wrote"):
+        auto(data, tmp_path, _CONFIG, resume="never")
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_the_program(data: Path, undisturbed):
     out, results = undisturbed
     flags = ["--data", data, "--out", out, "--trials", 14, "--epochs", 5, "--final_seeds", 2, "--finalists", 2]

@@ -13,9 +13,9 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.files import read_text, write_text
 from nasrec_torchrec.runs.folder import promote, remove_checkpoints
-from nasrec_torchrec.runs.names import LOG
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.leaderboard import by_source, standings
@@ -25,7 +25,6 @@ from nasrec_torchrec.search.race.training import RaceData
 from nasrec_torchrec.search.race.trial import Entry, Trial
 from nasrec_torchrec.search.race.verdict import verdict
 
-RESULTS = "results.json"
 _FORMAT = "nasrec-torchrec/race/1"
 _FINAL = "final"
 _EVALUATION_ROWS = 8192
@@ -37,11 +36,11 @@ def read_results(out: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: when the file is no such thing.
     """
-    if not (out / RESULTS).exists():
+    if not (out / names.RESULTS).exists():
         return None
-    results = json.loads(read_text(out / RESULTS))
+    results = json.loads(read_text(out / names.RESULTS))
     if results.get("format") != _FORMAT:
-        raise ValueError(f"{out / RESULTS}: expected the format {_FORMAT!r}, found {results.get('format')!r}")
+        raise ValueError(f"{out / names.RESULTS}: expected the format {_FORMAT!r}, found {results.get('format')!r}")
     return results
 
 
@@ -98,13 +97,13 @@ def finish(
         "seconds": round(seconds(), 1),
     }
     results["verdict"] = verdict(results)
-    source = out / "trials" / f"{best.number:04d}"
+    source = out / names.RACE_TRIALS / f"{best.number:04d}"
     if config.final_fit:
         raise ValueError("final_fit: not implemented")
     _move(source, out)
-    write_text(out / RESULTS, json.dumps(results, indent=2))
+    write_text(out / names.RESULTS, json.dumps(results, indent=2))
     for entry in entries:
-        remove_checkpoints(out / "trials" / f"{entry.number:04d}")
+        remove_checkpoints(out / names.RACE_TRIALS / f"{entry.number:04d}")
     return results
 
 
@@ -122,8 +121,8 @@ def compared(entries: Sequence[Entry]) -> dict[str, Entry]:
 def _move(source: Path, out: Path) -> None:
     """The winner's files take their place in the run folder; those of a move that was killed are there already."""
     promote(source, out)
-    if (source / LOG).exists():
-        (source / LOG).replace(out / LOG)
+    if (source / names.LOG).exists():
+        (source / names.LOG).replace(out / names.LOG)
 
 
 def _measure(entry: Entry, entries: Sequence[Entry], data: RaceData, out: Path) -> dict[str, Any]:
@@ -138,10 +137,10 @@ def _measure(entry: Entry, entries: Sequence[Entry], data: RaceData, out: Path) 
             continue
         logits, labels = [], torch.empty(0)
         for seed in seeds:
-            folder = out / "trials" / f"{seed.number:04d}"
-            if not (folder / "checkpoints").exists() and seed.number == entry.number:
+            folder = out / names.RACE_TRIALS / f"{seed.number:04d}"
+            if not (folder / names.CHECKPOINTS).exists() and seed.number == entry.number:
                 folder = out
-            if (folder / "checkpoints").exists():
+            if (folder / names.CHECKPOINTS).exists():
                 predicted, labels = predict(folder, files)
                 logits.append(predicted)
         found[split] = [asdict(click_metrics(rows, labels)) for rows in logits]

@@ -17,8 +17,9 @@ from nasrec_torchrec.datasets.crosses import add_crosses
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.runs.files import remove, require_local
-from nasrec_torchrec.runs.folder import remove_checkpoints
+from nasrec_torchrec.runs import names
+from nasrec_torchrec.runs.files import require_local
+from nasrec_torchrec.runs.folder import claim, clear, remove_checkpoints
 from nasrec_torchrec.runs.record import record_start
 from nasrec_torchrec.search.config import Limits
 from nasrec_torchrec.search.cost import Latency, cost
@@ -27,7 +28,7 @@ from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
 from nasrec_torchrec.search.race.features import Ranked, proposed, rank_features
-from nasrec_torchrec.search.race.finish import RESULTS, compared, finish, predict, read_results
+from nasrec_torchrec.search.race.finish import compared, finish, predict, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
@@ -37,8 +38,6 @@ from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.training.guard import DivergedError
 
-JOURNAL = "race.journal"
-TRIALS, DATA = "trials", "data"
 # Share of the budget in which the trials end; the rest is for the last measurements and the report.
 _TRAINING_SHARE = 0.92
 # Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
@@ -85,7 +84,7 @@ def auto(
     require_local(out, "out: expected a folder on this machine, since trials are many small files")
     with _ranks() as device:
         if resume == "never" and dist.get_rank() == 0:
-            remove(out)
+            clear(out, "race")
         dist.barrier()
         if dist.get_rank() != 0:
             _follow(device)
@@ -132,15 +131,16 @@ class _Race:
         for name in ("budget", "trials", "quiet"):
             del described[name]
         settings = {"data": sha256(data / MANIFEST), "config": described, "limits": asdict(limits)}
-        out.mkdir(parents=True, exist_ok=True)
-        self.book = Book(storage or out / JOURNAL, settings | {"space": asdict(space)})
+        if not (out / names.RACE_JOURNAL).exists():
+            claim(out, "race", alone=False)
+        self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)})
         self.before = self.book.seconds()
         self.rankings: list[list[Ranked]] = []
 
     def run(self) -> dict[str, Any]:
         """Races, and returns the results."""
         if (results := read_results(self.out)) is not None:
-            self._say(f"{self.out / RESULTS}: this race is over; --resume never repeats it")
+            self._say(f"{self.out / names.RESULTS}: this race is over; --resume never repeats it")
             return results
         record_start(self.out)
         with self.book.worker() as worker:
@@ -265,7 +265,7 @@ class _Race:
         self.rankings.append(found)
         if not found:
             return
-        folder = self.out / f"{DATA}-{len(self.rankings)}"
+        folder = self.out / f"{names.RACE_DATA}-{len(self.rankings)}"
         with folder.with_name(f".{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             add_crosses(self.source, folder, [feature for ranked in self.rankings for feature in proposed(ranked)])
@@ -332,7 +332,7 @@ class _Race:
         self._show(trained)
 
     def _folder(self, number: int) -> Path:
-        return self.out / TRIALS / f"{number:04d}"
+        return self.out / names.RACE_TRIALS / f"{number:04d}"
 
     def _clean(self) -> None:
         """Drops the checkpoints of trials that are complete and far from winning."""

@@ -1,6 +1,5 @@
 """The one place where a race meets the trainer: a trial is trained up to a rung, and later from there."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.runs.checkpoint import latest_checkpoint
+from nasrec_torchrec.runs.checkpoint import latest_checkpoint, read_progress
 from nasrec_torchrec.runs.log import read_events
 from nasrec_torchrec.search.race.trial import Trial
 from nasrec_torchrec.training.trainer import Trainer
@@ -107,7 +106,7 @@ def _trained(run_dir: Path) -> list[tuple[float, float]]:
     folder = latest_checkpoint(run_dir)
     if folder is None:
         return []
-    step = json.loads((folder / "progress.json").read_text())["step"]
+    step = read_progress(folder)["step"]
     found = {
         event["step"]: (_number(event["log_loss"]), _number(event["auc"]))
         for event in read_events(run_dir)
