@@ -28,7 +28,7 @@ SHARED_FLAGS = (
     Flag("plugins", tuple[str, ...], False, (), "Python modules to import first, with operators of your own", _EVERY),
     Flag(
         *("path_handlers", str, True, None),
-        "module:function, called with the iopath PathManager behind all paths, to register handlers of URIs with",
+        "module:function, called with an iopath PathManager to register handlers of URIs with",
         _EVERY,
     ),
 )
@@ -91,6 +91,9 @@ class Program:
                 print(self.show(result), flush=True)
         except ValueError as error:
             fail(str(error))
+        except OSError as error:  # a full disk, a folder that must not be read
+            where = f"{error.filename}: " if error.filename else ""
+            fail(where + (error.strerror or str(error)))
         except KeyboardInterrupt:
             if os.environ.get("RANK", "0") == "0":
                 print(f"\ninterrupted; {self.resume}", file=sys.stderr)

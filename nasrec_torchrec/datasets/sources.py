@@ -255,7 +255,7 @@ def remote_version(source: Source) -> str:
     try:
         system, name = fsspec.core.url_to_fs(source.uri)
         version = system.ukey(name)
-    except Exception:  # one that only the path manager knows
+    except Exception:  # one that only a registered handler knows
         version = ""
     return hashlib.sha256(f"{source.uri} {source.size} {version}".encode()).hexdigest()
 

@@ -21,6 +21,7 @@ from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.stored import load_model, read_description
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import read_text, write_text
+from nasrec_torchrec.runs.names import ARCHITECTURES, METRICS
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig
 from nasrec_torchrec.search.cost import model_multiply_adds
 from nasrec_torchrec.search_space import SearchSpace
@@ -62,7 +63,7 @@ def run_demo(out: Path, ranks: int, seed: int) -> list[dict[str, Any]]:
     candidates: dict[str, tuple[str, str, tuple[float, ...]]] = {
         "DLRM": ("dlrm", "dlrm", LEARNING_RATES),
         "random NASRecNet": ("random", str(out / "random.json"), LEARNING_RATES),
-        "searched NASRecNet": ("nasrecnet", str(out / "search" / "architectures"), ()),
+        "searched NASRecNet": ("nasrecnet", str(out / "search" / ARCHITECTURES), ()),
     }
     rows = []
     for title, (name, architecture, rates) in candidates.items():
@@ -102,7 +103,7 @@ def run_demo(out: Path, ranks: int, seed: int) -> list[dict[str, Any]]:
 def table_row(title: str, run_dir: Path, data: Path) -> dict[str, Any]:
     """Cost, and test metrics over the seeds, of the trial that did best on validation."""
     _, model = load_model(run_dir)
-    best = json.loads(read_text(run_dir / "metrics.json"))["best"]
+    best = json.loads(read_text(run_dir / METRICS))["best"]
     rows = open_split(data, "test").read(0).select(torch.arange(8))
     return {
         "model": title,

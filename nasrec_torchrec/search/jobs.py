@@ -111,9 +111,10 @@ def write_report(search: Path | str, finalists: tuple[Path | str, ...] = ()) -> 
         ValueError: when a folder does not hold the results of a search or a training.
     """
     from nasrec_torchrec.runs.files import write_text
+    from nasrec_torchrec.runs.names import FINALISTS
     from nasrec_torchrec.runs.paths import to_path
     from nasrec_torchrec.search import report
-    from nasrec_torchrec.search.finalists import FINALISTS, agreement, read_finalists
+    from nasrec_torchrec.search.finalists import agreement, read_finalists
     from nasrec_torchrec.search.results import read_results
 
     folder = to_path(search)
