@@ -92,20 +92,27 @@ class ModelDescription:
         Raises:
             ValueError: If the format or the kind is unknown, or if a part is not valid.
         """
-        document = json.loads(text)
-        if document.get("format") != _FORMAT:
-            raise ValueError(f"model description: expected format '{_FORMAT}', found {document.get('format')!r}")
-        interaction = document["interaction"]
-        match document["kind"]:
-            case "nasrecnet":
-                part: Architecture | SearchSpace | Baseline = Architecture.from_json(json.dumps(interaction))
-            case "supernet":
-                part = SearchSpace(**interaction)
-            case "baseline":
-                part = Baseline(**interaction)
-            case kind:
-                raise ValueError(f"model description: kind: expected nasrecnet, supernet or baseline, found {kind!r}")
-        return cls(Schema.from_json(json.dumps(document["schema"])), part, document["use_layernorm"])
+        try:
+            document = json.loads(text)
+            if document.get("format") != _FORMAT:
+                raise ValueError(f"model description: expected format '{_FORMAT}', found {document.get('format')!r}")
+            interaction = document["interaction"]
+            match document["kind"]:
+                case "nasrecnet":
+                    part: Architecture | SearchSpace | Baseline = Architecture.from_json(json.dumps(interaction))
+                case "supernet":
+                    part = SearchSpace(**interaction)
+                case "baseline":
+                    part = Baseline(**interaction)
+                case kind:
+                    raise ValueError(
+                        f"model description: kind: expected nasrecnet, supernet or baseline, found {kind!r}"
+                    )
+            return cls(Schema.from_json(json.dumps(document["schema"])), part, document["use_layernorm"])
+        except KeyError as error:
+            raise ValueError(f"model description: {error} is missing") from None
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"model description: {error}") from None
 
 
 def dense_parameters(model: nn.Module) -> int:
