@@ -11,6 +11,7 @@ from nasrec_torchrec.datasets import sources
 from nasrec_torchrec.datasets.pieces import in_order
 from nasrec_torchrec.datasets.sources import Source
 from nasrec_torchrec.progress import progress_bar
+from nasrec_torchrec.runs.redaction import redact
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Content:
     """What a source file holds; the checksum decides, the rest saves computing it again.
 
     Args:
-        file: path or URI.
+        file: path, or URI without its secrets.
         bytes: size of the file.
         changed: time of the last change of a local file, in nanoseconds.
         sha256: checksum of the content, or, for a remote file, of what its file system reports about it.
@@ -52,7 +53,7 @@ def contents(files: Sequence[Source], known: Sequence[Any], threads: int) -> lis
     def look(source: Source) -> Content:
         path = Path(source.uri)
         if "://" in source.uri:
-            return Content(source.uri, source.size, 0, sources.remote_version(source))
+            return Content(redact(source.uri), source.size, 0, sources.remote_version(source))
         changed = path.stat().st_mtime_ns
         key = (source.uri, source.size, changed)
         return Content(*key, earlier.get(key) or sources.checksum(source.uri))

@@ -20,6 +20,7 @@ from nasrec_torchrec.datasets.config import TextFormat
 from nasrec_torchrec.datasets.sources import Piece, Source
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.files import atomic_path, write_text
+from nasrec_torchrec.runs.redaction import redact
 
 _T = TypeVar("_T")
 
@@ -200,8 +201,8 @@ def in_order(threads: int, tasks: Iterable[Callable[[], _T]]) -> Iterator[_T]:
 
 
 def write_rejects(path: Path, file: str, rejects: Mapping[int, str]) -> None:
-    """Writes the rejected rows of a piece in order, one JSON object per line."""
-    entries = [{"file": file, "line": line, "reason": reason} for line, reason in sorted(rejects.items())]
+    """Writes the rejected rows of a piece in order, one JSON object per line, without the secrets of a URL."""
+    entries = [{"file": redact(file), "line": line, "reason": reason} for line, reason in sorted(rejects.items())]
     write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 

@@ -2,12 +2,16 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+
+# Seconds between attempts to open a database.
+_PAUSES = (0.1, 0.3, 0.6, 1.0)
 
 
 def shown(storage: str | Path) -> str:
@@ -24,7 +28,7 @@ def open_storage(storage: str | Path) -> BaseStorage:
     """
     try:
         if "://" in str(storage):
-            return optuna.storages.get_storage(str(storage))
+            return _open_database(str(storage))
         path = Path(storage)
         path.parent.mkdir(parents=True, exist_ok=True)
         # It is held for milliseconds; one that a killed process left behind expires after this many seconds.
@@ -34,6 +38,16 @@ def open_storage(storage: str | Path) -> BaseStorage:
     except (ImportError, ValueError, KeyError, TypeError, OSError, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"storage: {shown(storage)} cannot be opened: {reason}") from None
+
+
+def _open_database(url: str) -> BaseStorage:
+    for pause in _PAUSES:
+        try:
+            return optuna.storages.get_storage(url)
+        except (IntegrityError, OperationalError, ProgrammingError):
+            # Another worker that starts at the same moment creates the same tables.
+            time.sleep(pause)
+    return optuna.storages.get_storage(url)
 
 
 def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:

@@ -89,8 +89,8 @@ def test_lists_are_written_with_commas_or_as_json(capsys, written: str):
 def test_hyphens_bare_booleans_and_null(capsys):
     assert _cook(capsys, "--salted", "--out", "pot", "--limit", "null")[0] == 0
     assert SEEN["recipe"] == Recipe(salted=True) and SEEN["out"] == Path("pot")
-    assert _cook(capsys, "--salted", "false", "--out=s3://bucket/pot", "--limit=3")[0] == 0
-    assert SEEN["recipe"] == Recipe() and SEEN["limit"] == 3 and str(SEEN["out"]) == "s3://bucket/pot"
+    assert _cook(capsys, "--salted", "false", "--out=memory://bucket/pot", "--limit=3")[0] == 0
+    assert SEEN["recipe"] == Recipe() and SEEN["limit"] == 3 and str(SEEN["out"]) == "memory://bucket/pot"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 
+from nasrec_torchrec.datasets.pieces import write_rejects
 from nasrec_torchrec.runs.redaction import redact
 
 
@@ -25,6 +28,15 @@ from nasrec_torchrec.runs.redaction import redact
 )
 def test_secrets_are_hidden_and_nothing_else(text, expected):
     assert redact(text) == (text if expected is None else expected)
+
+
+def test_rejected_rows_do_not_hold_the_password_of_their_file(tmp_path):
+    write_rejects(tmp_path / "rejects", "http://reader:Tr0ub4dor@host/log.csv", {3: "no label"})
+    assert json.loads((tmp_path / "rejects").read_text()) == {
+        "file": "http://***@host/log.csv",
+        "line": 3,
+        "reason": "no label",
+    }
 
 
 def test_values_of_secret_variables_are_hidden(monkeypatch):
