@@ -81,6 +81,9 @@ class ClickFiles:
                 missing = [name for name in schema.columns if name not in available]
                 if missing:
                     raise ValueError(f"{file}: missing columns {missing}; found {available}")
+                doubled = [name for name in schema.columns if available.count(name) > 1]
+                if doubled:
+                    raise ValueError(f"{file}: expected every column once, found {doubled} more than once")
                 for group in range(opened.num_row_groups):
                     groups.append((index, group, opened.metadata.row_group(group).num_rows))
         return cls(schema, tuple(files), tuple(groups), known)
