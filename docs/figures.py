@@ -27,13 +27,19 @@ VALUE = re.compile(r"([\w.,]*\w)(\s?<!-- ([\w-]+)\.([\w-]+) -->)")
 
 # Figure -> value -> a pattern with one group, searched for in the figure's output.
 VALUES: dict[str, dict[str, str]] = {
+    "auto-frappe-parts": {
+        "shipped-auc": r"the shipped model \| ([\d.]+)",
+        "shipped-log-loss": r"the shipped model \| [^|]+\| ([\d.]+)",
+        "tree-auc": r"\| LightGBM \| ([\d.]+)",
+        "tree-log-loss": r"\| LightGBM \| [^|]+\| ([\d.]+)",
+        "tree-features-auc": r"same added features \| ([\d.]+)",
+        "tree-features-log-loss": r"same added features \| [^|]+\| ([\d.]+)",
+    },
     "data-loading": {"decode-ratio": r"a / b = ([\d.]+)"},
     "preparation": {"seconds": r"45,000,000 +[\d,]+ +([\d.]+)", "mib": r"45,000,000 +[\d,]+ +[\d.]+ +([\d,]+)"},
     "quality-frappe": {
         "searched-auc": r"searched NASRecNet \| ([\d.]+)",
-        "searched-auc-deviation": r"searched NASRecNet \| [\d.]+ ± ([\d.]+)",
         "searched-log-loss": r"searched NASRecNet \| [^|]+\| ([\d.]+)",
-        "searched-log-loss-deviation": r"searched NASRecNet \| [^|]+\| [\d.]+ ± ([\d.]+)",
         "dcn-auc": r"DLRM_DCN \| ([\d.]+)",
         "dcn-log-loss": r"DLRM_DCN \| [^|]+\| ([\d.]+)",
     },

@@ -27,6 +27,7 @@ ELSEWHERE = {
     r"make test": ".ci/run: make test",
     r"make demo": "tests/apps/test_demo.py: def test_the_demo_compares_three_models",
     r"python benchmarks/quality\.py": "tests/benchmarks/test_quick.py: def test_quality",
+    r"python benchmarks/auto_parts\.py": "tests/benchmarks/test_quick.py: def test_auto_parts",
     r"python benchmarks/throughput\.py": "tests/benchmarks/test_quick.py: def test_throughput",
     r"python benchmarks/scale\.py": "tests/benchmarks/test_quick.py: def test_scale",
     r"python benchmarks/record\.py": "tests/test_figures.py: def test_a_benchmark_writes_its_figure",
@@ -39,6 +40,7 @@ ELSEWHERE = {
 }
 # Added to the commands of these programs, so that they take seconds.
 SIZES = {
+    "auto": "--trials 3 --epochs 1 --final_seeds 1 --quiet true",
     "prepare": "--overwrite true",
     "supernet": "--epochs 1 --batch_size 40 --full_path_steps 2 --num_blocks 2 --dense_widths [16,32]"
     " --sparse_widths [4,8]",

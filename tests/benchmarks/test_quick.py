@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import make_movielens
+from support import make_movielens, prepare_pairs
+
+from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.run import auto
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,3 +65,17 @@ def test_scale(tmp_path: Path):
 def test_checksums():
     printed = _run("checksums")
     assert "4,000 rows in" in printed and "with checksums" in printed and "% of an epoch" in printed
+
+
+@pytest.mark.slow
+def test_auto_parts(tmp_path: Path):
+    data, race = prepare_pairs(tmp_path / "data", 1500), tmp_path / "race"
+    auto(data, race, RaceConfig(trials=5, epochs=2, final_seeds=1, finalists=1, max_features=2, quiet=True))
+    flags = "--data", str(data), "--race", str(race), "--out", str(tmp_path / "parts")
+    printed = _run("auto_parts", *flags)
+    parts = json.loads((tmp_path / "parts" / "parts.json").read_text())
+    assert {"the shipped model", "without its added features", "LightGBM with the same added features"} <= set(parts)
+    assert all(0 < runs[0]["log_loss"] < 2 and len(runs) == 1 for runs in parts.values())
+    assert all(f"| {title} | " in printed for title in parts)
+    # What was trained is not trained again.
+    assert "step/s" not in _run("auto_parts", *flags)

@@ -46,7 +46,20 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert {"user_x_item", "history_of_user_x_item"} <= {feature.name for feature in load_schema(out / "data-1").sparse}
     without = results["measured"]["baseline without added features"]["test"][0]["log_loss"]
     assert results["measured"]["winner"]["test"][0]["log_loss"] < without - 0.02
-    assert results["verdict"].startswith("Winner: ")
+    tree = results["measured"]["tree"]
+    assert 0 < tree["test"][0]["log_loss"] < without
+    best = results["measured"]["winner"]["test"]
+    tree_is_better = tree["test"][0]["log_loss"] < sum(seed["log_loss"] for seed in best) / len(best)
+    assert results["verdict"].startswith("A tree is better" if tree_is_better else "Winner: ")
+    assert "\nA tree, LightGBM: test" in results["verdict"] and "Winner: " in results["verdict"]
+    assert {"baseline", "features", "LightGBM"} <= {row["source"] for row in results["sources"]}
+    fastest, *others = results["front"]
+    assert all(row["latency_us"] > 0 for row in results["front"])
+    assert fastest["latency_us"] == min(row["latency_us"] for row in results["leaderboard"])
+    assert [row["log_loss"] for row in others] == sorted((row["log_loss"] for row in others), reverse=True)
+    page = (out / "report.html").read_text()
+    assert page.index("Winner: ") < page.index("Leaderboard") and "data:image/png;base64,iVBOR" in page
+    assert "history_of_user_x_item" in page and "LightGBM" in page
     description, _ = load_model(out)
     assert description.schema.feature_names[:3] == ["user", "item", "shop"]
     assert set(description.schema.feature_names[3:]) == set(winner["trial"]["features"])

@@ -72,6 +72,16 @@ def test_recipes_come_first_then_architectures_then_seeds():
     assert found.loss < min(entry.loss for entry in entries if isinstance(entry.trial.interaction, Baseline))
 
 
+def test_only_the_chosen_sources_propose():
+    for chosen in (("random",), ("mutation", "random"), ()):
+        entries = replay(_planner(sources=chosen), _curve, trials=40)
+        assert len(entries) == 40
+        drawn = {entry.trial.source for entry in entries if isinstance(entry.trial.interaction, Architecture)}
+        assert drawn - {"recipe"} == set(chosen)
+    with pytest.raises(ValueError, match=r"sources: expected any of .*'mutation'.*, found 'supernet'"):
+        RaceConfig(sources=("supernet",))  # type: ignore[arg-type]
+
+
 def test_nothing_is_trained_twice_and_trials_that_are_behind_stop():
     entries = replay(_planner(), _curve, trials=40)
     keys = [(entry.trial.configuration, entry.trial.seed) for entry in entries]

@@ -8,6 +8,7 @@ from nasrec_torchrec.search_space import SearchSpace
 
 Phase = Literal["recipes", "features", "architectures", "polish", "finals"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+Source = Literal["random", "mutation", "surrogate"]
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 # Shares of the budget after which a phase ends.
@@ -27,11 +28,11 @@ class RaceConfig:
         features: propose crosses and statistics of the categorical features.
         max_features: added features that are computed at most.
         candidate_features: sparse features of the data that are combined at most, those of the largest tables first.
+        sources: where architectures come from beside the baselines: ``random``, ``mutation``, ``surrogate``; with none
+            of them the baselines are tuned alone.
         finalists: models that are repeated with further seeds.
         final_seeds: seeds of every finalist.
-        ensemble: measure what the mean of the winner's seeds gains.
-        final_fit: train the winner again on the training and the validation rows, for as many epochs as were best.
-        trees: train LightGBM as a yardstick; unset, where it is installed.
+        trees: train LightGBM as a yardstick, which takes 6 % of the budget at most; unset, where it is installed.
         step_limit: a proposed architecture whose training step takes so many times that of the slowest baseline is
             not trained.
         quiet: print the verdict alone.
@@ -45,10 +46,9 @@ class RaceConfig:
     features: bool = True
     max_features: int = 8
     candidate_features: int = 12
+    sources: tuple[Source, ...] = get_args(Source)
     finalists: int = 3
     final_seeds: int = 3
-    ensemble: bool = True
-    final_fit: bool = False
     trees: bool | None = None
     step_limit: float = 4.0
     quiet: bool = False
@@ -59,6 +59,9 @@ class RaceConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected a positive number, found {value}")
+        for source in self.sources:
+            if source not in get_args(Source):
+                raise ValueError(f"sources: expected any of {get_args(Source)}, found {source!r}")
         if self.reduction_factor < 2:
             raise ValueError(f"reduction_factor: expected 2 or more, found {self.reduction_factor}")
         if not self.step_limit > 0:

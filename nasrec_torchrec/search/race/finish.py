@@ -1,7 +1,7 @@
 """The end of a race: the winner and its seeds, the test split, read once, and the results."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ from nasrec_torchrec.runs.files import read_text, write_text
 from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig
-from nasrec_torchrec.search.race.leaderboard import by_source, standings
-from nasrec_torchrec.search.race.planner import Planner, winner
+from nasrec_torchrec.search.race.leaderboard import by_source, front, standings
+from nasrec_torchrec.search.race.planner import winner
 from nasrec_torchrec.search.race.promotion import fidelity
+from nasrec_torchrec.search.race.report import page
 from nasrec_torchrec.search.race.training import RaceData
-from nasrec_torchrec.search.race.trial import Entry, Trial
+from nasrec_torchrec.search.race.tree import measure_tree, read_tree
+from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.race.verdict import verdict
 
+TREE = "tree"
 _FORMAT = "nasrec-torchrec/race/1"
 _FINAL = "final"
 _EVALUATION_ROWS = 8192
@@ -44,16 +47,18 @@ def read_results(out: Path) -> dict[str, Any] | None:
     return results
 
 
-def finish(
-    book: Book,
-    planner: Planner,
-    config: RaceConfig,
-    data: RaceData,
-    out: Path,
-    seconds: Callable[[], float],
-    retrain: Callable[[Trial, int, RaceData, Path], None],
-) -> dict[str, Any]:
-    """Measures the winner and the best baseline on the test split, and writes the results.
+def finish(book: Book, config: RaceConfig, data: RaceData, out: Path, seconds: Callable[[], float]) -> dict[str, Any]:
+    """Measures the winner, the best baseline and the tree on the test split, and writes the results.
+
+    Args:
+        book: holds the trials.
+        config: of the race.
+        data: with all added features.
+        out: run folder; receives ``results.json``, ``report.html`` and the winner's files.
+        seconds: that the race has taken so far.
+
+    Returns:
+        dict: the results, as JSON values.
 
     Raises:
         ValueError: when no trial was trained for a single epoch.
@@ -63,6 +68,9 @@ def finish(
     if best is None:
         raise ValueError("budget: no trial finished a single epoch; a larger budget is needed")
     measured = {name: _measure(entry, entries, data, out) for name, entry in compared(entries).items()}
+    tree = _measured_tree(data, out)
+    if tree is not None:
+        measured["tree"] = {name: value for name, value in tree.items() if name != "seconds"}
     whole = [entry for entry in entries if entry.status == "complete"]
     results = {
         "format": _FORMAT,
@@ -70,8 +78,9 @@ def finish(
         "model": best.trial.to_dict(),
         "title": best.trial.title,
         "measured": measured,
-        "leaderboard": standings(entries),
-        "sources": by_source(entries),
+        "leaderboard": (leaderboard := standings(entries)),
+        "front": front(leaderboard),
+        "sources": [*by_source(entries), *([] if tree is None else [_tree_source(tree)])],
         "fidelity": {
             kind: {str(share): tau for share, tau in fidelity(group).items()}
             for kind, group in (
@@ -98,13 +107,26 @@ def finish(
     }
     results["verdict"] = verdict(results)
     source = out / names.RACE_TRIALS / f"{best.number:04d}"
-    if config.final_fit:
-        raise ValueError("final_fit: not implemented")
     _move(source, out)
+    write_text(out / names.REPORT, page(results))
     write_text(out / names.RESULTS, json.dumps(results, indent=2))
     for entry in entries:
         remove_checkpoints(out / names.RACE_TRIALS / f"{entry.number:04d}")
     return results
+
+
+def _measured_tree(data: RaceData, out: Path) -> dict[str, Any] | None:
+    """What the tree reached, with its metrics on the test split; None where none was trained."""
+    tree = read_tree(out / TREE)
+    if tree is not None and any((data.folder / "test").glob("*.parquet")):
+        tree["test"] = [measure_tree(out / TREE, data.folder / "test", data.base)]
+    return tree
+
+
+def _tree_source(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree as a row of the table of sources."""
+    loss = tree["validation"][0]["log_loss"]
+    return {"source": "LightGBM", "trials": 1, "seconds": tree["seconds"], "log_loss": loss, "gain": 0.0}
 
 
 def compared(entries: Sequence[Entry]) -> dict[str, Entry]:

@@ -41,6 +41,16 @@ def standings(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["log_loss"])
 
 
+def front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows than which no other is both faster and better, the fastest first."""
+    found: list[dict[str, Any]] = []
+    measured = (row for row in rows if row["latency_us"] is not None)
+    for row in sorted(measured, key=lambda row: (row["latency_us"], row["log_loss"])):
+        if not found or row["log_loss"] < found[-1]["log_loss"]:
+            found.append(row)
+    return found
+
+
 def table(rows: Sequence[dict[str, Any]], limit: int = 8) -> str:
     """The best rows as Markdown, which a terminal shows well too."""
     lines = [

@@ -13,7 +13,7 @@ from optuna.trial import TrialState, create_trial
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.search.race import sources
-from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.config import RaceConfig, Source
 from nasrec_torchrec.search.race.promotion import (
     calibrated_shares,
     overfitted,
@@ -249,11 +249,13 @@ class Planner:
         trained = [entry for entry in entries if isinstance(entry.trial.interaction, Architecture)]
         drawn = {e.trial.interaction.canonical() for e in trained if isinstance(e.trial.interaction, Architecture)}
         surrogate = Surrogate.fit(trained)
-        able = ["random"]
-        if sum(bool(entry.losses) for entry in trained) >= 3:
-            able.append("mutation")
-        if surrogate is not None:
-            able.append("surrogate")
+        # Chance comes first, and the others once there is something to learn from.
+        ready: dict[Source, bool] = {
+            "random": True,
+            "mutation": sum(bool(entry.losses) for entry in trained) >= 3,
+            "surrogate": surrogate is not None,
+        }
+        able = [name for name in ready if ready[name] and name in self._config.sources]
         while able:
             name = sources.choose_source(able, mine)
             found: Architecture | None
@@ -271,7 +273,7 @@ class Planner:
                 found = surrogate.best([architecture for architecture in pool if architecture is not None])
             if found is not None:
                 return self._new("architectures", name, best, interaction=found)
-            able.remove(name)
+            able = [other for other in able if other != name]
         return self._propose_polish(entries)
 
     def _propose_polish(self, entries: Sequence[Entry]) -> Trial:

@@ -28,18 +28,21 @@ from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
 from nasrec_torchrec.search.race.features import Ranked, proposed, rank_features
-from nasrec_torchrec.search.race.finish import compared, finish, predict, read_results
+from nasrec_torchrec.search.race.finish import TREE, compared, finish, predict, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
 from nasrec_torchrec.search.race.training import RaceData, train_trial
-from nasrec_torchrec.search.race.trial import Entry, Trial
+from nasrec_torchrec.search.race.tree import read_tree, train_tree, trees_are_installed
+from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.training.guard import DivergedError
 
 # Share of the budget in which the trials end; the rest is for the last measurements and the report.
 _TRAINING_SHARE = 0.92
+# Share of it that the yardstick may take.
+_TREE_SHARE = 0.06
 # Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
 _WHOLE_TRAININGS = 14
 _MOST_EPOCHS, _LEAST_EPOCHS, _COUNTED_EPOCHS = 20, 2, 10
@@ -126,7 +129,10 @@ class _Race:
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
         if not all(self.rows.values()):
             raise ValueError(f"{data}: expected rows to train and to validate on, found {self.rows}")
-        described = asdict(config)
+        self.trees = trees_are_installed() if config.trees is None else config.trees
+        if self.trees and not trees_are_installed():
+            raise ValueError("trees: LightGBM is not installed; install nasrec-torchrec[trees], or choose false")
+        described = asdict(config) | {"trees": self.trees}
         # What may change between a kill and the next start.
         for name in ("budget", "trials", "quiet"):
             del described[name]
@@ -146,6 +152,7 @@ class _Race:
         with self.book.worker() as worker:
             self.worker = worker
             self._prepare(worker)
+            self._grow_tree(worker)
             self._race(worker)
             return self._finish(worker)
 
@@ -207,6 +214,18 @@ class _Race:
             self.base.embedding_dim,
             self._allowed,
         )
+
+    def _grow_tree(self, worker: Worker) -> None:
+        """Trains the yardstick, unless another worker does."""
+        if not self.trees or (claim := worker.claim(TREE)) is None:
+            return
+        try:
+            seconds = _TREE_SHARE * self.config.budget_seconds if self.config.trials is None else None
+            tree = train_tree(self.source, self.base, self.out / TREE, seconds, self.config.seed)
+        finally:
+            worker.release(claim)
+        loss = tree["validation"][0]["log_loss"]
+        self._say(f"LightGBM, the yardstick: {loss:.5f} with {tree['recipe']}, {tree['seconds']:.0f} s")
 
     def _describe(self, interaction: sources.Interaction) -> ModelDescription:
         return ModelDescription(self.base, interaction)
@@ -355,6 +374,9 @@ class _Race:
 
     def _finish(self, worker: Worker) -> dict[str, Any]:
         """One worker writes the results; the others wait for them."""
+        while self.trees and read_tree(self.out / TREE) is None:  # a worker that died may have left it
+            self._grow_tree(worker)
+            time.sleep(_POLL_SECONDS)
         while (results := read_results(self.out)) is None:
             claim = worker.claim("finish")
             if claim is None:
@@ -363,19 +385,12 @@ class _Race:
             try:
                 results = read_results(self.out)
                 if results is None:
-                    results = finish(
-                        self.book, self.planner, self.config, self.data, self.out, lambda: self.seconds, self._retrain
-                    )
+                    results = finish(self.book, self.config, self.data, self.out, lambda: self.seconds)
                     self.book.close()
             finally:
                 worker.release(claim)
             break
         return results
-
-    def _retrain(self, trial: Trial, until: int, data: RaceData, folder: Path) -> None:
-        """A training beside the race, over all ranks."""
-        self.tell((trial, until, data, folder))
-        train_trial(trial, until, data, folder, self.device, lambda *_: False)
 
 
 def _follow(device: torch.device) -> None:

@@ -10,7 +10,15 @@ def verdict(results: Mapping[str, Any]) -> str:
     measured = results["measured"]
     split = "test" if measured["winner"].get("test") else "validation"
     best = measured["winner"]
-    lines = [f"Winner: {best['title']} ({best['recipe']}{_with(best['features'])}): {split} {_metrics(best[split])}."]
+    lines = []
+    tree = measured.get("tree")
+    if tree is not None and _loss(tree[split]) < _loss(best[split]):
+        added = sorted({name for trial in results["trials"] for name in trial["trial"]["features"]})
+        lines.append(
+            f"A tree is better than the best network of this race: LightGBM ({tree['recipe']}): {split} "
+            f"{_metrics(tree[split])}. Added features that were tried to close the gap: {', '.join(added) or 'none'}."
+        )
+    lines += [f"Winner: {best['title']} ({best['recipe']}{_with(best['features'])}): {split} {_metrics(best[split])}."]
     if (together := best.get(f"{split} ensemble")) is not None:
         lines.append(
             f"The mean prediction of its {len(best[split])} seeds: {split} log loss {together['log_loss']:.5f}, "
@@ -19,19 +27,23 @@ def verdict(results: Mapping[str, Any]) -> str:
     for name, title in (
         ("baseline", "The best tuned baseline"),
         ("baseline without added features", "The best tuned baseline without added features"),
-        ("tree", "LightGBM"),
+        ("tree", "A tree"),
     ):
         other = measured.get(name)
         if other is None or not other.get(split):
             continue
         if (other["title"], other["recipe"], other["features"]) == (best["title"], best["recipe"], best["features"]):
-            lines.append(f"{title} is the winner itself: no other model beat it.")
+            lines.append(f"{title} is the winner itself: no other network of the race was better.")
             continue
         lines.append(
             f"{title}, {other['title']}{_with(other['features'])}: {split} {_metrics(other[split])}"
             f" ({_compared(best[split], other[split])})."
         )
     return "\n".join(lines)
+
+
+def _loss(seeds: Sequence[Mapping[str, float]]) -> float:
+    return statistics.fmean(seed["log_loss"] for seed in seeds)
 
 
 def _with(features: Sequence[str]) -> str:
@@ -48,5 +60,5 @@ def _metrics(seeds: Sequence[Mapping[str, float]]) -> str:
 
 
 def _compared(best: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> str:
-    difference = statistics.fmean(s["log_loss"] for s in other) - statistics.fmean(s["log_loss"] for s in best)
+    difference = _loss(other) - _loss(best)
     return f"{abs(difference):.5f} {'worse' if difference > 0 else 'better'} than the winner"

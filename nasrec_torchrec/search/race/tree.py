@@ -1,0 +1,155 @@
+"""The yardstick of gradient-boosted trees: LightGBM on the same rows, an optional extra of the package."""
+
+import importlib.util
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from nasrec_torchrec.datasets.schema import HISTORY_LEVELS, Schema
+from nasrec_torchrec.metrics.click_metrics import click_metrics
+from nasrec_torchrec.runs.files import write_text
+
+_ROUNDS, _PATIENCE = 3000, 50
+_MOST_ROWS = 5_000_000
+_PARAMETERS = {
+    "objective": "binary",
+    "metric": "binary_logloss",
+    "verbosity": -1,
+    "deterministic": True,
+    "force_row_wise": True,  # what is chosen by a time measurement need not be chosen again
+}
+_MODEL, _RESULT = "model.txt", "result.json"
+
+
+def trees_are_installed() -> bool:
+    """Whether LightGBM can be imported."""
+    return importlib.util.find_spec("lightgbm") is not None
+
+
+def train_tree(data: Path, schema: Schema, out: Path, seconds: float | None, seed: int = 0) -> dict[str, Any]:
+    """Trains LightGBM with its defaults, categories and early stopping on the validation split, once for a folder.
+
+    Args:
+        data: prepared data set.
+        schema: columns to read; lists of ids are left out, a history becomes its two counts.
+        out: receives the model, as text, and what it reached.
+        seconds: after which no further tree is grown; unset, early stopping alone decides.
+        seed: of LightGBM.
+
+    Returns:
+        dict: title, recipe, added features, seconds, and validation metrics.
+    """
+    if (found := read_tree(out)) is not None:
+        return found
+    import lightgbm
+
+    started = time.monotonic()
+    columns, categories = _columns(schema)
+    sets: list[Any] = []
+    counts: list[int] = []
+    for split in ("train", "validation"):
+        rows, labels = _rows(data / split, schema)
+        reference = sets[0] if sets else None
+        sets.append(
+            lightgbm.Dataset(
+                rows,
+                labels,
+                reference,
+                feature_name=columns,
+                categorical_feature=categories,
+                params=_PARAMETERS,
+            ).construct()
+        )
+        counts.append(len(labels))
+
+    losses: dict[str, dict[str, list[float]]] = {}
+    callbacks = [
+        lightgbm.record_evaluation(losses),
+        lightgbm.early_stopping(_PATIENCE, verbose=False),
+        _Deadline(started + seconds if seconds is not None else math.inf),
+    ]
+    parameters = _PARAMETERS | {"seed": seed, "num_threads": torch.get_num_threads()}
+    booster = lightgbm.train(parameters, sets[0], _ROUNDS, valid_sets=[sets[1]], callbacks=callbacks)
+    # Whether patience or the clock ended it, the best number of trees is kept.
+    best = int(np.argmin(losses["valid_0"]["binary_logloss"])) + 1
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / _MODEL, booster.model_to_string(num_iteration=best))
+    sampled = "" if counts[0] < _MOST_ROWS else f", the first {counts[0]:,} rows"
+    result = {
+        "title": "LightGBM",
+        "recipe": f"{best} trees, defaults, early stopping{sampled}",
+        "features": [feature.name for feature in schema.crosses],
+        "seconds": round(time.monotonic() - started, 2),
+        "validation": [measure_tree(out, data / "validation", schema)],
+    }
+    write_text(out / _RESULT, json.dumps(result))
+    return result
+
+
+def read_tree(out: Path) -> dict[str, Any] | None:
+    """What :func:`train_tree` returned for a folder, or None when it has not."""
+    return json.loads((out / _RESULT).read_text()) if (out / _RESULT).exists() else None
+
+
+def measure_tree(out: Path, split: Path, schema: Schema) -> dict[str, float]:
+    """Metrics of a trained tree model on the rows of a split."""
+    import lightgbm
+
+    rows, labels = _rows(split, schema)
+    raw = lightgbm.Booster(model_file=out / _MODEL).predict(rows, raw_score=True)
+    return asdict(click_metrics(torch.from_numpy(np.asarray(raw)).float(), torch.from_numpy(labels).float()))
+
+
+class _Deadline:
+    """Stops LightGBM after the first tree that is finished too late."""
+
+    def __init__(self, deadline: float) -> None:
+        self.order = 100  # after the losses of the tree are recorded
+        self._deadline = deadline
+
+    def __call__(self, environment: Any) -> None:
+        import lightgbm
+
+        if time.monotonic() > self._deadline:
+            raise lightgbm.callback.EarlyStopException(environment.iteration, environment.evaluation_result_list)
+
+
+def _columns(schema: Schema) -> tuple[list[str], list[str]]:
+    """Names of the columns of :func:`_rows`, and those that are categories."""
+    names = [feature.name for feature in schema.dense]
+    categories = []
+    for feature in schema.sparse:
+        if feature.ids == "history":
+            names += [f"{feature.name}_clicks", f"{feature.name}_others"]
+        elif not feature.multi_hot:
+            names.append(feature.name)
+            categories.append(feature.name)
+    return names, categories
+
+
+def _rows(split: Path, schema: Schema) -> tuple[np.ndarray, np.ndarray]:
+    """Columns for LightGBM and labels, in the order of the rows."""
+    single = [feature for feature in schema.sparse if not feature.multi_hot]
+    names = [schema.label, *(dense.name for dense in schema.dense), *(feature.name for feature in single)]
+    parts: list[np.ndarray] = []
+    count = 0
+    for file in sorted(split.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(columns=names):
+            columns = [batch.column(name).to_numpy(zero_copy_only=False) for name in names]
+            numbers = columns[: 1 + len(schema.dense)]
+            for feature, ids in zip(single, columns[len(numbers) :], strict=True):
+                # The id 0 of a missing value becomes -1 and 11: no row has been counted that way.
+                numbers += np.divmod(ids - 1, HISTORY_LEVELS) if feature.ids == "history" else [ids]
+            parts.append(np.stack(numbers, 1).astype(np.float64))
+            count += batch.num_rows
+        if count >= _MOST_ROWS:
+            break
+    rows = np.concatenate(parts)[:_MOST_ROWS]
+    return rows[:, 1:], rows[:, 0]

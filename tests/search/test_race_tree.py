@@ -1,0 +1,67 @@
+"""The yardstick of a race, and what its verdict says about it."""
+
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import log_loss, roc_auc_score
+from support import prepare_pairs
+
+from nasrec_torchrec.datasets.crosses import add_crosses, history_of
+from nasrec_torchrec.datasets.prepared import load_schema
+from nasrec_torchrec.search.race.tree import measure_tree, read_tree, train_tree
+from nasrec_torchrec.search.race.verdict import verdict
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tree")
+    add_crosses(prepare_pairs(folder / "plain", 3000), folder / "data", [history_of(("user", "item"))])
+    return folder / "data"
+
+
+def test_a_tree_reads_categories_and_counts_and_is_trained_once(data: Path, tmp_path: Path):
+    schema = load_schema(data)
+    assert read_tree(tmp_path) is None
+    result = train_tree(data, schema, tmp_path, None)
+    booster = lightgbm.Booster(model_file=tmp_path / "model.txt")
+    names = booster.feature_name()
+    history = "history_of_user_x_item"
+    assert {f"{history}_clicks", f"{history}_others"} <= set(names) and history not in names
+    assert result["features"] == [history] and result["recipe"].startswith(f"{booster.num_trees()} trees")
+    # The same metrics as from the rows as they are stored.
+    rows = pq.read_table(data / "validation")
+    table = {name: rows[name].to_numpy() for name in schema.feature_names}
+    table[f"{history}_clicks"], table[f"{history}_others"] = np.divmod(table[history] - 1, 12)
+    probability = booster.predict(np.stack([table[name] for name in names], 1).astype(float))
+    label, found = rows[schema.label].to_numpy(), result["validation"][0]
+    assert found["log_loss"] == pytest.approx(log_loss(label, probability), abs=1e-6)
+    assert found["auc"] == pytest.approx(roc_auc_score(label, probability), abs=1e-4)
+    assert read_tree(tmp_path) == result == train_tree(data, schema, tmp_path, None)
+    again = train_tree(data, schema, tmp_path / "again", None)
+    assert again | {"seconds": 0} == result | {"seconds": 0}
+
+
+def test_a_tree_without_time_is_one_of_few_trees(data: Path, tmp_path: Path):
+    schema = load_schema(data)
+    hurried, whole = (train_tree(data, schema, tmp_path / str(s), s) for s in (0.0, 60.0))
+    assert hurried["recipe"].startswith("1 trees")
+    assert whole["validation"][0]["log_loss"] < hurried["validation"][0]["log_loss"]
+    assert measure_tree(tmp_path / "60.0", data / "validation", schema) == whole["validation"][0]
+
+
+def _measured(title: str, loss: float) -> dict[str, Any]:
+    return {"title": title, "recipe": "as usual", "features": [], "test": [{"log_loss": loss, "auc": 0.8}]}
+
+
+@pytest.mark.parametrize(("loss", "first"), [(0.39, "A tree is better"), (0.41, "Winner: dlrm")])
+def test_the_verdict_begins_with_the_tree_where_it_is_better(loss: float, first: str):
+    measured = {"winner": _measured("dlrm 64", 0.4), "tree": _measured("LightGBM", loss)}
+    trials = [{"trial": {"features": ["a_x_b"]}}]
+    text = verdict({"measured": measured, "trials": trials})
+    assert text.startswith(first)
+    assert ("tried to close the gap: a_x_b" in text) == (loss < 0.4)
+    assert f"A tree, LightGBM: test log loss {loss:.5f}" in text
