@@ -327,13 +327,11 @@ _METRICS = ("auc", "log_loss")
 
 
 def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
     for row in rows:
         mean, deviation = statistics.fmean(row["log_loss"]), statistics.stdev(row["log_loss"])
         marker = "s" if row["model"] in BASELINES else "o"
@@ -346,7 +344,6 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

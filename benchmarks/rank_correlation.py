@@ -197,15 +197,11 @@ def _with_interval(statistic, first: np.ndarray, second: np.ndarray) -> tuple[fl
 
 
 def _draw(truths: np.ndarray, scratch: np.ndarray, rows: list[dict], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(row["supernet"] for row in rows))
-    figure, axes = plt.subplots(
-        2, len(names), figsize=(3.2 * len(names), 6.5), squeeze=False, sharex=True, sharey=True, layout="constrained"
-    )
+    figure = Figure(figsize=(3.2 * len(names), 6.5), layout="constrained")
+    axes = figure.subplots(2, len(names), squeeze=False, sharex=True, sharey=True)
     true_ranks = rankdata(truths)
     lowest, highest = (ends(rankdata(scratch, axis=0), axis=1) for ends in (np.min, np.max))
     for row in rows:
@@ -222,7 +218,6 @@ def _draw(truths: np.ndarray, scratch: np.ndarray, rows: list[dict], path: Path)
     figure.supxlabel("rank with the supernet's weights")
     figure.supylabel("rank from scratch, and range over the seeds")
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,8 @@ import statistics
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import torch
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from scipy.stats import kendalltau, ttest_ind
 from tqdm import tqdm
 
@@ -132,7 +129,8 @@ def _compare(
     print(
         f"  evolution below random: {sum(a < b for a, b in zip(*last, strict=True))} of {len(last[0])} seeds, p {p:.4f}"
     )
-    figure, (over_time, over_cost) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    over_time, over_cost = figure.subplots(1, 2)
     for (kind, runs), color in zip(single.items(), ("tab:blue", "tab:gray"), strict=True):
         curves = [[min(c.loss for c in found[: n + 1]) for n in range(count)] for found in runs]
         for index, curve in enumerate(curves):

@@ -48,7 +48,7 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.search.candidate import Candidate
-from nasrec_torchrec.search.cost import Cost, Latency
+from nasrec_torchrec.search.cost_values import Cost, Latency
 
 # Vectors of the original implementation and real rows; only some machines have them.
 SHARED = Path(__file__).resolve().parents[2] / "shared"

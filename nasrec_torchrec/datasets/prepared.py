@@ -9,6 +9,7 @@ checksums when their rows are read.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,8 @@ def open_split(folder: Path, split: str) -> ClickFiles:
             "(for the split by time, a share above 0)"
         )
     check_split(folder, split, manifest)
-    return ClickFiles.open(folder / split, schema, {file["name"]: file["sha256"] for file in described["files"]})
+    files = ClickFiles.open(folder / split, schema, {file["name"]: file["sha256"] for file in described["files"]})
+    return replace(files, dictionaries=tuple(sorted(manifest["dictionaries"].items())))
 
 
 def check_dictionaries(folder: Path) -> None:

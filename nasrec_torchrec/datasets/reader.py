@@ -48,12 +48,14 @@ class ClickFiles:
         files: files in order.
         groups: file, number in that file, and number of rows of every row group.
         checksums: SHA-256 checksum of every file, None if it is not known.
+        dictionaries: name and checksum of each dictionary that the ids come from.
     """
 
     schema: Schema
     files: tuple[Path, ...]
     groups: tuple[tuple[int, int, int], ...]
     checksums: tuple[str | None, ...]
+    dictionaries: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def open(cls, path: Path, schema: Schema, checksums: Mapping[str, str] | None = None) -> "ClickFiles":

@@ -98,14 +98,12 @@ class Statistics:
 
     def draw(self, path: Path) -> Path:
         """Writes a PNG file with click rates, used and unused table rows, missing values, and memory per table."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
+        from matplotlib.figure import Figure
 
         names = [column.name for column in self.sparse]
         height = max(3.5, 0.24 * len(names) + 1.2)
-        figure, axes = plt.subplots(1, 4, figsize=(17, height), constrained_layout=True)
+        figure = Figure(figsize=(17, height), layout="constrained")
+        axes = figure.subplots(1, 4)
         places = np.arange(len(names))
         rates = [100 * rate for _, rate in self.splits.values()]
         axes[0].bar(list(self.splits), rates, color="tab:blue")
@@ -132,7 +130,6 @@ class Statistics:
         axes[3].set_title("largest tables, MiB")
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=90)
-        plt.close(figure)
         return path
 
 

@@ -80,7 +80,11 @@ def export(
     model, out, data = to_path(model), to_path(out), None if data is None else to_path(data)
     exporting.check_place(out)
     description, trained = load_model(model)
-    drift = None if data is None else exporting.compare(trained, config, open_split(data, "validation"))
+    drift = None
+    if data is not None:
+        rows = open_split(data, "validation")
+        description.require_fits(rows)
+        drift = exporting.compare(trained, config, rows)
     metrics = {} if drift is None else asdict(drift)
     with ExitStack() as stack:
         words = None if data is None else stack.enter_context(local_folder(data / DICTIONARIES))

@@ -1,7 +1,7 @@
 """Descriptions from which a model can be built again; a run stores one as a small JSON file next to the weights."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -10,6 +10,7 @@ from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.memory import host_memory, require_memory
 from nasrec_torchrec.models.baselines import FlatModel, build_baseline
@@ -30,11 +31,33 @@ class ModelDescription:
         schema: The columns and tables of the data.
         interaction: An architecture (for a NASRecNet), a search space (for a SuperNet) or a baseline.
         use_layernorm: Whether to normalize after each linear layer. Baselines ignore it.
+        dictionaries: Name and checksum of each dictionary that the training rows' ids come from.
     """
 
     schema: Schema
     interaction: Architecture | SearchSpace | Baseline = field(default_factory=Baseline)
     use_layernorm: bool = False
+    dictionaries: tuple[tuple[str, str], ...] = ()
+
+    def require_fits(self, data: ClickFiles) -> None:
+        """Refuses rows of another preparation than those that the model was trained on.
+
+        Args:
+            data: The rows that the model is to read.
+
+        Raises:
+            ValueError: If the schema or the words of a dictionary differ. It names the first difference.
+        """
+        # A training may choose another width than the data set's schema proposes.
+        difference = self.schema.difference(replace(data.schema, embedding_dim=self.schema.embedding_dim))
+        if difference is None:
+            theirs = dict(data.dictionaries)
+            other = [name for name, checksum in self.dictionaries if theirs.get(name, checksum) != checksum]
+            difference = f"the dictionary {other[0]} gives other ids to the words" if other else None
+        if difference is not None:
+            raise ValueError(
+                f"{data.files[0].parent}: the model was trained on data of another preparation: {difference}"
+            )
 
     def build(self, device: torch.device | None = None) -> ClickModel:
         """Builds the model.
@@ -75,6 +98,7 @@ class ModelDescription:
                 "interaction": interaction,
                 "use_layernorm": self.use_layernorm,
                 "schema": json.loads(self.schema.to_json()),
+                "dictionaries": dict(self.dictionaries),
             },
             indent=2,
         )
@@ -108,7 +132,9 @@ class ModelDescription:
                     raise ValueError(
                         f"model description: kind: expected nasrecnet, supernet or baseline, found {kind!r}"
                     )
-            return cls(Schema.from_json(json.dumps(document["schema"])), part, document["use_layernorm"])
+            # Earlier versions did not keep the checksums.
+            dictionaries = tuple(dict(document.get("dictionaries", {})).items())
+            return cls(Schema.from_json(json.dumps(document["schema"])), part, document["use_layernorm"], dictionaries)
         except KeyError as error:
             raise ValueError(f"model description: {error} is missing") from None
         except (AttributeError, TypeError) as error:

@@ -9,8 +9,7 @@ from typing import Any
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.finite import finite
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
-from nasrec_torchrec.search.config import CostName
-from nasrec_torchrec.search.cost import Cost, Latency
+from nasrec_torchrec.search.cost_values import Cost, CostName, Latency
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
+
+from nasrec_torchrec.search.cost_values import COST_NAMES, Cost, CostName, Latency
 
 if TYPE_CHECKING:
     from nasrec_torchrec.search.candidate import Candidate
-    from nasrec_torchrec.search.cost import Cost, Latency
 
-CostName = Literal["multiply_adds", "parameters", "activation_bytes", "latency_us"]
-COST_NAMES: tuple[CostName, ...] = get_args(CostName)
 Precision = Literal["fp32", "bf16"]
 
 
@@ -111,7 +110,7 @@ class Limits:
             if limit is not None and not 0 < limit < math.inf:
                 raise ValueError(f"{name}: expected a positive number, found {limit}")
 
-    def excess(self, cost: "Cost", latency: "Latency | None") -> dict[str, float]:
+    def excess(self, cost: Cost, latency: Latency | None) -> dict[str, float]:
         """Returns the limits that are exceeded, with the exceeding values. A latency of None exceeds no limit."""
         found = {
             "max_flops": 2 * cost.multiply_adds,
@@ -124,7 +123,7 @@ class Limits:
             name: value for name, value in found.items() if value is not None and value > (limits[name] or math.inf)
         }
 
-    def allow(self, cost: "Cost", latency: "Latency | None") -> bool:
+    def allow(self, cost: Cost, latency: Latency | None) -> bool:
         """Returns whether the costs are within the limits."""
         return not self.excess(cost, latency)
 

@@ -1,6 +1,5 @@
 """What an architecture costs: counts from the meta device, and a measured latency."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,37 +11,9 @@ from torchrec.datasets.utils import Batch
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.models.supernet import SharedInteractionArch
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of the interaction part; embedding tables cost look-ups, not multiply-adds.
-
-    Args:
-        multiply_adds: per example, in matrix products, those of attention included. Half of PyTorch's FLOP count.
-        parameters: of the interaction part.
-        activation_bytes: per example, of everything that the forward pass computes (views are free), in float32.
-        by_module: ``(multiply-adds, parameters)`` of every module, by its path.
-    """
-
-    multiply_adds: int
-    parameters: int
-    activation_bytes: int
-    by_module: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Latency:
-    """How long a forward pass of the interaction part took.
-
-    Args:
-        median_us: microseconds for a batch.
-        iqr_us: between the first and the third quarter of the measurements.
-    """
-
-    median_us: float
-    iqr_us: float
+from nasrec_torchrec.search.cost_values import Cost, Latency
 
 
 class _ActivationBytes(TorchDispatchMode):
@@ -88,6 +59,12 @@ def cost(
     }
     parameters = sum(parameter.numel() for parameter in arch.parameters())
     return Cost(counter.get_total_flops() // 2, parameters, activations.total, by_module)
+
+
+def cost_in_supernet(arch: SharedInteractionArch, architecture: Architecture) -> Cost:
+    """Counts what an architecture costs as a subnet of a supernet's interaction part; see :func:`cost`."""
+    sizes = arch.storage.dense_in_features, arch.storage.num_tokens, arch.storage.embedding_dim
+    return cost(architecture, *sizes, arch.use_layernorm)
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ import hashlib
 import math
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +15,16 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.prepared import MANIFEST, open_split
 from nasrec_torchrec.distributed.process_group import process_group
+from nasrec_torchrec.models.stored import read_description
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import require_local
 from nasrec_torchrec.runs.names import JOURNAL
 from nasrec_torchrec.runs.record import record_start
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
+from nasrec_torchrec.search.cost import cost_in_supernet
 from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.evolution import evolve
 from nasrec_torchrec.search.limits import require_reachable
@@ -28,6 +32,7 @@ from nasrec_torchrec.search.report import write_report
 from nasrec_torchrec.search.results import SearchResults, write_results
 from nasrec_torchrec.search.study import CandidateStudy
 from nasrec_torchrec.search.supernet import load_supernet
+from nasrec_torchrec.stopping import StopRequest
 
 # Evaluation settings that do not change any loss.
 _FREE = ("chunk_size", "cache_memory")
@@ -66,7 +71,9 @@ def search_supernet(
 
     Raises:
         ValueError: when the settings contradict each other, or do not fit the study, the supernet or the data.
+        SystemExit: after SIGTERM or Ctrl-C, when the candidates so far are in the study and in the report.
     """
+    request = StopRequest()
     if evaluation.race_confidence is not None and objective.names != ("log_loss",):
         raise ValueError("race_confidence: candidates race for the loss alone, without trade_off and latency_target_us")
     if storage is None:
@@ -79,9 +86,15 @@ def search_supernet(
             "data": sha256(data / MANIFEST),
             "evaluation": {name: value for name, value in asdict(evaluation).items() if name not in _FREE},
         }
+        # Counted alike on every rank, before the rows are looked up.
+        require_reachable(model.search_space, limits, partial(cost_in_supernet, model.interaction_arch))
         rows = open_split(data, "train"), open_split(data, "validation")
+        checkpoint = kept_checkpoint(supernet, collective=dist.get_world_size() > 1)
+        read_description(checkpoint).require_fits(rows[1])
         if dist.get_rank() != 0:
-            Evaluator(model, *rows, evaluation).follow()
+            evaluator = Evaluator(model, *rows, evaluation)
+            with request.listening():  # rank 0 gets the same signal, and says when to end
+                evaluator.follow()
             return None
         candidates = CandidateStudy(
             storage or out / JOURNAL, study, model.search_space, settings, objective, from_scratch=resume == "never"
@@ -101,19 +114,23 @@ def search_supernet(
             return evaluator(architecture, incumbent, with_latency)
 
         found: list[Candidate] = []
-        require_reachable(model.search_space, limits, evaluator.cost, evaluator.latency)
         best = math.inf
         with (
+            request.listening(),
             evaluator,
             candidates.worker() as worker,
             tqdm(total=evolution.evaluations, desc="search", unit="candidate", mininterval=update_interval()) as bar,
         ):
+            # Measured on this rank alone, and so where leaving releases the ranks that follow.
+            require_reachable(model.search_space, limits, evaluator.cost, evaluator.latency)
             batches = candidates.evaluating(worker, evaluate, [asdict(evolution), asdict(limits)])
             for candidate in evolve(model.search_space, batches, evolution, objective, allowed):
                 found.append(candidate)
                 bar.update()
                 best = best if candidate.stopped else min(best, candidate.loss)
                 bar.set_postfix(best=f"{best:.5f}", refresh=False)
+                if request.signal:
+                    break
         if all(candidate.failed for candidate in found):
             raise ValueError(
                 f"{supernet}: no candidate has a finite validation loss, so there is nothing to choose from; the "
@@ -121,7 +138,14 @@ def search_supernet(
             )
         write_results(SearchResults(tuple(found), objective, limits, top_k), out)
         write_report(out)
-        return found
+    if len(found) < evolution.evaluations:
+        print(
+            f"{out}: asked to end; {len(found)} of {evolution.evaluations} candidates are evaluated and in the report; "
+            "run the same command again to resume",
+            file=sys.stderr,
+        )
+        raise SystemExit(request.exit_code)
+    return found
 
 
 def _fingerprint(model: SuperNet) -> str:

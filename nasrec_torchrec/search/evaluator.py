@@ -23,7 +23,8 @@ from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig
-from nasrec_torchrec.search.cost import Cost, Latency, cost, measure_latency
+from nasrec_torchrec.search.cost import cost_in_supernet, measure_latency
+from nasrec_torchrec.search.cost_values import Latency
 from nasrec_torchrec.search.finetuning import finetune_last_layer
 from nasrec_torchrec.search.racing import behind, looks
 from nasrec_torchrec.search.rows import FinetuningRows, RowCache
@@ -59,7 +60,7 @@ class Evaluator:
         self._device = next(self._arch.parameters()).device
         self._rank, self._ranks = rank_and_ranks()
         # A search asks for the cost of a candidate before it evaluates the candidate.
-        self.cost = functools.cache(self._cost)
+        self.cost = functools.cache(functools.partial(cost_in_supernet, self._arch))
         self.latency = functools.cache(self._latency)
         cache = RowCache(supernet.sparse_arch, config)
         generator = torch.Generator().manual_seed(config.finetune_seed)
@@ -118,11 +119,6 @@ class Evaluator:
         sent = [request]
         dist.broadcast_object_list(sent, src=0, device=torch.device("cpu"))
         return sent[0]
-
-    def _cost(self, architecture: Architecture) -> Cost:
-        storage = self._arch.storage
-        sizes = storage.dense_in_features, storage.num_tokens, storage.embedding_dim
-        return cost(architecture, *sizes, self._arch.use_layernorm)
 
     def _latency(self, architecture: Architecture) -> Latency:
         return measure_latency(self._arch.subnet(architecture), self.config.latency_batch_size, self._device)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from nasrec_torchrec.search.candidate import Candidate
-from nasrec_torchrec.search.config import CostName
+from nasrec_torchrec.search.cost_values import CostName
 from nasrec_torchrec.search.finalists import Finalist, agreement
 from nasrec_torchrec.search.pareto import first_front
 from nasrec_torchrec.search.results import SearchResults

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from nasrec_torchrec.architecture import Architecture, BlockArchitecture
 from nasrec_torchrec.search.config import Limits
-from nasrec_torchrec.search.cost import Cost, Latency
+from nasrec_torchrec.search.cost_values import Cost, Latency
 from nasrec_torchrec.search_space import SearchSpace
 
 
@@ -31,7 +31,7 @@ def require_reachable(
     space: SearchSpace,
     limits: Limits,
     cost: Callable[[Architecture], Cost],
-    latency: Callable[[Architecture], Latency],
+    latency: Callable[[Architecture], Latency] | None = None,
 ) -> None:
     """Refuses limits that even the smallest architectures exceed.
 
@@ -39,14 +39,15 @@ def require_reachable(
         space: search space.
         limits: limits on its architectures.
         cost: function that counts the cost of an architecture.
-        latency: measures how long one takes; asked only where the latency is limited.
+        latency: function that measures how long one takes, called only where the latency is limited. None leaves that
+            limit out.
 
     Raises:
         ValueError: If a limit is out of reach. The message names each such limit and the smallest cost found.
     """
     least: dict[str, float] = {}
     for number, architecture in enumerate(smallest(space)):
-        measured = None if limits.max_latency_us is None else latency(architecture)
+        measured = None if latency is None or limits.max_latency_us is None else latency(architecture)
         excess = limits.excess(cost(architecture), measured)
         if number:
             excess = {name: min(value, least[name]) for name, value in excess.items() if name in least}

@@ -1,18 +1,15 @@
 """What all ranks check together in every step: whether its numbers are finite, and whether the run was asked to end."""
 
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nasrec_torchrec.stopping import StopRequest
+
 # The exit code that a shell reports for a program that was ended by SIGTERM.
 TERMINATED = 128 + signal.SIGTERM
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class DivergedError(ValueError):
@@ -35,7 +32,8 @@ class StepGuard:
         # The signal that asked one of the ranks to end, or 0.
         self.stop = 0
         self._held: tuple[Tensor, Tensor] | None = None
-        self._signal = 0
+        # The one that came to this rank.
+        self.request = StopRequest()
 
     def hold(self, _: nn.Module, __: object, embedded: Tensor) -> Tensor:
         """Cuts the graph. This is a forward hook of the part that looks up the tables."""
@@ -61,7 +59,7 @@ class StepGuard:
             gradient = self._held[1].grad
             assert gradient is not None
             finite = finite & gradient.isfinite().all()
-        flags = torch.stack([~finite, torch.tensor(self._signal, device=finite.device)]).int()
+        flags = torch.stack([~finite, torch.tensor(self.request.signal, device=finite.device)]).int()
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         skip, self.stop = flags.tolist()
         self.skip = bool(skip)
@@ -75,26 +73,3 @@ class StepGuard:
         if held is not None:
             embedded, leaf = held
             embedded.backward(leaf.grad)
-
-    @contextmanager
-    def termination(self) -> Iterator[None]:
-        """Takes SIGTERM, which is sent before a machine is taken away, and Ctrl-C as the wish to end after a step.
-
-        A second Ctrl-C interrupts at once.
-        """
-        if threading.current_thread() is not threading.main_thread():  # which alone may set a handler
-            yield
-            return
-        previous = {number: signal.getsignal(number) for number in _SIGNALS}
-
-        def ask(number: int, _: FrameType | None) -> None:
-            self._signal = number
-            signal.signal(number, previous[signal.Signals(number)])
-
-        for number in _SIGNALS:
-            signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

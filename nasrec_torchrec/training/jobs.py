@@ -158,8 +158,10 @@ def evaluate(
     from nasrec_torchrec.models.stored import load_model
     from nasrec_torchrec.runs.paths import to_path
 
-    _, trained = load_model(to_path(model))
-    return measure(trained, open_split(to_path(data), split), batch_size)
+    description, trained = load_model(to_path(model))
+    rows = open_split(to_path(data), split)
+    description.require_fits(rows)
+    return measure(trained, rows, batch_size)
 
 
 def _interactions(

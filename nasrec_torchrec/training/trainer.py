@@ -2,19 +2,16 @@
 
 import json
 import math
-import resource
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torchrec.datasets.utils import Batch
+from torch import nn
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
@@ -22,7 +19,6 @@ from nasrec_torchrec.distributed.gather import gather_rows
 from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, rank_memory
 from nasrec_torchrec.memory import require_memory
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
-from nasrec_torchrec.metrics.windowed import WindowedMetrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.checkpoint import Checkpoints, read_progress
@@ -34,6 +30,7 @@ from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.dropout import add_dropout
 from nasrec_torchrec.training.guard import DivergedError, StepGuard
 from nasrec_torchrec.training.inputs import inputs_of
+from nasrec_torchrec.training.meter import CountedBatches, StepMeter
 from nasrec_torchrec.training.paths import paths_of
 from nasrec_torchrec.training.profiling import StepProfiler
 from nasrec_torchrec.training.progress import Progress
@@ -166,6 +163,7 @@ class Trainer:
             background=cuda if config.background_reader is None else config.background_reader,
             pin_memory=cuda,
         )
+        self.description = replace(self.description, dictionaries=data.dictionaries)
         from_scratch = config.resume == "never"
         self.progress = Progress(total_steps=config.epochs * reader.steps_per_epoch)
         self._inputs = inputs_of({"train": data, "validation": validation}, config, self.description)
@@ -195,7 +193,7 @@ class Trainer:
                 RunLog(self.run_dir, total, self.run_dir.name, self.progress.step, from_scratch, asdict(config)),
                 StepProfiler(config.profile, self.run_dir / names.PROFILE, self.rank, self.device),
             )
-            with session.log, session.profiler, self.guard.termination():
+            with session.log, session.profiler, self.guard.request.listening():
                 while not self._ended(reader):
                     if self._train_epoch(session):
                         break
@@ -226,8 +224,8 @@ class Trainer:
     def _train_epoch(self, session: _Session) -> bool:
         """Trains to the end of an epoch, and returns whether to pause there or before."""
         progress, step, config = self.progress, self.step, self.config
-        meter = _Meter(config, self.world_size, self.device, progress.step)
-        batches = _Counted(iter(session.reader))
+        meter = StepMeter(config, self.world_size, self.device, progress.step)
+        batches = CountedBatches(iter(session.reader))
         left = session.reader.steps_left
         step.start_epoch()
         for done in range(1, left + 1):
@@ -354,62 +352,3 @@ class Trainer:
             f"step {self.progress.step}: the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a "
             f"row; the last batch is in {file}, and the last checkpoint is intact; a lower learning_rate may help"
         )
-
-
-class _Meter:
-    """What a training logs of its steps, in windows of an epoch.
-
-    Args:
-        config: of the training.
-        world_size: number of ranks.
-        device: of this rank.
-        step: that the epoch begins at.
-    """
-
-    def __init__(self, config: TrainConfig, world_size: int, device: torch.device, step: int) -> None:
-        self._batch_size, self._world_size, self._device = config.batch_size, world_size, device
-        self._windowed = WindowedMetrics(config.batch_size // world_size, device)
-        self._read_at, self._read_step = time.monotonic(), step
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Takes in this rank's rows of a step."""
-        self._windowed.update(logits, labels)
-
-    def read(self, loss: Tensor, step: int) -> dict[str, float]:
-        """Values over all ranks since the last call; collective."""
-        mean_loss = loss.clone()
-        dist.all_reduce(mean_loss)
-        now = time.monotonic()
-        rows = (step - self._read_step) * self._batch_size
-        seconds = now - self._read_at
-        self._read_at, self._read_step = now, step
-        return {
-            "loss": float(mean_loss) / self._world_size,
-            "samples_per_second": rows / seconds,
-            "batch_size": self._batch_size,
-            "memory_mib": _peak_memory(self._device) / 2**20,
-            **self._windowed.compute(),
-        }
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes that this rank held at most: on the GPU, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-class _Counted:
-    """Counts what a pipeline takes out of an iterator: it is some batches ahead of the steps."""
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
-        self.count = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        batch = next(self._batches)
-        self.count += 1
-        return batch

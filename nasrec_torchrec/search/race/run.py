@@ -22,7 +22,8 @@ from nasrec_torchrec.runs.files import require_local
 from nasrec_torchrec.runs.folder import claim, clear, remove_checkpoints
 from nasrec_torchrec.runs.record import record_start
 from nasrec_torchrec.search.config import Limits
-from nasrec_torchrec.search.cost import Latency, cost
+from nasrec_torchrec.search.cost import cost
+from nasrec_torchrec.search.cost_values import Latency
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace

@@ -1,0 +1,45 @@
+"""The wish to end: SIGTERM, which is sent before a machine is taken away, and Ctrl-C."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Remembers a signal that asks the process to end, so that it ends where its work is whole."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        """The number of the signal, or 0 while there was none."""
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that a shell reports for a program that this signal ended."""
+        return 128 + self.signal
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the first SIGTERM or Ctrl-C as a request; the second of its kind acts as it did before.
+
+        Only the main thread may do so; in any other thread this does nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {number: signal.getsignal(number) for number in _SIGNALS}
+
+        def ask(number: int, _: FrameType | None) -> None:
+            self.signal = number
+            signal.signal(number, previous[signal.Signals(number)])
+
+        for number in _SIGNALS:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
