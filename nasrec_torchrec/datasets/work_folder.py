@@ -1,6 +1,5 @@
 """The folder of an unfinished preparation, and whether one is needed at all."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,8 @@ from nasrec_torchrec.datasets.contents import contents
 from nasrec_torchrec.datasets.preparation_job import Job
 from nasrec_torchrec.datasets.prepared import EARLIER_FORMAT, MANIFEST, OURS, REJECTS, check_files, read_manifest
 from nasrec_torchrec.runs.files import is_published, place_beside, write_text
+from nasrec_torchrec.runs.lock import lock
+from nasrec_torchrec.runs.names import LOCK
 
 _SOURCES = "sources.json"
 
@@ -55,7 +56,7 @@ def is_current(job: Job) -> bool:
     work = place_beside(job.out, "preparing")
     if work.exists():
         # Of a run that was killed when the data set was in its place.
-        with _locked(job, work):
+        with lock(work):
             shutil.rmtree(work)
     return True
 
@@ -70,13 +71,11 @@ def work_folder(job: Job) -> Iterator[Path]:
         ValueError: If another process works in it.
     """
     work = place_beside(job.out, "preparing")
-    work.mkdir(parents=True, exist_ok=True)
-    with _locked(job, work):
+    with lock(work):
         found = contents(job.files, _known(work), job.threads)
         identity = work / "job"
         if not identity.exists() or identity.read_text() != job.identity(found):
-            shutil.rmtree(work)
-            work.mkdir()
+            _empty(work)
             write_text(work / _SOURCES, json.dumps([asdict(content) for content in found]))
             write_text(identity, job.identity(found))
         yield work
@@ -120,15 +119,13 @@ def check_rejects(job: Job, work: Path, rows: int, rejected: int) -> None:
     )
 
 
-@contextmanager
-def _locked(job: Job, work: Path) -> Iterator[None]:
-    with work.with_name(f"{work.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{job.out}: another process is preparing it") from None
-        yield
-        Path(lock.name).unlink(missing_ok=True)
+def _empty(work: Path) -> None:
+    """Removes everything but the lock, which is held."""
+    for entry in work.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
 
 
 def _known(work: Path) -> list[Any]:

@@ -27,7 +27,8 @@ from nasrec_torchrec.datasets.sources import Piece, Source
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.predictor import MANIFEST, Predictor, Request
-from nasrec_torchrec.runs.files import atomic_path, local_copy, write_text
+from nasrec_torchrec.runs.files import atomic_path, local_copy, remove_leftovers, write_text
+from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.runs.paths import to_path
 
 # Names that begin with "_" are passed over by what reads a folder as one table, as PyArrow and Spark do.
@@ -66,8 +67,16 @@ def score(
             model's, no row can be scored, or ``out`` holds something else.
     """
     job = _Job(package, files, out, config, text)
-    if config.overwrite:
-        _remove_scores(out)
+    job.check_types()
+    with lock(out):
+        remove_leftovers(out)
+        if config.overwrite:
+            _remove_scores(out)
+        return _score(job)
+
+
+def _score(job: "_Job") -> dict[str, int]:
+    out = job.out
     job.begin()
     records: list[Record] = []
     qualities = []
@@ -152,8 +161,6 @@ class _Job:
 
     def begin(self) -> None:
         """Checks what is in the output folder, and says there what is scored."""
-        for file in self.files:
-            self._check_types(file)
         known = self.out / _SOURCES
         try:
             earlier = json.loads(known.read_text())
@@ -168,10 +175,12 @@ class _Job:
         self.finished(0)
         write_text(known, json.dumps([asdict(content) for content in found]))
 
-    def _check_types(self, source: Source) -> None:
+    def check_types(self) -> None:
         """Missing columns and types that never fit are found before anything is written."""
-        self.reading.header(source)
-        if source.parquet:
+        for source in self.files:
+            self.reading.header(source)
+            if not source.parquet:
+                continue
             columns = sources.parquet_schema(source)
             empty = columns.empty_table().select(self.wanted(columns.names))
             try:

@@ -1,5 +1,4 @@
 import csv
-import fcntl
 import gzip
 import hashlib
 import io
@@ -29,6 +28,7 @@ from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, Sp
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.datasets.transform import hash_text
 from nasrec_torchrec.runs.handlers import serve
+from nasrec_torchrec.runs.lock import lock
 
 SCHEMA = Schema(
     "click",
@@ -270,11 +270,13 @@ def test_overwriting_keeps_what_is_not_ours(text: Path, tmp_path: Path):
 
 def test_two_at_once_are_refused(text: Path, tmp_path: Path):
     out = tmp_path / "data"
-    with (tmp_path / ".data.preparing.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another process is preparing it"):
-            prepare(RawData((str(text),), SCHEMA), out)
+    with (
+        lock(tmp_path / ".data.preparing"),
+        pytest.raises(ValueError, match=r"\.data\.preparing: process .* is writing"),
+    ):
+        prepare(RawData((str(text),), SCHEMA), out)
     prepare(RawData((str(text),), SCHEMA), out)
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(

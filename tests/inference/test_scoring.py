@@ -20,6 +20,7 @@ from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.inference.predictor import Predictor
 from nasrec_torchrec.inference.scoring import requests, score
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.runs.lock import lock
 
 pytestmark = pytest.mark.slow  # for the package is compiled first
 
@@ -66,8 +67,9 @@ def test_a_killed_scoring_resumes(package, prepared, tmp_path: Path, monkeypatch
         score(package[0], [file], out, config)
     assert len(list(out.glob("part-*"))) == 2
     kept = (out / "part-000000.parquet").stat().st_mtime_ns
+    (out / ".part-000002.parquet.1.nasrec-tmp").write_bytes(b"half")
     assert score(package[0], [file], out, config)["rows"] == 20_000
-    assert (out / "part-000000.parquet").stat().st_mtime_ns == kept
+    assert (out / "part-000000.parquet").stat().st_mtime_ns == kept and not list(out.glob(".*"))
     table = _read(out)
     assert table.column("probability").to_pylist() == pytest.approx(expected, abs=1e-6)
     assert table.column_names == ["file", "line", "d0", "probability"]
@@ -216,6 +218,12 @@ def test_scores_of_a_replaced_file_are_not_continued(trained: Trained, tmp_path:
     _score(trained, tmp_path, LINES)
     with pytest.raises(ValueError, match="holds scores of something else; choose another --out, or --overwrite true"):
         _score(trained, tmp_path, LINES[::-1])
+
+
+def test_two_at_once_are_refused(trained: Trained, tmp_path: Path):
+    with lock(tmp_path / "out"), pytest.raises(ValueError, match=r"out: process .* is writing here"):
+        _score(trained, tmp_path, LINES)
+    assert len(_score(trained, tmp_path, LINES)) == 300
 
 
 def test_nothing_scored_is_an_error(trained: Trained, tmp_path: Path):
