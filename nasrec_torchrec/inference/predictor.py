@@ -84,7 +84,8 @@ class Predictor:
     """
 
     def __init__(self, folder: str | Path, runners: int = 1, verify: bool = True, chunk_size: int = 512) -> None:
-        folder = Path(folder)
+        self._folder = folder = Path(folder)
+        self._reader: Any = None
         self.manifest: dict[str, Any] = read_manifest(folder, verify)
         if verify:
             for name, known in self.manifest["sha256"].items():
@@ -118,6 +119,22 @@ class Predictor:
             ValueError: when the tensors do not fit the model or each other.
         """
         return torch.sigmoid(self.logits(request))
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Probabilities ``(B,)`` of raw rows, as the training files had them, by the transform of preparation.
+
+        This method alone needs nasrec_torchrec installed; see :mod:`nasrec_torchrec.inference.rows` for what a row may
+        be.
+
+        Raises:
+            ValueError: for a value that cannot be read; it says which row, column and value. Or when the package lacks
+                the words of its dictionaries.
+        """
+        if self._reader is None:
+            from nasrec_torchrec.inference.rows import RowReader
+
+            self._reader = RowReader.of_package(self._folder, self.manifest)
+        return self.predict(self._reader.read(rows).request)
 
     def logits(self, request: Request) -> Tensor:
         """Logits ``(B,)`` float32, see :meth:`predict`."""

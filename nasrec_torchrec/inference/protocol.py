@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nasrec_torchrec.inference.predictor import Predictor, Request
+from nasrec_torchrec.inference.rows import RawRows, RowReader
 
 EXTENSIONS = ["binary_tensor_data"]
 OUTPUT = "probability"
@@ -41,7 +42,13 @@ class _Body(msgspec.Struct):
     outputs: list[_Output] | None = None
 
 
-_BODY = msgspec.json.Decoder(_Body)
+class _Rows(msgspec.Struct):
+    rows: list[msgspec.Raw]
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+_BODY, _ROWS, _ROW = msgspec.json.Decoder(_Body), msgspec.json.Decoder(_Rows), msgspec.json.Decoder(dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,7 @@ def decode(
             f"inference-header-content-length: expected 1 to {len(view)}, the bytes of the body, found {header_length}"
         )
     parsed = _parse(view if header_length is None else view[:header_length])
-    if parsed.id is not None and len(parsed.id) > 1024:
-        raise ValueError(f"id: expected 1024 characters at most, found {len(parsed.id)}")
+    _check_id(parsed.id)
     binary, names = _outputs(parsed)
     expected = {entry["name"]: entry for entry in describe_inputs(predictor)}
     given = {part.name: part for part in parsed.inputs}
@@ -141,6 +147,54 @@ def encode(inference: Inference, model: str, version: str, scores: torch.Tensor)
     }
 
 
+def decode_rows(
+    body: bytes | bytearray | memoryview, reader: RowReader, max_rows: int, max_ids: int
+) -> tuple[RawRows, str | None, bool]:
+    """Reads the body of a request with raw rows.
+
+    Args:
+        body: body of the request.
+        reader: of the model's raw rows.
+        max_rows: rows of a request.
+        max_ids: values of a request, and ids.
+
+    Returns:
+        What was read, the request's id, and whether the client wants to know of unknown values.
+
+    Raises:
+        ValueError: says what does not fit, and what is expected.
+    """
+    # Values have one comma less than there are: counted before they become objects.
+    if bytes(body).count(b",") >= max_ids:
+        raise ValueError(f"rows: expected {max_ids} values at most")
+    try:
+        parsed = _ROWS.decode(body)
+        _check_id(parsed.id)
+        if len(parsed.rows) > max_rows:
+            raise ValueError(f"rows: expected {max_rows} at most, found {len(parsed.rows)}")
+        read = reader.read([_ROW.decode(row) for row in parsed.rows])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ValueError(f"body: {error}") from None
+    except RecursionError:
+        raise ValueError("body: nested too deeply") from None
+    if read.request.ids.numel() > max_ids:
+        raise ValueError(f"rows: expected {max_ids} ids at most, found {read.request.ids.numel()}")
+    return read, parsed.id, bool((parsed.parameters or {}).get("unknown", False))
+
+
+def encode_rows(
+    read: RawRows, id: str | None, unknown: bool, model: str, version: str, scores: torch.Tensor
+) -> tuple[bytes, dict[str, str]]:
+    """The body of an answer to raw rows, and its headers."""
+    output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
+    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
+    if id is not None:
+        document["id"] = id
+    if unknown:
+        document["unknown"] = read.unknown
+    return msgspec.json.encode(document), {"content-type": "application/json"}
+
+
 def describe_inputs(predictor: Predictor) -> list[dict[str, Any]]:
     """Returns names, datatypes and shapes of the inputs, where -1 stands for any size."""
     shapes = {
@@ -163,6 +217,11 @@ def _parse(text: memoryview) -> _Body:
     if not parsed.inputs:
         raise ValueError("inputs: expected at least one, found none")
     return parsed
+
+
+def _check_id(text: str | None) -> None:
+    if text is not None and len(text) > 1024:
+        raise ValueError(f"id: expected 1024 characters at most, found {len(text)}")
 
 
 def _outputs(parsed: _Body) -> tuple[bool, tuple[str, ...]]:

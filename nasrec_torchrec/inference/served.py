@@ -8,9 +8,11 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from nasrec_torchrec.datasets.schema import DenseFeature, SparseFeature
 from nasrec_torchrec.inference.config import ServingConfig
-from nasrec_torchrec.inference.metrics import ServerMetrics
+from nasrec_torchrec.inference.metrics import FeatureCounts, ServerMetrics
 from nasrec_torchrec.inference.predictor import GOLDEN, MANIFEST, PACKAGE, Batcher, Predictor
+from nasrec_torchrec.inference.rows import RowReader
 
 _LOG = logging.getLogger("nasrec.serve")
 # A package that was refused is looked at again when a file of it changed, or after this time.
@@ -42,7 +44,7 @@ class Served:
 
     def counts(self) -> tuple[str, str, dict[str, int], dict[str, int]]:
         """Returns the model's name and version, and how many ids and unknown ids of each feature were looked up."""
-        predictor, _, version = self.current
+        predictor, _, version, _ = self.current
         return (
             self._config.name,
             version,
@@ -50,11 +52,23 @@ class Served:
             {name: count + self._unknown_ids[name] for name, count in predictor.unknown_ids.items()},
         )
 
+    def features(self) -> dict[str, FeatureCounts]:
+        """Returns what was found of each feature in the raw rows that the current package read."""
+        reader = self.current[3]
+        if isinstance(reader, ValueError):
+            return {}
+        features: list[DenseFeature | SparseFeature] = [*reader.schema.dense, *reader.schema.sparse]
+        trained = {feature.name: feature for feature in features}
+        return {
+            name: FeatureCounts(found, trained[name].missing, getattr(trained[name], "unknown", None))
+            for name, found in reader.counts.items()
+        }
+
     def close(self) -> None:
         """Scores the accepted requests, and removes the temporary files."""
         self._stopped.set()
         self._watcher.join()
-        predictor, batcher, _ = self.current
+        predictor, batcher, _, _ = self.current
         batcher.close()
         predictor.close()
 
@@ -68,8 +82,13 @@ class Served:
             config.max_waiting,
             self._metrics.observe_batch,
         )
+        try:
+            reader: RowReader | ValueError = RowReader.of_package(self._folder, predictor.manifest)
+        except ValueError as error:
+            # It still scores prepared rows; who sends raw ones is told.
+            reader = error
         # One assignment: a request uses the one or the other.
-        self.current = predictor, batcher, predictor.version
+        self.current = predictor, batcher, predictor.version, reader
         _LOG.info("serving %s, version %s", self._folder, predictor.version)
 
     def _stamp(self) -> _Stamp | None:
@@ -93,7 +112,7 @@ class Served:
             stamp = self._stamp()
             if stamp is None or stamp == self._seen or (stamp == refused and time.monotonic() < again):
                 continue
-            old_predictor, old_batcher, _ = self.current
+            old_predictor, old_batcher, _, _ = self.current
             try:
                 self._load()
             except Exception as error:

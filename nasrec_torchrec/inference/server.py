@@ -10,13 +10,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import uvicorn
@@ -28,11 +28,17 @@ from nasrec_torchrec.inference import protocol
 from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.limits import Bodies, BoundedProtocol, CountedAnswers, error_response
 from nasrec_torchrec.inference.metrics import ServerMetrics
-from nasrec_torchrec.inference.predictor import QueueFull
+from nasrec_torchrec.inference.predictor import Predictor, QueueFull
+from nasrec_torchrec.inference.predictor import Request as Scored
+from nasrec_torchrec.inference.rows import RowReader
 from nasrec_torchrec.inference.served import Served
 from nasrec_torchrec.runs.files import local_folder
 
 _LOG = logging.getLogger("nasrec.serve")
+# Bytes of a body that is read at once, in a millisecond or so.
+_SMALL = 2**16
+Reader: TypeAlias = RowReader | ValueError
+Answer: TypeAlias = Callable[[str, torch.Tensor], tuple[bytes, dict[str, str]]]
 _FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request does not fit the model; the reason is in `error`."},
     404: {"description": "There is no such model or version."},
@@ -51,6 +57,27 @@ _TENSOR = {
         "data": {"type": "array", "items": {}, "description": "values in row-major order, nested or flat"},
         "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
     },
+}
+_ROWS = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["rows"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "rows": {
+                            "type": "array",
+                            "items": {"type": "object", "description": "raw values by column"},
+                        },
+                        "parameters": {"type": "object", "properties": {"unknown": {"type": "boolean"}}},
+                    },
+                }
+            }
+        },
+    }
 }
 _INFER = {
     "requestBody": {
@@ -91,7 +118,7 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
     served, bodies = Served(folder, config, metrics), Bodies(config)
     metrics.waiting.set_function(lambda: served.current[1].waiting)
     metrics.held.set_function(lambda: bodies.held)
-    metrics.follow(served.counts)
+    metrics.follow(served.counts, served.features)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -131,6 +158,30 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
         if app.state.draining:
             raise HTTPException(503, "shutting down")
 
+    async def answer(
+        request: Request, read: Callable[[bytearray, Predictor, Reader], Awaitable[tuple[Scored, Answer]]]
+    ) -> Response:
+        started = time.perf_counter()
+        async with bodies.read(request) as body:
+            try:
+                while True:
+                    # All at once, so that a new package never answers for the checks of an old one.
+                    predictor, batcher, current, reader = served.current
+                    tensors, encode = await read(body, predictor, reader)
+                    try:
+                        future = batcher.submit(tensors)
+                        break
+                    except RuntimeError:  # a new package has taken over since
+                        continue
+                scores = await asyncio.wrap_future(future)
+            except QueueFull as error:
+                raise HTTPException(429, f"busy: {error}") from None
+            except ValueError as error:
+                raise HTTPException(400, str(error)) from None
+        content, headers = encode(current, scores)
+        metrics.latency.observe(time.perf_counter() - started)
+        return Response(content, headers=headers)
+
     @readable("/v2", "/v2/")
     async def server_metadata() -> dict[str, Any]:
         return {"name": "nasrec-torchrec", "version": "2", "extensions": protocol.EXTENSIONS}
@@ -153,7 +204,7 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
     @readable("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
     async def model_metadata(name: str, version: str | None = None) -> dict[str, Any]:
         known(name, version)
-        predictor, _, current = served.current
+        predictor, _, current, _ = served.current
         return {
             "name": name,
             "versions": [current],
@@ -165,28 +216,30 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
     @app.post("/v2/models/{name}/infer", responses=_FAILURES, openapi_extra=_INFER)
     @app.post("/v2/models/{name}/versions/{version}/infer", responses=_FAILURES, openapi_extra=_INFER)
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        started = time.perf_counter()
         known(name, version)
         header_length = _header_length(request)
-        async with bodies.read(request) as body:
-            try:
-                while True:
-                    # All three at once, so that a new package never answers for the checks of an old one.
-                    predictor, batcher, current = served.current
-                    inference = protocol.decode(body, header_length, predictor, config.max_rows, config.max_ids)
-                    try:
-                        future = batcher.submit(inference.request)
-                        break
-                    except RuntimeError:  # a new package has taken over since
-                        continue
-                scores = await asyncio.wrap_future(future)
-            except QueueFull as error:
-                raise HTTPException(429, f"busy: {error}") from None
-            except ValueError as error:
-                raise HTTPException(400, str(error)) from None
-        content, headers = protocol.encode(inference, name, current, scores)
-        metrics.latency.observe(time.perf_counter() - started)
-        return Response(content, headers=headers)
+
+        async def read(body: bytearray, predictor: Predictor, _: Reader) -> tuple[Scored, Answer]:
+            inference = protocol.decode(body, header_length, predictor, config.max_rows, config.max_ids)
+            return inference.request, partial(protocol.encode, inference, name)
+
+        return await answer(request, read)
+
+    @app.post("/v2/models/{name}/rows", responses=_FAILURES, openapi_extra=_ROWS)
+    @app.post("/v2/models/{name}/versions/{version}/rows", responses=_FAILURES, openapi_extra=_ROWS)
+    async def rows(request: Request, name: str, version: str | None = None) -> Response:
+        known(name, version)
+
+        async def read(body: bytearray, _: Predictor, reader: Reader) -> tuple[Scored, Answer]:
+            if isinstance(reader, ValueError):
+                raise reader
+            decode = partial(protocol.decode_rows, body, reader, config.max_rows, config.max_ids)
+            # Other requests go on while a large body is read.
+            found, id, unknown = await asyncio.to_thread(decode) if len(body) > _SMALL else decode()
+            metrics.extra_values.inc(found.extra)
+            return found.request, partial(protocol.encode_rows, found, id, unknown, name)
+
+        return await answer(request, read)
 
     @app.get("/metrics")
     async def prometheus() -> Response:

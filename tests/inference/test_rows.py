@@ -1,0 +1,255 @@
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from support import SHARED, SMALL_SPACE
+
+from nasrec_torchrec.datasets import public
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
+from nasrec_torchrec.datasets.preparation import RawData, prepare
+from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split
+from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.inference.config import ScoringConfig, ServingConfig
+from nasrec_torchrec.inference.exporting import export
+from nasrec_torchrec.inference.predictor import Predictor, merge
+from nasrec_torchrec.inference.rows import RowReader
+from nasrec_torchrec.inference.scoring import requests, score
+from nasrec_torchrec.inference.server import create_app
+from nasrec_torchrec.models.description import ModelDescription
+
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real rows are not on this machine")
+HOSTILE = Schema(
+    "label",
+    (DenseFeature("price", "standardize"), DenseFeature("age", "log1p"), DenseFeature("plain")),
+    (
+        SparseFeature("word", ids="dictionary"),
+        SparseFeature("hashed", 100, ids="hash"),
+        SparseFeature("number", ids="dictionary", values="integer"),
+        SparseFeature("folded", 50, ids="modulo"),
+        SparseFeature("given", 30, ids="id"),
+        SparseFeature("tags", ids="dictionary", multi_hot=True),
+        SparseFeature("both", 40, ids="hash", cross=("word", "folded")),
+        SparseFeature("pair", ids="dictionary", cross=("hashed", "given")),
+    ),
+    text=TextFormat(missing=("", "NA")),
+)
+
+
+def hostile_lines(count: int) -> str:
+    """Quotes, delimiters and NUL in texts, whole floats, large integers, marks of missing values."""
+    rng = np.random.default_rng(0)
+    words = ["a", 'a "quoted, word"', "é", "1.0", "1", " 1", "x\0y", "NA", "", "NaN", "null", "0"]
+    numbers = ["5", " 5", "5.0", "+5", "005", "", "NA", "12345678901234567890123", "7"]
+    lists = ["a|b", "a", "", "NA", "b||a", "|", "NA|a", "c|c|c"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HOSTILE.raw_columns)
+    for _ in range(count):
+        row = {
+            "label": rng.integers(2),
+            "price": rng.choice(["", "NA", "1e3", "-0.5", "3", "NaN", str(rng.normal())]),
+            "age": rng.choice(["", "-3", "10", "1e20", "7.5"]),
+            "plain": rng.choice(["0", "-1.25", "", str(rng.normal())]),
+            "word": rng.choice(words),
+            "hashed": rng.choice(words),
+            "number": rng.choice(numbers),
+            "folded": rng.choice(["-1", "0", "49", "50", "99.0", "18446744073709551616", ""]),
+            "given": rng.integers(30),
+            "tags": rng.choice(lists),
+        }
+        writer.writerow([row[name] for name in HOSTILE.raw_columns])
+    return text.getvalue()
+
+
+def as_rows(text: str, form: TextFormat) -> list[dict[str, str]]:
+    """Every line as the mapping of its columns that a caller would send."""
+    quoting = csv.QUOTE_MINIMAL if form.quoting else csv.QUOTE_NONE
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=form.delimiter, quoting=quoting)
+    lines = list(reader)
+    names: Sequence[str] = form.columns or lines.pop(0)
+    return [dict(zip(names, line, strict=True)) for line in lines]
+
+
+def prepare_three(folder: Path, text: str, schema: Schema, form: TextFormat) -> tuple[Path, str]:
+    """Prepares thirds of a text for training, validation and test; and the text of the last."""
+    lines = text.splitlines(keepends=True)
+    header = "" if form.columns else lines.pop(0)
+    third = len(lines) // 3
+    files = []
+    for number, name in enumerate(("train", "valid", "test")):
+        (folder / f"{name}.csv").write_text(header + "".join(lines[number * third : (number + 1) * third]), newline="")
+        files.append(str(folder / f"{name}.csv"))
+    prepare(
+        RawData(tuple(files), schema, form, split=SplitConfig("given")),
+        folder / "data",
+        PreparationConfig(max_rejects=0.0),
+    )
+    return folder / "data", (folder / "test.csv").read_text()
+
+
+def cases() -> list:
+    criteo = public.criteo_kaggle("", 5000, 16)
+    shared = SHARED / "data"
+    return [
+        pytest.param(lambda: hostile_lines(600), HOSTILE, HOSTILE.text, id="hostile"),
+        *(
+            pytest.param(
+                lambda name=name: (shared / name).read_text(), schema, form, id=name.split(".")[0], marks=needs_shared
+            )
+            for name, schema, form in (
+                ("criteo_10k_head.txt", criteo.schema, criteo.text_format),
+                ("avazu_9k.csv", public.avazu("", 5000, 16).schema, TextFormat()),
+                ("frappe_x1/test.csv", public.frappe(Path(), 16).schema, TextFormat()),
+            )
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("text", "schema", "form"), cases())
+def test_rows_become_what_preparation_made_of_the_same_lines(tmp_path: Path, text, schema: Schema, form: TextFormat):
+    data, last = prepare_three(tmp_path, text(), schema, form)
+    files = open_split(data, "test")
+    reader = RowReader.of_package(data, {"schema": json.loads(files.schema.to_json())})
+    rows = as_rows(last, form)
+    wanted = next(requests(files.load(), _Dense(files.schema), len(rows)))
+    for size in (len(rows), 7):  # the second time, most values are known
+        found = [reader.read(rows[first : first + size]).request for first in range(0, len(rows), size)]
+        assert sum(map(len, found)) == len(wanted) > 100
+        merged = merge(found)
+        assert torch.equal(merged.lengths, wanted.lengths)
+        assert torch.equal(merged.ids, wanted.ids)
+        assert (wanted.dense is None) == (merged.dense is None)
+        assert wanted.dense is None or torch.equal(merged.dense, wanted.dense)
+
+
+class _Dense:
+    def __init__(self, schema: Schema) -> None:
+        self.dense_features = [feature.name for feature in schema.dense]
+
+
+def reader_of(schema: Schema, **words: list[str]) -> RowReader:
+    return RowReader(schema, {f"t_{name}": pa.array(known) for name, known in words.items()})
+
+
+SMALL = Schema(
+    "label",
+    (DenseFeature("price", "log1p"),),
+    (
+        SparseFeature("user", 5, ids="dictionary"),
+        SparseFeature("given", 10, ids="id"),
+        SparseFeature("genres", 4, ids="dictionary", multi_hot=True),
+    ),
+    text=TextFormat(missing=("", "NA")),
+)
+
+
+def test_one_value_has_one_id_whatever_its_type_and_what_was_found_is_counted():
+    reader = reader_of(SMALL, user=["5", "b", "true"], genres=["x", "y"])
+    users = ["5", 5, 5.0, np.int64(5), True, "b", "c", None, float("nan"), "NA", ""]
+    rows = [{"user": user, "given": 3, "label": 1, "genres": ["x", "z", None]} for user in users]
+    read = reader.read([*rows, {"given": "12", "genres": "y|x"}])
+    count = len(rows) + 1
+    assert read.request.ids[:count].tolist() == [2, 2, 2, 2, 4, 3, 1, 0, 0, 0, 0, 0]
+    assert read.request.ids[count : 2 * count].tolist() == [3] * len(rows) + [0]
+    assert read.request.ids[2 * count :].tolist() == [2, 1, 0] * len(rows) + [3, 2]
+    assert read.unknown[5:7] == [["genres"], ["user", "genres"]] and read.unknown[-1] == ["given"]
+    assert read.extra == len(rows)  # the label
+    counts = reader.counts
+    assert (counts["user"].rows, counts["user"].missing, counts["user"].unknown) == (count, 5, 1)
+    assert (counts["given"].unknown, counts["genres"].unknown) == (1, len(rows))
+    assert (counts["price"].missing, counts["price"].values) == (count, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"price": "abc"}, "row 1: column 'price': expected a finite number, found 'abc'"),
+        ({"price": [1.0]}, "row 1: column 'price': expected a finite number, found a list"),
+        ({"price": float("inf")}, "row 1: column 'price': expected a finite number, found 'inf'"),
+        ({"user": ["a"]}, "row 1: column 'user': expected single values, found a list; only multi_hot features"),
+        ({"user": {}}, "row 1: column 'user': expected single values, found a dict"),
+        ({"user": 1.5}, "row 1: column 'user': expected a whole number"),
+        ({"given": "x"}, "row 1: column 'given': expected an id in 0..9, found 'x'"),
+        ({"given": True}, "row 1: column 'given': expected integers, found bool"),
+        ({"genres": 7}, "row 1: column 'genres': expected a list, or text that '|' separates, found '7'"),
+        ({"genres": ["x", ["y"]]}, "row 1: column 'genres': expected single values, found a list in the list"),
+        ({"usr": "a"}, "row 1: has none of the model's columns ['genres', 'given', 'price', 'user'], found ['usr']"),
+        (3, "row 1: expected columns and their values, found int"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_named(row, message):
+    reader = reader_of(SMALL, user=["a"], genres=["x"])
+    with pytest.raises(ValueError) as raised:
+        reader.read([{"user": "a"}, row])
+    assert message in str(raised.value)
+    assert reader.counts["user"].rows == 0  # a refused request counts nowhere
+
+
+def test_weights_of_lists(tmp_path: Path):
+    schema = Schema("label", (), (SparseFeature("tags", 10, multi_hot=True, weighted=True),))
+    reader = RowReader(schema, {})
+    request = reader.read(
+        [{"tags": [1, 2], "tags_weights": [0.5, 2]}, {"tags": "3", "tags_weights": "0.25"}, {"tags": None}]
+    ).request
+    assert request.lengths.tolist() == [[2, 1, 0]] and request.ids.tolist() == [1, 2, 3]
+    assert request.weights.tolist() == [0.5, 2.0, 0.25]
+    with pytest.raises(ValueError, match="row 0: column 'tags_weights': expected one weight per value"):
+        reader.read([{"tags": [1, 2], "tags_weights": [0.5]}])
+    with pytest.raises(ValueError, match="row 0: column 'tags_weights': expected a finite number, found 'nan'"):
+        reader.read([{"tags": [1, 2], "tags_weights": [0.5, None]}])
+
+
+@pytest.mark.slow
+def test_files_python_and_http_score_raw_rows_alike(tmp_path: Path):
+    data, last = prepare_three(tmp_path, hostile_lines(300), HOSTILE, HOSTILE.text)
+    schema = open_split(data, "test").schema
+    torch.manual_seed(0)
+    model = ModelDescription(schema, SMALL_SPACE.sample(torch.Generator().manual_seed(0))).build().eval()
+    package = tmp_path / "package"
+    export(model, schema, package, dictionaries=data / DICTIONARIES)
+    rows = as_rows(last, HOSTILE.text)
+    score(package, [str(tmp_path / "test.csv")], tmp_path / "scores", ScoringConfig(raw=True))
+    table = pq.read_table(tmp_path / "scores" / "part-000000.parquet")
+    files = torch.from_numpy(table.column("probability").to_numpy().copy())
+    predictor = Predictor(package)
+    assert torch.equal(predictor.rows(rows), files)
+    with TestClient(create_app(package, ServingConfig())) as client:
+        answer = client.post("/v2/models/nasrec/rows", json={"rows": rows, "id": "7", "parameters": {"unknown": True}})
+        assert answer.status_code == 200, answer.text
+        document = answer.json()
+        assert torch.equal(torch.tensor(document["outputs"][0]["data"], dtype=torch.float32), files)
+        assert document["id"] == "7" and len(document["unknown"]) == len(rows)
+        assert any("pair" in names for names in document["unknown"]) and document["model_version"] == predictor.version
+        version = f"/v2/models/nasrec/versions/{predictor.version}/rows"
+        assert client.post(version, json={"rows": rows[:1]}).json()["outputs"][0]["shape"] == [1]
+        for body, message in (
+            ({"rows": [{"word": "a"}, {"price": "x"}]}, "row 1: column 'price': expected a finite number, found 'x'"),
+            ({"rows": [3]}, "Expected `object`, got `int`"),
+            ({"rows": [{"word": 1}] * 5000}, "rows: expected 4096 at most, found 5000"),
+            ({}, "missing required field `rows`"),
+            ({"rows": [{"word": 1}], "id": "x" * 2000}, "id: expected 1024 characters at most"),
+        ):
+            answer = client.post("/v2/models/nasrec/rows", json=body)
+            assert answer.status_code == 400 and message in answer.json()["error"], answer.text
+        text = client.get("/metrics").text
+        assert f'nasrec_feature_rows_total{{feature="word",version="{predictor.version}"}} {len(rows) + 1}.0' in text
+        assert f"nasrec_extra_values_total {len(rows) + 1}.0" in text
+        for name in (
+            "nasrec_unknown_values_total",
+            "nasrec_missing_drift",
+            "nasrec_unknown_drift",
+            "nasrec_mean_drift",
+        ):
+            feature = "price" if "mean" in name else "word"
+            assert f'{name}{{feature="{feature}"' in text
+    (package / "dictionaries" / "t_word.parquet").unlink()
+    with pytest.raises(ValueError, match="export with --data to have it"):
+        Predictor(package, verify=False).rows(rows)
