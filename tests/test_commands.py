@@ -35,7 +35,7 @@ ELSEWHERE = {
     r"(cmake|build/score|python examples/cpp)": "tests/inference/test_cpp.py: def test_the_example_reproduces",
     r"(curl|nasrec serve)": "tests/inference/test_server.py: def test_it_speaks_the_open_inference_protocol",
     r".*postgresql\+psycopg:": "tests/search/test_study.py: def test_two_workers_killed_again_and_again",
-    r".*s3://clicks/": "tests/runs/test_paths.py: def test_the_whole_road_lies_in_a_bucket",
+    r".*s3://clicks/": "tests/runs/test_paths.py: def test_every_file_of_all_jobs_lies_in_a_bucket",
     r"torchx (run|list) -s slurm|.*slurm://": "tests/components/test_slurm.py: def test_a_cancelled_job",
 }
 # Added to the commands of these programs, so that they take seconds.

@@ -140,9 +140,9 @@ class Program:
         for flag in flags:
             options = {"type": _parsed_type(flag), "help": flag.described.replace("%", "%%"), "metavar": flag.metavar}
             if not flag.positional:
-                options |= {"required": True} if flag.required else {"default": flag.default}
+                options |= {"required": True} if flag.required else {"default": _parsed_default(flag)}
             elif not flag.required:
-                options |= {"nargs": "?", "default": flag.default}
+                options |= {"nargs": "?", "default": _parsed_default(flag)}
             groups[flag.group].add_argument(flag.name if flag.positional else f"--{flag.name}", **options)
         groups[_EVERY].add_argument(
             "--config", action="config", metavar="PATH", help="YAML file with any of these flags"
@@ -230,6 +230,12 @@ def _parsed_type(flag: Flag) -> Any:
     """What jsonargparse is told; paths stay text until the job runs."""
     kind = str if flag.kind is Path else tuple[str, ...] if flag.element is Path else flag.kind
     return kind | None if flag.optional else kind
+
+
+def _parsed_default(flag: Flag) -> Any:
+    if flag.element is Path:
+        return tuple(map(str, flag.default))
+    return str(flag.default) if isinstance(flag.default, Path) else flag.default
 
 
 def _import(plugin: str) -> None:

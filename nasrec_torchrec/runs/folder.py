@@ -83,7 +83,7 @@ def clear(folder: Path, kind: str) -> None:
     for file in _ours(folder):
         (folder / file).unlink(missing_ok=True)
     (folder / names.MARKER).unlink(missing_ok=True)
-    _remove_empty(folder)
+    remove_empty(folder)
 
 
 def promote(source: Path, target: Path) -> None:
@@ -114,7 +114,7 @@ def remove_checkpoints(run_dir: Path) -> None:
     for path in folder.glob(names.CHECKPOINT_PATTERN):
         remove(path)
     (folder / names.BEST).unlink(missing_ok=True)
-    _remove_empty(folder)
+    remove_empty(folder)
 
 
 def check_replaceable(folder: Path, kind: str) -> None:
@@ -180,7 +180,20 @@ def recover(target: Path) -> None:
             place = place.with_name(f"{place.name}.kept")
         place.parent.mkdir(parents=True, exist_ok=True)
         (aside / file).rename(place)
-    _remove_empty(aside)
+    remove_empty(aside)
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a local folder and those in it as far as they hold nothing but markers, and no process holds them."""
+    if is_remote(folder) or not folder.is_dir():
+        return
+    for place, _, _ in os.walk(folder, topdown=False):
+        left = os.listdir(place)
+        ours = [name for name in left if name in (names.MARKER, names.LOCK) or is_temporary(name)]
+        if len(ours) == len(left) and (Path(place) != folder or names.LOCK not in left):
+            for name in ours:
+                os.unlink(Path(place) / name)
+            os.rmdir(place)
 
 
 def _upload_folder(source: Path, target: Path, kind: str, files: list[str], last: str) -> None:
@@ -257,16 +270,3 @@ def _files(folder: Path) -> Iterator[str]:
 
 def _matches(file: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(file, pattern) for pattern in patterns)
-
-
-def _remove_empty(folder: Path) -> None:
-    """Removes a local folder and those in it as far as nothing of anybody lies there."""
-    if is_remote(folder) or not folder.is_dir():
-        return
-    for place, _, _ in os.walk(folder, topdown=False):
-        left = os.listdir(place)
-        ours = [name for name in left if name in (names.MARKER, names.LOCK) or is_temporary(name)]
-        if len(ours) == len(left) and (Path(place) != folder or names.LOCK not in left):
-            for name in ours:
-                os.unlink(Path(place) / name)
-            os.rmdir(place)

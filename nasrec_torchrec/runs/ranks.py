@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from nasrec_torchrec.runs.folder import claim
+from nasrec_torchrec.runs.folder import claim, remove_empty
 from nasrec_torchrec.runs.lock import lock
 
 _T = TypeVar("_T")
@@ -35,6 +35,8 @@ def on_first_rank(action: Callable[[], _T]) -> _T:
 def writing(folder: Path, kind: str) -> Iterator[None]:
     """Holds a folder for the ranks of this process group, to write it in place; collective.
 
+    A job that refuses its input with ValueError before it wrote anything leaves no folder behind.
+
     Args:
         folder: claimed as ours.
         kind: see :func:`~nasrec_torchrec.runs.folder.claim`.
@@ -49,4 +51,10 @@ def writing(folder: Path, kind: str) -> Iterator[None]:
             claim(folder, kind)
 
         on_first_rank(begin)
-        yield
+        try:
+            yield
+        except ValueError:
+            if dist.get_rank() == 0:
+                stack.close()
+                remove_empty(folder)
+            raise

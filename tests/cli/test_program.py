@@ -34,3 +34,17 @@ def test_only_the_first_rank_says_so(
     with pytest.raises(SystemExit) as end:
         Program(prepare, needs_torch=False).main("nasrec prepare", ["--out", str(tmp_path)])
     assert end.value.code == INTERRUPTED and capsys.readouterr().err == ""
+
+
+def test_the_default_of_a_flag_may_be_a_path(capsys: pytest.CaptureFixture[str]):
+    def show(source: Path = Path("a/b"), more: tuple[Path, ...] = (Path("c"),)) -> str:
+        """Shows paths.
+
+        Args:
+            source: one.
+            more: several.
+        """
+        return f"{source!r} {more!r}"
+
+    Program(show, needs_torch=False, show=str).main("show", [])
+    assert capsys.readouterr().out.strip() == f"{Path('a/b')!r} {(Path('c'),)!r}"
