@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.prepared import load_schema
+from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.runs.files import read_text, write_text
@@ -52,7 +52,7 @@ def main(
     shipped = Trial.from_dict(results["model"])
     base = load_schema(data)
     folders = sorted(race.glob("data-*"), key=lambda folder: int(folder.name.partition("-")[2]))
-    rows = RaceData(folders[-1] if folders else data, base)
+    rows = RaceData((data, *folders), base)
     if quick:
         shipped, seeds = replace(shipped, recipe=replace(shipped.recipe, epochs=1)), [0]
     first = starting_recipes(base, results["rows"]["train"], shipped.recipe.epochs)[0]
@@ -90,8 +90,8 @@ def main(
         if title not in wanted:
             continue
         folder = out / title.replace(" ", "-").lower()
-        train_tree(rows.folder, schema, folder, None)
-        found[title] = [measure_tree(folder, rows.folder / "test", schema)]
+        train_tree(rows.folders[-1], schema, folder, None)
+        found[title] = [measure_tree(folder, replace(open_split(rows.folders[-1], "test"), schema=schema))]
     write_text(out / "parts.json", json.dumps(found, indent=2))
     print("| model | test AUC | test log loss | seeds |\n|---|---:|---:|---:|")
     for title, runs in found.items():

@@ -1,11 +1,11 @@
 """``nasrec evaluate``."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 from nasrec_torchrec.cli.program import Program
+from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.training import jobs
 
 
@@ -20,7 +20,7 @@ def evaluate(
         split: rows to measure on.
         batch_size: rows of a forward pass.
     """
-    return json.dumps({split: asdict(jobs.evaluate(model, data, split, batch_size))})
+    return json_text({split: asdict(jobs.evaluate(model, data, split, batch_size))})
 
 
 PROGRAM = Program(evaluate, example="nasrec evaluate --model runs/model --data DATA --split validation", show=str)

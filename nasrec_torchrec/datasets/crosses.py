@@ -29,6 +29,7 @@ from nasrec_torchrec.datasets.prepared import (
     SCHEMA,
     check_dictionaries,
     check_files,
+    check_sum,
     load_schema,
     read_manifest,
     write_rows,
@@ -72,7 +73,11 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
     """
     check_files(data)
     check_dictionaries(data)
-    schema, manifest = load_schema(data), read_manifest(data)
+    manifest = read_manifest(data)
+    for split in SPLITS:  # what is read here gets new checksums
+        for file in manifest["splits"][split]["files"]:
+            check_sum(data / split / file["name"], file["sha256"])
+    schema = load_schema(data)
     whole = replace(schema, sparse=(*schema.sparse, *crosses))
     job = hashlib.sha256(json.dumps([manifest["job"], whole.to_dict()]).encode()).hexdigest()
     if (out / MANIFEST).exists():

@@ -130,6 +130,15 @@ class ClickFiles:
         name = self.files[0] if len(self.files) == 1 else self.files[0].parent
         return ClickData.from_table(pa.concat_tables(tables), self.schema, str(name))
 
+    def verify(self) -> None:
+        """Compares all files with their checksums, for what reads them by other means than :meth:`read`.
+
+        Raises:
+            ValueError: If one was changed or is damaged.
+        """
+        for index in range(len(self.files)):
+            self._verify(index)
+
     def _verify(self, index: int) -> None:
         """Raises ValueError if a file does not match its checksum; a process checks each file once."""
         file, expected = self.files[index], self.checksums[index]

@@ -303,9 +303,13 @@ def _description(file: Path) -> dict[str, Any] | None:
 
 def _remove_scores(out: Path) -> None:
     """Removes what a scoring wrote, and nothing else."""
-    files = sorted(out.glob("part-*.parquet"))
+    files = sorted(out.glob("part-??????.parquet"))
     for file in files:
-        if not (out / _SOURCES).exists() and _description(file) is None:
+        try:
+            ours = _description(file) is not None
+        except ValueError:
+            ours = (out / _SOURCES).exists()  # a damaged file of scores
+        if not ours:
             raise ValueError(f"{file}: was not written by a scoring, and is not overwritten; choose another --out")
     # What is not numbered comes last, so that a removal that is cut short can be repeated.
     for file in [*files, *out.glob("_part-*.rejects"), *(out / name for name in (REJECTS, QUALITY, _SOURCES))]:

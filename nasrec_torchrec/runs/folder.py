@@ -40,7 +40,14 @@ IN_PLACE: dict[str, tuple[str, ...]] = {
     ),
     "race": (
         *(names.CONFIG, names.LOG, names.PLAN, names.RESULTS, names.REPORT),
-        *(f"{names.RACE_JOURNAL}*", f"{names.RACE_TRIALS}/????/*", f"{names.RACE_DATA}/*", f"{names.RACE_DATA}-*"),
+        *(
+            f"{names.RACE_JOURNAL}*",
+            f"{names.RACE_TRIALS}/????/*",
+            f"{names.RACE_DATA}/*",
+            f"{names.RACE_DATA}-*",
+            f".{names.RACE_DATA}-*",
+        ),
+        f"{names.RACE_TREE}/*",
         *(f"{names.CHECKPOINTS}/{names.BEST}", f"{names.CHECKPOINTS}/step-????????/*"),
     ),
     "scores": ("part-??????.parquet", "_part-??????.rejects", "_rejects.jsonl", names.CONFIG),

@@ -1,4 +1,4 @@
-"""One writer for each folder: a lock that vanishes with the process that holds it."""
+"""One writer for each folder, or several that know of each other: a lock that vanishes with its processes."""
 
 import fcntl
 import hashlib
@@ -19,7 +19,7 @@ _ATTEMPTS = 20
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, shared: bool = False) -> Iterator[None]:
     """Holds a folder for writing; it is created, so that one that cannot be written is refused at once.
 
     The operating system drops the lock with the process, however that ends. Of a folder in a remote storage only
@@ -27,16 +27,19 @@ def lock(folder: Path) -> Iterator[None]:
 
     Args:
         folder: that this process is about to write.
+        shared: whether others may hold it too that say the same, such as the workers of one search.
 
     Raises:
         ValueError: when another process holds it, or it cannot be written.
     """
-    file = _acquire(folder, _lock_file(folder))
+    file = _acquire(folder, _lock_file(folder), shared)
     try:
         yield
     finally:
-        # Removed while it is held: whoever opened it meanwhile sees that it has lost its name, and opens a new one.
         with suppress(OSError):
+            if shared:  # the last one to leave removes it
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Removed while it is held: whoever opened it meanwhile sees that it has lost its name, and opens a new one.
             os.unlink(file.name)
         file.close()
 
@@ -47,7 +50,7 @@ def _lock_file(folder: Path) -> Path:
     return folder / LOCK
 
 
-def _acquire(folder: Path, path: Path) -> IO[str]:
+def _acquire(folder: Path, path: Path, shared: bool) -> IO[str]:
     for attempt in range(_ATTEMPTS):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +63,7 @@ def _acquire(folder: Path, path: Path) -> IO[str]:
                 continue
             raise ValueError(f"{folder}: cannot be written: {error.strerror or error}") from None
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.progress import update_interval
-from nasrec_torchrec.runs.files import read_text, remove, upload, write_text
+from nasrec_torchrec.runs.files import remove, upload, write_text
 from nasrec_torchrec.runs.names import LOG, TENSORBOARD
 from nasrec_torchrec.runs.paths import is_remote
 from nasrec_torchrec.runs.record import record_start
@@ -60,7 +60,7 @@ class RunLog:
             self._folder = Path(tempfile.mkdtemp()) if self._remote else run_dir
             self._uploaded = self._start
             file = run_dir / LOG
-            lines = file.read_text().splitlines() if file.exists() and not from_scratch else []
+            lines = _lines(file) if file.exists() and not from_scratch else []
             write_text(self._folder / LOG, "".join(line + "\n" for line in lines if _stays(line, step)))
             self._file = (self._folder / LOG).open("a", buffering=1)
             if not step:
@@ -124,20 +124,29 @@ class RunLog:
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
-    """What a run logged so far, but for a line that is being written.
+    """What a run logged so far, but for a line that is being written, or was damaged.
 
     Raises:
         ValueError: when the folder has no log.
     """
-    events = (_event(line) for line in read_text(run_dir / LOG).splitlines())
+    events = (_event(line) for line in _lines(run_dir / LOG))
     return [event for event in events if event is not None]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from None
 
 
 def _event(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
-    except ValueError:  # cut off when the run was killed
+        event = json.loads(line)
+    except (ValueError, RecursionError):  # cut off when the run was killed
         return None
+    known = isinstance(event, dict) and isinstance(event.get("event"), str) and isinstance(event.get("step"), int)
+    return event if known and isinstance(event.get("time"), int | float) else None
 
 
 def _stays(line: str, step: int) -> bool:

@@ -41,4 +41,5 @@ ARCHITECTURES = "architectures"
 # A race of recipes, features and architectures; its results, page and winner's files have the names above.
 RACE_JOURNAL = "race.journal"
 RACE_TRIALS = "trials"
+RACE_TREE = "tree"  # the yardstick
 RACE_DATA = "data"  # with the added features of round 1, 2, ...: data-1, data-2

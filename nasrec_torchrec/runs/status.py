@@ -76,14 +76,21 @@ def read_status(run_dir: Path, patience: float = 120.0, now: float | None = None
         now: seconds since the epoch; unset, the clock.
 
     Raises:
-        ValueError: when the folder has no log.
+        ValueError: when the folder has no log, or one that is damaged.
     """
     events = read_events(run_dir)
+    try:
+        return _status(run_dir, events, patience, time.time() if now is None else now)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f"{run_dir / LOG}: damaged: {error!r}") from None
+
+
+def _status(run_dir: Path, events: list[dict[str, Any]], patience: float, now: float) -> RunStatus:
     starts = [event for event in events if event["event"] == "start"]
     if not starts:
         raise ValueError(f"{run_dir / LOG}: expected a start event, found none of {len(events)} events")
     logged = _last(events, "train")
-    age = (time.time() if now is None else now) - events[-1]["time"]
+    age = max(0.0, now - events[-1]["time"])  # the clock may have been set back
     total, step = starts[-1]["total_steps"], max(event["step"] for event in events[events.index(starts[-1]) :])
     state: State = _STATES.get(events[-1]["event"], "running" if age <= patience else "silent")
     left = None

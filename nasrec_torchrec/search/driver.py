@@ -3,6 +3,7 @@
 import hashlib
 import math
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,12 @@ from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import require_local
+from nasrec_torchrec.runs.fingerprint import code_of
+from nasrec_torchrec.runs.folder import claim
+from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.runs.names import JOURNAL
-from nasrec_torchrec.runs.record import record_start
+from nasrec_torchrec.runs.ranks import on_first_rank
+from nasrec_torchrec.runs.record import COMMAND, record_start
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
 from nasrec_torchrec.search.cost import cost_in_supernet
@@ -78,12 +83,13 @@ def search_supernet(
         raise ValueError("race_confidence: candidates race for the loss alone, without trade_off and latency_target_us")
     if storage is None:
         require_local(out / JOURNAL, "storage: expected a database's URL, since no process can lock a remote file")
-    with process_group() as device:
+    with process_group() as device, ExitStack() as stack:
         model = load_supernet(supernet, device)
         with_latency = objective.needs_latency or limits.max_latency_us is not None
         settings = {
             "supernet": _fingerprint(model),
             "data": sha256(data / MANIFEST),
+            **({"code": code} if (code := code_of(COMMAND.plugins)) else {}),
             "evaluation": {name: value for name, value in asdict(evaluation).items() if name not in _FREE},
         }
         # Counted alike on every rank, before the rows are looked up.
@@ -91,18 +97,29 @@ def search_supernet(
         rows = open_split(data, "train"), open_split(data, "validation")
         checkpoint = kept_checkpoint(supernet, collective=dist.get_world_size() > 1)
         read_description(checkpoint).require_fits(rows[1])
-        if dist.get_rank() != 0:
-            evaluator = Evaluator(model, *rows, evaluation)
+        first = dist.get_rank() == 0
+
+        def begin() -> CandidateStudy:
+            if resume == "never":
+                with lock(out):  # refused while others search there
+                    pass
+            stack.enter_context(lock(out, shared=True))
+            claim(out, "search", alone=False)
+            return CandidateStudy(
+                storage or out / JOURNAL, study, model.search_space, settings, objective, from_scratch=resume == "never"
+            )
+
+        opened: list[CandidateStudy] = []
+        on_first_rank(lambda: opened.append(begin()))
+        evaluator = Evaluator(model, *rows, evaluation)
+        if not first:
             with request.listening():  # rank 0 gets the same signal, and says when to end
                 evaluator.follow()
             return None
-        candidates = CandidateStudy(
-            storage or out / JOURNAL, study, model.search_space, settings, objective, from_scratch=resume == "never"
-        )
+        (candidates,) = opened
         record_start(out)
         if candidates.candidates:
             print(f"{candidates.place}: holds {len(candidates.candidates)} candidates", file=sys.stderr)
-        evaluator = Evaluator(model, *rows, evaluation)
 
         def allowed(architecture: Architecture) -> bool:
             cost = evaluator.cost(architecture)
@@ -121,7 +138,7 @@ def search_supernet(
             candidates.worker() as worker,
             tqdm(total=evolution.evaluations, desc="search", unit="candidate", mininterval=update_interval()) as bar,
         ):
-            # Measured on this rank alone, and so where leaving releases the ranks that follow.
+            # Measured on this rank alone; the evaluator ends the others with the same error.
             require_reachable(model.search_space, limits, evaluator.cost, evaluator.latency)
             batches = candidates.evaluating(worker, evaluate, [asdict(evolution), asdict(limits)])
             for candidate in evolve(model.search_space, batches, evolution, objective, allowed):
@@ -131,13 +148,13 @@ def search_supernet(
                 bar.set_postfix(best=f"{best:.5f}", refresh=False)
                 if request.signal:
                     break
-        if all(candidate.failed for candidate in found):
-            raise ValueError(
-                f"{supernet}: no candidate has a finite validation loss, so there is nothing to choose from; the "
-                "supernet has diverged, and a lower learning_rate for its training may help"
-            )
-        write_results(SearchResults(tuple(found), objective, limits, top_k), out)
-        write_report(out)
+            if all(candidate.failed for candidate in found):
+                raise ValueError(
+                    f"{supernet}: no candidate has a finite validation loss, so there is nothing to choose from; the "
+                    "supernet has diverged, and a lower learning_rate for its training may help"
+                )
+            write_results(SearchResults(tuple(found), objective, limits, top_k), out)
+            write_report(out)
     if len(found) < evolution.evaluations:
         print(
             f"{out}: asked to end; {len(found)} of {evolution.evaluations} candidates are evaluated and in the report; "

@@ -102,18 +102,24 @@ class Evaluator:
     def __enter__(self) -> "Evaluator":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Ends :meth:`follow` on all other ranks. Called on rank 0."""
-        self._tell(None)
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Ends :meth:`follow` on all other ranks, with the same error. Called on rank 0."""
+        self._tell(str(error) if isinstance(error, ValueError | OSError) else None)
 
     def follow(self) -> None:
-        """Takes part in the evaluations until rank 0 leaves its context. Called on every rank but 0."""
+        """Takes part in the evaluations until rank 0 leaves its context. Called on every rank but 0.
+
+        Raises:
+            ValueError: with the message of the error for which rank 0 left.
+        """
         assert self._rank != 0
         while (request := self._tell(None)) is not None:
+            if isinstance(request, str):
+                raise ValueError(request)
             self._evaluate(*request)
 
-    def _tell(self, request: tuple[Architecture, Architecture | None] | None) -> Any:
-        """Sends rank 0's request to all ranks."""
+    def _tell(self, request: tuple[Architecture, Architecture | None] | str | None) -> Any:
+        """Sends rank 0's request, or why it ends, to all ranks."""
         if self._ranks == 1:
             return request
         sent = [request]

@@ -1,6 +1,7 @@
 """Candidates that were trained from scratch, and how well the supernet predicted their losses."""
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ def _mean(runs: list[dict[str, Any]], metric: str) -> float | None:
 def _finalist(trial: dict[str, Any], predicted: dict[Architecture, float]) -> Finalist:
     architecture = Architecture.from_json(json.dumps(trial["model"]))
     runs = trial["runs"]
+    if not all(math.isfinite(run["validation"]["log_loss"]) for run in runs):
+        raise ValueError("a validation log loss is no finite number")
     return Finalist(
         architecture,
         tuple(run["validation"]["log_loss"] for run in runs),

@@ -163,7 +163,10 @@ class Trainer:
             background=cuda if config.background_reader is None else config.background_reader,
             pin_memory=cuda,
         )
+        self.description.require_fits(data)
         self.description = replace(self.description, dictionaries=data.dictionaries)
+        if validation is not None:
+            self.description.require_fits(validation)
         from_scratch = config.resume == "never"
         self.progress = Progress(total_steps=config.epochs * reader.steps_per_epoch)
         self._inputs = inputs_of({"train": data, "validation": validation}, config, self.description)
@@ -206,7 +209,12 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, data: ClickFiles) -> ClickMetrics:
-        """Computes exact metrics over all rows of a split, each counted once. This call is collective."""
+        """Computes exact metrics over all rows of a split, each counted once. This call is collective.
+
+        Raises:
+            ValueError: If the rows are not of the preparation that the model was trained on, or there are none.
+        """
+        self.description.require_fits(data)
         self.dmp.eval()
         logits, labels = [], []
         for batch in data.evaluation_batches(8 * self.config.batch_size, self.rank, self.world_size):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import resource
 import sys
 import time
@@ -17,12 +18,13 @@ from support import forked, run_program
 
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs.files import walk
-from nasrec_torchrec.runs.names import LOG, METRICS, RESULTS
+from nasrec_torchrec.runs.names import LOG, METRICS
+from nasrec_torchrec.search.results import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ["--num_blocks", "2", "--dense_widths", "[16,32]", "--sparse_widths", "[4,8]"]
 # What differs between two undisturbed runs.
-_TIMES = ("seconds", "time", "latency", "latency_us", "latency_iqr_us", "samples_per_second")
+_TIMES = ("seconds", "training_seconds", "latency", "latency_us", "latency_iqr_us", "samples_per_second")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def _trained(out: Path) -> Any:
 
 
 def _candidates(out: Path) -> Any:
-    return sorted(json.dumps(_timeless(one)) for one in json.loads((out / RESULTS).read_text())["candidates"])
+    """What every candidate reached, and which are the best."""
+    found = read_results(out)
+    return [[_timeless(one.to_record()) for one in some] for some in (found.candidates, found.best)]
 
 
 def _scores(out: Path) -> Any:
@@ -120,33 +124,36 @@ JOBS = {
 }
 
 
-def start(words: list[str], log: Path, most_bytes: int | None = None) -> Any:
+def start(words: list[str], log: Path, most_bytes: int | None = None, jumps: int | None = None) -> Any:
     """Starts a program in a process; its exit code is the program's, and ``log`` receives its standard error.
 
     Args:
         words: module and flags.
         log: file.
         most_bytes: larger files cannot be written, as on a full disk.
+        jumps: seed of a clock that jumps by years, back and forth.
     """
-    process = forked().Process(target=_run, args=(words, str(log), most_bytes))
+    process = forked().Process(target=_run, args=(words, str(log), most_bytes, jumps))
     process.start()
     return process
 
 
-def run(words: list[str], log: Path, most_bytes: int | None = None) -> tuple[int, float]:
+def run(words: list[str], log: Path, most_bytes: int | None = None, jumps: int | None = None) -> tuple[int, float]:
     """Runs a program to its end; returns its exit code and seconds."""
     started = time.monotonic()
-    process = start(words, log, most_bytes)
+    process = start(words, log, most_bytes, jumps)
     process.join(300)
     assert process.exitcode is not None, f"{words}: does not end"
     return process.exitcode, time.monotonic() - started
 
 
-def _run(words: list[str], log: str, most_bytes: int | None) -> None:
+def _run(words: list[str], log: str, most_bytes: int | None, jumps: int | None) -> None:
     torch.set_num_threads(1)
     os.chdir(ROOT)
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    if jumps is not None:
+        _let_the_clock_jump(random.Random(jumps))
     try:
         done = run_program("-m", *words)
         code, text = done.returncode, done.stderr
@@ -157,3 +164,15 @@ def _run(words: list[str], log: str, most_bytes: int | None) -> None:
     resource_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     Path(log).write_text(text if most_bytes is None else text[-resource_limit:])
     sys.exit(code)
+
+
+def _let_the_clock_jump(rng: random.Random) -> None:
+    clock, by = time.time, [0.0]
+
+    def jumping() -> float:
+        if rng.random() < 0.1:
+            by[0] = rng.uniform(-1e8, 1e8)
+        return clock() + by[0]
+
+    time.time = jumping
+    time.time_ns = lambda: int(1e9 * jumping())

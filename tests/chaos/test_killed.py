@@ -1,4 +1,4 @@
-"""Programs that are killed at any moment and started again end with what an undisturbed run gives."""
+"""Programs that are killed, that find the disk full or the clock changed, end with what an undisturbed run gives."""
 
 import os
 import random
@@ -6,76 +6,84 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
+from chaos.budget import KILLS, SEED, Tally, seconds_left
 from chaos.jobs import JOBS, run, start
-from support import click_table, make_click_data, make_schema
 
 pytestmark = pytest.mark.chaos
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "180"))
 KILLED = ("prepare", "supernet", "search", "train", "score", "export")
-FILLED = ("prepare", "supernet", "train", "score")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Raw rows, and what the programs make of them undisturbed, each in a folder named like the program."""
-    folder = tmp_path_factory.mktemp("inputs")
-    schema = make_schema()
-    (folder / "raw").mkdir()
-    (folder / "schema.json").write_text(schema.to_json())
-    for number in (1, 2):
-        pq.write_table(
-            click_table(make_click_data(schema, 400, seed=number), schema), folder / "raw" / f"{number}.parquet"
-        )
-    (folder / "seconds").mkdir()
-    for name in ("prepare", "supernet", "search", "train", "export", "score"):
-        code, seconds = run(JOBS[name].words(folder, folder / name), folder / "log")
-        assert code == 0, f"{name}: {(folder / 'log').read_text()[-3000:]}"
-        (folder / "seconds" / name).write_text(str(seconds))
-        for link, target in (("data", "prepare"), ("package", "export")):
-            if name == target:
-                (folder / link).symlink_to(folder / name)
-    return folder
+FILLED = ("prepare", "supernet", "search", "train", "score", "export")
+JUMPED = ("prepare", "supernet", "search", "train", "score")
+# Runs that a try takes at most, in the time of undisturbed ones.
+_RUNS = 3
 
 
 def _undisturbed(inputs: Path, name: str) -> tuple[Any, float]:
-    return JOBS[name].result(inputs / name), float((inputs / "seconds" / name).read_text())
+    """What a program gives and the seconds that it takes; skips the test if too few are left."""
+    seconds = float((inputs / "seconds" / name).read_text())
+    if not KILLS and seconds_left() < _RUNS * seconds:
+        pytest.skip(f"CHAOS_SECONDS leave too little for {_RUNS} runs of {seconds:.0f} s")
+    return JOBS[name].result(inputs / name), seconds
+
+
+def _kill(words: list[str], log: Path, seconds: float, rng: random.Random, jumps: int | None = None) -> bool:
+    """Starts a program and kills it at any moment; returns whether it was still running."""
+    process = start(words, log, jumps=jumps)
+    process.join(rng.uniform(0.05, seconds))
+    killed = process.is_alive()
+    process.kill()
+    process.join()
+    return killed
 
 
 @pytest.mark.parametrize("name", KILLED)
-def test_what_is_killed_and_started_again_loses_nothing(inputs: Path, tmp_path: Path, name: str, seed: int) -> None:
-    rng = random.Random(f"{seed} {name}")
-    job = JOBS[name]
+def test_what_is_killed_and_started_again_loses_nothing(
+    inputs: Path, tmp_path: Path, name: str, until: float, tally: Tally
+) -> None:
+    rng, job = random.Random(f"{SEED} {name}"), JOBS[name]
     expected, seconds = _undisturbed(inputs, name)
-    end = time.monotonic() + SECONDS / (len(KILLED) + 1)
-    tries = kills = 0
-    while not tries or time.monotonic() < end:
-        out = tmp_path / str(tries)
+    tally.what = f"`{name}` is killed and started again"
+    tally.count("SIGKILLs", 0)
+    while not tally.tries or (tally.happened["SIGKILLs"] < KILLS if KILLS else time.monotonic() < until):
+        out = tmp_path / str(tally.tries)
         words = job.words(inputs, out)
         for _ in range(rng.randint(1, 3)):
-            process = start(words, tmp_path / "log")
-            process.join(rng.uniform(0.05, seconds))
-            kills += process.is_alive()
-            process.kill()
-            process.join()
+            tally.count("SIGKILLs", _kill(words, tmp_path / "log", seconds, rng))
         code, _ = run(words, tmp_path / "log")
-        assert code == 0, f"try {tries}: {(tmp_path / 'log').read_text()[-3000:]}"
-        assert job.result(out) == expected, f"try {tries}: another result than undisturbed"
-        tries += 1
-    print(f"\n{name}: {tries} tries, {kills} kills, 0 wrong results")
+        assert code == 0, f"try {tally.tries}: {(tmp_path / 'log').read_text()[-3000:]}"
+        assert job.result(out) == expected, f"try {tally.tries}: another result than undisturbed"
+        tally.tries += 1
 
 
 @pytest.mark.parametrize("name", FILLED)
-def test_a_full_disk_ends_in_one_line_and_work_is_kept(inputs: Path, tmp_path: Path, name: str, seed: int) -> None:
-    rng = random.Random(f"{seed} {name}")
-    job = JOBS[name]
+def test_a_full_disk_ends_in_one_line_and_work_is_kept(inputs: Path, tmp_path: Path, name: str, tally: Tally) -> None:
+    rng, job = random.Random(f"{SEED} {name}"), JOBS[name]
     expected, _ = _undisturbed(inputs, name)
+    tally.what = f"the disk is full for `{name}`"
     words = job.words(inputs, tmp_path / "out")
     for most_bytes in (rng.randrange(200, 20_000), rng.randrange(20_000, 200_000)):
         code, _ = run(words, tmp_path / "log", most_bytes)
         text = (tmp_path / "log").read_text()
         assert code in (0, 2) and "Traceback" not in text, f"{most_bytes} bytes, exit code {code}: {text[-3000:]}"
+        tally.tries += 1
+        tally.count("ended in one line" if code else "files were small enough")
     code, _ = run(words, tmp_path / "log")
     assert code == 0, (tmp_path / "log").read_text()[-3000:]
     assert job.result(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("name", JUMPED)
+def test_a_clock_that_jumps_changes_nothing(inputs: Path, tmp_path: Path, name: str, tally: Tally) -> None:
+    rng, job = random.Random(f"{SEED} {name}"), JOBS[name]
+    expected, seconds = _undisturbed(inputs, name)
+    tally.what = f"the clock jumps by years while `{name}` is killed and started again"
+    words = job.words(inputs, tmp_path / "out")
+    for _ in range(2):
+        tally.count("SIGKILLs", _kill(words, tmp_path / "log", seconds, rng, jumps=rng.randrange(1 << 30)))
+        for file in tmp_path.rglob("*"):
+            moment = rng.uniform(0, 4e9)
+            os.utime(file, (moment, moment))
+    code, _ = run(words, tmp_path / "log", jumps=rng.randrange(1 << 30))
+    assert code == 0, (tmp_path / "log").read_text()[-3000:]
+    assert job.result(tmp_path / "out") == expected
+    tally.tries += 1

@@ -40,6 +40,15 @@ def test_files_of_others_in_a_claimed_folder_stay(tmp_path):
     assert not (tmp_path / "own").exists()
 
 
+def test_nothing_of_a_dropped_race_is_left_for_the_next_one(tmp_path):
+    claim(tmp_path / "race", "race")
+    _fill(tmp_path / "race", **{"race.journal": "", ".data-1.lock": ""})
+    for folder in ("tree", "data-1", "trials/0003/checkpoints"):
+        _fill(tmp_path / "race" / folder, **{"result.json": "{}"})
+    clear(tmp_path / "race", "race")
+    assert not (tmp_path / "race").exists()
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     old = _fill(tmp_path / "old", **{LOG: "an earlier version's"})
     with pytest.raises(ValueError, match=r"old: holds log.jsonl, which an earlier version or another program wrote"):
@@ -134,8 +143,8 @@ def test_leftovers_of_killed_writers_go_with_the_next_start(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [MARKER]
 
 
-def _hold(folder: Path, connection) -> None:
-    with lock(folder):
+def _hold(folder: Path, connection, shared: bool = False) -> None:
+    with lock(folder, shared):
         connection.send("held")
         connection.recv()
 
@@ -157,6 +166,25 @@ def test_a_folder_has_one_writer(tmp_path, where, killed, monkeypatch):
     with lock(folder):
         pass
     assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_workers_share_a_folder_that_nobody_else_may_write(tmp_path):
+    folder = tmp_path / "run"
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_hold, args=(folder, theirs, True))
+    process.start()
+    assert mine.poll(20) and mine.recv() == "held"
+    with lock(folder, shared=True):
+        pass
+    # One worker has left, and the other one still holds it.
+    with pytest.raises(ValueError, match=r"run: .* is writing here"), lock(folder):
+        pass
+    mine.send("go")
+    process.join()
+    assert not (folder / LOCK).exists()
+    with lock(folder), pytest.raises(ValueError, match="is writing here"), lock(folder, shared=True):
+        pass
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):

@@ -50,6 +50,25 @@ def test_status_of_a_run_that_was_ended_and_went_on(one_rank, tmp_path: Path):
     assert runs_under(tmp_path) == [folder] == runs_under(folder)
 
 
+@pytest.mark.parametrize(
+    "damage", ["5", '{"event": "train"}', '{"event": 1, "step": 2, "time": 3}', "[" * 100_000, "\udcff"]
+)
+def test_a_damaged_line_of_a_log_is_no_event(one_rank, tmp_path: Path, damage: str):
+    data = make_click_files(SCHEMA, 100)
+    Trainer(MODEL, CONFIG, tmp_path, torch.device("cpu")).train(data)
+    before = read_status(tmp_path, now=0)
+    assert before.age == 0  # by a clock that was set back
+    with (tmp_path / "log.jsonl").open("a", errors="surrogateescape") as file:
+        file.write(damage + "\n")
+    assert read_status(tmp_path, now=0) == before
+    # Nor does it keep the run from going on.
+    Trainer(MODEL, CONFIG, tmp_path, torch.device("cpu")).train(data)
+    assert read_status(tmp_path).starts == 2
+    (tmp_path / "log.jsonl").write_text('{"event": "start", "step": 0, "time": 0}\n')
+    with pytest.raises(ValueError, match=r"log\.jsonl: damaged: KeyError\('total_steps'\)"):
+        read_status(tmp_path)
+
+
 def test_a_start_is_recorded(one_rank, tmp_path: Path):
     Trainer(MODEL, CONFIG, tmp_path, torch.device("cpu")).train(make_click_files(SCHEMA, 100))
     (start,) = [event for event in read_events(tmp_path) if event["event"] == "start"]

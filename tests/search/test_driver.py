@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import SMALL_SPACE, forked, prepare_clicks, prepare_pairs, run_program, run_ranks
 
+from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
 from nasrec_torchrec.search.driver import search_supernet
 from nasrec_torchrec.training.config import TrainConfig
@@ -90,8 +91,25 @@ def _said(out: Path, rank: int = 0) -> str:
 def test_limits_that_nothing_meets_end_all_ranks(supernet: Path, data: Path, tmp_path: Path, limits: Limits):
     out = tmp_path / "out"
     codes = _end(_launch(2, supernet, data, out, limits=limits))
-    assert codes[0] == 2 and "no architecture of the search space is within the limit" in _said(out)
-    assert codes[1] is not None
+    assert codes == [2, 2]
+    for rank in range(2):
+        said = _said(out, rank).splitlines()[-1]
+        assert said.startswith("error: no architecture of the search space is within the limit"), _said(out, rank)
+
+
+def test_a_search_replaces_only_its_own_files(supernet: Path, data: Path, tmp_path: Path):
+    arguments = supernet, data, tmp_path, EvolutionConfig(4, 0, 2, 2), _EVALUATION, Objective(), Limits()
+    (tmp_path / "architectures").mkdir()
+    mine = tmp_path / "architectures" / "rank-99.json"
+    mine.write_text("mine")
+    with pytest.raises(ValueError, match=r"holds architectures/rank-99\.json, which an earlier version or another"):
+        search_supernet(*arguments)
+    assert mine.read_text() == "mine"
+    mine.unlink()
+    with lock(tmp_path, shared=True):  # another worker
+        with pytest.raises(ValueError, match="is writing here"):
+            search_supernet(*arguments, resume="never")
+        assert search_supernet(*arguments)
 
 
 @pytest.mark.parametrize(("number", "ranks"), ((signal.SIGINT, 1), (signal.SIGTERM, 2)))

@@ -2,18 +2,35 @@
 
 import json
 import random
+import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import forked, prepare_pairs, run_program, run_ranks
 
+from nasrec_torchrec.datasets.config import SplitConfig
+from nasrec_torchrec.datasets.crosses import add_crosses, cross_of
+from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import load_schema
+from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.runs.lock import lock
+from nasrec_torchrec.search.config import Limits
 from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.recipe import Recipe
 from nasrec_torchrec.search.race.run import auto
+from nasrec_torchrec.search.race.training import RaceData
+from nasrec_torchrec.search.race.trial import Trial
+from nasrec_torchrec.training.trainer import Trainer
 
 _CONFIG = RaceConfig(trials=14, epochs=5, final_seeds=2, finalists=2, max_features=2, quiet=True)
 
@@ -67,6 +84,93 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert results["winner"] in next(row["trials"] for row in results["leaderboard"] if row["seeds"] == 2)
     # It is over: asked again, it says the same and trains nothing.
     assert auto(data, out, _CONFIG) == json.loads(json.dumps(results))
+
+
+def _no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_a_race_whose_rows_to_measure_have_one_label(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    files = []
+    for name, rows in (("train", 300), ("validation", 100), ("test", 100)):
+        labels = rng.integers(0, 2, rows) if name == "train" else np.zeros(rows, int)
+        pq.write_table(pa.table({"label": labels, "user": rng.integers(0, 9, rows)}), tmp_path / f"{name}.parquet")
+        files.append(str(tmp_path / f"{name}.parquet"))
+    schema = Schema("label", (), (SparseFeature("user", 9),), 8)
+    prepare(RawData(tuple(files), schema, split=SplitConfig("given")), tmp_path / "data")
+    config = RaceConfig(trials=4, epochs=2, final_seeds=2, finalists=1, features=False, quiet=True)
+    results = auto(tmp_path / "data", tmp_path / "out", config)
+    assert results is not None and "AUC" not in results["verdict"] and "test log loss" in results["verdict"]
+    text = (tmp_path / "out" / "results.json").read_text()
+    assert json.loads(text, parse_constant=_no_constant) == results
+    assert {auc for trial in results["trials"] for auc in trial["aucs"]} == {None}
+
+
+def test_a_trial_reads_the_same_rows_when_further_features_are_there(data: Path, tmp_path: Path):
+    add_crosses(data, tmp_path / "data-1", [cross_of(("user", "item"))])
+    base = load_schema(data)
+    before, after = RaceData((data,), base), RaceData((data, tmp_path / "data-1"), base)
+    plain = Trial("recipes", "baseline", Baseline("dlrm", (64, 8), (64, 1)), Recipe(1e-3, 2, 128))
+    crossed = replace(plain, features=("user_x_item",))
+    assert after.open("train", plain).digest == before.open("train", plain).digest
+    assert after.folder(crossed) == tmp_path / "data-1"
+    assert after.open("train", crossed).schema.feature_names == ["user", "item", "shop", "user_x_item"]
+    assert (
+        dict(after.open("train", crossed).dictionaries).keys() > dict(before.open("train", plain).dictionaries).keys()
+    )
+
+
+@pytest.mark.parametrize("trees", (True, False))
+def test_damaged_rows_are_not_raced_on(data: Path, tmp_path: Path, trees: bool):
+    damaged = shutil.copytree(data, tmp_path / "data")
+    (file,) = (damaged / "train").glob("*.parquet")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+    config = RaceConfig(trials=2, epochs=1, features=False, quiet=True, trees=trees)
+    with pytest.raises(ValueError, match=r"train/part-000000\.parquet: was changed or is damaged"):
+        auto(damaged, tmp_path / "out", config)
+    with pytest.raises(ValueError, match=r"train/part-000000\.parquet: was changed or is damaged"):
+        add_crosses(damaged, tmp_path / "crossed", [cross_of(("user", "item"))])
+
+
+def test_a_trial_that_cannot_be_trained_spoils_no_other(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    refused: list[str] = []
+
+    class Refusing(Trainer):
+        def __init__(self, description: ModelDescription, *arguments: Any) -> None:
+            refused.append(description.to_json())
+            if everything or len(refused) == 2:
+                raise ValueError("its tables do not fit")
+            super().__init__(description, *arguments)
+
+    monkeypatch.setattr("nasrec_torchrec.search.race.training.Trainer", Refusing)
+    config = RaceConfig(trials=4, epochs=1, final_seeds=1, features=False, trees=False, quiet=True)
+    everything = False
+    results = auto(data, tmp_path / "one", config)
+    assert results is not None
+    assert [trial["status"] for trial in results["trials"]] == ["complete", "failed", "complete", "complete"]
+    assert results["trials"][1]["error"] == "its tables do not fit"
+    everything = True
+    with pytest.raises(ValueError, match="all 4 trials failed; the first one: its tables do not fit"):
+        auto(data, tmp_path / "all", config)
+    with pytest.raises(ValueError, match="the first 10 trials failed, and none was trained; the last one: its tables"):
+        auto(data, tmp_path / "many", replace(config, trials=None, budget="1h", epochs=None))
+
+
+def test_limits_that_no_architecture_meets_are_refused(data: Path, tmp_path: Path):
+    for limits in (Limits(max_flops=10), Limits(max_latency_us=0.001)):
+        with pytest.raises(ValueError, match="no architecture of the search space is within the limit"):
+            auto(data, tmp_path / "out", _CONFIG, limits=limits)
+
+
+def test_a_race_is_not_dropped_while_others_take_part(data: Path, undisturbed):
+    out, results = undisturbed
+    with lock(out, shared=True):
+        with pytest.raises(ValueError, match="is writing here"):
+            auto(data, out, _CONFIG, resume="never")
+        assert auto(data, out, _CONFIG) == json.loads(json.dumps(results))
 
 
 def _race(data: str, out: str, trials: int) -> None:

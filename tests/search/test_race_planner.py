@@ -10,6 +10,7 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.schema import Schema, SparseFeature
 from nasrec_torchrec.models.config import BASELINES, Baseline
 from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.leaderboard import standings
 from nasrec_torchrec.search.race.planner import Planner, finalists, winner
 from nasrec_torchrec.search.race.promotion import calibrated_shares, fidelity, kendall_tau, promotable, rung_epochs
 from nasrec_torchrec.search.race.recipe import Recipe, recipe_space, starting_recipes
@@ -45,6 +46,17 @@ def _curve(trial: Trial) -> Curve:
 def _entry(number: int, *losses: float, epochs: int = _EPOCHS, status: str = "complete") -> Entry:
     trial = Trial("architectures", "random", _DLRM, replace(_RECIPE, epochs=epochs, learning_rate=1e-4 * (number + 1)))
     return Entry(number, trial, losses, losses, tuple(1.0 for _ in losses), status)
+
+
+def test_what_is_no_number_is_never_the_best():
+    nan, inf = float("nan"), float("inf")
+    late, never, sound = _entry(0, 0.7, nan), _entry(1, nan, inf), _entry(2, 0.9, 0.8)
+    assert (late.loss, late.best_epoch, never.loss, never.best_epoch) == (0.7, 1, inf, 0)
+    for entries in ([never, sound], [sound, never]):
+        assert winner(entries) is sound and finalists(entries, 2) == [sound]
+        assert [row["trials"] for row in standings(entries)] == [[2]]
+    assert winner([never]) is None
+    assert kendall_tau([nan, 1.0, 2.0], [3.0, 1.0, 2.0]) == pytest.approx(1 / 3)
 
 
 def test_the_same_trials_follow_from_the_same_curves():

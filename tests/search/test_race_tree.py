@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from support import prepare_pairs
 
 from nasrec_torchrec.datasets.crosses import add_crosses, history_of
-from nasrec_torchrec.datasets.prepared import load_schema
+from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.search.race.tree import measure_tree, read_tree, train_tree
 from nasrec_torchrec.search.race.verdict import verdict
 
@@ -50,7 +50,7 @@ def test_a_tree_without_time_is_one_of_few_trees(data: Path, tmp_path: Path):
     hurried, whole = (train_tree(data, schema, tmp_path / str(s), s) for s in (0.0, 60.0))
     assert hurried["recipe"].startswith("1 trees")
     assert whole["validation"][0]["log_loss"] < hurried["validation"][0]["log_loss"]
-    assert measure_tree(tmp_path / "60.0", data / "validation", schema) == whole["validation"][0]
+    assert measure_tree(tmp_path / "60.0", open_split(data, "validation")) == whole["validation"][0]
 
 
 def _measured(title: str, loss: float) -> dict[str, Any]:

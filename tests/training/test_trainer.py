@@ -357,6 +357,25 @@ def test_another_run_is_not_continued(one_rank, tmp_path: Path, monkeypatch):
     assert len(list((tmp_path / "checkpoints").glob("step-*"))) <= 2
 
 
+def test_rows_of_another_preparation_are_neither_trained_nor_measured(one_rank, tmp_path: Path):
+    schema = make_schema()
+    swapped = replace(schema, sparse=(*reversed(schema.sparse[:2]), *schema.sparse[2:]))
+    data, other = make_click_files(schema, ROWS), make_click_files(swapped, ROWS)
+    trainer = _make(tmp_path, NASRECNET, replace(CONFIG, epochs=1))
+    for attempt in (
+        lambda: trainer.train(other),
+        lambda: trainer.train(data, other),
+        lambda: trainer.evaluate(other),
+    ):
+        with pytest.raises(ValueError, match=r"another preparation: the sparse features are \['f0', 'f1'"):
+            attempt()
+    trainer.train(data)
+    words = replace(data, dictionaries=(("t.parquet", "one"),))
+    trainer.description = replace(trainer.description, dictionaries=(("t.parquet", "another"),))
+    with pytest.raises(ValueError, match=r"the dictionary t\.parquet gives other ids to the words"):
+        trainer.evaluate(words)
+
+
 def test_options_of_training_agree_with_the_plain_way(one_rank, tmp_path: Path):
     data = make_click_files(SCHEMA, ROWS)
     config = replace(CONFIG, epochs=1)

@@ -10,11 +10,13 @@ import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from nasrec_torchrec.finite import finite
 from nasrec_torchrec.search.race.trial import Entry, Status, Trial
 from nasrec_torchrec.search.storage import open_storage, shown
 from nasrec_torchrec.search.workers import Worker
 
 _STUDY = "race"
+_WORKERS = f"{_STUDY}.workers"
 
 
 class Book:
@@ -27,14 +29,18 @@ class Book:
     Args:
         storage: a journal file or a database's URL.
         settings: JSON values that all trials of a race have in common.
+        from_scratch: whether to delete the trials in the storage first.
 
     Raises:
         ValueError: when the storage cannot be opened, or holds a race of other settings.
     """
 
-    def __init__(self, storage: str | Path, settings: dict[str, Any]) -> None:
+    def __init__(self, storage: str | Path, settings: dict[str, Any], from_scratch: bool = False) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage = open_storage(storage)
+        if from_scratch:
+            for old in {_STUDY, _WORKERS} & set(optuna.get_all_study_names(self._storage)):
+                optuna.delete_study(study_name=old, storage=self._storage)
         self._study = optuna.create_study(
             study_name=_STUDY, storage=self._storage, direction="minimize", load_if_exists=True
         )
@@ -52,7 +58,7 @@ class Book:
 
     def worker(self) -> Worker:
         """This process among those that take part; to be used as a context."""
-        return Worker(self._storage, f"{_STUDY}.workers")
+        return Worker(self._storage, _WORKERS)
 
     def recall(self, worker: Worker, key: str, compute: Callable[[], list[Any]]) -> list[Any]:
         """JSON values that are computed once in a race, by whoever needs them first."""
@@ -92,14 +98,14 @@ class Book:
         trial = self._trials()[number]
         if epoch in trial.intermediate_values:
             return
-        self._storage.set_trial_user_attr(trial._trial_id, f"epoch {epoch}", [auc, seconds])
+        self._storage.set_trial_user_attr(trial._trial_id, f"epoch {epoch}", finite([auc, seconds]))
         self._storage.set_trial_intermediate_value(trial._trial_id, epoch, loss)
 
     def note(self, number: int, **facts: Any) -> None:
         """JSON values to remember of a trial."""
         identity = self._trials()[number]._trial_id
         for name, value in facts.items():
-            self._storage.set_trial_user_attr(identity, name, value)
+            self._storage.set_trial_user_attr(identity, name, finite(value))
 
     def settle(self, number: int, status: Status) -> None:
         """A trial is not trained any further for now, or for good."""
@@ -108,8 +114,7 @@ class Book:
             return
         self._storage.set_trial_user_attr(trial._trial_id, "status", status)
         if status == "complete":
-            best = min(trial.intermediate_values.values())
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [best])
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [_entry(trial).loss])
         elif status == "failed":
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
@@ -117,8 +122,7 @@ class Book:
         """The race is over: paused trials become pruned ones."""
         for trial in self._trials():
             if not trial.state.is_finished() and trial.intermediate_values:
-                best = min(trial.intermediate_values.values())
-                self._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, [best])
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, [_entry(trial).loss])
 
     def spend(self, seconds: float) -> None:
         """Tells how long the race has run in all, without the time between a kill and the next start."""

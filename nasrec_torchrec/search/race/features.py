@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets import history
 from nasrec_torchrec.datasets.crosses import cross_of, history_of
+from nasrec_torchrec.datasets.prepared import open_split
+from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import HISTORY_IDS, Schema, SparseFeature
 
 # Rows that suffice to rank; features that are chosen count all of them.
@@ -61,8 +63,8 @@ def rank_features(data: Path, schema: Schema, logits: np.ndarray, most: int, can
     columns = [f for f in schema.sparse if not f.multi_hot and not f.cross]
     columns = sorted(columns, key=lambda feature: -(feature.num_embeddings or 0))[:candidates]
     names = [feature.name for feature in schema.sparse if feature in columns]
-    train = _read(data / "train", [*names, schema.label], _TRAIN_ROWS)
-    validation = _read(data / "validation", [*names, schema.label], _VALIDATION_ROWS)
+    train = _read(open_split(data, "train"), [*names, schema.label], _TRAIN_ROWS)
+    validation = _read(open_split(data, "validation"), [*names, schema.label], _VALIDATION_ROWS)
     labels = validation[schema.label]
     logits = logits[: len(labels)].astype(np.float64)
     half = np.random.default_rng(0).random(len(labels)) < 0.5
@@ -89,9 +91,10 @@ def _pairs(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield from combinations(names, size)
 
 
-def _read(split: Path, columns: Sequence[str], rows: int) -> dict[str, np.ndarray]:
+def _read(files: ClickFiles, columns: Sequence[str], rows: int) -> dict[str, np.ndarray]:
+    files.verify()
     parts: list[dict[str, np.ndarray]] = []
-    for file in sorted(split.glob("*.parquet")):
+    for file in files.files:
         for batch in pq.ParquetFile(file).iter_batches(columns=list(columns)):
             parts.append({name: batch.column(name).to_numpy() for name in columns})
             rows -= batch.num_rows

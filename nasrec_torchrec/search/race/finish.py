@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs import names
-from nasrec_torchrec.runs.files import read_text, write_text
+from nasrec_torchrec.runs.files import read_json, write_text
 from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig
@@ -27,7 +29,6 @@ from nasrec_torchrec.search.race.tree import measure_tree, read_tree
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.race.verdict import verdict
 
-TREE = "tree"
 _FORMAT = "nasrec-torchrec/race/1"
 _FINAL = "final"
 _EVALUATION_ROWS = 8192
@@ -41,7 +42,7 @@ def read_results(out: Path) -> dict[str, Any] | None:
     """
     if not (out / names.RESULTS).exists():
         return None
-    results = json.loads(read_text(out / names.RESULTS))
+    results = read_json(out / names.RESULTS, dict[str, Any], "--resume never starts the race from scratch")
     if results.get("format") != _FORMAT:
         raise ValueError(f"{out / names.RESULTS}: expected the format {_FORMAT!r}, found {results.get('format')!r}")
     return results
@@ -61,11 +62,13 @@ def finish(book: Book, config: RaceConfig, data: RaceData, out: Path, seconds: C
         dict: the results, as JSON values.
 
     Raises:
-        ValueError: when no trial was trained for a single epoch.
+        ValueError: when no trial has a finite loss.
     """
     entries = book.entries()
     best = winner(entries)
     if best is None:
+        if errors := [str(entry.facts["error"]) for entry in entries if entry.status == "failed"]:
+            raise ValueError(f"all {len(errors)} trials failed; the first one: {errors[0]}")
         raise ValueError("budget: no trial finished a single epoch; a larger budget is needed")
     measured = {name: _measure(entry, entries, data, out) for name, entry in compared(entries).items()}
     tree = _measured_tree(data, out)
@@ -101,15 +104,16 @@ def finish(book: Book, config: RaceConfig, data: RaceData, out: Path, seconds: C
             }
             for entry in entries
         ],
-        "rows": {split: len(data.open(split, best.trial)) for split in ("train", "validation", "test")},
+        "rows": {split: data.rows(split) for split in ("train", "validation", "test")},
         "config": asdict(config),
         "seconds": round(seconds(), 1),
     }
+    results = json.loads(json_text(results))
     results["verdict"] = verdict(results)
     source = out / names.RACE_TRIALS / f"{best.number:04d}"
     _move(source, out)
     write_text(out / names.REPORT, page(results))
-    write_text(out / names.RESULTS, json.dumps(results, indent=2))
+    write_text(out / names.RESULTS, json_text(results, indent=2))
     for entry in entries:
         remove_checkpoints(out / names.RACE_TRIALS / f"{entry.number:04d}")
     return results
@@ -117,9 +121,9 @@ def finish(book: Book, config: RaceConfig, data: RaceData, out: Path, seconds: C
 
 def _measured_tree(data: RaceData, out: Path) -> dict[str, Any] | None:
     """What the tree reached, with its metrics on the test split; None where none was trained."""
-    tree = read_tree(out / TREE)
-    if tree is not None and any((data.folder / "test").glob("*.parquet")):
-        tree["test"] = [measure_tree(out / TREE, data.folder / "test", data.base)]
+    tree = read_tree(out / names.RACE_TREE)
+    if tree is not None and data.rows("test"):
+        tree["test"] = [measure_tree(out / names.RACE_TREE, open_split(data.folders[0], "test"))]
     return tree
 
 
@@ -149,14 +153,14 @@ def _move(source: Path, out: Path) -> None:
 
 def _measure(entry: Entry, entries: Sequence[Entry], data: RaceData, out: Path) -> dict[str, Any]:
     """Metrics of all seeds of a configuration, each alone and their mean prediction."""
-    seeds = [e for e in entries if e.trial.configuration == entry.trial.configuration and e.losses]
+    seeds = [e for e in entries if e.trial.configuration == entry.trial.configuration and e.measured]
     found: dict[str, Any] = {"title": entry.trial.title, "features": list(entry.trial.features)}
     found["recipe"] = str(entry.trial.recipe)
     found["seeds"] = [e.trial.seed for e in seeds]
     for split in ("validation", "test"):
-        files = data.open(split, entry.trial)
-        if not len(files):
+        if not data.rows(split):
             continue
+        files = data.open(split, entry.trial)
         logits, labels = [], torch.empty(0)
         for seed in seeds:
             folder = out / names.RACE_TRIALS / f"{seed.number:04d}"

@@ -12,7 +12,7 @@ def standings(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Configurations with their seeds, the best mean validation log loss first."""
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
-        if entry.losses:
+        if entry.measured:
             groups.setdefault(entry.trial.configuration, []).append(entry)
     rows = []
     for group in groups.values():
@@ -29,7 +29,7 @@ def standings(entries: Sequence[Entry]) -> list[dict[str, Any]]:
                 "features": list(first.trial.features),
                 "log_loss": statistics.fmean(losses),
                 "deviation": statistics.stdev(losses) if len(losses) > 1 else None,
-                "auc": statistics.fmean(entry.aucs[entry.best_epoch - 1] for entry in group),
+                "auc": mean_of([entry.aucs[entry.best_epoch - 1] for entry in group]),
                 "seeds": len(group),
                 "epoch": first.best_epoch,
                 "epochs": f"{first.epochs}/{first.trial.recipe.epochs}",
@@ -39,6 +39,12 @@ def standings(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda row: row["log_loss"])
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """The mean, or None where one of the values does not exist."""
+    found = [value for value in values if value is not None]
+    return statistics.fmean(found) if len(found) == len(values) else None
 
 
 def front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -62,8 +68,9 @@ def table(rows: Sequence[dict[str, Any]], limit: int = 8) -> str:
         if row["deviation"] is not None:
             loss += f" ± {row['deviation']:.5f}"
         features = ", ".join(row["features"]) or "none"
+        auc = "none" if row["auc"] is None else f"{row['auc']:.4f}"
         lines.append(
-            f"| {place} | {loss} | {row['auc']:.4f} | {row['model']} | {row['recipe']} | {features} "
+            f"| {place} | {loss} | {auc} | {row['model']} | {row['recipe']} | {features} "
             f"| {row['epochs']} | {row['seconds']:.0f} | {row['source']} |"
         )
     return "\n".join(lines)
@@ -78,7 +85,7 @@ def by_source(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         row = found.setdefault(source, {"source": source, "trials": 0, "seconds": 0.0, "log_loss": None, "gain": 0.0})
         row["trials"] += 1
         row["seconds"] += sum(entry.seconds)
-        if not entry.losses:
+        if not entry.measured:
             continue
         row["log_loss"] = entry.loss if row["log_loss"] is None else min(entry.loss, row["log_loss"])
         if entry.loss < best and entry.trial.phase != "finals":

@@ -159,7 +159,7 @@ class Planner:
     def _propose(self, situation: Situation) -> Trial | None:
         entries = situation.entries
         phase = self._config.phase(situation.spent)
-        if phase != "recipes" and not any(entry.losses for entry in entries):
+        if phase != "recipes" and not any(entry.measured for entry in entries):
             phase = "recipes"
         generator = torch.Generator().manual_seed((self._config.seed << 20) + len(entries))
         if phase == "features":
@@ -192,7 +192,7 @@ class Planner:
         of_kind = [
             entry
             for entry in entries
-            if entry.losses and entry.trial.interaction == base.interaction and entry.trial.features == base.features
+            if entry.measured and entry.trial.interaction == base.interaction and entry.trial.features == base.features
         ]
         best = min(of_kind, key=lambda entry: entry.loss, default=None)
         recipe = best.trial.recipe if best else base.recipe
@@ -225,8 +225,8 @@ class Planner:
         entries = situation.entries
         known = {entry.trial.configuration for entry in entries}
         ranked = [name for found in situation.features for name in found]
-        plain = min((e for e in entries if e.losses and not e.trial.features), key=lambda e: e.loss).trial
-        best = min((e for e in entries if e.losses), key=lambda e: e.loss).trial
+        plain = min((e for e in entries if e.measured and not e.trial.features), key=lambda e: e.loss).trial
+        best = min((e for e in entries if e.measured), key=lambda e: e.loss).trial
         together = [[name for name in found if name not in situation.crosses] for found in situation.features]
         sets = [(plain, together[0][:1]), (plain, together[0])]
         sets += [(best, [*best.features, *names]) for names in together[1:]]
@@ -240,7 +240,7 @@ class Planner:
 
     def _propose_architecture(self, entries: Sequence[Entry], generator: torch.Generator) -> Trial:
         known = {entry.trial.configuration for entry in entries}
-        best = min((e for e in entries if e.losses), key=lambda e: e.loss).trial
+        best = min((e for e in entries if e.measured), key=lambda e: e.loss).trial
         for baseline in sources.baselines(self._embedding_dim):
             trial = self._new("architectures", "baseline", best, interaction=baseline)
             if trial.configuration not in known:
@@ -252,7 +252,7 @@ class Planner:
         # Chance comes first, and the others once there is something to learn from.
         ready: dict[Source, bool] = {
             "random": True,
-            "mutation": sum(bool(entry.losses) for entry in trained) >= 3,
+            "mutation": sum(entry.measured for entry in trained) >= 3,
             "surrogate": surrogate is not None,
         }
         able = [name for name in ready if ready[name] and name in self._config.sources]
@@ -279,7 +279,7 @@ class Planner:
     def _propose_polish(self, entries: Sequence[Entry]) -> Trial:
         """The recipe once more, around the best trial so far."""
         known = {entry.trial.configuration for entry in entries}
-        best = min((e for e in entries if e.losses), key=lambda e: e.loss).trial
+        best = min((e for e in entries if e.measured), key=lambda e: e.loss).trial
         adam = "embedding_l2" in self._choices(best.recipe)
         for recipe in neighbours(best.recipe, adam):
             trial = self._new("polish", "recipe", best, recipe=recipe)
@@ -313,7 +313,7 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
 def finalists(entries: Sequence[Entry], count: int) -> list[Entry]:
     """The best trials, of every configuration one, and among them the best baseline."""
     ranked: dict[str, Entry] = {}
-    for entry in sorted((e for e in entries if e.losses), key=lambda e: e.loss):
+    for entry in sorted((e for e in entries if e.measured), key=lambda e: e.loss):
         if entry.trial.phase != "finals":
             ranked.setdefault(entry.trial.configuration, entry)
     best = list(ranked.values())
@@ -328,7 +328,7 @@ def mean_losses(entries: Sequence[Entry]) -> dict[str, tuple[float, int]]:
     """For every configuration the mean of its seeds' losses, and how many there are."""
     losses: dict[str, list[float]] = {}
     for entry in entries:
-        if entry.losses:
+        if entry.measured:
             losses.setdefault(entry.trial.configuration, []).append(entry.loss)
     return {key: (math.fsum(values) / len(values), len(values)) for key, values in losses.items()}
 
@@ -344,4 +344,4 @@ def winner(entries: Sequence[Entry]) -> Entry | None:
         return None
     most = max(seeds for _, seeds in means.values())
     best = min((key for key, (_, seeds) in means.items() if seeds == most), key=lambda key: means[key][0])
-    return min((e for e in entries if e.trial.configuration == best and e.losses), key=lambda e: e.loss)
+    return min((e for e in entries if e.trial.configuration == best and e.measured), key=lambda e: e.loss)

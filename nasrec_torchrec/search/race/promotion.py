@@ -22,7 +22,7 @@ def kendall_tau(one: Sequence[float], other: Sequence[float]) -> float:
     pairs = [
         (one[i] - one[j]) * (other[i] - other[j]) for i in range(len(one)) for j in range(i) if other[i] != other[j]
     ]
-    return sum(math.copysign(1, pair) if pair else 0 for pair in pairs) / len(pairs) if pairs else math.nan
+    return sum((pair > 0) - (pair < 0) for pair in pairs) / len(pairs) if pairs else math.nan
 
 
 def rung_epochs(epochs: int, shares: Sequence[float]) -> list[int]:

@@ -28,7 +28,7 @@ def page(results: Mapping[str, Any]) -> str:
                 [
                     f"{row['log_loss']:.5f}",
                     "" if row["deviation"] is None else f"{row['deviation']:.5f}",
-                    f"{row['auc']:.5f}",
+                    "" if row["auc"] is None else f"{row['auc']:.5f}",
                     row["seeds"],
                     row["model"],
                     row["recipe"],
@@ -67,7 +67,10 @@ def page(results: Mapping[str, Any]) -> str:
         "with the final ones, over the trainings that ran to their end.</p>",
         _table(
             ["trainings", *next(iter(results["fidelity"].values()), {})],
-            [[kind, *(f"{tau:.2f}" for tau in taus.values())] for kind, taus in results["fidelity"].items()],
+            [
+                [kind, *("" if tau is None else f"{tau:.2f}" for tau in taus.values())]
+                for kind, taus in results["fidelity"].items()
+            ],
         ),
     ]
     body = "\n".join(sections)
@@ -87,6 +90,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f"<table><tr>{cells('th', head)}</tr>{lines}</table>"
 
 
+def _finite(trial: Mapping[str, Any]) -> list[float]:
+    """The losses of a trial, without those that are not numbers."""
+    return [loss for loss in trial["losses"] if loss is not None]
+
+
 def _figure(results: Mapping[str, Any]) -> str:
     import matplotlib
 
@@ -99,9 +107,9 @@ def _figure(results: Mapping[str, Any]) -> str:
     for trial in results["trials"]:
         source = "further seeds" if trial["trial"]["phase"] == "finals" else trial["trial"]["source"]
         clock += sum(trial["seconds"])
-        if trial["losses"]:
-            best = min(best, *trial["losses"])
-            over_time.plot(clock, min(trial["losses"]), "o", color=colours[source], markersize=4)
+        if losses := _finite(trial):
+            best = min(best, *losses)
+            over_time.plot(clock, min(losses), "o", color=colours[source], markersize=4)
             track.append((clock, best))
     over_time.step(*zip(*track, strict=True), where="post", color="black", linewidth=1)
     over_time.set(xlabel="seconds of training", ylabel="validation log loss of a trial, and the best so far")
@@ -117,7 +125,7 @@ def _figure(results: Mapping[str, Any]) -> str:
     costs.set(xscale="log", xlabel="microseconds for 512 rows", ylabel="validation log loss")
     costs.legend(fontsize=8)
     # Trials that failed to learn would squeeze all others into one line.
-    losses = sorted(min(trial["losses"]) for trial in results["trials"] if trial["losses"])
+    losses = sorted(min(found) for trial in results["trials"] if (found := _finite(trial)))
     middle = losses[len(losses) // 2]
     for axis in (over_time, costs):
         axis.set_ylim(losses[0] - 0.05 * (middle - losses[0]) - 1e-6, middle + (middle - losses[0]) + 1e-6)

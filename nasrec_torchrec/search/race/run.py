@@ -4,7 +4,7 @@ import fcntl
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -19,21 +19,25 @@ from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.files import require_local
+from nasrec_torchrec.runs.fingerprint import code_of
 from nasrec_torchrec.runs.folder import claim, clear, remove_checkpoints
-from nasrec_torchrec.runs.record import record_start
+from nasrec_torchrec.runs.lock import lock
+from nasrec_torchrec.runs.ranks import on_first_rank
+from nasrec_torchrec.runs.record import COMMAND, record_start
 from nasrec_torchrec.search.config import Limits
 from nasrec_torchrec.search.cost import cost
-from nasrec_torchrec.search.cost_values import Latency
+from nasrec_torchrec.search.cost_values import Cost, Latency
+from nasrec_torchrec.search.limits import require_reachable
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
 from nasrec_torchrec.search.race.features import Ranked, proposed, rank_features
-from nasrec_torchrec.search.race.finish import TREE, compared, finish, predict, read_results
+from nasrec_torchrec.search.race.finish import compared, finish, predict, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
-from nasrec_torchrec.search.race.training import RaceData, train_trial
+from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, train_trial
 from nasrec_torchrec.search.race.tree import read_tree, train_tree, trees_are_installed
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.workers import Worker
@@ -47,6 +51,8 @@ _TREE_SHARE = 0.06
 # Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
 _WHOLE_TRAININGS = 14
 _MOST_EPOCHS, _LEAST_EPOCHS, _COUNTED_EPOCHS = 20, 2, 10
+# Of a race in which no trial can be trained.
+_MOST_FAILURES = 10
 # Seconds that an epoch takes beside its steps, for the checkpoint and the log.
 _EPOCH_OVERHEAD = 0.25
 _POLL_SECONDS = 0.5
@@ -86,18 +92,29 @@ def auto(
     """
     config = config or RaceConfig()
     require_local(out, "out: expected a folder on this machine, since trials are many small files")
-    with _ranks() as device:
-        if resume == "never" and dist.get_rank() == 0:
-            clear(out, "race")
-        dist.barrier()
+    with _ranks() as device, ExitStack() as stack:
+
+        def begin() -> None:
+            if resume == "never":
+                with lock(out):  # refused while others race there
+                    clear(out, "race")
+            stack.enter_context(lock(out, shared=True))
+
+        on_first_rank(begin)
         if dist.get_rank() != 0:
             _follow(device)
             return None
-        race = _Race(data, out, config, space or RaceSpace(), limits or Limits(), storage, device)
+        why: str | None = None
         try:
+            race = _Race(
+                data, out, config, space or RaceSpace(), limits or Limits(), storage, device, resume == "never"
+            )
             return race.run()
+        except (ValueError, OSError) as error:
+            why = str(error)
+            raise
         finally:
-            race.tell(None)
+            _tell(why)
 
 
 @contextmanager
@@ -122,11 +139,12 @@ class _Race:
         limits: Limits,
         storage: str | None,
         device: torch.device,
+        from_scratch: bool,
     ) -> None:
         self.started = time.monotonic()
         self.config, self.space, self.limits, self.out, self.device = config, space, limits, out, device
         self.base = load_schema(data)
-        self.source, self.data = data, RaceData(data, self.base)
+        self.data = RaceData((data,), self.base)
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
         if not all(self.rows.values()):
             raise ValueError(f"{data}: expected rows to train and to validate on, found {self.rows}")
@@ -138,9 +156,12 @@ class _Race:
         for name in ("budget", "trials", "quiet"):
             del described[name]
         settings = {"data": sha256(data / MANIFEST), "config": described, "limits": asdict(limits)}
+        if code := code_of(COMMAND.plugins):
+            settings["code"] = code
+        require_reachable(self.space, limits, self._counted)
         if not (out / names.RACE_JOURNAL).exists():
             claim(out, "race", alone=False)
-        self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)})
+        self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)}, from_scratch)
         self.before = self.book.seconds()
         self.rankings: list[list[Ranked]] = []
 
@@ -156,11 +177,6 @@ class _Race:
             self._grow_tree(worker)
             self._race(worker)
             return self._finish(worker)
-
-    def tell(self, message: Any) -> None:
-        """Gives the other ranks their next task; None ends them."""
-        if dist.get_world_size() > 1:
-            dist.broadcast_object_list([message], 0)
 
     @property
     def seconds(self) -> float:
@@ -179,8 +195,10 @@ class _Race:
     def _prepare(self, worker: Worker) -> None:
         """Measures how fast this machine is, and decides how long a full training is."""
         batch_size = starting_recipes(self.base, self.rows["train"], 1)[0].batch_size
-        files = open_split(self.data.folder, "train")
+        files = open_split(self.data.folders[0], "train")
         self.batch, self.latency_batch = (next(files.evaluation_batches(n)) for n in (batch_size, _LATENCY_ROWS))
+
+        require_reachable(self.space, self.limits, self._counted, self._latency)
 
         def measure() -> list[Any]:
             slowest = 0.0
@@ -218,11 +236,11 @@ class _Race:
 
     def _grow_tree(self, worker: Worker) -> None:
         """Trains the yardstick, unless another worker does."""
-        if not self.trees or (claim := worker.claim(TREE)) is None:
+        if not self.trees or (claim := worker.claim(names.RACE_TREE)) is None:
             return
         try:
             seconds = _TREE_SHARE * self.config.budget_seconds if self.config.trials is None else None
-            tree = train_tree(self.source, self.base, self.out / TREE, seconds, self.config.seed)
+            tree = train_tree(self.data.folders[0], self.base, self.out / names.RACE_TREE, seconds, self.config.seed)
         finally:
             worker.release(claim)
         loss = tree["validation"][0]["log_loss"]
@@ -231,9 +249,15 @@ class _Race:
     def _describe(self, interaction: sources.Interaction) -> ModelDescription:
         return ModelDescription(self.base, interaction)
 
+    def _counted(self, architecture: Architecture) -> Cost:
+        return cost(architecture, len(self.base.dense), len(self.base.sparse), self.base.embedding_dim)
+
+    def _latency(self, architecture: Architecture) -> Latency:
+        return Latency(measured_costs(self._describe(architecture), self.latency_batch, self.device)["latency_us"], 0.0)
+
     def _allowed(self, architecture: Architecture) -> bool:
         """Whether a proposed architecture is within the limits, those on measured times included."""
-        counted = cost(architecture, len(self.base.dense), len(self.base.sparse), self.base.embedding_dim)
+        counted = self._counted(architecture)
         if not self.limits.allow(counted, None):
             return False
         description = self._describe(architecture)
@@ -243,8 +267,7 @@ class _Race:
                 return False
         if self.limits.max_latency_us is None:
             return True
-        latency = measured_costs(description, self.latency_batch, self.device)["latency_us"]
-        return self.limits.allow(counted, Latency(latency, 0.0))
+        return self.limits.allow(counted, self._latency(architecture))
 
     def _situation(self, busy: set[int]) -> Situation:
         entries = self.book.entries()
@@ -261,7 +284,7 @@ class _Race:
         if not self.config.features or self.config.phase(situation.spent) == "recipes":
             return False
         if not self.rankings:
-            return any(entry.losses for entry in situation.entries)
+            return any(entry.measured for entry in situation.entries)
         if not self.rankings[-1] or sum(map(len, self.rankings)) >= self.config.max_features:
             return False
         newest = {feature.name for feature in proposed(self.rankings[-1]) if feature.ids == "history"}
@@ -272,12 +295,14 @@ class _Race:
         known = [ranked.columns for found in self.rankings for ranked in found]
 
         def rank() -> list[Any]:
-            trained = [e for e in entries if e.losses and (not e.trial.features) == (not known)]
+            trained = [e for e in entries if e.measured and (not e.trial.features) == (not known)]
             best = min(trained, key=lambda e: e.loss)
             self._say(f"ranking features by the errors of trial {best.number}")
             logits, _ = predict(self._folder(best.number), self.data.open("validation", best.trial))
             most = min((self.config.max_features + 1) // 2, self.config.max_features - len(known))
-            found = rank_features(self.data.folder, self.base, logits.numpy(), most, self.config.candidate_features)
+            found = rank_features(
+                self.data.folders[-1], self.base, logits.numpy(), most, self.config.candidate_features
+            )
             return [[list(ranked.columns), ranked.gain] for ranked in found if ranked.columns not in known]
 
         name = f"features {len(self.rankings)}"
@@ -286,10 +311,12 @@ class _Race:
         if not found:
             return
         folder = self.out / f"{names.RACE_DATA}-{len(self.rankings)}"
-        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            add_crosses(self.source, folder, [feature for ranked in self.rankings for feature in proposed(ranked)])
-        self.data = RaceData(folder, self.base)
+        with folder.with_name(f".{folder.name}.lock").open("w") as crossing:
+            fcntl.flock(crossing, fcntl.LOCK_EX)
+            add_crosses(
+                self.data.folders[0], folder, [feature for ranked in self.rankings for feature in proposed(ranked)]
+            )
+        self.data = RaceData((*self.data.folders, folder), self.base)
         for ranked in found:
             self._say(f"feature {' x '.join(ranked.columns)}: its history would save {ranked.gain:.5f} of log loss")
 
@@ -325,7 +352,7 @@ class _Race:
         """A trial up to its next rung."""
         self.book.begin(entry.number, until)
         folder = self._folder(entry.number)
-        self.tell((entry.trial, until, self.data, folder))
+        _tell((entry.trial, until, self.data, folder))
         out_of_time = False
 
         def report(epoch: int, loss: float, auc: float, seconds: float) -> bool:
@@ -337,12 +364,13 @@ class _Race:
 
         try:
             train_trial(entry.trial, until, self.data, folder, self.device, report)
-        except DivergedError as error:
-            self.book.note(entry.number, error=str(error).splitlines()[0])
-            self.book.settle(entry.number, "failed")
-            self._say(f"trial {entry.number} failed: {error}")
+        except (DivergedError, UnbuildableError) as error:
+            self._fail(entry, str(error))
             return
         trained = self.book.entries()[entry.number]
+        if trained.losses and not trained.measured:
+            self._fail(entry, "the validation log loss is not a finite number after any epoch")
+            return
         if "latency_us" not in entry.facts:
             description = ModelDescription(self.data.schema(entry.trial), entry.trial.interaction)
             batch = next(self.data.open("validation", entry.trial).evaluation_batches(_LATENCY_ROWS))
@@ -351,6 +379,15 @@ class _Race:
         self._clean()
         self._show(trained)
 
+    def _fail(self, entry: Entry, error: str) -> None:
+        """Records that a trial cannot go on; the others do, unless nothing suggests that any can be trained."""
+        self.book.note(entry.number, error=error.splitlines()[0])
+        self.book.settle(entry.number, "failed")
+        self._say(f"trial {entry.number} failed: {error}")
+        entries = self.book.entries()
+        if len(entries) >= _MOST_FAILURES and all(one.status == "failed" for one in entries):
+            raise ValueError(f"the first {len(entries)} trials failed, and none was trained; the last one: {error}")
+
     def _folder(self, number: int) -> Path:
         return self.out / names.RACE_TRIALS / f"{number:04d}"
 
@@ -358,7 +395,7 @@ class _Race:
         """Drops the checkpoints of trials that are complete and far from winning."""
         entries = self.book.entries()
         keep = self.config.finalists + 3
-        ranked = sorted((entry for entry in entries if entry.losses), key=lambda entry: entry.loss)
+        ranked = sorted((entry for entry in entries if entry.measured), key=lambda entry: entry.loss)
         kept = {entry.number for entry in (*ranked[:keep], *compared(entries).values())}
         for entry in ranked:
             if entry.status == "complete" and entry.number not in kept and entry.trial.phase != "finals":
@@ -375,7 +412,7 @@ class _Race:
 
     def _finish(self, worker: Worker) -> dict[str, Any]:
         """One worker writes the results; the others wait for them."""
-        while self.trees and read_tree(self.out / TREE) is None:  # a worker that died may have left it
+        while self.trees and read_tree(self.out / names.RACE_TREE) is None:  # a worker that died may have left it
             self._grow_tree(worker)
             time.sleep(_POLL_SECONDS)
         while (results := read_results(self.out)) is None:
@@ -394,6 +431,12 @@ class _Race:
         return results
 
 
+def _tell(message: Any) -> None:
+    """Gives the other ranks their next task; None ends them, and a text with that error."""
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list([message], 0)
+
+
 def _follow(device: torch.device) -> None:
     """The other ranks train what the leader says."""
     while True:
@@ -401,8 +444,10 @@ def _follow(device: torch.device) -> None:
         dist.broadcast_object_list(message, 0)
         if message[0] is None:
             return
+        if isinstance(message[0], str):
+            raise ValueError(message[0])
         trial, until, data, folder = message[0]
         try:
             train_trial(trial, until, data, folder, device, None)
-        except DivergedError as error:
+        except (DivergedError, UnbuildableError) as error:
             print(f"{folder}: {error}", file=sys.stderr)

@@ -49,7 +49,7 @@ def mutated_architecture(
 ) -> Architecture | None:
     """A mutation of one of the best really trained architectures; None when there is none or nothing new is found."""
     ranked = sorted(
-        (entry for entry in trained if isinstance(entry.trial.interaction, Architecture) and entry.losses),
+        (entry for entry in trained if isinstance(entry.trial.interaction, Architecture) and entry.measured),
         key=lambda entry: entry.loss,
     )
     parents = [entry.trial.interaction for entry in ranked[: max(1, len(ranked) // 3)]]
@@ -72,7 +72,7 @@ def choose_source(names: Sequence[str], entries: Sequence[Entry]) -> str:
         names: of the sources that can propose.
         entries: of the phase.
     """
-    trained = [entry for entry in entries if entry.losses]
+    trained = [entry for entry in entries if entry.measured]
     earned: dict[str, list[float]] = {name: [] for name in names}
     for entry in trained:
         if entry.trial.source in earned:

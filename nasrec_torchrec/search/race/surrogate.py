@@ -31,7 +31,7 @@ class Surrogate:
 
         A training that was cut short is expected to gain as much until its end as those that were not.
         """
-        trained = [e for e in entries if isinstance(e.trial.interaction, Architecture) and e.losses]
+        trained = [e for e in entries if isinstance(e.trial.interaction, Architecture) and e.measured]
         if len(trained) < _LEAST:
             return None
         whole = [entry for entry in trained if entry.status == "complete"]

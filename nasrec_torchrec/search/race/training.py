@@ -3,19 +3,18 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from nasrec_torchrec.datasets.prepared import load_schema
+from nasrec_torchrec.datasets.prepared import load_schema, open_split, read_manifest
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.runs.checkpoint import latest_checkpoint, read_progress
-from nasrec_torchrec.runs.log import read_events
+from nasrec_torchrec.runs.checkpoint import newest_intact, read_progress
 from nasrec_torchrec.search.race.trial import Trial
 from nasrec_torchrec.training.trainer import Trainer
 
@@ -28,25 +27,37 @@ class RaceData:
     """The rows of a race.
 
     Args:
-        folder: prepared data set, with all added features once there are some.
+        folders: prepared data set, and its copies with the features that were added one time after the other.
         base: the schema of the data without them.
     """
 
-    folder: Path
+    folders: tuple[Path, ...]
     base: Schema
-
-    @property
-    def whole(self) -> Schema:
-        """The schema with all added features."""
-        return load_schema(self.folder)
 
     def schema(self, trial: Trial) -> Schema:
         """What a trial's model reads."""
-        return trial.schema(self.base, self.whole)
+        return trial.schema(self.base, load_schema(self.folder(trial)))
+
+    def folder(self, trial: Trial) -> Path:
+        """The first data set with all features of a trial, so that further ones change nothing for it."""
+        wanted = {*self.base.feature_names, *trial.features}
+        return next(folder for folder in self.folders if wanted <= set(load_schema(folder).feature_names))
+
+    def rows(self, split: str) -> int:
+        """How many rows a split has."""
+        return int(read_manifest(self.folders[0])["splits"][split]["rows"])
 
     def open(self, split: str, trial: Trial) -> ClickFiles:
-        """A split with the columns that a trial's model reads."""
-        return ClickFiles.open(self.folder / split, self.schema(trial))
+        """A split with the columns that a trial's model reads; the files are compared with their checksums.
+
+        Raises:
+            ValueError: if the split has no rows, or a file is not the one that the manifest lists.
+        """
+        return replace(open_split(self.folder(trial), split), schema=self.schema(trial))
+
+
+class UnbuildableError(Exception):
+    """A trial whose model or recipe cannot be trained at all, on this data or this machine."""
 
 
 def train_trial(
@@ -61,6 +72,9 @@ def train_trial(
         run_dir: of the trial.
         device: this rank's.
         report: on rank 0, called after every epoch, and first for those that an earlier, killed process has trained.
+
+    Raises:
+        UnbuildableError: on every rank, if the trial cannot be trained at all.
     """
     done = _trained(run_dir) if dist.get_rank() == 0 else []
     stop = False
@@ -69,12 +83,11 @@ def train_trial(
         stop = report(epoch, loss, auc, 0.0)
     if _agreed(stop or len(done) >= until, device):
         return
-    trainer = Trainer(
-        ModelDescription(data.schema(trial), trial.interaction),
-        trial.recipe.train_config(trial.seed),
-        run_dir,
-        device,
-    )
+    description = ModelDescription(data.schema(trial), trial.interaction)
+    try:
+        trainer = Trainer(description, trial.recipe.train_config(trial.seed), run_dir, device)
+    except ValueError as error:  # of this model alone: an operator that its tables do not suit, too little memory
+        raise UnbuildableError(str(error)) from None
     started = time.monotonic()
 
     def pause(epochs: float, metrics: ClickMetrics | None) -> bool:
@@ -102,14 +115,8 @@ def _number(value: float | None) -> float:
 
 
 def _trained(run_dir: Path) -> list[tuple[float, float]]:
-    """Validation log loss and AUC of the epochs behind the newest checkpoint."""
-    folder = latest_checkpoint(run_dir)
+    """Validation log loss and AUC of the epochs behind the newest undamaged checkpoint."""
+    folder = newest_intact(run_dir)
     if folder is None:
         return []
-    step = read_progress(folder)["step"]
-    found = {
-        event["step"]: (_number(event["log_loss"]), _number(event["auc"]))
-        for event in read_events(run_dir)
-        if event["event"] == "validation" and event["step"] <= step
-    }
-    return [found[step] for step in sorted(found)]
+    return [(_number(found["log_loss"]), _number(found["auc"])) for found in read_progress(folder)["validations"]]

@@ -1,10 +1,9 @@
 """The yardstick of gradient-boosted trees: LightGBM on the same rows, an optional extra of the package."""
 
 import importlib.util
-import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from nasrec_torchrec.datasets.checksums import sha256
+from nasrec_torchrec.datasets.prepared import open_split
+from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import HISTORY_LEVELS, Schema
+from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.click_metrics import click_metrics
-from nasrec_torchrec.runs.files import write_text
+from nasrec_torchrec.runs.files import read_json, write_text
 
 _ROUNDS, _PATIENCE = 3000, 50
 _MOST_ROWS = 5_000_000
@@ -51,11 +54,12 @@ def train_tree(data: Path, schema: Schema, out: Path, seconds: float | None, see
     import lightgbm
 
     started = time.monotonic()
+    files = {split: replace(open_split(data, split), schema=schema) for split in ("train", "validation")}
     columns, categories = _columns(schema)
     sets: list[Any] = []
     counts: list[int] = []
-    for split in ("train", "validation"):
-        rows, labels = _rows(data / split, schema)
+    for split in files.values():
+        rows, labels = _rows(split)
         reference = sets[0] if sets else None
         sets.append(
             lightgbm.Dataset(
@@ -87,22 +91,41 @@ def train_tree(data: Path, schema: Schema, out: Path, seconds: float | None, see
         "recipe": f"{best} trees, defaults, early stopping{sampled}",
         "features": [feature.name for feature in schema.crosses],
         "seconds": round(time.monotonic() - started, 2),
-        "validation": [measure_tree(out, data / "validation", schema)],
+        "sha256": sha256(out / _MODEL),
     }
-    write_text(out / _RESULT, json.dumps(result))
+    result["validation"] = [measure_tree(out, files["validation"], str(result["sha256"]))]
+    write_text(out / _RESULT, json_text(result))
     return result
 
 
 def read_tree(out: Path) -> dict[str, Any] | None:
-    """What :func:`train_tree` returned for a folder, or None when it has not."""
-    return json.loads((out / _RESULT).read_text()) if (out / _RESULT).exists() else None
+    """What :func:`train_tree` returned for a folder, or None when it has not.
+
+    Raises:
+        ValueError: if that is damaged.
+    """
+    remedy = "remove it to train the tree again"
+    return read_json(out / _RESULT, dict[str, Any], remedy) if (out / _RESULT).exists() else None
 
 
-def measure_tree(out: Path, split: Path, schema: Schema) -> dict[str, float]:
-    """Metrics of a trained tree model on the rows of a split."""
+def measure_tree(out: Path, files: ClickFiles, digest: str | None = None) -> dict[str, float | None]:
+    """Metrics of a trained tree model on the rows of a split.
+
+    Args:
+        out: folder of the tree.
+        files: rows.
+        digest: checksum of the model; unset, that of the folder's result.
+
+    Raises:
+        ValueError: if the model is not the one that was trained.
+    """
     import lightgbm
 
-    rows, labels = _rows(split, schema)
+    if digest is None:
+        digest = (read_tree(out) or {}).get("sha256")
+    if sha256(out / _MODEL) != digest:
+        raise ValueError(f"{out / _MODEL}: damaged, its checksum is another one than when it was written")
+    rows, labels = _rows(files)
     raw = lightgbm.Booster(model_file=out / _MODEL).predict(rows, raw_score=True)
     return asdict(click_metrics(torch.from_numpy(np.asarray(raw)).float(), torch.from_numpy(labels).float()))
 
@@ -134,13 +157,15 @@ def _columns(schema: Schema) -> tuple[list[str], list[str]]:
     return names, categories
 
 
-def _rows(split: Path, schema: Schema) -> tuple[np.ndarray, np.ndarray]:
+def _rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
     """Columns for LightGBM and labels, in the order of the rows."""
+    files.verify()
+    schema = files.schema
     single = [feature for feature in schema.sparse if not feature.multi_hot]
     names = [schema.label, *(dense.name for dense in schema.dense), *(feature.name for feature in single)]
     parts: list[np.ndarray] = []
     count = 0
-    for file in sorted(split.glob("*.parquet")):
+    for file in files.files:
         for batch in pq.ParquetFile(file).iter_batches(columns=names):
             columns = [batch.column(name).to_numpy(zero_copy_only=False) for name in names]
             numbers = columns[: 1 + len(schema.dense)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -97,7 +98,7 @@ class Entry:
         number: in the order of their proposal.
         trial: what is trained.
         losses: validation log loss after every epoch so far.
-        aucs: likewise.
+        aucs: likewise; None where there is no AUC, since the validation rows have one label alone.
         seconds: that every epoch took.
         status: ``running`` until somebody trains it no further; ``paused`` at a rung, from where it may go on;
             ``complete``; ``failed`` when its training could not go on.
@@ -107,20 +108,25 @@ class Entry:
     number: int
     trial: Trial
     losses: tuple[float, ...] = ()
-    aucs: tuple[float, ...] = ()
+    aucs: tuple[float | None, ...] = ()
     seconds: tuple[float, ...] = ()
     status: Status = "running"
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
-        """The lowest validation log loss so far, that of the epoch which is kept."""
-        return min(self.losses, default=float("inf"))
+        """The lowest validation log loss so far, that of the epoch which is kept; infinite while there is none."""
+        return min(filter(math.isfinite, self.losses), default=math.inf)
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a loss to compare: one that is not a finite number is none."""
+        return math.isfinite(self.loss)
 
     @property
     def best_epoch(self) -> int:
         """The epoch of that loss, counted from 1."""
-        return self.losses.index(self.loss) + 1 if self.losses else 0
+        return self.losses.index(self.loss) + 1 if self.measured else 0
 
     @property
     def epochs(self) -> int:
@@ -129,4 +135,4 @@ class Entry:
 
     def loss_at(self, epoch: int) -> float:
         """The lowest loss of the first epochs."""
-        return min(self.losses[:epoch])
+        return min(filter(math.isfinite, self.losses[:epoch]), default=math.inf)

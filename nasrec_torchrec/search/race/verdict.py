@@ -21,8 +21,7 @@ def verdict(results: Mapping[str, Any]) -> str:
     lines += [f"Winner: {best['title']} ({best['recipe']}{_with(best['features'])}): {split} {_metrics(best[split])}."]
     if (together := best.get(f"{split} ensemble")) is not None:
         lines.append(
-            f"The mean prediction of its {len(best[split])} seeds: {split} log loss {together['log_loss']:.5f}, "
-            f"AUC {together['auc']:.5f}."
+            f"The mean prediction of its {len(best[split])} seeds: {split} {_metrics([together], seeds=False)}."
         )
     for name, title in (
         ("baseline", "The best tuned baseline"),
@@ -50,13 +49,16 @@ def _with(features: Sequence[str]) -> str:
     return f", with {', '.join(features)}" if features else ""
 
 
-def _metrics(seeds: Sequence[Mapping[str, float]]) -> str:
+def _metrics(measured: Sequence[Mapping[str, float | None]], seeds: bool = True) -> str:
     parts = []
     for name, title in (("log_loss", "log loss"), ("auc", "AUC")):
-        values = [seed[name] for seed in seeds]
+        values = [value for seed in measured if (value := seed[name]) is not None]
+        if len(values) < len(measured):  # no AUC, where all labels are equal
+            continue
         spread = f" ± {statistics.stdev(values):.5f}" if len(values) > 1 else ""
         parts.append(f"{title} {statistics.fmean(values):.5f}{spread}")
-    return f"{', '.join(parts)} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})"
+    count = f" ({len(measured)} seed{'s' if len(measured) > 1 else ''})" if seeds else ""
+    return f"{', '.join(parts)}{count}"
 
 
 def _compared(best: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> str:
