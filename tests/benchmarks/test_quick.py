@@ -79,3 +79,52 @@ def test_auto_parts(tmp_path: Path):
     assert all(f"| {title} | " in printed for title in parts)
     # What was trained is not trained again.
     assert "step/s" not in _run("auto_parts", *flags)
+
+
+@pytest.mark.slow
+def test_kernels():
+    printed = _run("kernels")
+    for name in ("attention, 16 tokens", "attention, 64 tokens"):
+        for direction in ("forward", "backward"):
+            assert printed.count(f"\n{name}, {direction} ") == 1, printed
+
+
+# What the benchmark uses of the research code.
+STAND_IN = """
+import torch
+from torch import nn
+
+ops_config_lib = {"xlarge": {}, "autoctr": {}}
+
+class SuperNet(nn.Module):
+    def __init__(self, num_blocks, ops_config, use_layernorm, num_embeddings, sparse_input_size,
+                 path_sampling_strategy, fixed, fixed_choice):
+        super().__init__()
+        self._embedding = nn.ModuleList([nn.Embedding(rows, 16) for rows in num_embeddings])
+        self._final = nn.LazyLinear(1)
+
+    def configure_path_sampling_strategy(self, strategy):
+        assert strategy == "any-path"
+
+    def forward(self, dense, ids):
+        tokens = [table(ids[:, index]) for index, table in enumerate(self._embedding)]
+        return self._final(torch.cat([dense, *tokens], 1))
+"""
+
+
+@pytest.mark.slow
+def test_research_code(tmp_path: Path):
+    package = tmp_path / "nasrec" / "supernet"
+    package.mkdir(parents=True)
+    (package / "supernet.py").write_text(STAND_IN)
+    configs = tmp_path / "nasrec" / "configs" / "criteo"
+    configs.mkdir(parents=True)
+    for config in ("xlarge", "autoctr"):
+        choice = json.dumps({"config": config, "num_blocks": 7})
+        (configs / f"ea_criteo_kaggle_{config}_best_1shot.json").write_text(choice)
+    printed = _run("research_code", "--checkout", str(tmp_path))
+    for name in ("Criteo Full, training step", "Criteo Small, scoring", "NASRec-Full, sampled supernet step"):
+        assert printed.count(f"\n{name} ") == 1, printed
+    command = [sys.executable, "benchmarks/research_code.py", "--checkout", str(tmp_path / "nasrec")]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert refused.returncode == 2 and "expected a clone of facebookresearch/NasRec" in refused.stderr

@@ -1,0 +1,384 @@
+"""One step of gpu.sh: ``python benchmarks/gpu_steps.py STEP --out FOLDER``.
+
+It imports PyTorch, TorchRec, FBGEMM and those parts of this package that need nothing else, since such a machine may
+have nothing else. Every result is a line of JSON in ``FOLDER/STEP.jsonl`` as soon as it is known.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torchrec
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from torchrec.models.dlrm import DLRM
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from nasrec_torchrec import NASREC_FULL, PUBLISHED, NASRecNet, SuperNet, load_research_state_dict
+from nasrec_torchrec.distributed.sharding import parallelize
+from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.modules.attention import NUM_HEADS
+from nasrec_torchrec.search.sharing import SharedFeatures
+from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
+
+Result = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[1]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DENSE, SPARSE, DIM = 13, 26, 16
+# Peak rates of one H100 SXM without sparsity, in FLOP/s (NVIDIA's data sheet).
+H100 = {"fp32": 67e12, "tf32": 494.7e12, "bf16": 989.4e12}
+
+
+def imports(quick: bool) -> Iterator[Result]:
+    """Versions, and what the device is."""
+    import fbgemm_gpu
+
+    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "none: measured on the CPU"
+    yield {
+        "torch": torch.__version__,
+        "torchrec": torchrec.__version__,
+        "fbgemm_gpu": getattr(fbgemm_gpu, "__version__", "unknown"),
+        "python": sys.version.split()[0],
+        "device": name,
+    }
+
+
+def lookup(quick: bool) -> Iterator[Result]:
+    """A fused look-up and update under DistributedModelParallel, against plain tables on the CPU; bytes per second."""
+    for rows in (64,) if quick else (512, 4096, 16384):
+        tables, (_, kjt, _) = _tables(1000), _batch(rows, 1000)
+        plain = tables(kjt.to("cpu")).values().detach()
+        apply_optimizer_in_backward(torch.optim.Adagrad, tables.parameters(), {"lr": 0.1, "eps": 1e-2})
+        fused = parallelize(nn.ModuleDict({"tables": tables}), DEVICE).module["tables"]
+
+        def step(fused: Any = fused, kjt: KeyedJaggedTensor = kjt) -> Tensor:
+            values = _values(fused(kjt))
+            values.sum().backward()
+            return values
+
+        first = torch.stack([_by_key(fused(kjt))[name] for name in kjt.keys()], 1).flatten(1)
+        difference = float((first.detach().cpu() - plain.view(rows, -1)).abs().max())
+        seconds = _seconds({"step": step}, quick)["step"]
+        # Read forward; read and written backward, with the optimizer's sums.
+        yield {"rows": rows, "difference": difference, "seconds": seconds} | _rate(
+            "bytes", 5 * 4 * rows * SPARSE * DIM, seconds
+        )
+
+
+def golden(quick: bool) -> Iterator[Result]:
+    """Largest difference of published networks' logits from those of the research code, in float32 and float64."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from golden.generate import inputs, weight
+
+    for name in ("criteo-full",) if quick else PUBLISHED:
+        vectors = json.loads((ROOT / "tests" / "golden" / f"{name}.json").read_text())
+        case = vectors["cases"]["layernorm_off"]
+        rows, sparse = vectors["rows"], vectors["sparse_features"]
+        shapes = {parameter: tuple(shape) for parameter, (shape, *_) in case["parameters"].items()}
+        embeddings = next(shape[0] for parameter, shape in shapes.items() if parameter.startswith("_embedding."))
+        model = NASRecNet(_tables(embeddings, sparse), vectors["dense_features"], PUBLISHED[name])
+        load_research_state_dict(model, {parameter: weight(parameter, shape) for parameter, shape in shapes.items()})
+        model.to(DEVICE)
+        dense, ids, _ = inputs(rows, vectors["dense_features"], sparse)
+        lengths = torch.ones(rows * sparse, dtype=torch.int64)
+        kjt = KeyedJaggedTensor([f"f{i}" for i in range(sparse)], ids.t().flatten(), lengths=lengths).to(DEVICE)
+        expected = torch.tensor(case["logits"], dtype=torch.float64)
+        found = {}
+        for kind in (torch.float32, torch.float64):
+            model.interaction_arch.to(kind)
+            with torch.no_grad():
+                logits = model(dense.to(DEVICE, kind), kjt).flatten().double().cpu()
+            found[str(kind).removeprefix("torch.")] = float((logits - expected).abs().max())
+        yield {"network": name, **found}
+        if found["float32"] > 2e-4 or found["float64"] > 1e-9:
+            raise ValueError(f"{name}: expected logits within 2e-4 and 1e-9 of the research code's, found {found}")
+
+
+def attention(quick: bool) -> Iterator[Result]:
+    """Forward and backward passes of self-attention with narrow heads, by PyTorch's kernels in turns."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kinds = {"efficient": SDPBackend.EFFICIENT_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    for rows in (8,) if quick else (512, 4096):
+        for tokens in (16, 32, 64):
+            for precision, dtype in types.items():
+                shape = 3, rows, NUM_HEADS, tokens, DIM // NUM_HEADS
+                qkv = torch.randn(shape, device=DEVICE, dtype=dtype, requires_grad=True)
+
+                def step(kind: SDPBackend, qkv: Tensor = qkv) -> None:
+                    with sdpa_kernel(kind):
+                        F.scaled_dot_product_attention(*qkv.unbind(0)).sum().backward()
+
+                for name, kind in kinds.items():
+                    result = {"rows": rows, "tokens": tokens, "precision": precision, "kernel": name}
+                    try:
+                        seconds = _seconds({name: lambda kind=kind, step=step: step(kind)}, quick)[name]
+                        yield result | {"seconds": seconds}
+                    except RuntimeError as error:
+                        yield result | {"refused": str(error).splitlines()[0][:200]}
+
+
+def training(quick: bool) -> Iterator[Result]:
+    """Rows per second of training steps: published networks, sampled supernet steps and TorchRec's DLRM."""
+    budgets = [(16, "fp32", False)] if quick else []
+    if not quick:
+        precisions = ("fp32", "tf32", "bf16")
+        budgets = [(rows, precision, False) for rows in (512, 4096, 16384) for precision in precisions]
+        budgets += [(4096, precision, True) for precision in ("tf32", "bf16")]
+    for rows, precision, compiled in budgets:
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        batch = _batch(rows, 100_000 if not quick else 1000)
+        names = ("criteo-full", "criteo-small", "dlrm", "supernet-full")
+        for name in names[1 : 3 if quick else None] if not compiled else names[:3]:
+            step = _Step(name, batch, precision, compiled, 100_000 if not quick else 1000)
+            started = time.perf_counter()
+            step()
+            first = time.perf_counter() - started
+            seconds = _seconds({name: step}, quick)[name]
+            result = {"model": name, "rows": rows, "precision": precision, "compiled": compiled, "first_step": first}
+            yield result | {"seconds": seconds, "rows_per_second": rows / seconds[0]} | step.mfu(seconds[0])
+
+
+def search(quick: bool) -> Iterator[Result]:
+    """Rows per second of scoring a generation of mutated candidates, each alone and all in one pass."""
+    supernet = _supernet(1000)
+    generator = torch.Generator().manual_seed(0)
+    parent = NASREC_FULL.sample(generator)
+    family = [NASREC_FULL.mutate(parent, generator) for _ in range(2 if quick else 8)]
+    subnets = [supernet.interaction_arch.subnet(architecture) for architecture in family]
+    for chunk in (16,) if quick else (1024, 8192):
+        dense = torch.randn(chunk, DENSE, device=DEVICE)
+        embedded = torch.randn(chunk, SPARSE, DIM, device=DEVICE)
+        together = SharedFeatures(subnets)
+
+        def alone(dense: Tensor = dense, embedded: Tensor = embedded) -> None:
+            for subnet in subnets:
+                subnet.features(dense, embedded)
+
+        def shared(together: SharedFeatures = together, dense: Tensor = dense, embedded: Tensor = embedded) -> None:
+            for _ in together(dense, embedded):
+                pass
+
+        with torch.no_grad():
+            seconds = _seconds({"alone": alone, "shared": shared}, quick)
+        whole = 150 * 8192 / chunk / len(family)
+        yield {
+            "chunk": chunk,
+            "candidates": len(family),
+            "computed_share": together.computed_share,
+            "seconds": seconds,
+            "passes_over_the_paper_rows_per_minute": {name: 60 / (whole * value[0]) for name, value in seconds.items()},
+        }
+
+
+def export(quick: bool) -> Iterator[Result]:
+    """Compiles the fused dense part with AOTInductor; its relative difference from eager mode, and its latency."""
+    architecture = PUBLISHED["criteo-small" if quick else "criteo-full"]
+    model = NASRecNet(_tables(1000), DENSE, architecture).to(DEVICE).eval()
+    fused = fuse(model.interaction_arch).eval()
+    rows = torch.export.Dim("rows", min=2, max=65536)
+    example = torch.randn(8, DENSE, device=DEVICE), torch.randn(8, SPARSE, DIM, device=DEVICE)
+    started = time.perf_counter()
+    with torch.no_grad():
+        program = torch.export.export(fused, example, dynamic_shapes=({0: rows}, {0: rows}))
+    yield {"what": "torch.export", "seconds": time.perf_counter() - started, "nodes": len(program.graph.nodes)}
+    if quick:  # compiling takes a minute
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "dense.pt2"))
+        yield {"what": "AOTInductor", "seconds": time.perf_counter() - started}
+        loaded = torch._inductor.aoti_load_package(package)
+        for count in (2, 64, 512, 4096):
+            inputs = torch.randn(count, DENSE, device=DEVICE), torch.randn(count, SPARSE, DIM, device=DEVICE)
+            with torch.no_grad():
+                expected = model.interaction_arch(*inputs)
+                difference = float((loaded(*inputs) - expected).abs().max() / expected.abs().max())
+                calls = {"package": partial(loaded, *inputs), "eager": partial(model.interaction_arch, *inputs)}
+                yield {"rows": count, "difference": difference, "seconds": _seconds(calls, quick)}
+
+
+def tests(quick: bool) -> Iterator[Result]:
+    """The tests that are marked ``cuda``. Those that need several GPUs are not among them, and were not run."""
+    missing = [name for name in ("pytest", "hypothesis", "pyarrow", "optuna") if importlib.util.find_spec(name) is None]
+    if missing:
+        yield {"status": "not run", "missing": missing}
+        return
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "tests/test_cuda.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    yield {"status": done.returncode, "summary": lines[-1] if lines else done.stderr[-300:], "several_gpus": "not run"}
+    if done.returncode:
+        raise RuntimeError(done.stdout[-3000:] + done.stderr[-1000:])
+
+
+STEPS: dict[str, Callable[[bool], Iterator[Result]]] = {
+    step.__name__: step for step in (imports, lookup, golden, attention, training, search, export, tests)
+}
+
+
+class _Step:
+    """A training step as the trainer takes it, with fused Adagrad in the tables.
+
+    Args:
+        name: a published network, ``dlrm`` or ``supernet-full``, which samples an architecture in every step.
+        batch: dense features, ids and labels.
+        precision: fp32, tf32 or bf16.
+        compiled: whether the dense part is compiled.
+        rows: rows of each table.
+    """
+
+    def __init__(
+        self, name: str, batch: tuple[Tensor, KeyedJaggedTensor, Tensor], precision: str, compiled: bool, rows: int
+    ) -> None:
+        torch.manual_seed(0)
+        self.precision, self.batch, self.seed = precision, batch, 0
+        if name == "supernet-full":
+            model: nn.Module = _supernet(rows)
+        elif name == "dlrm":
+            model = DLRM(_tables(rows), DENSE, [512, 256, DIM], [512, 512, 256, 1])
+        else:
+            model = NASRecNet(_tables(rows), DENSE, PUBLISHED[name])
+        self.supernet = model if isinstance(model, SuperNet) else None
+        tables = [parameter for path, parameter in model.named_parameters() if "embedding_bag" in path]
+        apply_optimizer_in_backward(torch.optim.Adagrad, tables, {"lr": 0.01, "eps": 1e-2})
+        if compiled:
+            for path, child in model.named_children():
+                if path != "sparse_arch":
+                    child.compile()
+        self.model = parallelize(model, DEVICE)
+        self.optimizer: torch.optim.Optimizer
+        if self.supernet is not None:
+            interaction = self.supernet.interaction_arch
+            self.optimizer = ActiveSliceAdagrad(interaction.parameters(), interaction.active_parameters)
+        else:
+            self.dense = [value for path, value in self.model.named_parameters() if "embedding_bag" not in path]
+            self.optimizer = torch.optim.Adagrad(self.dense, 0.01, eps=1e-2, foreach=True)
+
+    def __call__(self) -> None:
+        dense, kjt, labels = self.batch
+        parameters = self._active()
+        self.optimizer.zero_grad()
+        with self._autocast():
+            logits = self.model(dense, kjt)
+        F.binary_cross_entropy_with_logits(logits.float().flatten(), labels).backward()
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        self.optimizer.step()
+
+    def mfu(self, seconds: float) -> Result:
+        """Model FLOPs of a step, and their rate as a share of an H100's peak. A supernet's steps differ: none then."""
+        if self.supernet is not None:
+            return {}
+        dense, kjt, _ = self.batch
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.model(dense, kjt)
+        return _rate("flops", 3 * counter.get_total_flops(), [seconds]) | {
+            "mfu": 3 * counter.get_total_flops() / seconds / H100[self.precision] if DEVICE.type == "cuda" else None
+        }
+
+    def _active(self) -> list[Tensor]:
+        if self.supernet is None:
+            return list(self.dense)
+        self.seed += 1
+        self.supernet.set_architecture(NASREC_FULL.sample(torch.Generator().manual_seed(self.seed)))
+        return [view for _, view in self.supernet.interaction_arch.active_parameters()]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(DEVICE.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+
+def _tables(rows: int, count: int = SPARSE) -> EmbeddingBagCollection:
+    return EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(name=f"t_f{i}", embedding_dim=DIM, num_embeddings=rows, feature_names=[f"f{i}"])
+            for i in range(count)
+        ]
+    )
+
+
+def _supernet(rows: int) -> SuperNet:
+    return SuperNet(_tables(rows), DENSE, NASREC_FULL).to(DEVICE)
+
+
+def _batch(rows: int, embeddings: int) -> tuple[Tensor, KeyedJaggedTensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(embeddings, (rows * SPARSE,), generator=generator)
+    lengths = torch.ones(rows * SPARSE, dtype=torch.int64)
+    kjt = KeyedJaggedTensor([f"f{i}" for i in range(SPARSE)], ids, lengths=lengths)
+    labels = (torch.rand(rows, generator=generator) < 0.25).float()
+    return torch.randn(rows, DENSE, generator=generator).to(DEVICE), kjt.to(DEVICE), labels.to(DEVICE)
+
+
+def _by_key(output: Any) -> Any:
+    return output.wait() if hasattr(output, "wait") else output
+
+
+def _values(output: Any) -> Tensor:
+    return _by_key(output).values()
+
+
+def _seconds(calls: dict[str, Callable[[], object]], quick: bool) -> dict[str, list[float]]:
+    """Median and first and last decile of each call's seconds, in turns, after two calls each to warm up."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    warm, rounds = (0, 2) if quick else (2, 20)
+    for turn in range(warm + rounds):
+        for name, call in calls.items():
+            _wait()
+            started = time.perf_counter()
+            call()
+            _wait()
+            if turn >= warm:
+                found[name].append(time.perf_counter() - started)
+    ordered = {name: sorted(seconds) for name, seconds in found.items()}
+    last = rounds - 1
+    return {
+        name: [statistics.median(values), values[round(0.1 * last)], values[round(0.9 * last)]]
+        for name, values in ordered.items()
+    }
+
+
+def _wait() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _rate(what: str, amount: float, seconds: list[float]) -> Result:
+    return {what: amount, f"{what}_per_second": amount / seconds[0]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes, to see that it works")
+    flags = parser.parse_args()
+    flags.out.mkdir(parents=True, exist_ok=True)
+    dist.init_process_group("nccl" if DEVICE.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with (flags.out / f"{flags.step}.jsonl").open("w") as file:
+            for result in STEPS[flags.step](flags.quick):
+                print(json.dumps(result), file=file, flush=True)
+                print(json.dumps(result), flush=True)
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
