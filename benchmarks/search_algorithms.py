@@ -105,7 +105,7 @@ def _searches(evaluator, space, out: Path, budget: Budget, objective: Objective)
                 )
                 if kind == "random":
                     config = replace(config, population=config.evaluations, generations=0)
-                batches = study.evaluating(worker, lambda a, _: evaluator(a), [kind, asdict(config)])
+                batches = study.evaluating(worker, lambda group, _: evaluator.several(group), [kind, asdict(config)])
                 steps = evolve(space, batches, config, objective)
                 title = f"{kind} for {' and '.join(objective.names)}, seed {seed}"
                 found[kind].append(list(tqdm(steps, desc=title, total=config.evaluations, mininterval=10)))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.modules.choice_block import ChoiceBlock
+from nasrec_torchrec.modules.choice_block import BlockOutputs, ChoiceBlock
 from nasrec_torchrec.modules.dense_to_sparse import NUM_MERGED_TOKENS
 from nasrec_torchrec.modules.linear import MultiSourceLinear
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, laid_across
@@ -83,23 +83,38 @@ class InteractionArch(nn.Module):
         """
         return self.over_arch(self.features(dense_features, embedded_features))
 
-    def features(self, dense_features: Tensor, embedded_features: Tensor) -> list[Tensor]:
-        """What the final linear reads: the last block's dense output and its flattened tokens, each ``(B, ...)``."""
+    def features(
+        self, dense_features: Tensor, embedded_features: Tensor, known: dict[int, BlockOutputs] | None = None
+    ) -> list[Tensor]:
+        """Computes what the final linear reads: the last block's dense output and its flattened tokens.
+
+        Args:
+            dense_features: ``(B, F_dense)``.
+            embedded_features: pooled embeddings ``(B, F_sparse, E)``.
+            known: outputs of blocks that need not be computed, by index. The outputs of the others are added.
+
+        Returns:
+            list[Tensor]: Features of shape ``(B, ...)``.
+        """
         if isinstance(dense_features, Tensor):  # not while torch.fx traces through
             self._check(dense_features, embedded_features)
         dense: list[Any] = [dense_features]  # None where nobody reads a block's dense output
         # Tables may be of another precision than the maths on top of them.
         tokens_BNE = embedded_features.to(dense_features.dtype)
         tokens: list[list[Any]] = [[laid_across(tokens_BNE)]]
-        for block, choice in zip(self.blocks, self.architecture.blocks, strict=True):
-            outputs = block(
-                BlockInputs(
-                    dense=[dense[i] for i in choice.dense_inputs],
-                    left=[dense[i] for i in choice.left_inputs],
-                    right=[dense[i] for i in choice.right_inputs],
-                    tokens=[group for i in choice.sparse_inputs for group in tokens[i]],
+        for index, (block, choice) in enumerate(zip(self.blocks, self.architecture.blocks, strict=True)):
+            outputs = None if known is None else known.get(index)
+            if outputs is None:
+                outputs = block(
+                    BlockInputs(
+                        dense=[dense[i] for i in choice.dense_inputs],
+                        left=[dense[i] for i in choice.left_inputs],
+                        right=[dense[i] for i in choice.right_inputs],
+                        tokens=[group for i in choice.sparse_inputs for group in tokens[i]],
+                    )
                 )
-            )
+                if known is not None:
+                    known[index] = outputs
             dense.append(outputs.dense)
             tokens.append([outputs.tokens] if outputs.merged is None else [outputs.tokens, outputs.merged])
         return [dense[-1], *(group.flatten(1) for group in tokens[-1])]

@@ -22,6 +22,7 @@ class EvaluationConfig:
         finetune_learning_rate: learning rate of Adagrad, which follows a cosine schedule.
         evaluation_rows: largest number of validation rows. All candidates see the same rows.
         chunk_size: number of rows in a forward pass.
+        together: largest number of candidates in one pass over the rows. Blocks on which they agree are computed once.
         finetune_seed: seed of the fine-tuning rows and of the order of the validation rows. It is the same for every
             candidate.
         race_confidence: confidence, such as 0.999, with which a candidate must be behind the best one so far to be
@@ -36,6 +37,7 @@ class EvaluationConfig:
     finetune_learning_rate: float = 0.04
     evaluation_rows: int = 150 * 8192
     chunk_size: int = 1024
+    together: int = 8
     finetune_seed: int = 0
     race_confidence: float | None = None
     latency_batch_size: int = 512
@@ -43,7 +45,7 @@ class EvaluationConfig:
     cache_memory: int = 4 << 30
 
     def __post_init__(self) -> None:
-        lowest = {"finetune_steps": 0, "finetune_batch_size": 1, "evaluation_rows": 1, "chunk_size": 1}
+        lowest = {"finetune_steps": 0, "finetune_batch_size": 1, "evaluation_rows": 1, "chunk_size": 1, "together": 1}
         for name, least in (lowest | {"latency_batch_size": 1, "cache_memory": 0}).items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected {least} or more, found {getattr(self, name)}")

@@ -40,7 +40,7 @@ from nasrec_torchrec.search.supernet import load_supernet
 from nasrec_torchrec.stopping import StopRequest
 
 # Evaluation settings that do not change any loss.
-_FREE = ("chunk_size", "cache_memory")
+_FREE = ("chunk_size", "cache_memory", "together")
 
 
 def search_supernet(
@@ -127,8 +127,12 @@ def search_supernet(
                 return False
             return limits.max_latency_us is None or limits.allow(cost, evaluator.latency(architecture))
 
-        def evaluate(architecture: Architecture, incumbent: Candidate | None) -> Candidate:
-            return evaluator(architecture, incumbent, with_latency)
+        pending: dict[Architecture, Candidate] = {}  # evaluated here, and not in the list yet
+
+        def evaluate(architectures: list[Architecture], incumbent: Candidate | None) -> list[Candidate]:
+            evaluated = evaluator.several(architectures, incumbent, with_latency)
+            pending.update((candidate.architecture, candidate) for candidate in evaluated)
+            return evaluated
 
         found: list[Candidate] = []
         best = math.inf
@@ -140,13 +144,15 @@ def search_supernet(
         ):
             # Measured on this rank alone; the evaluator ends the others with the same error.
             require_reachable(model.search_space, limits, evaluator.cost, evaluator.latency)
-            batches = candidates.evaluating(worker, evaluate, [asdict(evolution), asdict(limits)])
+            batches = candidates.evaluating(worker, evaluate, [asdict(evolution), asdict(limits)], evaluation.together)
             for candidate in evolve(model.search_space, batches, evolution, objective, allowed):
                 found.append(candidate)
+                pending.pop(candidate.architecture, None)
                 bar.update()
                 best = best if candidate.stopped else min(best, candidate.loss)
                 bar.set_postfix(best=f"{best:.5f}", refresh=False)
                 if request.signal:
+                    found.extend(pending.values())
                     break
             if all(candidate.failed for candidate in found):
                 raise ValueError(

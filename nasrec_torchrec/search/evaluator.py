@@ -7,6 +7,8 @@ than its own narrow forward passes.
 import functools
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,9 +27,10 @@ from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig
 from nasrec_torchrec.search.cost import cost_in_supernet, measure_latency
 from nasrec_torchrec.search.cost_values import Latency
-from nasrec_torchrec.search.finetuning import finetune_last_layer
+from nasrec_torchrec.search.finetuning import finetune_last_layers
 from nasrec_torchrec.search.racing import behind, looks
 from nasrec_torchrec.search.rows import FinetuningRows, RowCache
+from nasrec_torchrec.search.sharing import SharedFeatures
 
 
 class Evaluator:
@@ -85,19 +88,46 @@ class Evaluator:
         Raises:
             ValueError: If the architecture does not belong to the supernet's search space.
         """
+        return self.several([architecture], incumbent, with_latency)[0]
+
+    def several(
+        self, architectures: Sequence[Architecture], incumbent: Candidate | None = None, with_latency: bool = False
+    ) -> list[Candidate]:
+        """Evaluates candidates in one pass over the rows, so that blocks that agree are computed once.
+
+        Every candidate is found as if it were evaluated alone. Called on rank 0.
+
+        Args:
+            architectures: the candidates.
+            incumbent: candidate to race against, if the configuration enables races.
+            with_latency: whether to measure the latency too.
+
+        Returns:
+            list[Candidate]: The evaluated candidates, in the same order. Each took an equal share of the seconds.
+
+        Raises:
+            ValueError: If an architecture does not belong to the supernet's search space.
+        """
         assert self._rank == 0
         started = time.perf_counter()
-        self._arch.search_space.check(architecture)
+        for architecture in architectures:
+            self._arch.search_space.check(architecture)
         rival = None if incumbent is None or self.config.race_confidence is None else incumbent.architecture
-        self._tell((architecture, rival))
-        logits, labels, difference = self._evaluate(architecture, rival)
-        metrics = click_metrics(logits, labels)
-        loss = metrics.log_loss if difference is None or incumbent is None else incumbent.loss + difference
-        counted = self.cost(architecture)
-        latency = self.latency(architecture) if with_latency else None
-        seconds = time.perf_counter() - started
-        loss = loss if math.isfinite(loss) else math.inf
-        return Candidate(architecture, metrics, loss, counted, seconds, difference is not None, latency)
+        self._tell((tuple(architectures), rival))
+        found = self._evaluate(architectures, rival)
+        seconds = (time.perf_counter() - started) / len(architectures)
+        candidates = []
+        for architecture, (logits, labels, difference) in zip(architectures, found, strict=True):
+            started = time.perf_counter()
+            metrics = click_metrics(logits, labels)
+            loss = metrics.log_loss if difference is None or incumbent is None else incumbent.loss + difference
+            counted = self.cost(architecture)
+            latency = self.latency(architecture) if with_latency else None
+            spent = seconds + time.perf_counter() - started
+            loss = loss if math.isfinite(loss) else math.inf
+            stopped = difference is not None
+            candidates.append(Candidate(architecture, metrics, loss, counted, spent, stopped, latency))
+        return candidates
 
     def __enter__(self) -> "Evaluator":
         return self
@@ -118,7 +148,7 @@ class Evaluator:
                 raise ValueError(request)
             self._evaluate(*request)
 
-    def _tell(self, request: tuple[Architecture, Architecture | None] | str | None) -> Any:
+    def _tell(self, request: tuple[tuple[Architecture, ...], Architecture | None] | str | None) -> Any:
         """Sends rank 0's request, or why it ends, to all ranks."""
         if self._ranks == 1:
             return request
@@ -130,45 +160,66 @@ class Evaluator:
         return measure_latency(self._arch.subnet(architecture), self.config.latency_batch_size, self._device)
 
     @torch.no_grad()
-    def _evaluate(self, architecture: Architecture, rival: Architecture | None) -> tuple[Tensor, Tensor, float | None]:
-        """Returns logits and labels of the validation rows of all ranks, and None. This call is collective.
+    def _evaluate(
+        self, architectures: Sequence[Architecture], rival: Architecture | None
+    ) -> list[tuple[Tensor, Tensor, float | None]]:
+        """Returns each candidate's logits and labels of the validation rows of all ranks. This call is collective.
 
-        If the candidate loses its race, logits and labels cover only the rows seen so far, and the third value is the
-        mean difference between the losses of the candidate and its rival.
+        If a candidate loses its race, its logits and labels cover only the rows seen so far, and the third value is the
+        mean difference between the losses of the candidate and its rival. Otherwise this value is None.
         """
         rows = self.validation_rows
         theirs = None if rival is None else self._losses_of(rival)
-        subnet = self._arch.subnet(architecture)
-        weight, bias = finetune_last_layer(subnet, self.finetuning_rows, self.config)
+        subnets = [self._arch.subnet(architecture) for architecture in architectures]
+        layers = finetune_last_layers(subnets, self.finetuning_rows, self.config)
+        races = [_Race() for _ in subnets]
         ends = [len(rows)] if theirs is None else looks(len(rows))
-        parts: list[Tensor] = []
-        first, difference = 0, None
+        first = 0
         for look, end in enumerate(ends, start=1):
+            going = [index for index, race in enumerate(races) if race.difference is None]
+            if not going:
+                break
+            shared = SharedFeatures([subnets[index] for index in going])
             for dense, embedded in rows.chunks(self.config.chunk_size, first, end):
-                parts.append(torch.cat(subnet.features(dense, embedded), dim=1) @ weight + bias)
+                for index, features in zip(going, shared(dense, embedded), strict=True):
+                    weight, bias = layers[index]
+                    races[index].parts.append(features @ weight + bias)
             first = end
             if theirs is not None and look < len(ends):
                 assert self.config.race_confidence is not None
-                losses = _row_losses(torch.cat(parts), rows.labels[:end])
-                difference = behind(losses - theirs[:end], self.config.race_confidence)
-                if difference is not None:
-                    break
-        logits = torch.cat(parts) if parts else rows.labels[:0]
-        labels = rows.labels[:first]
-        if difference is None:
-            losses = _row_losses(logits, labels)
-            loss = float(sum_over_ranks(losses.double().sum())) / rows.total
-            if self._best is None or is_better(loss, self._best[1]):
-                self._best = architecture, loss, losses
-        return gather_uneven(logits), gather_uneven(labels), difference
+                for index in going:
+                    losses = _row_losses(races[index].logits(rows.labels), rows.labels[:end])
+                    races[index].difference = behind(losses - theirs[:end], self.config.race_confidence)
+        found = []
+        for architecture, race in zip(architectures, races, strict=True):
+            logits = race.logits(rows.labels)
+            labels = rows.labels[: len(logits)]
+            if race.difference is None:
+                losses = _row_losses(logits, labels)
+                loss = float(sum_over_ranks(losses.double().sum())) / rows.total
+                if self._best is None or is_better(loss, self._best[1]):
+                    self._best = architecture, loss, losses
+            found.append((gather_uneven(logits), gather_uneven(labels), race.difference))
+        return found
 
     def _losses_of(self, architecture: Architecture) -> Tensor:
         """Returns a candidate's losses on this rank's validation rows, which are cached for the best candidate."""
         if self._best is None or self._best[0] != architecture:
             self._best = None
-            self._evaluate(architecture, None)
+            self._evaluate([architecture], None)
         assert self._best is not None
         return self._best[2]
+
+
+@dataclass
+class _Race:
+    """A candidate's logits so far, and by how much it is behind its rival once that is certain."""
+
+    parts: list[Tensor] = field(default_factory=list)
+    difference: float | None = None
+
+    def logits(self, like: Tensor) -> Tensor:
+        return torch.cat(self.parts) if self.parts else like[:0]
 
 
 def _row_losses(logits: Tensor, labels: Tensor) -> Tensor:

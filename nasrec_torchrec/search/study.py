@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,8 @@ from nasrec_torchrec.search.evolution import EvaluateBatch, Propose
 from nasrec_torchrec.search.storage import open_storage, shown
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
+
+EvaluateTogether = Callable[[list[Architecture], Candidate | None], Iterable[Candidate]]
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 _POLL_SECONDS = 0.2
@@ -92,9 +95,7 @@ class CandidateStudy:
         self._read()
         return list(self._known.values())
 
-    def evaluating(
-        self, worker: Worker, evaluate: Callable[[Architecture, Candidate | None], Candidate], search: Any
-    ) -> EvaluateBatch:
+    def evaluating(self, worker: Worker, evaluate: EvaluateTogether, search: Any, together: int = 1) -> EvaluateBatch:
         """Evaluates the batches of a search together with all other workers of the same search.
 
         A candidate that the study holds is not evaluated again, and one that another live worker is evaluating is
@@ -103,8 +104,10 @@ class CandidateStudy:
 
         Args:
             worker: this process among the workers.
-            evaluate: function that evaluates a candidate, given the best candidate of the batches before.
+            evaluate: function that evaluates some candidates, given the best candidate of the batches before.
             search: JSON values that distinguish this search from others in the same study.
+            together: largest number of candidates that this worker evaluates in one call. It takes fewer where there
+                are more workers than such groups.
         """
         digest = hashlib.sha256(json.dumps(search, sort_keys=True).encode()).hexdigest()[:16]
         numbers = count()
@@ -122,10 +125,9 @@ class CandidateStudy:
                 if order[0] in self._known:
                     yield self._known[order.pop(0)]
                     continue
-                for form in order:
-                    if form not in self._known and self._evaluate(worker, waiting[form], evaluate, incumbent):
-                        break
-                else:
+                left = [waiting[form] for form in order if form not in self._known]
+                share = min(together, math.ceil(len(left) / worker.count())) if together > 1 else 1
+                if not self._evaluate(worker, left, share, evaluate, incumbent):
                     time.sleep(_POLL_SECONDS)
 
         return batch
@@ -153,22 +155,29 @@ class CandidateStudy:
     def _evaluate(
         self,
         worker: Worker,
-        architecture: Architecture,
-        evaluate: Callable[[Architecture, Candidate | None], Candidate],
+        architectures: list[Architecture],
+        share: int,
+        evaluate: EvaluateTogether,
         incumbent: Candidate | None,
     ) -> bool:
-        """Evaluates and records a candidate unless another worker does."""
-        form = architecture.canonical()
-        claim = worker.claim(hashlib.sha256(form.to_json(None).encode()).hexdigest())
-        if claim is None:
-            return False
+        """Evaluates and records up to ``share`` candidates that no other worker evaluates; returns whether any was."""
+        claims: dict[int, Architecture] = {}
         try:
+            for architecture in architectures:
+                form = architecture.canonical()
+                claim = worker.claim(hashlib.sha256(form.to_json(None).encode()).hexdigest())
+                if claim is not None:
+                    claims[claim] = architecture
+                if len(claims) == share:
+                    break
             self._read()
-            if form not in self._known:
-                self.add(evaluate(architecture, incumbent))
+            mine = [architecture for architecture in claims.values() if architecture.canonical() not in self._known]
+            for candidate in evaluate(mine, incumbent) if mine else ():
+                self.add(candidate)
         finally:
-            worker.release(claim)
-        return True
+            for claim in claims:
+                worker.release(claim)
+        return bool(claims)
 
     def _read(self) -> None:
         for trial in self._study.get_trials(deepcopy=False, states=_FINISHED):

@@ -85,6 +85,12 @@ class Worker:
         """Ends a claim once its candidate is recorded or abandoned."""
         self._storage.set_trial_state_values(claim, TrialState.COMPLETE, [0.0])
 
+    def count(self) -> int:
+        """Returns the number of workers that are alive, of which this is one."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        workers = {trial.user_attrs["worker"]: trial for trial in running if "worker" in trial.user_attrs}
+        return max(1, sum(self._alive(worker, workers) for worker in workers))
+
     def _batch(self, key: str) -> list[Any] | None:
         for trial in self._study.get_trials(deepcopy=False):
             if trial.user_attrs.get("batch") == key:

@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Hashable
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from nasrec_torchrec import SuperNet
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.metrics.click_metrics import evaluate
+from nasrec_torchrec.modules.choice_block import BlockOutputs
 from nasrec_torchrec.search import finetuning
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, Limits
 from nasrec_torchrec.search.cost import measure_latency
 from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.limits import require_reachable, smallest
+from nasrec_torchrec.search.sharing import SharedFeatures, block_keys
 from nasrec_torchrec.training.schedules import cosine_with_warmup
 
 CONFIG = EvaluationConfig(finetune_steps=12, finetune_batch_size=32, chunk_size=64)
@@ -62,6 +65,39 @@ def test_evaluation_is_finetuning_of_the_extracted_models_last_layer(files):
         assert not candidate.stopped and candidate.latency is None
     for name, value in supernet.state_dict().items():
         assert torch.equal(value, before[name]), f"the evaluation changed {name}"
+
+
+def test_blocks_that_agree_are_computed_once_and_change_nothing(files):
+    supernet = _supernet()
+    evaluator = Evaluator(supernet, *files, CONFIG)
+    generator = torch.Generator().manual_seed(0)
+    parent = SMALL_SPACE.sample(generator)
+    family = [parent, parent, *(SMALL_SPACE.mutate(parent, generator) for _ in range(10))]
+    shared = SharedFeatures([supernet.interaction_arch.subnet(architecture) for architecture in family])
+    assert shared.computed_share < 0.75
+    dense, embedded = torch.rand(7, 3), torch.rand(7, 4, 16)
+    for architecture, features in zip(family, shared(dense, embedded), strict=True):
+        alone = supernet.interaction_arch.subnet(architecture).features(dense, embedded)
+        assert torch.equal(features, torch.cat(alone, 1))
+    for architecture, together in zip(family, evaluator.several(family), strict=True):
+        alone = evaluator(architecture)
+        assert (together.architecture, together.loss, together.metrics) == (architecture, alone.loss, alone.metrics)
+
+
+def test_only_blocks_with_equal_outputs_have_equal_numbers():
+    numbers: dict[Hashable, int] = {}
+    outputs: dict[int, torch.Tensor] = {}
+    arch = _supernet().interaction_arch
+    dense, embedded = torch.rand(3, 3), torch.rand(3, 4, 16)
+    count = 0
+    for architecture in _architectures(200):
+        known: dict[int, BlockOutputs] = {}
+        arch.subnet(architecture).features(dense, embedded, known)
+        for key, block in zip(block_keys(architecture, numbers), known.values(), strict=True):
+            both = torch.cat([part.flatten() for part in block if part is not None] or [torch.zeros(0)])
+            assert torch.equal(outputs.setdefault(key, both), both)
+            count += 1
+    assert len(outputs) < count
 
 
 def _losses(config: EvaluationConfig, files) -> list[float]:

@@ -36,7 +36,7 @@ def open_study(storage: str | Path, **options) -> CandidateStudy:
 
 def search(study: CandidateStudy, evaluate=make_candidate, objective: Objective | None = None) -> Iterator[Candidate]:
     with study.worker() as worker:
-        batches = study.evaluating(worker, lambda architecture, _: evaluate(architecture), "test")
+        batches = study.evaluating(worker, lambda group, _: map(evaluate, group), "test")
         yield from evolve(SMALL_SPACE, batches, EVOLUTION, objective)
 
 
@@ -127,6 +127,25 @@ def test_a_search_that_failed_goes_on_where_it_was(tmp_path: Path):
     assert len(study.candidates) == 25
     assert list(search(study, fails_at(1000))) == _undisturbed()
     assert len(set(evaluated)) == len(evaluated) == EVOLUTION.evaluations == len(study.candidates)
+
+
+def test_candidates_are_evaluated_together_in_equal_shares(tmp_path: Path):
+    study = open_study(tmp_path / "journal")
+    groups: list[int] = []
+
+    def evaluate(architectures: list[Architecture], _: Candidate | None) -> list[Candidate]:
+        groups.append(len(architectures))
+        return [make_candidate(architecture) for architecture in architectures]
+
+    with study.worker() as worker:
+        batches = study.evaluating(worker, evaluate, "test", together=3)
+        found = list(evolve(SMALL_SPACE, batches, EVOLUTION))
+        assert found == _undisturbed() and groups == [3] * 4 + [3, 1] * 6
+        with study.worker():  # one that has not claimed anything yet
+            batches = study.evaluating(worker, evaluate, "other", together=8)
+            twelve = [SMALL_SPACE.sample(torch.Generator().manual_seed(seed)) for seed in range(100, 112)]
+            list(batches(lambda: twelve, None))
+    assert groups[16:] == [6, 3, 2, 1]
 
 
 def test_other_candidates_are_not_mixed_in(tmp_path: Path):
