@@ -11,6 +11,7 @@ from typing import Any
 import fbgemm_gpu
 import torch
 from torch import Tensor
+from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
 from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.prepared import DICTIONARIES
@@ -92,7 +93,7 @@ def export(
         options = dict(INDUCTOR_OPTIONS)
         if config.simd_bits is not None:
             options["cpp.simdlen"] = config.simd_bits
-        with torch.no_grad():
+        with torch.no_grad(), _compiling():
             torch._inductor.aoti_compile_and_package(
                 trace(scoring), package_path=str(package / PACKAGE), inductor_configs=options
             )
@@ -119,6 +120,23 @@ def check_place(folder: Path) -> None:
     """
     recover(folder)
     check_replaceable(folder, KIND)
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Says in a line what the compilation needs of this machine and does not get: a compiler, room on the disk."""
+    try:
+        yield
+    except (InductorError, CppCompileError, InvalidCxxCompiler) as error:
+        cause = error.inner_exception if isinstance(error, InductorError) else error
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, f"{cause.strerror}, while the model was compiled", cause.filename) from None
+        if isinstance(cause, InvalidCxxCompiler):
+            raise ValueError(f"{cause}; install g++, or name another compiler in the variable CXX") from None
+        if isinstance(cause, CppCompileError):
+            lines = [line for line in cause.output.splitlines() if "error" in line.lower()] or ["no message"]
+            raise ValueError(f"the C++ compiler failed: {lines[0]}; its command was {' '.join(cause.cmd)}") from None
+        raise
 
 
 @contextmanager

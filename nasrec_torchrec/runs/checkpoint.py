@@ -105,9 +105,19 @@ class Checkpoints:
         self._pending = self._pool.submit(self._publish, written, writer, digests, temporary, final, best)
 
     def wait(self) -> None:
-        """Until the last checkpoint has its name."""
+        """Until the last checkpoint has its name.
+
+        Raises:
+            OSError: on every rank, when one could not write its part, on a full disk for instance.
+        """
         if self._pending is not None:
-            self._pending.result()
+            try:
+                self._pending.result()
+            except dcp.api.CheckpointException as failed:  # its text is the tracebacks of all ranks
+                causes = [error for error, _ in failed.failures.values() if isinstance(error, OSError)]
+                if not causes:
+                    raise
+                raise OSError(causes[0].errno, causes[0].strerror, str(self._folder)) from None
             self._pending = None
             dist.barrier(self._group)
 

@@ -32,7 +32,7 @@ def on_first_rank(action: Callable[[], _T]) -> _T:
 
 
 @contextmanager
-def writing(folder: Path, kind: str) -> Iterator[None]:
+def writing(folder: Path, kind: str, workers: bool = False, drop: Callable[[], None] | None = None) -> Iterator[None]:
     """Holds a folder for the ranks of this process group, to write it in place; collective.
 
     A job that refuses its input with ValueError before it wrote anything leaves no folder behind.
@@ -40,6 +40,8 @@ def writing(folder: Path, kind: str) -> Iterator[None]:
     Args:
         folder: claimed as ours.
         kind: see :func:`~nasrec_torchrec.runs.folder.claim`.
+        workers: whether others that say the same may write there too.
+        drop: called first, while nobody else writes there, to drop what an earlier start left.
 
     Raises:
         ValueError: on every rank, when another process writes there, it cannot be written or it is not ours.
@@ -47,8 +49,11 @@ def writing(folder: Path, kind: str) -> Iterator[None]:
     with ExitStack() as stack:
 
         def begin() -> None:
-            stack.enter_context(lock(folder))
-            claim(folder, kind)
+            if drop is not None:
+                with lock(folder):
+                    drop()
+            stack.enter_context(lock(folder, shared=workers))
+            claim(folder, kind, alone=not workers)
 
         on_first_rank(begin)
         try:

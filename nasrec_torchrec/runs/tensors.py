@@ -73,7 +73,13 @@ class _DigestingFileSystem(FileSystem):
                 yield stream
                 return
             digesting = _DigestingStream(stream)
-            yield digesting
+            try:
+                yield digesting
+            except RuntimeError:
+                # torch.save says of a full disk only what it means for its archive.
+                if digesting.error is not None:
+                    raise digesting.error from None
+                raise
             self.digests[PurePosixPath(path).name] = digesting.digest.hexdigest()
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
@@ -84,13 +90,18 @@ class _DigestingFileSystem(FileSystem):
 class _DigestingStream(io.IOBase):
     def __init__(self, stream: Any) -> None:
         self._stream, self.digest = stream, hashlib.sha256()
+        self.error: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        return self._stream.write(data)
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def tell(self) -> int:
         return self._stream.tell()

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import sys
-from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,10 +21,8 @@ from nasrec_torchrec.progress import update_interval
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import require_local
 from nasrec_torchrec.runs.fingerprint import code_of
-from nasrec_torchrec.runs.folder import claim
-from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.runs.names import JOURNAL
-from nasrec_torchrec.runs.ranks import on_first_rank
+from nasrec_torchrec.runs.ranks import on_first_rank, writing
 from nasrec_torchrec.runs.record import COMMAND, record_start
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
@@ -83,7 +80,9 @@ def search_supernet(
         raise ValueError("race_confidence: candidates race for the loss alone, without trade_off and latency_target_us")
     if storage is None:
         require_local(out / JOURNAL, "storage: expected a database's URL, since no process can lock a remote file")
-    with process_group() as device, ExitStack() as stack:
+    # To drop what is in the storage is refused while others search.
+    drop = (lambda: None) if resume == "never" else None
+    with process_group() as device, writing(out, "search", workers=True, drop=drop):
         model = load_supernet(supernet, device)
         with_latency = objective.needs_latency or limits.max_latency_us is not None
         settings = {
@@ -98,19 +97,13 @@ def search_supernet(
         checkpoint = kept_checkpoint(supernet, collective=dist.get_world_size() > 1)
         read_description(checkpoint).require_fits(rows[1])
         first = dist.get_rank() == 0
-
-        def begin() -> CandidateStudy:
-            if resume == "never":
-                with lock(out):  # refused while others search there
-                    pass
-            stack.enter_context(lock(out, shared=True))
-            claim(out, "search", alone=False)
-            return CandidateStudy(
-                storage or out / JOURNAL, study, model.search_space, settings, objective, from_scratch=resume == "never"
-            )
-
+        # Opened on the first rank alone; where it is refused, all ranks say why.
         opened: list[CandidateStudy] = []
-        on_first_rank(lambda: opened.append(begin()))
+        place = storage or out / JOURNAL
+        never = resume == "never"
+        on_first_rank(
+            lambda: opened.append(CandidateStudy(place, study, model.search_space, settings, objective, never))
+        )
         evaluator = Evaluator(model, *rows, evaluation)
         if not first:
             with request.listening():  # rank 0 gets the same signal, and says when to end

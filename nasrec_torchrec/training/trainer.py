@@ -1,5 +1,6 @@
 """The training loop, the same for NASRecNet, SuperNet and TorchRec's DLRM."""
 
+import io
 import json
 import math
 import sys
@@ -353,8 +354,10 @@ class Trainer:
             "labels": batch.labels,
         }
         file = self.run_dir / names.SKIPPED_BATCH.format(self.rank)
+        saved = io.BytesIO()
+        torch.save({name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}, saved)
         with atomic_path(file) as temporary:
-            torch.save({name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}, temporary)
+            temporary.write_bytes(saved.getbuffer())
         session.log.note("diverged", self.progress.step)
         raise DivergedError(
             f"step {self.progress.step}: the loss or a gradient was not finite in {self._skipped_in_a_row} steps in a "

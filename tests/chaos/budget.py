@@ -43,5 +43,5 @@ class Tally:
         if first:
             print(f"CHAOS_SEED={SEED}", file=sys.stderr)
             print(f"\n{_HEAD}")
-        happened = ", ".join(f"{number:,} {name}" for name, number in self.happened.items())
+        happened = ", ".join(f"{number:,} {name}" for name, number in sorted(self.happened.items()))
         print(f"| {self.what} | {self.tries:,} | {happened} | 0 |", flush=True)

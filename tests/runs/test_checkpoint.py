@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,21 @@ def test_every_file_of_a_checkpoint_has_a_checksum(run):
         digests = json.loads((folder / "digests.json").read_text())
         assert sorted(digests) == sorted(file.name for file in folder.iterdir() if file.name != "digests.json")
         assert find_damage(folder) is None
+
+
+def test_a_full_disk_is_the_error_that_the_system_gives(one_rank, tmp_path):
+    """It hides in the tracebacks of all ranks, or behind an archive that torch.save could not end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most_bytes in (600, 2_000, 7_000, 20_000, 22_500):
+        folder = tmp_path / str(most_bytes)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                _train(folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert complete_checkpoints(folder) == []
+        assert _train(folder).progress.step == 12
 
 
 def test_a_flipped_bit_anywhere_is_found(run, copy):

@@ -4,8 +4,9 @@ import fcntl
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +21,8 @@ from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.files import require_local
 from nasrec_torchrec.runs.fingerprint import code_of
-from nasrec_torchrec.runs.folder import claim, clear, remove_checkpoints
-from nasrec_torchrec.runs.lock import lock
-from nasrec_torchrec.runs.ranks import on_first_rank
+from nasrec_torchrec.runs.folder import clear, remove_checkpoints
+from nasrec_torchrec.runs.ranks import writing
 from nasrec_torchrec.runs.record import COMMAND, record_start
 from nasrec_torchrec.search.config import Limits
 from nasrec_torchrec.search.cost import cost
@@ -92,15 +92,8 @@ def auto(
     """
     config = config or RaceConfig()
     require_local(out, "out: expected a folder on this machine, since trials are many small files")
-    with _ranks() as device, ExitStack() as stack:
-
-        def begin() -> None:
-            if resume == "never":
-                with lock(out):  # refused while others race there
-                    clear(out, "race")
-            stack.enter_context(lock(out, shared=True))
-
-        on_first_rank(begin)
+    drop = partial(clear, out, "race") if resume == "never" else None
+    with _ranks() as device, writing(out, "race", workers=True, drop=drop):
         if dist.get_rank() != 0:
             _follow(device)
             return None
@@ -159,8 +152,6 @@ class _Race:
         if code := code_of(COMMAND.plugins):
             settings["code"] = code
         require_reachable(self.space, limits, self._counted)
-        if not (out / names.RACE_JOURNAL).exists():
-            claim(out, "race", alone=False)
         self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)}, from_scratch)
         self.before = self.book.seconds()
         self.rankings: list[list[Ranked]] = []
