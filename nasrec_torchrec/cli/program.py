@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import json
 import logging
 import os
 import re
@@ -19,6 +18,7 @@ from jsonargparse import ArgumentParser
 
 from nasrec_torchrec import __version__
 from nasrec_torchrec.cli.flags import Flag, dataclasses_of, flags_of, nearest, normalized, summary_of
+from nasrec_torchrec.finite import json_text
 
 # Exit code of a program that was interrupted with Ctrl-C, as a shell reports it.
 INTERRUPTED = 130
@@ -167,7 +167,7 @@ def fail(message: str) -> NoReturn:
 
 def as_json(result: Any) -> str:
     """The text that programs print whose result other programs read."""
-    return json.dumps(result)
+    return json_text(result)
 
 
 def quiet_libraries() -> None:

@@ -3,7 +3,6 @@
 PyTorch is imported when one of them is called.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -110,6 +109,7 @@ def write_report(search: Path | str, finalists: tuple[Path | str, ...] = ()) -> 
     Raises:
         ValueError: when a folder does not hold the results of a search or a training.
     """
+    from nasrec_torchrec.finite import json_text
     from nasrec_torchrec.runs.files import write_text
     from nasrec_torchrec.runs.names import FINALISTS
     from nasrec_torchrec.runs.paths import to_path
@@ -125,6 +125,6 @@ def write_report(search: Path | str, finalists: tuple[Path | str, ...] = ()) -> 
         # The test split is for the winner alone: who chooses by it must not report it.
         for record in records[1:]:
             del record["test_log_loss"], record["test_auc"]
-        write_text(folder / FINALISTS, json.dumps({"kendall_tau": agreement(trained), "finalists": records}, indent=2))
+        write_text(folder / FINALISTS, json_text({"kendall_tau": agreement(trained), "finalists": records}, indent=2))
     report.write_report(folder, trained)
     return folder / report.REPORT

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 # Given, it repeats a run; printed, so that a failure can be repeated.
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1 << 30))
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "180"))
-# Of each program, if they matter more than the seconds.
+# SIGKILLs of each program; where they are set, the seconds do not matter.
 KILLS = int(os.environ.get("CHAOS_KILLS", "0"))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "inf" if KILLS else "180"))
 EXAMPLES = int(os.environ.get("CHAOS_EXAMPLES", "300"))
 _STARTED = time.monotonic()
 _HEAD = "| disturbance | tries | what happened | wrong results, unreadable states, tracebacks |\n|---|---:|---|---:|"
