@@ -303,6 +303,11 @@ class Schema:
                         return f"'{feature.name}': {item.name} is {here!r} here and {found!r} there"
         return None
 
+    def reduced_to(self, other: "Schema") -> "Schema":
+        """Leaves out the added features (crosses and histories) that another schema does not have."""
+        kept = tuple(feature for feature in self.sparse if not feature.cross or feature.name in other.feature_names)
+        return replace(self, sparse=kept) if len(kept) < len(self.sparse) else self
+
     def tables(self) -> "list[EmbeddingBagConfig]":
         """Returns the configurations of the embedding tables, with Xavier normal initialization.
 

@@ -82,8 +82,7 @@ def export(
     description, trained = load_model(model)
     drift = None
     if data is not None:
-        rows = open_split(data, "validation")
-        description.require_fits(rows)
+        rows = description.read(open_split(data, "validation"))
         drift = exporting.compare(trained, config, rows)
     metrics = {} if drift is None else asdict(drift)
     with ExitStack() as stack:

@@ -269,7 +269,8 @@ class _Job:
         if split not in SPLITS or not (folder / prepared.MANIFEST).exists():
             return
         manifest = prepared.read_manifest(folder)
-        difference = self.schema.difference(prepared.load_schema(folder, self.schema.embedding_dim))
+        theirs = prepared.load_schema(folder, self.schema.embedding_dim).reduced_to(self.schema)
+        difference = self.schema.difference(theirs)
         if difference:
             raise ValueError(f"{folder}: the model was trained on data of another schema: {difference}")
         for name, checksum in manifest["dictionaries"].items():

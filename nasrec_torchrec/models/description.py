@@ -39,6 +39,16 @@ class ModelDescription:
     use_layernorm: bool = False
     dictionaries: tuple[tuple[str, str], ...] = ()
 
+    def read(self, data: ClickFiles) -> ClickFiles:
+        """Returns rows with the features that the model reads; the data set may have further ones that were added.
+
+        Raises:
+            ValueError: See :meth:`require_fits`.
+        """
+        reduced = replace(data, schema=data.schema.reduced_to(self.schema))
+        self.require_fits(reduced)
+        return reduced
+
     def require_fits(self, data: ClickFiles) -> None:
         """Refuses rows of another preparation than those that the model was trained on.
 

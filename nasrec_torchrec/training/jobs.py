@@ -159,9 +159,7 @@ def evaluate(
     from nasrec_torchrec.runs.paths import to_path
 
     description, trained = load_model(to_path(model))
-    rows = open_split(to_path(data), split)
-    description.require_fits(rows)
-    return measure(trained, rows, batch_size)
+    return measure(trained, description.read(open_split(to_path(data), split)), batch_size)
 
 
 def _interactions(

@@ -20,16 +20,20 @@ from nasrec_torchrec.datasets.crosses import add_crosses, cross_of
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import load_schema
 from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.distributed.process_group import process_group
+from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.search.config import Limits
 from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.finish import predict
 from nasrec_torchrec.search.race.recipe import Recipe
 from nasrec_torchrec.search.race.run import auto
-from nasrec_torchrec.search.race.training import RaceData
+from nasrec_torchrec.search.race.training import RaceData, train_trial
 from nasrec_torchrec.search.race.trial import Trial
+from nasrec_torchrec.training.jobs import evaluate
 from nasrec_torchrec.training.trainer import Trainer
 
 _CONFIG = RaceConfig(trials=14, epochs=5, final_seeds=2, finalists=2, max_features=2, quiet=True)
@@ -84,6 +88,19 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert results["winner"] in next(row["trials"] for row in results["leaderboard"] if row["seeds"] == 2)
     # It is over: asked again, it says the same and trains nothing.
     assert auto(data, out, _CONFIG) == json.loads(json.dumps(results))
+
+
+def test_a_model_of_a_race_is_measured_on_a_data_set_with_more_added_features(data: Path, tmp_path: Path):
+    add_crosses(data, tmp_path / "data-1", [cross_of(("user", "item")), cross_of(("user", "shop"))])
+    races = RaceData((data, tmp_path / "data-1"), load_schema(data))
+    trial = Trial("features", "features", Baseline("dlrm", (64, 8), (64, 1)), Recipe(1e-3, 1, 128), ("user_x_item",))
+    with process_group() as device:
+        train_trial(trial, 1, races, tmp_path / "run", device, lambda *_: False)
+    logits, labels = predict(tmp_path / "run", races.open("test", trial))
+    found = evaluate(tmp_path / "run", tmp_path / "data-1")
+    assert found.log_loss == pytest.approx(click_metrics(logits, labels).log_loss, abs=1e-7)
+    with pytest.raises(ValueError, match=r"the sparse features are \['user', 'item', 'shop', 'user_x_item'\] here"):
+        evaluate(tmp_path / "run", data)
 
 
 def _no_constant(name: str) -> None:
