@@ -28,6 +28,8 @@ DENSE_OPERATORS: tuple[str, ...] = ("fully_connected", "dot_product", "sigmoid_g
 SPARSE_OPERATORS: tuple[str, ...] = ("embedded_fully_connected", "attention")
 
 _FORMAT = "nasrec-torchrec/architecture/1"
+# Of an architecture whose logit does not just read the last block; readers of format 1 do not know such networks.
+_FORMAT_OF_OUTPUTS = "nasrec-torchrec/architecture/2"
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,13 @@ class Architecture:
 
     Args:
         blocks: One or more blocks. Block i may read the outputs 0 to i.
+        dense_outputs: Indices of the dense outputs that the final linear layer reads. None stands for the last block's.
+        sparse_outputs: Indices of the sparse outputs that the final linear layer reads, possibly none. None stands for
+            the last block's.
 
     Raises:
-        ValueError: If there is no block, or if a block reads an output that does not exist yet.
+        ValueError: If there is no block, if something reads an output that does not exist (yet), or if the final linear
+            layer reads nothing.
 
     Example:
         >>> from nasrec_torchrec import PUBLISHED
@@ -140,6 +146,8 @@ class Architecture:
     """
 
     blocks: tuple[BlockArchitecture, ...]
+    dense_outputs: tuple[int, ...] | None = None
+    sparse_outputs: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
@@ -153,6 +161,23 @@ class Architecture:
                             f"block {index}: {name}: input {source} does not exist yet; "
                             f"block {index} may read 0..{index}"
                         )
+        for name in ("dense_outputs", "sparse_outputs"):
+            object.__setattr__(self, name, _outputs(getattr(self, name), name, len(self.blocks)))
+        if not self.dense_outputs and not self.sparse_outputs:
+            raise ValueError(
+                "dense_outputs, sparse_outputs: expected something to read for the final layer, found none"
+            )
+
+    @property
+    def outputs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Indices of the dense and of the sparse outputs that the final linear layer reads, each in ascending order."""
+        assert self.dense_outputs is not None and self.sparse_outputs is not None
+        return self.dense_outputs, self.sparse_outputs
+
+    @property
+    def reads_last_block(self) -> bool:
+        """Whether the final linear layer reads the last block and nothing else, as in the paper."""
+        return self.outputs == ((len(self.blocks),), (len(self.blocks),))
 
     def to_json(self, indent: int | None = 2) -> str:
         """Converts the architecture to our JSON format.
@@ -163,7 +188,11 @@ class Architecture:
         Returns:
             The JSON document.
         """
-        return json.dumps({"format": _FORMAT, "blocks": [asdict(block) for block in self.blocks]}, indent=indent)
+        document = {"format": _FORMAT, "blocks": [asdict(block) for block in self.blocks]}
+        if not self.reads_last_block:
+            dense, sparse = self.outputs
+            document |= {"format": _FORMAT_OF_OUTPUTS, "dense_outputs": dense, "sparse_outputs": sparse}
+        return json.dumps(document, indent=indent)
 
     def to_published_json(self, indent: int | None = None) -> str:
         """Converts the architecture to the research code's format.
@@ -175,8 +204,14 @@ class Architecture:
             The JSON document.
 
         Raises:
-            ValueError: If the research code does not have one of the operators.
+            ValueError: If the research code does not have one of the operators, or if the final linear layer does not
+                read the last block alone.
         """
+        if not self.reads_last_block:
+            raise ValueError(
+                "in the research code the final linear layer reads the last block, found "
+                f"dense_outputs {self.dense_outputs}, sparse_outputs {self.sparse_outputs}"
+            )
         used = {name for block in self.blocks for name in (*block.dense_operators, *block.sparse_operators)}
         config = next((c for c in ("autoctr", "xlarge") if used <= set(_PUBLISHED_OPERATORS[c])), None)
         if config is None:
@@ -226,7 +261,7 @@ class Architecture:
         if not isinstance(document, dict):
             raise ValueError(f"expected a JSON object, found {type(document).__name__}")
         if "blocks" in document:
-            return cls(tuple(_read_blocks(document)))
+            return cls(tuple(_read_blocks(document)), *_read_outputs(document))
         if "micro" in document or "macro" in document:
             return cls(tuple(_read_published(document)))
         raise ValueError(
@@ -243,7 +278,10 @@ class Architecture:
         """
         count = len(self.blocks)
         dense, sparse = [False] * (count + 1), [False] * (count + 1)
-        dense[count] = sparse[count] = True  # the final linear reads the last block
+        for source in self.outputs[0]:
+            dense[source] = True
+        for source in self.outputs[1]:
+            sparse[source] = True
         for index in reversed(range(count)):
             block = self.blocks[index]
             computes_dense, computes_tokens = block.computes(dense[index + 1], sparse[index + 1])
@@ -281,7 +319,7 @@ class Architecture:
                     sparse_to_dense=block.sparse_to_dense and dense,
                 )
             )
-        return Architecture(tuple(blocks))
+        return Architecture(tuple(blocks), *self.outputs)
 
 
 def _read(what: Reads, operators: Iterable[str]) -> bool:
@@ -290,6 +328,18 @@ def _read(what: Reads, operators: Iterable[str]) -> bool:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _outputs(value: object, where: str, count: int) -> tuple[int, ...]:
+    """Checks indices of outputs that the final linear layer reads, and sorts them."""
+    if value is None:
+        return (count,)
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise ValueError(f"{where}: expected a list of output indices, found {value!r}")
+    values = list(value)
+    if not all(_is_int(v) and 0 <= v <= count for v in values):
+        raise ValueError(f"{where}: expected integers in 0..{count}, found {values}")
+    return tuple(sorted(set(values)))
 
 
 def _strings(value: object, where: str) -> tuple[str, ...]:
@@ -324,14 +374,23 @@ def _block(index: int, **values: Any) -> BlockArchitecture:
 
 
 def _read_blocks(document: Mapping[str, Any]) -> Iterable[BlockArchitecture]:
-    if document.get("format", _FORMAT) != _FORMAT:
-        raise ValueError(f"format: expected '{_FORMAT}', found {document['format']!r}")
+    if document.get("format", _FORMAT) not in (_FORMAT, _FORMAT_OF_OUTPUTS):
+        raise ValueError(f"format: expected '{_FORMAT}' or '{_FORMAT_OF_OUTPUTS}', found {document['format']!r}")
     names = {field.name for field in fields(BlockArchitecture)}
     for index, entry in enumerate(_entries(document, "blocks")):
         unknown = sorted(set(entry) - names)
         if unknown:
             raise ValueError(f"block {index}: unknown keys {unknown}; allowed are {sorted(names)}")
         yield _block(index, **{name: _value(entry, name, f"block {index}") for name in names})
+
+
+def _read_outputs(document: Mapping[str, Any]) -> tuple[Any, Any]:
+    names = ("dense_outputs", "sparse_outputs")
+    if document.get("format", _FORMAT) == _FORMAT:
+        if found := [name for name in names if name in document]:
+            raise ValueError(f"{found[0]}: only architectures of the format '{_FORMAT_OF_OUTPUTS}' have it")
+        return None, None
+    return tuple(_value(document, name, "architecture") for name in names)  # type: ignore[return-value]
 
 
 def _read_published(document: Mapping[str, Any]) -> Iterable[BlockArchitecture]:

@@ -48,13 +48,12 @@ def to_dot(architecture: Architecture) -> str:
     for source, target, side in _edges(architecture):
         color = _DENSE_COLOR if side == "dense" else _SPARSE_COLOR
         lines.append(f'  output_{source}:{side} -> output_{target}:{side} [color="{color}"];')
-    last = len(architecture.blocks)
-    lines += [
-        '  logit [label="final linear|logit"];',
-        f'  output_{last}:dense -> logit [color="{_DENSE_COLOR}"];',
-        f'  output_{last}:sparse -> logit [color="{_SPARSE_COLOR}"];',
-        "}",
-    ]
+    lines.append('  logit [label="final linear|logit"];')
+    for outputs, side, color in zip(
+        architecture.outputs, ("dense", "sparse"), (_DENSE_COLOR, _SPARSE_COLOR), strict=True
+    ):
+        lines += [f'  output_{source}:{side} -> logit [color="{color}"];' for source in outputs]
+    lines.append("}")
     return "\n".join(lines) + "\n"
 
 
@@ -77,7 +76,14 @@ def to_svg(architecture: Architecture) -> str:
     """
     box_width, box_height, gap, margin = 132, 46, 46, 20
     count = len(architecture.blocks)
-    reach = max((target - source for source, target, _ in _edges(architecture)), default=1)
+    to_logit = [
+        (source, count + 1, side)
+        for outputs, side in zip(architecture.outputs, ("dense", "sparse"), strict=True)
+        for source in outputs
+    ]
+    # The last block's line to the logit is straight, and earlier blocks' are arcs.
+    arcs = [*_edges(architecture), *(edge for edge in to_logit if edge[0] != count)]
+    reach = max((target - source for source, target, _ in arcs), default=1)
     arc_space = 26 + 24 * reach
     top = arc_space + margin
     width = margin * 2 + (count + 2) * box_width + (count + 1) * gap
@@ -133,9 +139,14 @@ def to_svg(architecture: Architecture) -> str:
                 f"{escape(mergers)}</text>"
             )
     title(count + 1, "final linear → logit")
-    for source, target, side in _edges(architecture):
+    for source, target, side in arcs:
         arc(source, target, side)
-    for y, color in ((top + box_height / 2, _DENSE_COLOR), (middle + 17 + box_height / 2, _SPARSE_COLOR)):
+    for source, _, side in to_logit:
+        if source != count:
+            continue
+        color, y = (
+            (_DENSE_COLOR, top + box_height / 2) if side == "dense" else (_SPARSE_COLOR, middle + 17 + box_height / 2)
+        )
         parts.append(
             f'<path d="M{left(count) + box_width},{y:.0f} L{left(count + 1) + 4},{middle}" fill="none" '
             f'stroke="{color}" stroke-width="1.6" marker-end="url(#head)"/>'

@@ -37,7 +37,8 @@ class OperatorKind:
             raise ValueError(f"a sparse operator reads tokens, found one that reads {list(self.reads)}")
 
 
-# The operators of the paper. nasrec_torchrec.modules.registry.register_operator adds others.
+# The operators of the paper, then those of later models. nasrec_torchrec.modules.registry.register_operator adds
+# others.
 KINDS: dict[str, OperatorKind] = {
     "fully_connected": OperatorKind("dense", ("dense",), "FC"),
     "dot_product": OperatorKind("dense", ("dense", "tokens"), "DP"),
@@ -45,6 +46,15 @@ KINDS: dict[str, OperatorKind] = {
     "sum": OperatorKind("dense", ("operands",), "Sum"),
     "embedded_fully_connected": OperatorKind("sparse", ("tokens",), "EFC"),
     "attention": OperatorKind("sparse", ("tokens",), "AT"),
+    "flatten": OperatorKind("dense", ("dense", "tokens"), "Flat"),
+    "low_rank_cross": OperatorKind("dense", ("operands",), "Cross"),
+    "gated_cross": OperatorKind("dense", ("operands",), "GCross"),
+    "factorized_interaction": OperatorKind("dense", ("dense",), "FI"),
+    "instance_mask": OperatorKind("dense", ("operands",), "Mask"),
+    "squeeze_excitation": OperatorKind("sparse", ("tokens",), "SE"),
+    "compressed_fm": OperatorKind("sparse", ("tokens",), "CFM"),
+    "token_mixing": OperatorKind("sparse", ("tokens",), "Mix"),
+    "wide_attention": OperatorKind("sparse", ("tokens",), "WAT"),
 }
 
 

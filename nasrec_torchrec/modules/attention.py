@@ -38,6 +38,8 @@ class Attention(Operator):
         ValueError: when E is not a multiple of the 8 heads.
     """
 
+    num_heads = NUM_HEADS
+
     def __init__(
         self,
         shape: BlockShape,
@@ -48,11 +50,11 @@ class Attention(Operator):
     ) -> None:
         super().__init__(shape, width, use_layernorm, shared, device)
         embedding_dim = shape.embedding_dim
-        if embedding_dim % NUM_HEADS:
+        if embedding_dim % self.num_heads:
             raise ValueError(
-                f"attention needs an embedding_dim that is a multiple of {NUM_HEADS}, found {embedding_dim}"
+                f"attention needs an embedding_dim that is a multiple of {self.num_heads}, found {embedding_dim}"
             )
-        self.head_dim = embedding_dim // NUM_HEADS
+        self.head_dim = embedding_dim // self.num_heads
         self.linear = MultiSourceLinear(shape.tokens, width, bias=not use_layernorm, device=device)
         self.tokens_norm = norm(width, use_layernorm, device)
         self.project_qkv = XavierLinear(embedding_dim, 3 * embedding_dim, device=device)
@@ -75,8 +77,8 @@ class Attention(Operator):
     def _heads(self, tokens_BNE: Tensor) -> Tensor:
         qkv = self.project_qkv(tokens_BNE)
         if _on_cpu(qkv) and has_kernel(self.head_dim, qkv.dtype == torch.float64):
-            return self_attention(qkv, NUM_HEADS)
-        heads = qkv.unflatten(-1, (3, NUM_HEADS, self.head_dim))
+            return self_attention(qkv, self.num_heads)
+        heads = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, head_dim)
         return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
@@ -89,14 +91,14 @@ class Attention(Operator):
         weight, bias = self.project_qkv.weight, self.project_qkv.bias
         assert bias is not None
         # Scores in powers of two.
-        width = NUM_HEADS * self.head_dim
+        width = self.num_heads * self.head_dim
         scale = torch.cat(
             [weight.new_full((width,), math.log2(math.e) / math.sqrt(self.head_dim)), weight.new_ones(2 * width)]
         )
         scaled = (weight * scale.unsqueeze(1)).expand(tokens_BEN.shape[0], -1, -1)
         qkv = torch.baddbmm((bias * scale).unsqueeze(1), scaled, tokens_BEN)
         # (B, heads, N) for each of the head's dimensions.
-        parts = qkv.unflatten(1, (3, NUM_HEADS, self.head_dim)).unbind(1)
+        parts = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).unbind(1)
         query, key, value = ([part[:, :, i] for i in range(self.head_dim)] for part in parts)
         # The largest score of a query would take one more pass over all pairs. It lies between the mean score and
         # what the largest and smallest keys allow; in the middle nothing overflows or vanishes while these are less

@@ -66,10 +66,12 @@ class InteractionArch(nn.Module):
             token_widths.append(
                 {name: block.sparse_width} | ({f"{name}_merged": NUM_MERGED_TOKENS} if block.dense_to_sparse else {})
             )
-        last = architecture.blocks[-1]
-        features = {"dense": last.dense_width, "tokens": last.sparse_width * embedding_dim}
-        if last.dense_to_sparse:
-            features["merged"] = NUM_MERGED_TOKENS * embedding_dim
+        dense_outputs, sparse_outputs = architecture.outputs
+        last = len(architecture.blocks)
+        features = {_feature("dense", index, last): dense_widths[index] for index in dense_outputs}
+        for index in sparse_outputs:
+            for (_, width), kind in zip(token_widths[index].items(), ("tokens", "merged"), strict=False):
+                features[_feature(kind, index, last)] = width * embedding_dim
         self.over_arch = MultiSourceLinear(features, 1, device=device)
 
     def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class InteractionArch(nn.Module):
     def features(
         self, dense_features: Tensor, embedded_features: Tensor, known: dict[int, BlockOutputs] | None = None
     ) -> list[Tensor]:
-        """Computes what the final linear reads: the last block's dense output and its flattened tokens.
+        """Computes what the final linear reads, such as the last block's dense output and its flattened tokens.
 
         Args:
             dense_features: ``(B, F_dense)``.
@@ -117,7 +119,9 @@ class InteractionArch(nn.Module):
                     known[index] = outputs
             dense.append(outputs.dense)
             tokens.append([outputs.tokens] if outputs.merged is None else [outputs.tokens, outputs.merged])
-        return [dense[-1], *(group.flatten(1) for group in tokens[-1])]
+        dense_outputs, sparse_outputs = self.architecture.outputs
+        flattened = [group.flatten(1) for index in sparse_outputs for group in tokens[index]]
+        return [*(dense[index] for index in dense_outputs), *flattened]
 
     def _check(self, dense_features: Tensor, embedded_features: Tensor) -> None:
         if dense_features.dim() != 2 or dense_features.shape[1] != self.dense_in_features:
@@ -129,3 +133,8 @@ class InteractionArch(nn.Module):
                 f"embedded_features: expected shape (B, {self.num_tokens}, {self.embedding_dim}), "
                 f"found {tuple(embedded_features.shape)}"
             )
+
+
+def _feature(kind: str, index: int, last: int) -> str:
+    """The name of an output in the final linear layer; the last block's have no number."""
+    return kind if index == last else f"{kind}_{index}"

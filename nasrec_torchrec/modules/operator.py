@@ -107,8 +107,11 @@ class Operand(nn.Module):
         return nn.functional.pad(operand, (0, self.missing)) if self.missing else operand
 
 
+def joint_width(operand: dict[str, int], shared: bool) -> int:
+    """Columns of one operand: of all its inputs, or, in a supernet's storage, of the widest one."""
+    return max(operand.values()) if shared else sum(operand.values())
+
+
 def padded_width(left: dict[str, int], right: dict[str, int], shared: bool) -> int:
     """Width at which the binary operators combine their operands; the narrower one is padded with zeros."""
-    if shared:
-        return max(*left.values(), *right.values())
-    return max(sum(left.values()), sum(right.values()))
+    return max(joint_width(left, shared), joint_width(right, shared))

@@ -6,12 +6,21 @@ from typing import TypeVar
 from torch import nn
 
 from nasrec_torchrec.modules.attention import Attention
+from nasrec_torchrec.modules.compressed_fm import CompressedFM
 from nasrec_torchrec.modules.dense_sum import DenseSum
 from nasrec_torchrec.modules.dot_product import DotProduct
 from nasrec_torchrec.modules.embedded_fully_connected import EmbeddedFullyConnected
+from nasrec_torchrec.modules.factorized_interaction import FactorizedInteraction
+from nasrec_torchrec.modules.flatten import Flatten
 from nasrec_torchrec.modules.fully_connected import FullyConnected
+from nasrec_torchrec.modules.gated_cross import GatedCross
+from nasrec_torchrec.modules.instance_mask import InstanceMask
+from nasrec_torchrec.modules.low_rank_cross import LowRankCross
 from nasrec_torchrec.modules.operator import Operator
 from nasrec_torchrec.modules.sigmoid_gating import SigmoidGating
+from nasrec_torchrec.modules.squeeze_excitation import SqueezeExcitation
+from nasrec_torchrec.modules.token_mixing import TokenMixing
+from nasrec_torchrec.modules.wide_attention import WideAttention
 from nasrec_torchrec.operator_kinds import KINDS, OperatorKind, Reads, Side
 
 OPERATORS: dict[str, type[Operator]] = {
@@ -21,6 +30,15 @@ OPERATORS: dict[str, type[Operator]] = {
     "sum": DenseSum,
     "embedded_fully_connected": EmbeddedFullyConnected,
     "attention": Attention,
+    "flatten": Flatten,
+    "low_rank_cross": LowRankCross,
+    "gated_cross": GatedCross,
+    "factorized_interaction": FactorizedInteraction,
+    "instance_mask": InstanceMask,
+    "squeeze_excitation": SqueezeExcitation,
+    "compressed_fm": CompressedFM,
+    "token_mixing": TokenMixing,
+    "wide_attention": WideAttention,
 }
 
 OperatorType = TypeVar("OperatorType", bound=type[Operator])

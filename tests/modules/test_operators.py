@@ -9,6 +9,7 @@ from nasrec_torchrec.modules.dot_product import lower_triangle, num_projected_to
 from nasrec_torchrec.modules.linear import MultiSourceLinear
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape
 from nasrec_torchrec.modules.registry import OPERATORS
+from nasrec_torchrec.operator_kinds import KINDS
 
 SHAPE = BlockShape(
     dense={"0": 5, "1": 11}, left={"0": 5}, right={"1": 11}, tokens={"0": 6, "1": 3, "1_merged": 8}, embedding_dim=16
@@ -30,8 +31,7 @@ def _inputs(shape: BlockShape, batch_size: int) -> BlockInputs:
 def test_every_operator_emits_its_width_and_passes_gradients(name, use_layernorm, width, batch_size):
     operator = OPERATORS[name](SHAPE, width, use_layernorm, shared=False, device=None)
     out = operator(_inputs(SHAPE, batch_size))
-    sparse = name in ("embedded_fully_connected", "attention")
-    assert out.shape == ((batch_size, width, 16) if sparse else (batch_size, width))
+    assert out.shape == ((batch_size, width, 16) if KINDS[name].side == "sparse" else (batch_size, width))
     out.square().sum().backward()
     assert all(parameter.grad is not None for parameter in operator.parameters())
 
