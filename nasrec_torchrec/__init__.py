@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from nasrec_torchrec.architecture import Architecture, BlockArchitecture
     from nasrec_torchrec.models.nasrecnet import NASRecNet
     from nasrec_torchrec.models.published import PUBLISHED, load_research_state_dict
+    from nasrec_torchrec.models.reference import REFERENCE
     from nasrec_torchrec.models.supernet import SuperNet
-    from nasrec_torchrec.search_space import NASREC_FULL, NASREC_SMALL, SearchSpace
+    from nasrec_torchrec.search_space import NASREC_2026, NASREC_FULL, NASREC_SMALL, SearchSpace
 
 __version__ = "0.1.0"
 __all__ = [
+    "NASREC_2026",
     "NASREC_FULL",
     "NASREC_SMALL",
     "PUBLISHED",
+    "REFERENCE",
     "Architecture",
     "BlockArchitecture",
     "NASRecNet",
@@ -35,8 +38,10 @@ __all__ = [
 _WITHOUT_TORCH = {
     "Architecture": "architecture",
     "BlockArchitecture": "architecture",
+    "NASREC_2026": "search_space",
     "NASREC_FULL": "search_space",
     "NASREC_SMALL": "search_space",
+    "REFERENCE": "models.reference",
     "SearchSpace": "search_space",
 }
 _WITH_TORCH = {

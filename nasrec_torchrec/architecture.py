@@ -188,7 +188,7 @@ class Architecture:
         Returns:
             The JSON document.
         """
-        document = {"format": _FORMAT, "blocks": [asdict(block) for block in self.blocks]}
+        document: dict[str, Any] = {"format": _FORMAT, "blocks": [asdict(block) for block in self.blocks]}
         if not self.reads_last_block:
             dense, sparse = self.outputs
             document |= {"format": _FORMAT_OF_OUTPUTS, "dense_outputs": dense, "sparse_outputs": sparse}
@@ -390,7 +390,7 @@ def _read_outputs(document: Mapping[str, Any]) -> tuple[Any, Any]:
         if found := [name for name in names if name in document]:
             raise ValueError(f"{found[0]}: only architectures of the format '{_FORMAT_OF_OUTPUTS}' have it")
         return None, None
-    return tuple(_value(document, name, "architecture") for name in names)  # type: ignore[return-value]
+    return tuple(_value(document, name, "architecture") for name in names)
 
 
 def _read_published(document: Mapping[str, Any]) -> Iterable[BlockArchitecture]:

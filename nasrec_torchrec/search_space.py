@@ -16,6 +16,7 @@ Strategy = Literal[
     "any_operator_any_connection",
     "full",
 ]
+Outputs = Literal["last", "any"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class SearchSpace:
         sparse_widths: Allowed numbers of tokens of a sparse output.
         max_inputs: Maximum number of earlier outputs that a block reads on the dense side, and on the sparse side.
             The binary operators always read one on their left and one on their right.
+        outputs: What the final linear layer reads: the ``last`` block, as in the paper, or ``any`` blocks, up to
+            max_inputs on the dense side and as many or none on the sparse side.
 
     Raises:
         ValueError: If a count is not positive, a choice is empty, or an operator is unknown.
@@ -49,6 +52,7 @@ class SearchSpace:
     dense_widths: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 768, 1024)
     sparse_widths: tuple[int, ...] = (16, 32, 48, 64)
     max_inputs: int = 4
+    outputs: Outputs = "last"
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "max_inputs"):
@@ -59,6 +63,8 @@ class SearchSpace:
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name}: expected one or more distinct values, found {values}")
             object.__setattr__(self, name, values)
+        if self.outputs not in get_args(Outputs):
+            raise ValueError(f"outputs: expected one of {list(get_args(Outputs))}, found {self.outputs!r}")
         self.union()  # BlockArchitecture checks operators and widths.
 
     @property
@@ -77,6 +83,9 @@ class SearchSpace:
             available = block + 1
             subsets = sum(math.comb(available, size) for size in range(1, min(available, self.max_inputs) + 1))
             total *= per_block * subsets**2 * available**2
+        if self.outputs == "any":
+            subsets = sum(math.comb(self.num_blocks, size) for size in range(1, self._most_outputs + 1))
+            total *= subsets * (subsets + 1)  # the sparse side may be left out
         return total
 
     def sample(
@@ -101,7 +110,8 @@ class SearchSpace:
         if strategy not in get_args(Strategy):
             raise ValueError(f"strategy: expected one of {list(get_args(Strategy))}, found {strategy!r}")
         rng = _rng(generator)
-        return Architecture(tuple(self._sample_block(index, strategy, rng) for index in range(self.num_blocks)))
+        blocks = tuple(self._sample_block(index, strategy, rng) for index in range(self.num_blocks))
+        return Architecture(blocks, *self._sample_outputs(strategy, rng))
 
     def mutate(self, architecture: Architecture, generator: "torch.Generator | None" = None) -> Architecture:
         """Samples one choice of one block again, as the paper does.
@@ -124,7 +134,13 @@ class SearchSpace:
             raise ValueError("cannot mutate: this search space holds a single architecture")
         rng = _rng(generator)
         while True:
-            index = rng.randrange(self.num_blocks)
+            # With outputs to choose, they count as one more block.
+            index = rng.randrange(self.num_blocks + (self.outputs == "any"))
+            if index == self.num_blocks:
+                child = self._mutate_outputs(architecture, rng)
+                if child != architecture:
+                    return child
+                continue
             names = rng.choice((_CONNECTION_FIELDS, _INNER_FIELDS))
             name = rng.choice(names)
             value: Any = getattr(self._sample_block(index, "single_operator_any_connection", rng), name)
@@ -133,7 +149,7 @@ class SearchSpace:
                 value = tuple(rng.sample(range(index + 1), 1 + rng.randrange(min(index + 1, self.max_inputs))))
             blocks = list(architecture.blocks)
             blocks[index] = replace(blocks[index], **{name: value})
-            child = Architecture(tuple(blocks))
+            child = replace(architecture, blocks=tuple(blocks))
             if child != architecture:
                 return child
 
@@ -143,8 +159,11 @@ class SearchSpace:
         Returns:
             The architecture. Its binary operators read all earlier outputs on both sides.
         """
+        outputs = tuple(range(1, self.num_blocks + 1)) if self.outputs == "any" else None
         return Architecture(
-            tuple(
+            dense_outputs=outputs,
+            sparse_outputs=outputs,
+            blocks=tuple(
                 BlockArchitecture(
                     dense_operators=self.dense_operators,
                     sparse_operators=self.sparse_operators,
@@ -158,7 +177,7 @@ class SearchSpace:
                     sparse_to_dense=True,
                 )
                 for index in range(self.num_blocks)
-            )
+            ),
         )
 
     def check(self, architecture: Architecture) -> None:
@@ -187,6 +206,65 @@ class SearchSpace:
             for name in ("left_inputs", "right_inputs"):
                 if len(getattr(block, name)) != 1:
                     raise ValueError(f"block {index}: {name}: expected one input, found {getattr(block, name)}")
+        if self.outputs == "last" and not architecture.reads_last_block:
+            raise ValueError(
+                "in this space the final layer reads the last block, found dense_outputs "
+                f"{architecture.dense_outputs}, sparse_outputs {architecture.sparse_outputs}"
+            )
+        if any(0 in outputs for outputs in architecture.outputs):
+            raise ValueError("in this space the final layer reads blocks, found output 0, the raw input")
+
+    def fitted(self, architecture: Architecture) -> Architecture:
+        """Brings an architecture into this space, such as one of :data:`~nasrec_torchrec.models.reference.REFERENCE`.
+
+        Widths become the next larger ones that the space has, or its largest, and blocks that nobody reads fill up
+        their number. A wider network can compute the same.
+
+        Args:
+            architecture: An architecture of other widths, or with fewer blocks.
+
+        Returns:
+            An architecture of this space.
+
+        Raises:
+            ValueError: If the space lacks an operator, has fewer blocks, or reads its outputs differently.
+        """
+        spare = replace(self.union().blocks[0], dense_to_sparse=False, sparse_to_dense=False)
+        spare = replace(spare, dense_operators=spare.dense_operators[:1], sparse_operators=spare.sparse_operators[:1])
+        blocks = [*architecture.blocks, *[spare] * (self.num_blocks - len(architecture.blocks))]
+        fitting = [
+            replace(
+                block,
+                dense_width=_next_larger(block.dense_width, self.dense_widths),
+                sparse_width=_next_larger(block.sparse_width, self.sparse_widths),
+            )
+            for block in blocks
+        ]
+        found = Architecture(tuple(fitting), *architecture.outputs)
+        self.check(found)
+        return found
+
+    @property
+    def _most_outputs(self) -> int:
+        return min(self.num_blocks, self.max_inputs)
+
+    def _sample_outputs(self, strategy: Strategy, rng: random.Random) -> tuple[tuple[int, ...] | None, ...]:
+        """Draws what the final layer reads on the dense and on the sparse side."""
+        if self.outputs == "last":
+            return None, None
+        blocks = range(1, self.num_blocks + 1)
+        if strategy == "full":
+            return tuple(blocks), tuple(blocks)
+        most = 1 if strategy == "single_operator_single_connection" else self._most_outputs
+        dense, sparse = (tuple(rng.sample(blocks, _one_plus_binomial(most - 1, rng))) for _ in range(2))
+        return dense, sparse if rng.random() < 0.5 else ()
+
+    def _mutate_outputs(self, architecture: Architecture, rng: random.Random) -> Architecture:
+        """Draws one side of what the final layer reads again."""
+        name = rng.choice(("dense_outputs", "sparse_outputs"))
+        size = rng.randint(1 if name == "dense_outputs" else 0, self._most_outputs)
+        value: Any = tuple(rng.sample(range(1, self.num_blocks + 1), size))
+        return replace(architecture, **{name: value})
 
     def _sample_block(self, index: int, strategy: Strategy, rng: random.Random) -> BlockArchitecture:
         sources = range(index + 1)
@@ -239,6 +317,10 @@ def _rng(generator: "torch.Generator | None") -> random.Random:
     return random.Random(int(torch.randint(2**62, (), generator=generator)))
 
 
+def _next_larger(width: int, allowed: tuple[int, ...]) -> int:
+    return min((w for w in allowed if w >= width), default=max(allowed))
+
+
 def _one_plus_binomial(trials: int, rng: random.Random) -> int:
     return 1 + sum(rng.random() < 0.5 for _ in range(trials))
 
@@ -247,3 +329,20 @@ NASREC_FULL = SearchSpace()
 NASREC_SMALL = SearchSpace(
     dense_operators=("fully_connected", "dot_product"), sparse_operators=("embedded_fully_connected",)
 )
+
+NASREC_2026 = SearchSpace(
+    dense_operators=(
+        *DENSE_OPERATORS,
+        *("flatten", "low_rank_cross", "gated_cross", "factorized_interaction", "instance_mask"),
+    ),
+    sparse_operators=(
+        *SPARSE_OPERATORS,
+        *("wide_attention", "squeeze_excitation", "compressed_fm", "token_mixing"),
+    ),
+    dense_widths=(16, 32, 64, 128, 256, 512),
+    sparse_widths=(8, 16, 32, 48),
+    outputs="any",
+)
+
+# By the name that a command line has for them.
+SPACES = {"nasrec-full": NASREC_FULL, "nasrec-small": NASREC_SMALL, "nasrec-2026": NASREC_2026}

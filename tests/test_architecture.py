@@ -37,6 +37,29 @@ def test_order_and_repetition_of_inputs_carry_no_meaning():
     assert Architecture.from_json(json.dumps(document)) == PUBLISHED["criteo-small"]
 
 
+def test_outputs_that_the_logit_reads_are_part_of_an_architecture():
+    blocks = PUBLISHED["criteo-small"].blocks
+    same = Architecture(blocks, [7], (7, 7))
+    assert same == PUBLISHED["criteo-small"] and "outputs" not in same.to_json()
+    other = Architecture(blocks, (7, 2), ())
+    again = Architecture.from_json(other.to_json())
+    assert again == other != same and again.outputs == ((2, 7), ()) and hash(again) == hash(other)
+    assert other.outputs_read()[2][0] and not other.outputs_read()[7][1]
+    with pytest.raises(ValueError, match=r"reads the last block, found dense_outputs \(2, 7\), sparse_outputs \(\)"):
+        other.to_published_json()
+    # A program that knows nothing of outputs has to refuse the file, and outputs in a file of its format are a mistake.
+    document = json.loads(other.to_json())
+    assert document["format"].endswith("/2")
+    for change, message in (
+        ({"format": "nasrec-torchrec/architecture/1"}, "dense_outputs: only architectures of the format"),
+        ({"dense_outputs": [8]}, r"dense_outputs: expected integers in 0..7, found \[8\]"),
+        ({"sparse_outputs": "7"}, "sparse_outputs: expected a list of output indices, found '7'"),
+        ({"dense_outputs": []}, "expected something to read for the final layer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Architecture.from_json(json.dumps(document | change))
+
+
 def _ours(change):
     document = json.loads(PUBLISHED["criteo-full"].to_json())
     change(document["blocks"])

@@ -8,7 +8,10 @@ import torch.distributed as dist
 from support import prepare_clicks
 
 from nasrec_torchrec import PUBLISHED, SearchSpace, search, training
+from nasrec_torchrec.datasets.prepared import load_schema
 from nasrec_torchrec.distributed.process_group import process_group
+from nasrec_torchrec.inference.config import ExportConfig
+from nasrec_torchrec.inference.scoring_model import scoring_model
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.search import EvaluationConfig, EvolutionConfig
 from nasrec_torchrec.training import TrainConfig
@@ -41,6 +44,21 @@ def test_supernet_search_training_and_evaluation_by_functions(
     assert load_model(tmp_path / "model")[0].interaction == found.best.architecture
     assert not dist.is_initialized()
     assert capsys.readouterr().out == "", "a function returns; a command prints"
+
+
+def test_a_feature_that_is_dropped_is_neither_stored_nor_asked_for(data: Path, tmp_path: Path):
+    schema = load_schema(data)
+    dropped = schema.sparse[1].name, schema.dense[0].name
+    training.run(data, tmp_path / "model", TRAINING, architecture="mlp", drop_features=dropped)
+    description, model = load_model(tmp_path / "model")
+    kept = [name for name in schema.feature_names if name not in dropped]
+    assert description.schema.feature_names == kept and len(description.schema.dense) == len(schema.dense) - 1
+    assert dropped[0] not in str(list(model.state_dict()))
+    package = scoring_model(model, ExportConfig(), kept)
+    assert package.tables.rows.numel() == len(kept)
+    assert 0 < training.evaluate(tmp_path / "model", data).log_loss < 2
+    with pytest.raises(ValueError, match=r"features to leave out: .* found \['colour'\]"):
+        training.run(data, tmp_path / "other", TRAINING, architecture="mlp", drop_features=("colour",))
 
 
 def test_a_process_group_of_the_caller_is_used_and_stays(data: Path, tmp_path: Path):

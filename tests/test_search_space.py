@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import SMALL_SPACE
 
-from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, SearchSpace
+from nasrec_torchrec import NASREC_2026, NASREC_FULL, NASREC_SMALL, PUBLISHED, SearchSpace
 
 
 def test_published_architectures_lie_in_their_space():
@@ -62,6 +62,29 @@ def test_cardinality_counts_what_sampling_reaches():
     assert space.cardinality == 4 * 4 * 3 * 3 * 2 * 2 == len(reached)
 
 
+def test_cardinality_counts_the_outputs_that_sampling_reaches():
+    space = SearchSpace(2, ("fully_connected",), ("attention",), (16,), (4,), max_inputs=1, outputs="any")
+    reached = {space.sample(torch.Generator().manual_seed(seed)) for seed in range(20_000)}
+    # As above with one of 2 inputs on each side. The logit reads 1 of 2 dense outputs and at most 1 of 2 sparse ones.
+    assert space.cardinality == 4 * 4 * 2 * 2 * 2 * 2 * 2 * 3 == len(reached)
+
+
+@given(st.integers(0, 2**40))
+def test_outputs_are_drawn_and_mutated_where_the_space_has_a_choice(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    parent = NASREC_2026.sample(generator)
+    NASREC_2026.check(parent)
+    changed = set()
+    for _ in range(60):
+        child = NASREC_2026.mutate(parent, generator)
+        NASREC_2026.check(child)
+        names = {name for name in vars(parent) if getattr(parent, name) != getattr(child, name)}
+        assert len(names) == 1
+        changed |= names
+    assert "blocks" in changed and changed & {"dense_outputs", "sparse_outputs"}
+    assert parent.canonical().outputs == parent.outputs
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -69,6 +92,7 @@ def test_cardinality_counts_what_sampling_reaches():
         ({"dense_widths": ()}, "dense_widths: expected one or more"),
         ({"dense_widths": (0,)}, "dense_width: expected a positive integer, found 0"),
         ({"sparse_operators": ("conv",)}, r"unknown operator \['conv'\]"),
+        ({"outputs": "all"}, r"outputs: expected one of \['last', 'any'\], found 'all'"),
     ],
 )
 def test_bad_spaces_are_refused(arguments, message):

@@ -1,11 +1,11 @@
 """The flags of a training, in the groups that the help shows."""
 
 TRAINING = {
-    "Model": ("architecture", "use_layernorm", "embedding_dim"),
+    "Model": ("architecture", "use_layernorm", "embedding_dim", "drop_features"),
     "Baseline": ("kind", "dense_layers", "over_layers", "cross_layers", "cross_rank"),
     "Search space of a supernet, and how its paths are drawn": (
         *("num_blocks", "dense_operators", "sparse_operators", "dense_widths", "sparse_widths", "max_inputs"),
-        *("strategy", "full_path_steps"),
+        *("outputs", "strategy", "full_path_steps"),
     ),
     "Trials": ("learning_rates", "seeds"),
     "Recipe": (

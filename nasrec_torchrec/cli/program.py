@@ -10,15 +10,16 @@ import textwrap
 import warnings
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from nasrec_torchrec import __version__
 from nasrec_torchrec.cli.flags import Flag, dataclasses_of, flags_of, nearest, normalized, summary_of
 from nasrec_torchrec.finite import json_text
+from nasrec_torchrec.search_space import SearchSpace
 
 # Exit code of a program that was interrupted with Ctrl-C, as a shell reports it.
 INTERRUPTED = 130
@@ -32,6 +33,7 @@ SHARED_FLAGS = (
         _EVERY,
     ),
 )
+_SPACE = "space"
 _PARSERS_OWN = ("config", "print_config", "help", "version")
 
 
@@ -49,6 +51,8 @@ class Program:
         needs_torch: whether to check first that torch, TorchRec and FBGEMM belong together.
         records: whether the job's folder keeps the flags, to repeat it with ``--config``; else the job consists of
             several, of which these flags would say nothing.
+        spaces: search spaces that ``--space`` names. The one that is chosen gives the flags of its fields their
+            defaults.
     """
 
     function: Callable[..., Any]
@@ -58,11 +62,17 @@ class Program:
     resume: str = "run the same command again to start over"
     needs_torch: bool = True
     records: bool = True
+    spaces: Mapping[str, SearchSpace] = field(default_factory=dict)
 
     @property
     def flags(self) -> list[Flag]:
         """The flags of this program, without those that every program has."""
-        return flags_of(self.function, self.groups)
+        flags = flags_of(self.function, self.groups)
+        if not self.spaces:
+            return flags
+        group = next(flag.group for flag in flags if flag.name == "num_blocks")
+        text = "search space that gives the other flags of this group their defaults"
+        return [*flags, Flag(_SPACE, Literal[tuple(self.spaces)], True, None, text, group)]
 
     @property
     def summary(self) -> str:
@@ -79,7 +89,13 @@ class Program:
         flags = [*self.flags, *SHARED_FLAGS]
         parser = self._parser(name, flags)
         try:
-            parsed = parser.parse_args(normalized(words, flags, _PARSERS_OWN))
+            given = normalized(words, flags, _PARSERS_OWN)
+            parsed = parser.parse_args(given)
+            if chosen := self.spaces.get(vars(parsed).get(_SPACE)):
+                # Now that it is known, on the command line or in a file, what is not given comes from it.
+                flags = [replace(flag, default=getattr(chosen, flag.name, flag.default)) for flag in flags]
+                parser = self._parser(name, flags)
+                parsed = parser.parse_args(given)
         except ValueError as error:
             parser.error(str(error))
         values = vars(parsed)
@@ -118,6 +134,8 @@ class Program:
         arguments: dict[str, Any] = {}
         for name, kind in dataclasses_of(self.function).items():
             arguments[name] = kind(**{field: values.pop(field) for field in inspect.signature(kind).parameters})
+        if self.spaces:
+            values.pop(_SPACE)
         arguments |= values
         positional = [arguments.pop(flag.name) for flag in flags if flag.positional]
         COMMAND.config = settings if self.records else ""
@@ -191,7 +209,7 @@ class _Parser(ArgumentParser):
 
     def _explained(self, message: str) -> str:
         message = " ".join(message.split())
-        if found := re.match(r'Parser key "(\w+)": .*[Gg]ot value: (.*)$', message):
+        if found := re.match(r'Parser key "(\w+)": .*(?:[Gg]ot|Given) value: (.*)$', message):
             name, value = found.groups()
             if name in self.flags:
                 flag = self.flags[name]

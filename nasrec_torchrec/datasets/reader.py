@@ -12,7 +12,7 @@ takes equally many rows from each stream. A rank serves whole streams. Therefore
 
 import math
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +89,10 @@ class ClickFiles:
                 for group in range(opened.num_row_groups):
                     groups.append((index, group, opened.metadata.row_group(group).num_rows))
         return cls(schema, tuple(files), tuple(groups), known)
+
+    def without(self, features: Collection[str]) -> "ClickFiles":
+        """The same rows without some features, see :meth:`~nasrec_torchrec.datasets.schema.Schema.without`."""
+        return replace(self, schema=self.schema.without(features))
 
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self.groups)

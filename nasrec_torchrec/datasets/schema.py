@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -274,6 +274,27 @@ class Schema:
             sparse=tuple(replace(feature, **rules) for feature in self.sparse),  # type: ignore[arg-type]
         )
 
+    def without(self, names: Collection[str]) -> "Schema":
+        """Leaves features out, so that a model neither has their tables nor asks for them.
+
+        Args:
+            names: Dense and sparse features that are not to be read.
+
+        Returns:
+            The schema of the other features.
+
+        Raises:
+            ValueError: If a name is none of a feature, or a feature that is left needs it.
+        """
+        known = [*(feature.name for feature in self.dense), *self.feature_names]
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"features to leave out: expected some of {known}, found {unknown}")
+        return replace(
+            self,
+            dense=tuple(feature for feature in self.dense if feature.name not in names),
+            sparse=tuple(feature for feature in self.sparse if feature.name not in names),
+        )
+
     def difference(self, other: "Schema") -> str | None:
         """Finds the first reason why a model with this schema cannot read rows that were prepared with another one.
 
@@ -304,9 +325,11 @@ class Schema:
         return None
 
     def reduced_to(self, other: "Schema") -> "Schema":
-        """Leaves out the added features (crosses and histories) that another schema does not have."""
-        kept = tuple(feature for feature in self.sparse if not feature.cross or feature.name in other.feature_names)
-        return replace(self, sparse=kept) if len(kept) < len(self.sparse) else self
+        """Leaves out the features that another schema does not have, if this one has all of that one's."""
+        mine, theirs = (
+            [*(feature.name for feature in schema.dense), *schema.feature_names] for schema in (self, other)
+        )
+        return self.without([name for name in mine if name not in theirs]) if set(theirs) < set(mine) else self
 
     def tables(self) -> "list[EmbeddingBagConfig]":
         """Returns the configurations of the embedding tables, with Xavier normal initialization.

@@ -1,4 +1,4 @@
-"""Baselines that a user might pick instead of a NASRecNet: TorchRec's models, DeepFM and an MLP."""
+"""Baselines that a user might pick instead of a searched network: TorchRec's models, and later ones."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,10 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from nasrec_torchrec.models import reference
 from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.models.nasrecnet import NASRecNet
+from nasrec_torchrec.models.streams import FinalMLPInteraction, FinalNetInteraction
 
 
 def build_baseline(
@@ -15,7 +18,7 @@ def build_baseline(
     embedding_bag_collection: EmbeddingBagCollection,
     dense_in_features: int,
     device: torch.device | None = None,
-) -> "DLRM | FlatModel":
+) -> "DLRM | FlatModel | NASRecNet":
     """Builds a baseline from its description.
 
     Args:
@@ -35,38 +38,46 @@ def build_baseline(
             *(embedding_bag_collection, dense_in_features, dense, over),
             *(baseline.cross_layers, baseline.cross_rank, device),
         )
-    return FlatModel(embedding_bag_collection, dense_in_features, over, baseline.kind == "deepfm", device)
+    configs = embedding_bag_collection.embedding_bag_configs()
+    embedding_dim = configs[0].embedding_dim
+    num_fields = sum(len(config.feature_names) for config in configs)
+    *hidden, last = over
+    sizes = dense_in_features, num_fields, embedding_dim
+    if baseline.kind in ("masknet", "gdcn", "wukong"):
+        architecture = {
+            "masknet": lambda: reference.masknet(*sizes, hidden),
+            "gdcn": lambda: reference.gdcn(*sizes, hidden, baseline.cross_layers),
+            "wukong": lambda: reference.wukong(*sizes, hidden),
+        }[baseline.kind]()
+        return NASRecNet(embedding_bag_collection, dense_in_features, architecture, dense_device=device)
+    interaction_arch: FlatInteraction | FinalNetInteraction | FinalMLPInteraction
+    if baseline.kind == "finalnet":
+        interaction_arch = FinalNetInteraction(*sizes, hidden, device)
+    elif baseline.kind == "finalmlp":
+        interaction_arch = FinalMLPInteraction(*sizes, hidden, device)
+    else:
+        columns, with_machine = num_fields * embedding_dim, baseline.kind == "deepfm"
+        interaction_arch = FlatInteraction(dense_in_features, columns, hidden, last, with_machine, device)
+    return FlatModel(embedding_bag_collection, interaction_arch)
 
 
 class FlatModel(nn.Module):
-    """An MLP over the dense features and all embeddings, optionally combined with a factorization machine.
+    """A model that reads the dense features and all embeddings as one row of columns.
 
     Args:
         embedding_bag_collection: Tables with a common embedding dimension E.
-        dense_in_features: Number of dense features.
-        over_layers: Layer widths of the MLP; the last one is 1.
-        factorization_machine: Whether to add a factorization machine, which makes the model DeepFM (arXiv
-            1703.04247). The logit is then a linear function of the dense features, the last hidden layer of the MLP,
-            and the sum of the products of all pairs of embeddings.
-        device: Device of the dense part.
+        interaction_arch: The part above the tables, which maps dense features ``(B, F_dense)`` and embeddings
+            ``(B, F_sparse, E)`` to logits.
     """
 
     def __init__(
         self,
         embedding_bag_collection: EmbeddingBagCollection,
-        dense_in_features: int,
-        over_layers: list[int],
-        factorization_machine: bool,
-        device: torch.device | None = None,
+        interaction_arch: "FlatInteraction | FinalNetInteraction | FinalMLPInteraction",
     ) -> None:
         super().__init__()
         self.sparse_arch = SparseArch(embedding_bag_collection)
-        configs = embedding_bag_collection.embedding_bag_configs()
-        embedded = sum(config.embedding_dim * len(config.feature_names) for config in configs)
-        *hidden, last = over_layers
-        self.interaction_arch = FlatInteraction(
-            dense_in_features, embedded, hidden, last, factorization_machine, device
-        )
+        self.interaction_arch = interaction_arch
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         """Computes logits ``(B, 1)`` from dense features ``(B, F_dense)`` and ids."""
@@ -74,7 +85,20 @@ class FlatModel(nn.Module):
 
 
 class FlatInteraction(nn.Module):
-    """The part of a :class:`FlatModel` above the tables, a module that TorchRec's pipelines do not trace into."""
+    """An MLP over all columns, optionally combined with a factorization machine.
+
+    It is a module of its own so that TorchRec's pipelines do not trace into it.
+
+    Args:
+        dense_in_features: Number of dense features.
+        embedded: Number of columns of all embeddings.
+        hidden: Layer widths of the MLP.
+        out_features: Number of logits.
+        factorization_machine: Whether to add a factorization machine, which makes the model DeepFM (arXiv
+            1703.04247). The logit is then a linear function of the dense features, the last hidden layer of the MLP,
+            and the sum of the products of all pairs of embeddings.
+        device: Device of the parameters.
+    """
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-BaselineKind = Literal["dlrm", "dcn", "deepfm", "mlp"]
+BaselineKind = Literal["dlrm", "dcn", "deepfm", "mlp", "finalnet", "finalmlp", "masknet", "gdcn", "wukong"]
 BASELINES: tuple[BaselineKind, ...] = get_args(BaselineKind)
 
 
@@ -13,16 +13,20 @@ class Baseline:
 
     Args:
         kind: ``dlrm`` (TorchRec's DLRM), ``dcn`` (TorchRec's DLRM_DCN, which is DCN-V2 with low-rank cross layers),
-            ``deepfm`` (an MLP and a factorization machine) or ``mlp``. The last two read the dense features and all
-            embeddings.
+            ``deepfm`` (an MLP and a factorization machine), ``mlp``, ``finalnet`` (two stacks of factorized
+            interactions), ``finalmlp`` (two MLPs and a bilinear fusion), ``masknet`` (instance-guided masks), ``gdcn``
+            (gated cross layers and an MLP) or ``wukong`` (factorization machine blocks and an MLP). All but the first
+            two and wukong read the dense features and all embeddings side by side.
         dense_layers: Layer widths of the MLP over the dense features of dlrm and dcn. The last one must be the
             embedding dimension.
-        over_layers: Layer widths of the MLP before the logit. The last one must be 1.
-        cross_layers: Number of cross layers of dcn.
+        over_layers: Layer widths of the MLP before the logit, of each stack of finalnet and finalmlp, or of the blocks
+            of masknet. The last one must be 1.
+        cross_layers: Number of cross layers of dcn and gdcn.
         cross_rank: Rank of the cross layers of dcn.
 
     Raises:
-        ValueError: If the kind is unknown, a width is not positive, or ``over_layers`` does not end in 1.
+        ValueError: If the kind is unknown, a width is not positive, ``over_layers`` does not end in 1, or a model of
+            the last five kinds has no other layer.
     """
 
     kind: BaselineKind = "dlrm"
@@ -42,3 +46,5 @@ class Baseline:
                 f"expected positive sizes and over_layers that end in 1, found dense_layers {self.dense_layers}, "
                 f"over_layers {self.over_layers}, cross_layers {self.cross_layers}, cross_rank {self.cross_rank}"
             )
+        if self.kind in BASELINES[4:] and len(self.over_layers) < 2:
+            raise ValueError(f"over_layers: {self.kind} needs a layer before the last one, found {self.over_layers}")

@@ -40,7 +40,7 @@ class ModelDescription:
     dictionaries: tuple[tuple[str, str], ...] = ()
 
     def read(self, data: ClickFiles) -> ClickFiles:
-        """Returns rows with the features that the model reads; the data set may have further ones that were added.
+        """Returns rows with the features that the model reads; the data set may have further ones.
 
         Raises:
             ValueError: See :meth:`require_fits`.

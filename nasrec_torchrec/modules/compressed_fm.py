@@ -1,5 +1,7 @@
 """A factorization machine block beside a linear compression, the layer of Wukong."""
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +52,10 @@ class CompressedFM(Operator):
         # X (X^T Y), without the N x N products.
         products = torch.bmm(torch.cat(inputs.tokens, dim=1), compressed_BEK).flatten(1)
         products = F.layer_norm(products, (RANK * sum(self.tokens_read),))
-        hidden = torch.relu(self.hidden(products.split([RANK * count for count in self.tokens_read], dim=1)))
+        ends = accumulate(RANK * count for count in self.tokens_read)
+        # Not by split, whose result torch.fx cannot iterate over.
+        sources = [products[:, end - RANK * count : end] for count, end in zip(self.tokens_read, ends, strict=True)]
+        hidden = torch.relu(self.hidden(sources))
         interacting_BNE = self.emit(hidden).unflatten(1, (-1, self.embedding_dim))
         residual_BEN = torch.cat(across, dim=2) if self.residual is None else self.residual(across)
         tokens_BNE = torch.cat([interacting_BNE, self.linear(across).transpose(1, 2)], dim=1)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec.modules.mlp import Perceptron
 
+from nasrec_torchrec.models.streams import FactorizedLayer
 from nasrec_torchrec.modules.choice_block import ChoiceBlock
 
 
@@ -22,7 +23,7 @@ def add_dropout(model: nn.Module, share: float) -> None:
     def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:
         return F.dropout(output, share, module.training) if isinstance(output, torch.Tensor) else output
 
-    layers = [module for module in model.modules() if isinstance(module, Perceptron)]
+    layers = [module for module in model.modules() if isinstance(module, Perceptron | FactorizedLayer)]
     for module in model.modules():
         if isinstance(module, ChoiceBlock):
             layers += module.dense_operators.values()

@@ -31,6 +31,7 @@ def run(
     embedding_dim: int | None = None,
     learning_rates: tuple[float, ...] = (),
     seeds: tuple[int, ...] = (),
+    drop_features: tuple[str, ...] = (),
 ) -> dict[str, Any] | None:
     """Trains NASRecNets from scratch, or a baseline to compare with, and keeps the best.
 
@@ -45,11 +46,14 @@ def run(
         config: how each model is trained.
         baseline: the model to train where no architecture is given.
         architecture: JSON file of an architecture or a folder of such files, the name of a published architecture such
-            as criteo-small, or a baseline: dlrm, dcn, deepfm or mlp. Unset, --kind names a baseline.
+            as criteo-small, or a baseline such as dlrm, dcn or finalnet (--kind lists all). Unset, --kind names a
+            baseline.
         use_layernorm: normalize after each linear layer of a NASRecNet.
         embedding_dim: embedding dimension of all tables; unset, the data set's schema decides.
         learning_rates: learning rates to try, instead of the one learning_rate.
         seeds: seeds to repeat every trial with, instead of the one seed.
+        drop_features: dense and sparse features of the data that the model does not read; an exported model does not
+            ask for them.
 
     Returns:
         The winning trial as metrics.json records it, on rank 0; None on all other ranks.
@@ -71,7 +75,7 @@ def run(
     from nasrec_torchrec.training.trials import Splits, Unreadable, train_best
 
     data, out = to_path(data), to_path(out)
-    schema = load_schema(data, embedding_dim)
+    schema = load_schema(data, embedding_dim).without(drop_features)
     models = [
         found if isinstance(found, Unreadable) else ModelDescription(schema, found, use_layernorm)
         for found in _interactions(architecture, baseline)
@@ -84,7 +88,7 @@ def run(
             config,
             out,
             device,
-            Splits(*(open_split(data, split) for split in SPLITS)),
+            Splits(*(open_split(data, split).without(drop_features) for split in SPLITS)),
         )
 
 

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -6,6 +6,7 @@ import pytest
 from support import run_program
 
 from nasrec_torchrec.cli import Program
+from nasrec_torchrec.search_space import NASREC_2026, SPACES, SearchSpace
 
 SEEN: dict[str, object] = {}
 
@@ -133,3 +134,24 @@ def test_a_script_becomes_a_program(tmp_path: Path):
         "from nasrec_torchrec.cli import run\ndef main(number: int = 1) -> None:\n    print(2 * number)\nrun(main)\n"
     )
     assert run_program(script, "--number", "21").stdout == "42\n"
+
+
+def name_space(out: Path, space: SearchSpace, names: tuple[str, ...] = ()) -> None:
+    """Takes a search space."""
+    SEEN.update(space=space)
+
+
+def test_a_named_space_gives_flags_their_defaults_wherever_it_is_named(capsys, tmp_path: Path):
+    program = Program(name_space, needs_torch=False, spaces=SPACES)
+    file = tmp_path / "space.yaml"
+    file.write_text("space: nasrec-2026\nmax_inputs: 2\n")
+    for words, expected in (
+        ((), SearchSpace()),
+        (("--space", "nasrec-2026"), NASREC_2026),
+        (("--num_blocks", "3", "--space", "nasrec-2026"), replace(NASREC_2026, num_blocks=3)),
+        (("--config", str(file), "--dense_widths", "16,32"), replace(NASREC_2026, max_inputs=2, dense_widths=(16, 32))),
+    ):
+        assert _cook(capsys, "--out", "pot", *words, program=program)[0] == 0
+        assert SEEN["space"] == expected
+    code, _, error = _cook(capsys, "--out", "pot", "--space", "nasrec-206", program=program)
+    assert code == 2 and "--space: expected one of nasrec-full, " in error and "did you mean nasrec-2026?" in error

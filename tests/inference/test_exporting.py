@@ -11,17 +11,18 @@ from hypothesis import strategies as st
 from inference.conftest import build
 from support import SMALL_SPACE, make_click_data, make_click_files, make_schema
 
-from nasrec_torchrec import PUBLISHED, Architecture, NASRecNet
+from nasrec_torchrec import NASREC_2026, PUBLISHED, Architecture, NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference import predictor as predictor_module
 from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.exporting import compare, export
 from nasrec_torchrec.inference.fusion import ProductAndSum
-from nasrec_torchrec.inference.predictor import Predictor
+from nasrec_torchrec.inference.predictor import Predictor, Request
 from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model, trace
 from nasrec_torchrec.inference.tables import table_precisions
 from nasrec_torchrec.models.config import BASELINES, Baseline
 from nasrec_torchrec.models.description import ClickModel, ModelDescription
+from nasrec_torchrec.modules.registry import OPERATORS
 from nasrec_torchrec.runs.lock import lock
 
 # Of what a service has: PyTorch, maybe FBGEMM, and a copy of the one file.
@@ -89,6 +90,46 @@ def _baseline(kind: str, num_dense: int = 3) -> tuple[ClickModel, Schema]:
     schema = replace(schema, sparse=shared)
     torch.manual_seed(0)
     return ModelDescription(schema, Baseline(kind, (8, 16), (16, 1))).build().eval(), schema  # type: ignore[arg-type]
+
+
+def _of_every_operator(num_blocks: int) -> Architecture:
+    """Blocks with every operator that there is, and a logit that reads all of them."""
+    space = replace(NASREC_2026, num_blocks=num_blocks, dense_widths=(24,), sparse_widths=(8,))
+    architecture = space.sample(torch.Generator().manual_seed(0), "full")
+    own = {name for name, kind in OPERATORS.items() if kind.__module__.startswith("nasrec_torchrec.")}
+    assert {*architecture.blocks[0].dense_operators, *architecture.blocks[0].sparse_operators} == own
+    return architecture
+
+
+def test_every_operator_leaves_as_it_computes():
+    schema = make_schema(num_dense=3)
+    model = ModelDescription(schema, _of_every_operator(2)).build().eval()
+    program = trace(scoring_model(model, ExportConfig(), schema.feature_names)).module()
+    for batch_size in (1, 9):
+        request, logits = _request(model, schema, batch_size)
+        torch.testing.assert_close(program(*_inputs(request)), logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_every_operator_is_compiled(tmp_path: Path):
+    schema = make_schema(num_dense=3)
+    model = ModelDescription(schema, _of_every_operator(1)).build().eval()
+    predictor = export(model, schema, tmp_path / "package")
+    for batch_size in (1, 9):
+        request, logits = _request(model, schema, batch_size)
+        torch.testing.assert_close(predictor.logits(Request(**request)), logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_ten_architectures_of_2026_are_traced():
+    space = replace(NASREC_2026, num_blocks=4, dense_widths=(16, 64), sparse_widths=(8, 16))
+    schema = make_schema(num_dense=3)
+    for seed in range(10):
+        architecture = space.sample(torch.Generator().manual_seed(seed))
+        model = ModelDescription(schema, architecture).build().eval()
+        program = trace(scoring_model(model, ExportConfig(), schema.feature_names)).module()
+        request, logits = _request(model, schema, 9)
+        torch.testing.assert_close(program(*_inputs(request)), logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", BASELINES)

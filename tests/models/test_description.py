@@ -42,3 +42,16 @@ def test_other_words_are_another_preparation_and_another_width_is_not():
     DESCRIPTION.require_fits(replace(files, dictionaries=DESCRIPTION.dictionaries))
     with pytest.raises(ValueError, match=r"the dictionary f1\.parquet gives other ids to the words"):
         DESCRIPTION.require_fits(replace(files, dictionaries=(("f0.parquet", "12"), ("f1.parquet", "35"))))
+
+
+def test_a_model_reads_data_with_more_features_than_it_has():
+    names = [SCHEMA.dense[1].name, SCHEMA.sparse[0].name]
+    files = make_click_files(SCHEMA, 10)
+    narrow = replace(DESCRIPTION, schema=SCHEMA.without(names))
+    found = narrow.read(files)
+    assert found.schema == narrow.schema == files.without(names).schema
+    assert found.load().sparse.keys() == [feature.name for feature in SCHEMA.sparse[1:]]
+    with pytest.raises(ValueError, match=r"features to leave out: expected some of .* found \['f99'\]"):
+        SCHEMA.without(["f99"])
+    with pytest.raises(ValueError, match="sparse: expected at least one feature"):
+        SCHEMA.without(SCHEMA.feature_names)

@@ -1,5 +1,7 @@
 """NASRecNet as a drop-in for torchrec.models.dlrm.DLRM (test_parity.py compares it with the research code)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +20,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, NASRecNet, load_research_state_dict
+from nasrec_torchrec import NASREC_2026, NASREC_FULL, NASREC_SMALL, PUBLISHED, NASRecNet, load_research_state_dict
 from nasrec_torchrec.search.cost import cost
 
 
@@ -75,7 +77,28 @@ def test_any_architecture_builds_traces_and_trains_a_step(seed, use_layernorm, d
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("space", [NASREC_FULL, NASREC_SMALL])
+def test_two_hundred_architectures_of_2026_build_trace_and_train_a_step():
+    """Over all of them every operator takes part, and the logit reads one block or several, with tokens or without."""
+    space = replace(NASREC_2026, num_blocks=3, dense_widths=(16, 24, 32), sparse_widths=(4, 6, 9))
+    generator = torch.Generator().manual_seed(0)
+    ebc, kjt, outputs = make_ebc(5), make_kjt(5, 4, max_length=3), set()
+    for number in range(200):
+        architecture = space.sample(generator)
+        outputs.add((len(architecture.outputs[0]), len(architecture.outputs[1])))
+        dense = torch.randn(4, number % 3)
+        model = NASRecNet(ebc, dense.shape[1], architecture, use_layernorm=number % 2 == 1)
+        logits = model(dense, kjt)
+        assert logits.shape == (4, 1) and torch.isfinite(logits).all()
+        traced = fx.symbolic_trace(model.interaction_arch)
+        torch.testing.assert_close(traced(dense, model.sparse_arch(kjt)), logits)
+        weight = model.interaction_arch.over_arch.bias.detach().clone()
+        F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits)).backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        assert not torch.equal(weight, model.interaction_arch.over_arch.bias)
+    assert {size for size, _ in outputs} == {1, 2, 3} and {size for _, size in outputs} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("space", [NASREC_FULL, NASREC_SMALL, NASREC_2026])
 def test_meta_device_has_the_same_parameters(space):
     architecture = space.sample(torch.Generator().manual_seed(1))
     real = NASRecNet(make_ebc(5), 3, architecture)

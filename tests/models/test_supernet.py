@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support import SMALL_SPACE, make_ebc, make_kjt
 from torch.nn import functional as F
 
-from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, PUBLISHED, SearchSpace, SuperNet
+from nasrec_torchrec import NASREC_2026, NASREC_FULL, NASREC_SMALL, PUBLISHED, SearchSpace, SuperNet
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 
 
@@ -25,7 +25,13 @@ NARROW = {"dense_widths": (16, 32, 64, 128), "sparse_widths": (16, 32, 48)}
 
 
 @pytest.mark.parametrize(
-    "space", [replace(NASREC_FULL, **NARROW), replace(NASREC_SMALL, **NARROW)], ids=["full", "small"]
+    "space",
+    [
+        replace(NASREC_FULL, **NARROW),
+        replace(NASREC_SMALL, **NARROW),
+        replace(NASREC_2026, num_blocks=4, dense_widths=(16, 36, 64), sparse_widths=(4, 8, 17)),
+    ],
+    ids=["full", "small", "2026"],
 )
 def test_subnets_equal_extracted_models_and_a_step_touches_only_their_slices(space: SearchSpace):
     supernet = SuperNet(make_ebc(26), 13, space)

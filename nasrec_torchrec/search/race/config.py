@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from nasrec_torchrec.search_space import SearchSpace
+from nasrec_torchrec.search_space import NASREC_2026, SearchSpace
 
 Phase = Literal["recipes", "features", "architectures", "polish", "finals"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -88,3 +88,14 @@ class RaceSpace(SearchSpace):
     num_blocks: int = 3
     dense_widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     sparse_widths: tuple[int, ...] = (8, 16, 32)
+
+
+# By the name that a command line has for them.
+RACE_SPACES = {
+    "nasrec-full": RaceSpace(),
+    "nasrec-2026": RaceSpace(
+        dense_operators=NASREC_2026.dense_operators,
+        sparse_operators=NASREC_2026.sparse_operators,
+        outputs=NASREC_2026.outputs,
+    ),
+}

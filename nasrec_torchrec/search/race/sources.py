@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.models.config import BASELINES, Baseline
+from nasrec_torchrec.models.config import Baseline, BaselineKind
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search_space import SearchSpace
 
@@ -16,6 +16,9 @@ Allowed: TypeAlias = Callable[[Architecture], bool]
 # Proposals that are tried before a source gives up: limits may leave next to nothing of a space.
 _ATTEMPTS = 200
 _EXPLORATION = 0.5
+# Kinds of baselines that every race trains.
+_USUAL: tuple[BaselineKind, ...] = ("dlrm", "dcn", "deepfm", "mlp")
+_LEADING: tuple[BaselineKind, ...] = ("finalnet", "finalmlp")
 
 
 def cheap_baseline(embedding_dim: int) -> Baseline:
@@ -24,9 +27,11 @@ def cheap_baseline(embedding_dim: int) -> Baseline:
 
 
 def baselines(embedding_dim: int) -> list[Baseline]:
-    """What a user would pick instead, of two sizes each."""
-    sizes = ((128, 64, 1), (256, 256, 1))
-    return [Baseline(kind, (64, embedding_dim), layers) for layers in sizes for kind in BASELINES]
+    """What a user would pick instead: the usual kinds of two sizes each, then those that lead public leaderboards."""
+    small, large = (128, 64, 1), (256, 256, 1)
+    kinds: list[tuple[BaselineKind, tuple[int, ...]]] = [(kind, small) for kind in _USUAL]
+    kinds += [(kind, large) for kind in (*_USUAL, *_LEADING)]
+    return [Baseline(kind, (64, embedding_dim), layers) for kind, layers in kinds]
 
 
 def random_architecture(

@@ -20,10 +20,11 @@ class Surrogate:
         weights: of the members, ``(members, features + 1)``.
         mean: of the features.
         deviation: likewise.
+        operators: those that have a feature each.
     """
 
-    def __init__(self, weights: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> None:
-        self._weights, self._mean, self._deviation = weights, mean, deviation
+    def __init__(self, weights: np.ndarray, mean: np.ndarray, deviation: np.ndarray, operators: Sequence[str]) -> None:
+        self._weights, self._mean, self._deviation, self._operators = weights, mean, deviation, operators
 
     @classmethod
     def fit(cls, entries: Sequence[Entry]) -> "Surrogate | None":
@@ -43,9 +44,9 @@ class Surrogate:
             gains = [e.loss / e.loss_at(max(1, round(share * e.trial.recipe.epochs))) for e in whole]
             return entry.loss * sum(gains) / len(gains)
 
-        rows = np.stack(
-            [features(e.trial.interaction) for e in trained if isinstance(e.trial.interaction, Architecture)]
-        )
+        architectures = [e.trial.interaction for e in trained if isinstance(e.trial.interaction, Architecture)]
+        operators = operators_of(architectures)
+        rows = np.stack([features(architecture, operators) for architecture in architectures])
         target = np.array([expected(entry) for entry in trained])
         mean, deviation = rows.mean(0), rows.std(0)
         deviation[deviation == 0] = 1.0
@@ -58,25 +59,33 @@ class Surrogate:
             penalty = _RIDGE * x.shape[1] * np.eye(x.shape[1])
             penalty[-1, -1] = 1e-6
             members.append(np.linalg.solve(x.T @ x + penalty, x.T @ y))
-        return cls(np.stack(members), mean, deviation)
+        return cls(np.stack(members), mean, deviation, operators)
 
     def best(self, architectures: Sequence[Architecture]) -> Architecture | None:
         """The architecture of the lowest expected loss less the members' disagreement."""
         if not architectures:
             return None
-        rows = (np.stack([features(architecture) for architecture in architectures]) - self._mean) / self._deviation
+        table = np.stack([features(architecture, self._operators) for architecture in architectures])
+        rows = (table - self._mean) / self._deviation
         guesses = np.concatenate([rows, np.ones((len(rows), 1))], 1) @ self._weights.T
         return architectures[int(np.argmin(guesses.mean(1) - guesses.std(1)))]
 
 
-def features(architecture: Architecture) -> np.ndarray:
+def operators_of(architectures: Sequence[Architecture]) -> list[str]:
+    """The paper's operators, and after them others that architectures have."""
+    known = [*DENSE_OPERATORS, *SPARSE_OPERATORS]
+    used = {name for a in architectures for b in a.blocks for name in (*b.dense_operators, *b.sparse_operators)}
+    return [*known, *sorted(used.difference(known))]
+
+
+def features(architecture: Architecture, operators: Sequence[str]) -> np.ndarray:
     """An architecture as numbers, summed over its blocks and for the last one alone."""
     blocks = []
     for block in architecture.blocks:
+        used = {*block.dense_operators, *block.sparse_operators}
         blocks.append(
             [
-                *(float(name in block.dense_operators) for name in DENSE_OPERATORS),
-                *(float(name in block.sparse_operators) for name in SPARSE_OPERATORS),
+                *(float(name in used) for name in operators),
                 math.log2(block.dense_width),
                 math.log2(block.sparse_width),
                 len(block.dense_inputs),
