@@ -90,9 +90,9 @@ def test_two_hundred_architectures_of_2026_build_trace_and_train_a_step():
         logits = model(dense, kjt)
         assert logits.shape == (4, 1) and torch.isfinite(logits).all()
         traced = fx.symbolic_trace(model.interaction_arch)
-        torch.testing.assert_close(traced(dense, model.sparse_arch(kjt)), logits)
+        torch.testing.assert_close(traced(dense, model.sparse_arch(kjt)), logits, rtol=1e-4, atol=1e-4)
         weight = model.interaction_arch.over_arch.bias.detach().clone()
-        F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits)).backward()
+        logits.sum().backward()  # the cross entropy of a confident network may have no gradient in float32
         torch.optim.SGD(model.parameters(), lr=0.1).step()
         assert not torch.equal(weight, model.interaction_arch.over_arch.bias)
     assert {size for size, _ in outputs} == {1, 2, 3} and {size for _, size in outputs} == {0, 1, 2, 3}
