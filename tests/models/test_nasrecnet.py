@@ -81,12 +81,12 @@ def test_two_hundred_architectures_of_2026_build_trace_and_train_a_step():
     """Over all of them every operator takes part, and the logit reads one block or several, with tokens or without."""
     space = replace(NASREC_2026, num_blocks=3, dense_widths=(16, 24, 32), sparse_widths=(4, 6, 9))
     generator = torch.Generator().manual_seed(0)
-    ebc, kjt, outputs = make_ebc(5), make_kjt(5, 4, max_length=3), set()
+    kjt, outputs = make_kjt(5, 4, max_length=3), set()
     for number in range(200):
         architecture = space.sample(generator)
         outputs.add((len(architecture.outputs[0]), len(architecture.outputs[1])))
         dense = torch.randn(4, number % 3)
-        model = NASRecNet(ebc, dense.shape[1], architecture, use_layernorm=number % 2 == 1)
+        model = NASRecNet(make_ebc(5), dense.shape[1], architecture, use_layernorm=number % 2 == 1)
         logits = model(dense, kjt)
         assert logits.shape == (4, 1) and torch.isfinite(logits).all()
         traced = fx.symbolic_trace(model.interaction_arch)
