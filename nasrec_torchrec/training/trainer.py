@@ -155,9 +155,6 @@ class Trainer:
             raise ValueError("schedule: plateau needs a validation split; a supernet is trained without one")
         if validation is not None and not len(validation):
             raise ValueError("the validation split has no rows, and decides which weights are kept")
-        data = self.description.reading(data)
-        if validation is not None:
-            validation = replace(self.description, dictionaries=data.dictionaries).reading(validation)
         reader = TrainingReader(
             data,
             config.batch_size,
@@ -167,7 +164,10 @@ class Trainer:
             background=cuda if config.background_reader is None else config.background_reader,
             pin_memory=cuda,
         )
+        self.description.require_fits(data)
         self.description = replace(self.description, dictionaries=data.dictionaries)
+        if validation is not None:
+            self.description.require_fits(validation)
         from_scratch = config.resume == "never"
         self.progress = Progress(total_steps=config.epochs * reader.steps_per_epoch)
         self._inputs = inputs_of({"train": data, "validation": validation}, config, self.description)
@@ -215,7 +215,7 @@ class Trainer:
         Raises:
             ValueError: If the rows are not of the preparation that the model was trained on, or there are none.
         """
-        data = self.description.reading(data)
+        self.description.require_fits(data)
         self.dmp.eval()
         logits, labels = [], []
         for batch in data.evaluation_batches(8 * self.config.batch_size, self.rank, self.world_size):
