@@ -23,7 +23,7 @@ PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu")
 
 
 def machine() -> str:
-    """The processor's name and how many cores this process may use."""
+    """Returns the processor's name and how many cores this process may use."""
     name = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():

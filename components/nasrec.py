@@ -1,8 +1,8 @@
 """One torchx component per program.
 
-Each takes the folders of the program and what a scheduler needs to know; any other flag of the program follows after
-``--``, for instance ``torchx run nasrec.train_supernet --data d --out o -j 1x2 -- --epochs 3``; with ``-- --help``
-alone the program lists its flags. ``docs/launch.md`` says what schedulers make of the components.
+A component takes the folders of its program and the resources that a scheduler needs. Other flags of the program follow
+after ``--``, for instance ``torchx run nasrec.train_supernet --data d --out o -j 1x2 -- --epochs 3``; a lone ``--
+--help`` lists them. ``docs/launch.md`` describes how schedulers run the components.
 """
 
 from dataclasses import replace
@@ -12,16 +12,16 @@ import torchx
 from torchx import specs
 from torchx.components import dist, utils
 
-# `python -m nasrec_torchrec JOB` is `nasrec JOB`; components of other names:
+# `python -m nasrec_torchrec JOB` is `nasrec JOB`. These components have another name than their job:
 _MODULE = "nasrec_torchrec"
 _JOBS = {"prepare_data": "prepare", "train_supernet": "supernet"}
-# One compute thread a rank: with more, ranks that share cores wait for each other most of the time.
-# The second lets gloo ranks meet again after one was killed and restarted.
+# One compute thread per rank: with more, ranks that share cores wait for each other most of the time.
+# The second variable lets gloo ranks connect again after one was killed and restarted.
 _RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def _arguments(flags: Dict[str, Optional[str]], more: Tuple[str, ...]) -> List[str]:
-    """Flags that are given; the program itself says which are missing."""
+    """Returns the flags that are given; the program itself reports missing ones."""
     given = {flag: value for flag, value in flags.items() if value is not None}
     return [text for flag, value in given.items() for text in (f"--{flag}", value)] + list(more)
 
@@ -36,7 +36,7 @@ def _program(
     mounts: Optional[List[str]],
     *subcommand: str,
 ) -> specs.AppDef:
-    """A program in one process."""
+    """Returns a component that runs a program in one process."""
     arguments = [_JOBS.get(name, name), *subcommand, *_arguments(flags, more)]
     app = utils.python(*arguments, m=_MODULE, name=name, image=image, cpu=2, memMB=memory)
     app.roles = [replace(role, env=env or {}, mounts=specs.parse_mounts(mounts or [])) for role in app.roles]
@@ -56,7 +56,7 @@ def _ranks(
     env: Optional[Dict[str, str]],
     mounts: Optional[List[str]],
 ) -> specs.AppDef:
-    """A program in ``j`` processes that form one process group."""
+    """Returns a component that runs a program in ``j`` processes of one process group."""
     app = dist.ddp(
         _JOBS.get(name, name),
         *_arguments(flags, more),
@@ -67,8 +67,8 @@ def _ranks(
         cpu=cpu,
         gpu=gpu,
         memMB=memory,
-        # torchrun's --max-restarts, which dist.ddp does not pass on: it starts the ranks again where they are, before a
-        # scheduler, of which not all can, starts the whole job again.
+        # torchrun's --max-restarts, which dist.ddp does not pass on. It restarts the ranks on their hosts; a
+        # scheduler restarts the whole job, if it can.
         env=_RANK_ENVIRONMENT | {"PET_MAX_RESTARTS": str(retries)} | (env or {}),
         max_retries=retries,
         mounts=mounts,
@@ -92,10 +92,10 @@ def prepare_data(
         flags: more flags of nasrec prepare, such as --source
         out: folder that receives the data set
         dataset: criteo, criteo1tb, avazu, kdd2012, frappe, movielens100k, or table for any files with a schema
-        memory: MB
+        memory: memory in MB
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
-        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
+        mounts: mounts of containers, such as type=bind,src=/data,dst=/data,readonly
     """
     return _program("prepare_data", {"out": out}, flags, memory, image, env, mounts, dataset)
 
@@ -119,14 +119,14 @@ def train_supernet(
         flags: more flags of nasrec supernet
         data: prepared data set
         out: run folder
-        j: hosts x ranks per host
-        cpu: cores per host
-        gpu: GPUs per host
-        memory: MB per host
-        retries: restarts of all ranks after one failed; as many of the whole job, where the scheduler can
+        j: hosts x ranks per host, such as 1x2
+        cpu: number of cores per host
+        gpu: number of GPUs per host
+        memory: memory per host in MB
+        retries: number of restarts of all ranks after a failure, and of the whole job if the scheduler supports it
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
-        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
+        mounts: mounts of containers, such as type=bind,src=/data,dst=/data,readonly
     """
     return _ranks("train_supernet", {"data": data, "out": out}, flags, j, cpu, gpu, memory, retries, image, env, mounts)
 
@@ -151,15 +151,15 @@ def train(
         flags: more flags of nasrec train
         data: prepared data set
         out: run folder
-        architecture: JSON file or folder of them, a published name, or a baseline such as dlrm
-        j: hosts x ranks per host
-        cpu: cores per host
-        gpu: GPUs per host
-        memory: MB per host
-        retries: restarts of all ranks after one failed; as many of the whole job, where the scheduler can
+        architecture: JSON file or a folder of them, the name of a published architecture, or a baseline such as dlrm
+        j: hosts x ranks per host, such as 1x2
+        cpu: number of cores per host
+        gpu: number of GPUs per host
+        memory: memory per host in MB
+        retries: number of restarts of all ranks after a failure, and of the whole job if the scheduler supports it
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
-        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
+        mounts: mounts of containers, such as type=bind,src=/data,dst=/data,readonly
     """
     named = {"data": data, "out": out, "architecture": architecture}
     return _ranks("train", named, flags, j, cpu, gpu, memory, retries, image, env, mounts)
@@ -186,17 +186,17 @@ def search(
         flags: more flags of nasrec search
         supernet: run folder of the supernet
         data: prepared data set
-        out: receives the study, the report and the architectures
-        j: hosts x ranks per host; each rank holds a share of the tables and of the rows
-        workers: such groups of ranks, of one host each, which search one study together; groups of several hosts are
-            started as jobs of their own, with the same out or storage
-        cpu: cores per host
-        gpu: GPUs per host
-        memory: MB per host
-        retries: restarts of all ranks after one failed; as many of the whole job, where the scheduler can
+        out: folder that receives the study, the report and the architectures
+        j: hosts x ranks per host, such as 1x2; each rank holds a share of the tables and of the rows
+        workers: number of such groups of ranks, each on one host, that share one study; start groups of several hosts
+            as separate jobs with the same out or storage
+        cpu: number of cores per host
+        gpu: number of GPUs per host
+        memory: memory per host in MB
+        retries: number of restarts of all ranks after a failure, and of the whole job if the scheduler supports it
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
-        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
+        mounts: mounts of containers, such as type=bind,src=/data,dst=/data,readonly
     """
     if workers > 1 and "x" in j and not j.startswith("1x"):
         raise ValueError(f"workers: expected 1 with groups of several hosts, found {workers} with j {j}")
@@ -222,10 +222,10 @@ def report(
         flags: more flags of nasrec report
         search: folder of the search
         finalists: run folders of trainings, separated by commas
-        memory: MB
+        memory: memory in MB
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
-        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
+        mounts: mounts of containers, such as type=bind,src=/data,dst=/data,readonly
     """
     return _program("report", {"search": search, "finalists": finalists}, flags, memory, image, env, mounts)
 
@@ -245,10 +245,10 @@ def evaluate(
         flags: more flags of nasrec evaluate
         model: run folder of a training
         data: prepared data set
-        memory: MB
+        memory: memory in MB
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
-        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
+        mounts: mounts of containers, such as type=bind,src=/data,dst=/data,readonly
     """
     return _program("evaluate", {"model": model, "data": data}, flags, memory, image, env, mounts)
 
@@ -268,10 +268,10 @@ def export(
         flags: more flags of nasrec export, such as --data and --tables
         model: run folder of a training
         out: package folder
-        memory: MB
+        memory: memory in MB
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
-        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
+        mounts: mounts of containers, such as type=bind,src=/data,dst=/data,readonly
     """
     return _program("export", {"model": model, "out": out}, flags, memory, image, env, mounts)
 
@@ -293,10 +293,10 @@ def score(
         package: folder of an exported model
         data: files, patterns and URIs, several separated by commas, or folders of Parquet files
         out: folder that receives the scores
-        memory: MB
+        memory: memory in MB
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
-        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
+        mounts: mounts of containers, such as type=bind,src=/data,dst=/data,readonly
     """
     return _program("score", {"package": package, "data": data, "out": out}, flags, memory, image, env, mounts)
 
@@ -319,13 +319,13 @@ def serve(
         flags: more flags of nasrec serve
         package: folder of an exported model
         host: address to listen on
-        port: to listen on
-        replicas: servers, each on a host of its own
-        memory: MB
-        retries: restarts of a server that failed
+        port: port to listen on
+        replicas: number of servers, each on its own host
+        memory: memory in MB
+        retries: number of restarts of a failed server
         image: container or folder that holds this project
         env: environment variables, as A=1,B=2
-        mounts: for containers, such as type=bind,src=/data,dst=/data,readonly
+        mounts: mounts of containers, such as type=bind,src=/data,dst=/data,readonly
     """
     app = _program("serve", {"package": package, "host": host, "port": str(port)}, flags, memory, image, env, mounts)
     (role,) = app.roles

@@ -7,8 +7,10 @@ from nasrec_torchrec.cli.program import Program
 
 
 def doctor() -> None:
-    """Prints the versions that are installed, whether torch, TorchRec and FBGEMM belong together, and, where they do
-    not, the command that fixes it. The exit code is then 1."""
+    """Prints the installed versions and whether torch, TorchRec and FBGEMM match.
+
+    If they do not, it prints the command that fixes it, and the exit code is 1.
+    """
     sys.exit(environment.main())
 
 

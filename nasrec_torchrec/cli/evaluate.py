@@ -17,8 +17,8 @@ def evaluate(
     Args:
         model: run folder of a training.
         data: folder of a prepared data set.
-        split: rows to measure on.
-        batch_size: rows of a forward pass.
+        split: split to measure on.
+        batch_size: number of rows in a forward pass.
     """
     return json_text({split: asdict(jobs.evaluate(model, data, split, batch_size))})
 

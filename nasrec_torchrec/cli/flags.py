@@ -1,4 +1,4 @@
-"""Flags from a function: its parameters, and the fields of those that are dataclasses, in named groups."""
+"""Makes flags from a function: from its parameters, and from the fields of those that are dataclasses."""
 
 import difflib
 import functools
@@ -25,10 +25,10 @@ class Flag:
 
     Args:
         name: name as in Python, with underscores.
-        kind: type of the value; None may be one where ``optional``.
+        kind: type of the value, without the None of an optional one.
         optional: whether the value may be ``null``.
-        default: value where the flag is not given.
-        help: what the docstring says about it.
+        default: value if the flag is not given.
+        help: description of the flag, from the docstring.
         group: title under which the help lists it.
         positional: whether it is an argument without a name.
     """
@@ -47,7 +47,7 @@ class Flag:
 
     @property
     def element(self) -> Any:
-        """Type of an entry where the value is a list; else None."""
+        """The type of an entry if the value is a list, otherwise None."""
         return get_args(self.kind)[0] if get_origin(self.kind) in (tuple, list) else None
 
     @property
@@ -76,12 +76,12 @@ class Flag:
 
 
 def flags_of(function: Callable[..., Any], groups: Mapping[str, Sequence[str]] | None = None) -> list[Flag]:
-    """The flags of a function, in the order of its parameters.
+    """Returns the flags of a function, in the order of its parameters.
 
     Args:
-        function: its docstring, and those of dataclasses among the types of its parameters, describe the flags.
-        groups: titles of groups, and the names of the flags in each. Other flags of a dataclass form a group that is
-            titled by the first sentence of its docstring.
+        function: function whose docstring describes the flags, as do those of dataclasses among its parameters.
+        groups: titles of groups, and the names of the flags in each. Other flags of a dataclass form a group whose
+            title is the first sentence of its docstring.
 
     Returns:
         One flag for each parameter, or for each field of a parameter that is a dataclass.
@@ -102,33 +102,33 @@ def flags_of(function: Callable[..., Any], groups: Mapping[str, Sequence[str]] |
 
 
 def dataclasses_of(function: Callable[..., Any]) -> dict[str, type]:
-    """The parameters of a function that are dataclasses, and their types."""
+    """Returns the parameters of a function that are dataclasses, and their types."""
     parameters = inspect.signature(function).parameters
     kinds = {name: _without_none(parameter.annotation)[0] for name, parameter in parameters.items()}
     return {name: kind for name, kind in kinds.items() if is_dataclass(kind) and isinstance(kind, type)}
 
 
 def summary_of(documented: Any) -> str:
-    """The text of a docstring above its sections."""
+    """Returns the text of a docstring before its sections."""
     return _text(documented)
 
 
 def normalized(words: Iterable[str], flags: Sequence[Flag], extra: Sequence[str]) -> list[str]:
-    """Words of a command line in the one form that the parser reads.
+    """Rewrites a command line into the one form that the parser reads.
 
-    Hyphens in the names of flags become underscores, ``--flag`` of a true-or-false becomes ``--flag=true``, and lists
-    may be written as ``a,b``.
+    Hyphens in names of flags become underscores, a bare ``--flag`` of a boolean becomes ``--flag=true``, and lists may
+    be written as ``a,b``.
 
     Args:
-        words: of the command line.
-        flags: that the program has.
+        words: words of the command line.
+        flags: flags of the program.
         extra: names of the flags that every program has.
 
     Returns:
         Words to parse.
 
     Raises:
-        ValueError: for a flag that does not exist, with the nearest that does.
+        ValueError: If a flag does not exist; the message suggests the nearest one.
     """
     known = {flag.name: flag for flag in flags if not flag.positional}
     given = list(words)
@@ -152,7 +152,7 @@ def normalized(words: Iterable[str], flags: Sequence[Flag], extra: Sequence[str]
 
 
 def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """The end of an error message: "; did you mean X?", or nothing where no name is near."""
+    """Returns the end of an error message: "; did you mean X?", or nothing if no name is close."""
     close = difflib.get_close_matches(name, list(names), 1, 0.6)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 
@@ -173,7 +173,7 @@ def _fields_of(kind: type, titles: Mapping[str, str], title: str) -> list[Flag]:
 
 
 def _without_none(kind: Any) -> tuple[Any, bool]:
-    """The type without None, and whether None was in it."""
+    """Returns the type without None, and whether None was in it."""
     if get_origin(kind) not in (Union, types.UnionType):
         return kind, False
     members = [member for member in get_args(kind) if member is not type(None)]
@@ -206,7 +206,7 @@ def _shown(value: Any) -> str:
 
 
 def _listed(value: str, flag: Flag) -> str:
-    """``a,b`` as JSON where the flag is a list."""
+    """Converts ``a,b`` to JSON if the flag is a list."""
     if flag.element is None or value.strip().startswith(("[", "(")) or value == "null":
         return value
     entries = [entry.strip() for entry in value.split(",")] if value else []
@@ -224,5 +224,5 @@ def _helps(documented: Any) -> dict[str, str]:
 
 
 def _without_markup(text: str) -> str:
-    """On one line, with the names that the markup surrounds."""
+    """Removes the markup around names and joins the lines."""
     return " ".join(re.sub(r":\w+:`~?([^`]+)`|``([^`]+)``", r"\1\2", text).split())

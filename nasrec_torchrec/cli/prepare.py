@@ -18,7 +18,7 @@ def describe(folder: Path, /, split: str = "train", top: int = 5, picture: Path 
         folder: folder of a prepared data set.
         split: split whose columns are measured.
         top: number of the most frequent values to print of each feature.
-        picture: PNG file to write; unset, statistics.png in the folder.
+        picture: PNG file to write; if unset, statistics.png in the folder.
     """
     text, file = jobs.describe(folder, split, top, picture)
     return f"{text}\npicture: {file}"

@@ -7,13 +7,13 @@ from nasrec_torchrec.cli.program import Program
 
 
 def status(folder: Path, /, follow: bool = False, every: float = 10.0, patience: float = 120.0) -> None:
-    """Prints where trainings stand: steps, loss, rows per second, time left, last checkpoint, restarts.
+    """Prints the status of trainings: steps, loss, rows per second, time left, last checkpoint, restarts.
 
     Args:
-        folder: folder of a training, or of one with several trials.
-        follow: print again and again until no run is running.
-        every: seconds between two looks.
-        patience: seconds without an event after which a run counts as silent: killed, or hanging.
+        folder: run folder of a training, or of one with several trials.
+        follow: whether to print repeatedly until no training is running.
+        every: time in seconds between two prints.
+        patience: time in seconds without an event after which a run counts as silent: it was killed, or it hangs.
     """
     from nasrec_torchrec.runs.status import read_status, runs_under
 

@@ -455,7 +455,7 @@ def _check_share(value: Any, what: str) -> None:
 
 
 def _label_values(given: Any) -> tuple[tuple[str, int], ...]:
-    """A mapping, or the pairs that are made of one."""
+    """Returns a mapping, or the pairs that are made of one."""
     try:
         pairs = [(_word(key), value) for key, value in (given.items() if isinstance(given, dict) else given)]
     except (TypeError, ValueError):
@@ -469,7 +469,7 @@ def _label_values(given: Any) -> tuple[tuple[str, int], ...]:
 
 
 def _word(key: Any) -> str:
-    """The text that a value has in :mod:`~nasrec_torchrec.datasets.values`."""
+    """Returns the text that a value has in :mod:`~nasrec_torchrec.datasets.values`."""
     if isinstance(key, bool):
         return "true" if key else "false"
     return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)

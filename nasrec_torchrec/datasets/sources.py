@@ -164,7 +164,7 @@ def open_uri(uri: str) -> Iterator[IO[bytes]]:
     """Opens a local file, or a remote one.
 
     Raises:
-        ValueError: when it cannot be opened.
+        ValueError: If it cannot be opened.
     """
     try:
         file = _readable(to_path(uri).open("rb"))
@@ -175,7 +175,7 @@ def open_uri(uri: str) -> Iterator[IO[bytes]]:
 
 
 def _readable(file: IO[bytes]) -> IO[bytes]:
-    """The file, or a stream of it where a web server sends files only as a whole."""
+    """Returns the file, or a stream of it where a web server sends files only as a whole."""
     system = getattr(file, "fs", None)
     if system is None or "http" not in system.protocol or not getattr(file, "size", None):
         return file
@@ -193,7 +193,7 @@ def text(source: Source) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Opens a text file; yields its uncompressed bytes, and the file as it lies there.
 
     Raises:
-        ValueError: when it cannot be opened.
+        ValueError: If it cannot be opened.
     """
     with open_uri(source.uri) as raw:
         if source.compression is None:

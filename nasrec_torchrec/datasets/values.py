@@ -1,8 +1,8 @@
-"""Raw values of any Arrow type as text, numbers, whole numbers or times.
+"""Converts raw values of any Arrow type to text, numbers, integers or times.
 
-One value has one text, however it was stored: the integer 5, the float 5.0 and the decimal 5.00 are all ``5``, true is
-``true``, a moment is ``2024-01-31 12:00:00`` without zeros at the end of a fraction (and ``Z`` behind it if it has a
-zone), and a float that is not a number is missing. Text stays as it is, for ``1.0`` may be a version.
+A value has one text however it was stored: the integer 5, the float 5.0 and the decimal 5.00 are all ``5``, true is
+``true``, and a time is ``2024-01-31 12:00:00``, without trailing zeros of a fraction and with ``Z`` if it has a time
+zone. A float that is not a number is missing. Text stays as it is, because ``1.0`` may be a version.
 """
 
 import re
@@ -15,16 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Rejects = dict[int, str]  # position -> why
+Rejects = dict[int, str]  # position -> reason
 _WHOLE = re.compile(r"\s*([+-]?)0*([0-9]+)(?:\.0*)?\s*")
-# From here on two integers share one float.
+# From this number on, several integers share one float.
 _EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}
 
 
 def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """A column in one array, without what only says how its values are stored: dictionaries, runs, views, extensions.
+    """Returns a column as one array of plain values, whatever its storage: dictionaries, runs, views, extensions.
 
-    Lists become lists whose values are still to be made plain.
+    The values of a list may still need the same conversion.
     """
     array = column
     if isinstance(column, pa.ChunkedArray):
@@ -52,7 +52,7 @@ def plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a plain column holds text."""
+    """Returns whether a plain column holds text."""
     types = pa.types
     return bool(
         types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind) or types.is_large_binary(kind)
@@ -60,28 +60,28 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a plain column holds lists."""
+    """Returns whether a plain column holds lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def lengths(lists: pa.Array) -> np.ndarray:
-    """How many values each row has; none where the list is missing."""
+    """Returns the number of values in each row; 0 if the list is missing."""
     return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def is_empty(text: pa.Array) -> pa.Array:
-    """Whether each text is empty, null where it is missing."""
+    """Returns whether each text is empty; null where it is missing."""
     return pc.equal(pc.binary_length(text), 0)
 
 
 def without_empty(text: pa.Array) -> pa.Array:
-    """Text in which an empty one is missing, as one between two delimiters is."""
+    """Replaces empty texts by missing values, as between two delimiters."""
     empty = is_empty(text)
     return pc.if_else(empty, pa.scalar(None, text.type), text) if pc.any(empty).as_py() else text
 
 
 def show(value: Any) -> str:
-    """A value for a message."""
+    """Formats a value for an error message."""
     if value is None:
         return "nothing"
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
@@ -89,20 +89,26 @@ def show(value: Any) -> str:
 
 
 def refuse(flat: pa.Array, bad: np.ndarray, refused: Rejects, expected: str) -> None:
-    """Notes why some values cannot be read."""
+    """Records why some values cannot be read."""
     for position in np.flatnonzero(bad):
         refused.setdefault(int(position), f"expected {expected}, found {show(flat[int(position)].as_py())}")
 
 
 def text(flat: pa.Array, refused: Rejects) -> pa.Array:
-    """Values as text; null where missing or refused.
+    """Converts values to text; null where missing or refused.
+
+    Example:
+        >>> import pyarrow as pa
+        >>> refused = {}
+        >>> text(pa.array([5.0, None, 0.5]), refused).to_pylist(), list(refused)
+        (['5', None, None], [2])
 
     Args:
         flat: plain values.
         refused: receives the position and reason of each value without a text of its own.
 
     Raises:
-        ValueError: for a type that has none.
+        ValueError: If values of this type have no text.
     """
     kind = flat.type
     if is_text(kind):
@@ -124,17 +130,17 @@ def text(flat: pa.Array, refused: Rejects) -> pa.Array:
 
 
 def whole(flat: pa.Array, refused: Rejects, expected: str) -> pa.Array:
-    """Whole numbers as their decimal text without leading zeros; null where missing or refused.
+    """Converts integers to decimal text without leading zeros; null where missing or refused.
 
-    Text is a whole number with blanks around it, a sign or zeros behind the point too: ``5``, `` 5``, ``+5``, ``5.0``.
+    Text may have blanks around the integer, a sign, or zeros after the point: ``5``, `` 5``, ``+5``, ``5.0``.
 
     Args:
         flat: plain values.
-        refused: receives the position and reason of each value that is none.
-        expected: for the reason.
+        refused: receives the position and reason of each value that is not an integer.
+        expected: what a value should be, for the reason.
 
     Raises:
-        ValueError: for a type that holds none.
+        ValueError: If this type does not hold integers.
     """
     kind = flat.type
     if is_text(kind):
@@ -146,14 +152,14 @@ def whole(flat: pa.Array, refused: Rejects, expected: str) -> pa.Array:
 
 
 def numbers(flat: pa.Array, refused: Rejects) -> pa.Array:
-    """Values as float64; null where missing, NaN or refused.
+    """Converts values to float64; null where missing, NaN or refused.
 
     Args:
         flat: plain values.
-        refused: receives the position and reason of each value that is no finite number.
+        refused: receives the position and reason of each value that is not a finite number.
 
     Raises:
-        ValueError: for a type that holds no numbers.
+        ValueError: If this type does not hold numbers.
     """
     expected, kind = "a finite number", flat.type
     if is_text(kind):
@@ -175,14 +181,14 @@ def numbers(flat: pa.Array, refused: Rejects) -> pa.Array:
 
 
 def times(flat: pa.Array, refused: Rejects) -> pa.Array:
-    """Moments as float64: numbers as they are, dates and timestamps as seconds since 1970 (UTC where no zone is said).
+    """Converts times to float64: numbers as they are, dates and timestamps as seconds since 1970 (UTC by default).
 
     Args:
-        flat: plain values: numbers, dates, timestamps, or text of numbers or of ISO 8601.
-        refused: receives the position and reason of each value that is none.
+        flat: plain values: numbers, dates, timestamps, or text that holds numbers or ISO 8601.
+        refused: receives the position and reason of each value that is not a time.
 
     Raises:
-        ValueError: for a type that holds none.
+        ValueError: If this type does not hold times.
     """
     expected, kind = "a number, a date or a time such as 2024-01-31T12:00:00", flat.type
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
@@ -203,7 +209,7 @@ def times(flat: pa.Array, refused: Rejects) -> pa.Array:
 def per_distinct(
     flat: pa.Array, convert: Callable[[str], Any], kind: pa.DataType, refused: Rejects, expected: str
 ) -> pa.Array:
-    """Converts each distinct text once; ``convert`` gives None for what it refuses."""
+    """Converts each distinct text once; ``convert`` returns None for a text that it refuses."""
     distinct = flat.dictionary_encode()
     converted = pa.array([convert(word) for word in distinct.dictionary.to_pylist()], kind)
     result = pc.take(converted, distinct.indices)
@@ -234,7 +240,7 @@ def _is_utf8(word: bytes) -> bool:
 
 
 def _whole_floats(flat: pa.Array, refused: Rejects) -> pa.Array:
-    """Floats as int64; pandas stores integers with gaps as floats, where NaN is missing."""
+    """Converts floats to int64; pandas stores integers with missing values as floats, in which NaN is missing."""
     exact = _EXACT[flat.type]
     found = flat.to_numpy(zero_copy_only=False).astype(np.float64)
     given = ~np.isnan(found)
@@ -248,7 +254,7 @@ def _whole_decimals(flat: pa.Array, refused: Rejects) -> pa.Array:
         return str(int(value)) if value == int(value) else None
 
     if not (pa.types.is_decimal128(flat.type) or pa.types.is_decimal256(flat.type)):
-        # The narrow decimals have no dictionaries.
+        # PyArrow cannot dictionary-encode the narrow decimals.
         flat = flat.cast(pa.decimal128(flat.type.precision, flat.type.scale))
     return per_distinct(flat, convert, pa.string(), refused, "a whole number")  # type: ignore[arg-type]
 
@@ -274,7 +280,7 @@ def _moment(word: str) -> float | None:
     if number is not None:
         return number if np.isfinite(number) else None
     try:
-        # Python 3.10 does not know Z, and knows fractions of three or six digits only.
+        # Python 3.10 reads neither Z nor fractions of other than three or six digits.
         moment = datetime.fromisoformat(_fraction(word.strip()))
     except ValueError:
         return None

@@ -83,7 +83,7 @@ def work_folder(job: Job) -> Iterator[Path]:
 
 
 def source_contents(work: Path) -> list[Any]:
-    """What the source files held when the work began, as JSON."""
+    """Returns what the source files held when the work began, as JSON."""
     return _known(work)
 
 

@@ -43,7 +43,7 @@ def write_splits(job: Job, work: Path, parts: Sequence[Record], fitted: Fitted) 
         job: preparation to run.
         work: its work folder; finished files in it are kept.
         parts: parsed pieces.
-        fitted: what was measured on the training rows.
+        fitted: everything that was measured on the training rows.
 
     Returns:
         list: For every part, what was written of it by split, and the number of rows that were ``rejected``.
@@ -77,7 +77,7 @@ def publish(
         work: its work folder.
         parts: parsed pieces.
         schema: schema with all measured values.
-        written: what :func:`write_splits` returned.
+        written: result of :func:`write_splits`.
 
     Returns:
         Schema: The schema with the fractions of missing and unknown values in the training rows.

@@ -17,7 +17,7 @@ def run(out: Path | str = "runs/demo", ranks: int = 2, seed: int = 0) -> list[di
         A record for each of the three models, with its test metrics over three seeds and its cost.
 
     Raises:
-        ValueError: when a job fails, or torchx is needed and not installed.
+        ValueError: If a job fails, or torchx is needed and not installed.
     """
     from nasrec_torchrec.demo.movielens import run_demo
     from nasrec_torchrec.runs.paths import to_path

@@ -29,7 +29,7 @@ def launch(component: str, ranks: int, **arguments: Any) -> None:
         arguments: arguments of the job's function.
 
     Raises:
-        ValueError: when torchx is needed and not installed, or the component fails.
+        ValueError: If torchx is needed and not installed, or the component fails.
     """
     if ranks == 1:
         print(f"\n{component}: {arguments['out']}", flush=True)
@@ -48,7 +48,7 @@ def launch(component: str, ranks: int, **arguments: Any) -> None:
 
 
 def component_words(ranks: int, arguments: Mapping[str, Any]) -> list[str]:
-    """The command line of a component: paths are its arguments, all else are flags of the program that it starts.
+    """Returns the command line of a component: paths are its arguments, everything else is a flag of its program.
 
     Args:
         ranks: number of processes on this machine.

@@ -28,7 +28,7 @@ class ExportedPackage:
         folder: the package.
         size: bytes of all its files.
         requires: Python packages that scoring with it needs.
-        drift: how its validation metrics differ from those of the trained model, where a data set was given.
+        drift: differences between its validation metrics and those of the trained model, if a data set was given.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ def export(
         What was written.
 
     Raises:
-        ValueError: when the run is one of a supernet, the data set does not belong to it, or the folder holds
+        ValueError: If the run is one of a supernet, the data set does not belong to it, or the folder holds
             something else.
 
     Example::
@@ -105,13 +105,13 @@ def score(
         data: files, patterns with * and URIs, several separated by commas, or folders of Parquet files.
         out: folder that receives part-000000.parquet, ... with file, line and probability of each row.
         config: how the rows are scored.
-        text: how lines of raw text become columns, where that differs from the training data.
+        text: how lines of raw text become columns, if that differs from the training data.
 
     Returns:
         The numbers of scored and of rejected rows.
 
     Raises:
-        ValueError: when the package or a file cannot be read, or the folder holds scores of something else.
+        ValueError: If the package or a file cannot be read, or the folder holds scores of something else.
 
     Example::
 
@@ -138,7 +138,7 @@ def serve(package: Path | str, config: ServingConfig = _DEFAULT_SERVING) -> None
         config: how requests are served.
 
     Raises:
-        ValueError: when the package cannot be used.
+        ValueError: If the package cannot be used.
     """
     from nasrec_torchrec.inference import server
     from nasrec_torchrec.runs.paths import to_path

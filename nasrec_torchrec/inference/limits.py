@@ -147,10 +147,10 @@ class BoundedProtocol(H11Protocol):
     """HTTP/1.1 whose connections end when a client does not send its headers, or does not read its answer.
 
     Args:
-        arguments: what uvicorn passes.
+        arguments: arguments from uvicorn.
         bounds: limits.
         metrics: counters.
-        values: what uvicorn passes by name.
+        values: keyword arguments from uvicorn.
     """
 
     def __init__(self, *arguments: Any, bounds: ServingConfig, metrics: ServerMetrics, **values: Any) -> None:
@@ -202,7 +202,7 @@ class BoundedProtocol(H11Protocol):
             self._headers_end = None
 
     def _busy(self) -> bool:
-        """Whether headers have arrived of a request that is not answered yet."""
+        """Returns whether headers have arrived of a request that is not answered yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, status: int, message: str) -> None:

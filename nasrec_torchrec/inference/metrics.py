@@ -14,7 +14,7 @@ class FeatureCounts:
     """What was found of a feature in raw rows, beside the training rows.
 
     Args:
-        counts: of raw rows.
+        counts: counts of raw rows.
         missing: share of the training rows without a value; None where it is not known.
         unknown: share of the values of the training rows that the dictionary leaves out; likewise.
     """

@@ -1,13 +1,13 @@
 """Scores requests with an exported package.
 
-This file alone is enough, copy it into a service: it needs PyTorch, and FBGEMM where a package's tables are quantized.
+Copy this file into a service; it needs only PyTorch, and FBGEMM if the tables of a package are quantized.
 
     predictor = Predictor("package")
     probabilities = predictor.predict(predictor.request([{"age": 0.5, "user": 3, "tags": [7, 9]}]))
 
-One rule holds for ids wherever a package is used: an id is a whole number of 64 bits, anything else is refused, and one
-that its feature's table does not have (below 0, or beyond the last row) is looked up as 0, the missing id, and counted
-in :attr:`Predictor.unknown_ids`.
+The same rule for ids holds wherever a package is used: an id is a 64-bit integer, and anything else is refused. An id
+that the table of its feature does not have (below 0 or beyond the last row) is looked up as 0, the missing id, and
+counted in :attr:`Predictor.unknown_ids`.
 """
 
 import fcntl
@@ -47,11 +47,11 @@ class Request:
     """Rows to score.
 
     Args:
-        ids: ``(T,)`` int64 of all features in the order of the manifest: first all ids of the first feature, row by
-            row. Any number is allowed; one that the model does not know is looked up as 0, the missing id.
-        lengths: ``(F_sparse, B)`` int64, how many ids each row has of each feature.
+        ids: ``(T,)`` int64, the ids of all features in the order of the manifest: first all ids of the first feature,
+            row by row. Any number is allowed; one that the model does not know is looked up as 0, the missing id.
+        lengths: ``(F_sparse, B)`` int64, the number of ids of each feature in each row.
         dense: ``(B, F_dense)`` float32; None for a model without dense features.
-        weights: ``(T,)`` float32 for a model of weighted ids, else None.
+        weights: ``(T,)`` float32 for a model with weighted ids, otherwise None.
     """
 
     ids: Tensor
@@ -68,19 +68,19 @@ class Predictor:
 
     Args:
         folder: folder that ``nasrec export`` wrote.
-        runners: calls that may run at the same time; the weights are held once.
-        verify: compare the files with their checksums, and a stored response with the model's.
-        chunk_size: rows that a CPU computes at a time, which bounds the memory of large requests.
+        runners: number of calls that may run at the same time; they share the weights.
+        verify: whether to compare the files with their checksums, and a stored response with the model's.
+        chunk_size: number of rows that a CPU computes at a time, which bounds the memory of large requests.
 
     Attributes:
-        manifest: the content of the package's ``model.json``.
-        version: twelve digits that differ between packages that differ in any file.
-        close: removes the temporary files of a package that scores no more.
-        ids: ids that were looked up since the package was loaded, by feature.
-        unknown_ids: those of them that no table has, by feature.
+        manifest: content of the package's ``model.json``.
+        version: twelve digits that differ between packages if any of their files does.
+        close: function that removes the temporary files of a package that is no longer used.
+        ids: number of ids of each feature that were looked up since the package was loaded.
+        unknown_ids: number of these that the table of the feature does not have.
 
     Raises:
-        ValueError: when the package is damaged, or does not give on this machine what it gave where it was made.
+        ValueError: If the package is damaged, or does not reproduce its stored response on this machine.
     """
 
     def __init__(self, folder: str | Path, runners: int = 1, verify: bool = True, chunk_size: int = 512) -> None:
@@ -105,7 +105,7 @@ class Predictor:
         sums = self.manifest["sha256"]
         self.version = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:12]
         self._model, folder_and_lock = _load(folder / PACKAGE, sums[PACKAGE] if verify else "", runners)
-        # Whoever does not call it leaves that to the garbage collection, or the end of the process.
+        # If nobody calls it, the garbage collector does, or the end of the process.
         self.close = weakref.finalize(self, _remove, os.getpid(), *folder_and_lock)
         self._count_from_now_on()
         if verify:
@@ -113,22 +113,22 @@ class Predictor:
             self._count_from_now_on()
 
     def predict(self, request: Request) -> Tensor:
-        """Probabilities of a click, ``(B,)`` float32.
+        """Returns the click probabilities, ``(B,)`` float32.
 
         Raises:
-            ValueError: when the tensors do not fit the model or each other.
+            ValueError: If the tensors do not fit the model or each other.
         """
         return torch.sigmoid(self.logits(request))
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
-        """Probabilities ``(B,)`` of raw rows, as the training files had them, by the transform of preparation.
+        """Returns the click probabilities ``(B,)`` of raw rows, which it transforms as the preparation did.
 
-        This method alone needs nasrec_torchrec installed; see :mod:`nasrec_torchrec.inference.rows` for what a row may
-        be.
+        Only this method needs nasrec_torchrec to be installed; :mod:`nasrec_torchrec.inference.rows` says what a row
+        may hold.
 
         Raises:
-            ValueError: for a value that cannot be read; it says which row, column and value. Or when the package lacks
-                the words of its dictionaries.
+            ValueError: If a value cannot be read; the message names the row, the column and the value. Or if the
+                package lacks the words of its dictionaries.
         """
         if self._reader is None:
             from nasrec_torchrec.inference.rows import RowReader
@@ -137,7 +137,7 @@ class Predictor:
         return self.predict(self._reader.read(rows).request)
 
     def logits(self, request: Request) -> Tensor:
-        """Logits ``(B,)`` float32, see :meth:`predict`."""
+        """Returns the logits, ``(B,)`` float32; see :meth:`predict`."""
         self.check(request)
         if not len(request):
             return torch.empty(0)
@@ -158,7 +158,7 @@ class Predictor:
         return self._model(*inputs).cpu()
 
     def unknown(self, request: Request) -> dict[str, int]:
-        """How many ids of each feature no table has, of a request that :meth:`check` accepts."""
+        """Counts the ids of each feature that its table does not have, in a request that :meth:`check` accepts."""
         per_feature = request.lengths.sum(1)
         outside = (request.ids < 0) | (request.ids >= self._rows.repeat_interleave(per_feature))
         if not bool(outside.any()):
@@ -177,13 +177,17 @@ class Predictor:
         self.ids, self.unknown_ids = dict.fromkeys(self.features, 0), dict.fromkeys(self.features, 0)
 
     def check(self, request: Request) -> None:
-        """Raises ValueError, saying what is wrong, unless the model can score the request."""
+        """Checks that the model can score a request.
+
+        Raises:
+            ValueError: If it cannot; the message says why.
+        """
         lengths, ids, dense, weights = request.lengths, request.ids, request.dense, request.weights
         _require(lengths, "lengths", torch.int64, (len(self.features), None))
         _require(ids, "ids", torch.int64, (None,))
         if len(lengths.flatten()) and int(lengths.min()) < 0:
             raise ValueError(f"lengths: expected numbers of ids, found {int(lengths.min())}")
-        # Each is bounded before they are added: a sum may not overflow into a number that looks right.
+        # Each is bounded before they are added, because an overflowing sum could look right.
         if (lengths.numel() and int(lengths.max()) > ids.numel()) or int(lengths.sum()) != ids.numel():
             raise ValueError(f"ids: the lengths ask for {sum(lengths.flatten().tolist())}, found {ids.numel()}")
         if self.dense_features:
@@ -204,14 +208,15 @@ class Predictor:
             raise ValueError("weights: the ids of this model are not weighted")
 
     def request(self, rows: Sequence[Mapping[str, Any]]) -> Request:
-        """Makes a request of rows of prepared values by the names of the features.
+        """Makes a request from rows of prepared values, which are named by feature.
 
-        An id is a whole number (3.0 is 3), a multi-hot feature has a list of them, and for weighted ids a list of
-        ``[id, weight]`` pairs. A dense value is a finite number. What is None or left out is missing: no id, or 0.
+        An id is an integer (3.0 is 3). A multi-hot feature has a list of ids, and a weighted one a list of ``[id,
+        weight]`` pairs. A dense value is a finite number. A value that is None or left out is missing, which means no
+        id, or 0.
 
         Raises:
-            ValueError: for a name that the model does not know, or a value of another kind; it says which row,
-                feature and value.
+            ValueError: If the model does not know a name, or a value is of another kind; the message names the row, the
+                feature and the value.
         """
         known = {*self.features, *self.dense_features}
         dense, bags, weights = [], {name: [] for name in self.features}, {name: [] for name in self.features}  # type: ignore[var-annotated]
@@ -256,7 +261,7 @@ class Predictor:
                 raise ValueError(f"expected {len(request)} logits, at least one, found {expected.numel()}")
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{file}: not a request and its response: {error!r}") from None
-        # By itself, row by row, and often enough to fill a batch.
+        # As it is, row by row, and repeated until a batch is full.
         often = [request] * max(1, 512 // len(request))
         try:
             logits = torch.stack(
@@ -277,21 +282,21 @@ class Predictor:
 
 
 class QueueFull(Exception):  # noqa: N818  as queue.Full is named
-    """More rows wait than are allowed."""
+    """Too many rows are waiting already."""
 
 
 _Waiting = tuple[Request, "Future[Tensor]"]
 
 
 class Batcher:
-    """Scores requests of many threads together: while one batch runs, the next one gathers.
+    """Scores requests of many threads in common batches: while one batch runs, the next one collects requests.
 
     Args:
-        predictor: that scores.
-        max_batch_size: rows of a batch; a larger request is a batch of its own.
-        max_delay: seconds that a request waits for others at most when nothing runs.
-        max_waiting: rows that may wait; beyond, requests are refused.
-        observe: called with the rows and the seconds of every batch.
+        predictor: predictor that scores the requests.
+        max_batch_size: largest number of rows in a batch; a larger request is a batch of its own.
+        max_delay: longest time in seconds that a request waits for others while nothing runs.
+        max_waiting: largest number of waiting rows; further requests are refused.
+        observe: function that is called with the number of rows and the seconds of every batch.
     """
 
     def __init__(
@@ -312,12 +317,12 @@ class Batcher:
         self._thread.start()
 
     def submit(self, request: Request) -> "Future[Tensor]":
-        """Returns the future of the probabilities; who cancels it stops nobody else.
+        """Returns the future of the probabilities; cancelling it does not affect other requests.
 
         Raises:
-            ValueError: at once, for a request that does not fit the model.
-            QueueFull: when too many rows wait.
-            RuntimeError: when it is closed.
+            ValueError: If the request does not fit the model.
+            QueueFull: If too many rows are waiting.
+            RuntimeError: If the batcher is closed.
         """
         self._predictor.check(request)
         future: Future[Tensor] = Future()
@@ -331,7 +336,7 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Scores what was accepted, and ends."""
+        """Scores the accepted requests and ends the thread."""
         with self._lock:
             self._closed = True
             self._queue.put(None)
@@ -364,7 +369,7 @@ class Batcher:
 
     def _score(self, batch: "list[_Waiting]") -> None:
         started = time.perf_counter()
-        # From here on a future cannot be cancelled any more.
+        # From here on a future can no longer be cancelled.
         wanted = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
         rows = sum(len(request) for request, _ in wanted)
         try:
@@ -372,7 +377,7 @@ class Batcher:
             for (_, future), part in zip(wanted, scores.split([len(request) for request, _ in wanted]), strict=True):
                 future.set_result(part)
         except Exception:
-            # One request may have failed for all: each gets an answer, or an error, of its own.
+            # One request may have made the batch fail, so each gets an answer or an error of its own.
             for request, future in wanted:
                 try:
                     future.set_result(self._predictor.predict(request))
@@ -388,15 +393,15 @@ class Batcher:
 
 
 def _weight(request: Request) -> int:
-    """Rows that a request counts as while it waits; one without rows takes its place too."""
+    """Returns the number of rows that a waiting request counts as; a request without rows counts as one."""
     return max(1, len(request))
 
 
 def merge(requests: Sequence[Request]) -> Request:
-    """Requests one after another, as one."""
+    """Joins requests into one, in their order."""
     if len(requests) == 1:
         return requests[0]
-    # Ids lie feature by feature, so those of every request are dealt out again.
+    # Ids are stored feature by feature, so those of all requests are interleaved.
     per_feature = [request.lengths.sum(1).tolist() for request in requests]
 
     def dealt(tensors: Sequence[Tensor]) -> Tensor:
@@ -413,7 +418,7 @@ def merge(requests: Sequence[Request]) -> Request:
 
 
 def split(request: Request, size: int) -> list[Request]:
-    """A request as several of at most ``size`` rows; :func:`merge` makes it one again."""
+    """Splits a request into several of at most ``size`` rows; :func:`merge` joins them again."""
     rows = len(request)
     ends = torch.cat([torch.zeros(1, dtype=torch.int64), request.lengths.flatten().cumsum(0)])
     parts = []
@@ -446,7 +451,7 @@ def _require(tensor: Tensor, name: str, kind: torch.dtype, shape: tuple[int | No
 
 
 def _row_major(tensor: Tensor) -> Tensor:
-    """The tensor with the strides that compiled code expects, also where it has no element, or one in a dimension."""
+    """Returns the tensor with the strides that compiled code expects, even if a dimension has no element or one."""
     expected = [math.prod(max(size, 1) for size in tensor.shape[place + 1 :]) for place in range(tensor.dim())]
     if list(tensor.stride()) == expected:
         return tensor
@@ -454,7 +459,7 @@ def _row_major(tensor: Tensor) -> Tensor:
 
 
 def _plain(value: Any) -> Any:
-    """Python's own value for one of NumPy or PyTorch."""
+    """Converts a NumPy or PyTorch value to a Python value."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -480,21 +485,21 @@ def _pair(value: Any) -> tuple[Any, float]:
 
 def _finite(value: Any) -> float:
     number = _plain(value)
-    # What rounds to an infinite number of 32 bits is too large.
+    # A number that rounds to infinity in 32 bits is too large.
     if isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= 3.4028235e38:
         return float(number)
     raise ValueError(f"expected a finite number of 32 bits, found {value!r:.60}")
 
 
 def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
-    """The manifest of a package, when it has all that a predictor relies on.
+    """Reads the manifest of a package, and checks everything that a predictor relies on.
 
     Args:
         folder: folder of the package.
-        verify: compare the manifest with the checksum that it holds of itself.
+        verify: whether to compare the manifest with its own checksum.
 
     Raises:
-        ValueError: says what is missing or wrong.
+        ValueError: If something is missing or wrong; the message says what.
     """
     file = folder / MANIFEST
     document = _read(file)
@@ -523,28 +528,28 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
 
 
 def manifest_sha256(document: Mapping[str, Any]) -> str:
-    """Checksum of a manifest but for its list of checksums, which the files themselves answer for."""
+    """Returns the checksum of a manifest without its list of checksums, which cover the other files."""
     content = {key: value for key, value in document.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _inside(name: str) -> bool:
-    """Whether a name stays inside of the folder that it is joined to."""
+    """Returns whether a name stays inside the folder that it is joined to."""
     path = PurePosixPath(name)
     return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
 def _load(file: Path, known: str, runners: int) -> tuple[Callable[..., Tensor], tuple[Path, IO[str]]]:
-    """Loads a compiled model, unless its checksum is another one than what is known of it.
+    """Loads a compiled model, unless its checksum differs from the known one.
 
     Returns:
-        The model, and the temporary folder in which it lies, with its lock.
+        The model, and its temporary folder with the lock of that.
     """
     folder = None
     try:
         folder, lock = _make_folder()
         with file.open("rb") as opened:
-            # What is compared is what is loaded, also where somebody replaces the file meanwhile.
+            # Compares what is loaded, even if the file is replaced meanwhile.
             if known and _sha256(opened) != known:
                 raise ValueError(f"{file}: its checksum is not that of {MANIFEST}")
             with zipfile.ZipFile(opened) as archive:
@@ -565,7 +570,7 @@ def _load(file: Path, known: str, runners: int) -> tuple[Callable[..., Tensor], 
 
 
 def _make_folder() -> tuple[Path, IO[str]]:
-    """A temporary folder that is locked while this process lives; removes those of processes that were killed."""
+    """Creates a temporary folder that is locked while this process lives; removes those of killed processes."""
     home, prefix = Path(tempfile.gettempdir()), f"nasrec-aotinductor-{os.getuid()}-"
     gate = os.open(home / f".{prefix}lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:

@@ -154,7 +154,7 @@ def decode_rows(
 
     Args:
         body: body of the request.
-        reader: of the model's raw rows.
+        reader: reader of the model's raw rows.
         max_rows: rows of a request.
         max_ids: values of a request, and ids.
 
@@ -162,7 +162,7 @@ def decode_rows(
         What was read, the request's id, and whether the client wants to know of unknown values.
 
     Raises:
-        ValueError: says what does not fit, and what is expected.
+        ValueError: If something does not fit; the message says what, and what is expected.
     """
     # Values have one comma less than there are: counted before they become objects.
     if bytes(body).count(b",") >= max_ids:
@@ -185,7 +185,7 @@ def decode_rows(
 def encode_rows(
     read: RawRows, id: str | None, unknown: bool, model: str, version: str, scores: torch.Tensor
 ) -> tuple[bytes, dict[str, str]]:
-    """The body of an answer to raw rows, and its headers."""
+    """Returns the body of an answer to raw rows, and its headers."""
     output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
     if id is not None:

@@ -46,7 +46,7 @@ class RawRows:
     Args:
         request: tensors that the model takes.
         unknown: names of the features of each row that have an unknown value.
-        extra: how many values were passed over because the model does not read their columns.
+        extra: number of values that were ignored because the model does not read their columns.
     """
 
     request: Request
@@ -58,7 +58,7 @@ class RowReader:
     """Reads raw rows by the schema of a package. Safe to use from several threads.
 
     Args:
-        schema: of the package.
+        schema: schema of the package.
         dictionaries: its words, by the name of the table; see
             :func:`~nasrec_torchrec.inference.scoring.read_dictionaries`.
     """
@@ -80,14 +80,14 @@ class RowReader:
 
     @classmethod
     def of_package(cls, folder: Path, manifest: Mapping[str, Any]) -> "RowReader":
-        """The reader of a package's raw rows.
+        """Returns the reader of a package's raw rows.
 
         Args:
-            folder: of the package.
-            manifest: of the package.
+            folder: folder of the package.
+            manifest: manifest of the package.
 
         Raises:
-            ValueError: when the package lacks the words of its dictionaries.
+            ValueError: If the package lacks the words of its dictionaries.
         """
         schema = Schema.from_json(json.dumps(manifest["schema"]))
         return cls(schema, read_dictionaries(folder, schema))
@@ -108,7 +108,8 @@ class RowReader:
             The request, and what was found.
 
         Raises:
-            ValueError: says which row, column and value cannot be read, and what is expected.
+            ValueError: If a value cannot be read. The message names the row, the column and the value, and what is
+                expected.
         """
         taken = self._check(rows)
         count = len(rows)
@@ -156,7 +157,7 @@ class RowReader:
         return RawRows(request, unknown, sum(map(len, rows)) - taken)
 
     def _check(self, rows: Sequence[Mapping[str, Any]]) -> int:
-        """How many values the model reads, when every row has one."""
+        """Returns how many values the model reads, when every row has one."""
         known, total = self._known, 0
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
@@ -190,7 +191,7 @@ class RowReader:
     def _dense(
         self, columns: Mapping[str, list[Any]], count: int
     ) -> tuple[np.ndarray, list[tuple[str, int, int, int, float]]]:
-        """The dense features ``(rows, features)`` in float32; and of each, what is to be counted."""
+        """Returns the dense features ``(rows, features)`` in float32, and what to count for each of them."""
         found = np.empty((count, len(self.schema.dense)), np.float32)
         counts: list[tuple[str, int, int, int, float]] = []
         for group in self._groups:
@@ -277,11 +278,11 @@ class _Ids:
         self._known: dict[Any, int] = dict(self._always)
 
     def read(self, flat: list[Any], rows: list[int] | None) -> list[int]:
-        """The ids of values; an id that the table does not have is -1, see ``NO_ROW``.
+        """Returns the ids of values; an id that the table does not have is -1, see ``NO_ROW``.
 
         Args:
             flat: one value of each row, or those of all lists.
-            rows: of the values of lists.
+            rows: number of the row of each list value.
         """
         known = self._known
         kinds = set(map(type, flat))
@@ -423,7 +424,7 @@ def _float64(flat: list[Any], where: Callable[[int], tuple[int, str]], marks: fr
 
 
 def _place(names: Sequence[str], count: int, place: int) -> tuple[int, str]:
-    """The row and the column of a value, where one column comes after the other."""
+    """Returns the row and the column of a value, where one column comes after the other."""
     return place % count, names[place // count]
 
 
@@ -434,7 +435,7 @@ def _python(value: Any) -> Any:
 
 
 def _index(words: pa.Array) -> dict[str, int]:
-    """The ids of a dictionary's words, which the transform looks up in the dictionary itself."""
+    """Returns the ids of a dictionary's words, which the transform looks up in the dictionary itself."""
     return {word: FIRST_WORD + place for place, word in enumerate(words.to_pylist())}
 
 

@@ -1,4 +1,4 @@
-"""Scoring files with an exported package: prepared rows, or raw ones with the manifest's transformations."""
+"""Scores files with an exported package: prepared rows, or raw rows that are transformed as the manifest says."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ from nasrec_torchrec.runs.files import atomic_path, local_copy, remove_leftovers
 from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.runs.paths import to_path
 
-# Names that begin with "_" are passed over by what reads a folder as one table, as PyArrow and Spark do.
+# Readers of a folder as one table, such as PyArrow and Spark, ignore names that begin with "_".
 REJECTS, QUALITY, _SOURCES = "_rejects.jsonl", "_quality.json", "_sources.json"
 # Columns of every file of scores.
 FILE, LINE, PROBABILITY = "file", "line", "probability"
@@ -45,25 +45,25 @@ def score(
     config: ScoringConfig,
     text: TextFormat | TextFlags | None = None,
 ) -> dict[str, int]:
-    """Scores rows, and writes files of them in the same order; one that was killed resumes where it was.
+    """Scores rows and writes them to files in the same order; a scoring that was killed resumes where it stopped.
 
-    Every scored row has its ``file``, its ``line`` there (of Parquet: its row, counted from 1), the columns to keep,
-    and its ``probability``. Rows that cannot be read are in ``_rejects.jsonl``, with line and reason, and
+    Every scored row has its ``file``, its ``line`` there (in Parquet files its row, counted from 1), the columns to
+    keep, and its ``probability``. Rows that cannot be read are listed in ``_rejects.jsonl`` with line and reason.
     ``_quality.json`` counts the missing and unknown values of every feature; a share far above that of the training
-    rows is said on stderr. An id that its table does not have is unknown, and looked up as 0, the missing one.
+    rows causes a warning on stderr. An id that its table does not have is unknown and looked up as 0, the missing id.
 
     Args:
         package: folder that ``nasrec export`` wrote.
-        files: paths and URIs, ``*`` allowed, or folders of Parquet files.
+        files: paths and URIs, which may contain ``*``, or folders of Parquet files.
         out: folder that receives ``part-000000.parquet``, ...
-        config: how.
-        text: how raw text files are read; what is left open is read as the training data were.
+        config: how the rows are scored.
+        text: how raw text files are read; settings that are unset are those of the training data.
 
     Returns:
-        dict: how many rows were scored, and how many rejected.
+        dict: The numbers of scored and of rejected rows.
 
     Raises:
-        ValueError: when the package or a file cannot be read, prepared rows are of another preparation than the
+        ValueError: If the package or a file cannot be read, prepared rows come from another preparation than the
             model's, no row can be scored, or ``out`` holds something else.
     """
     job = _Job(package, files, out, config, text)
@@ -102,10 +102,10 @@ def _score(job: "_Job") -> dict[str, int]:
 
 
 def read_dictionaries(package: Path, schema: Schema) -> dict[str, pa.Array]:
-    """The words of dictionary ids.
+    """Reads the words of dictionary ids.
 
     Raises:
-        ValueError: when the package has none, though its model needs them.
+        ValueError: If the model needs dictionaries and the package has none.
     """
     found = {}
     for table in {feature.table for feature in schema.sparse if feature.ids in ("dictionary", "history")}:
@@ -117,7 +117,7 @@ def read_dictionaries(package: Path, schema: Schema) -> dict[str, pa.Array]:
 
 
 def requests(data: ClickData, predictor: Predictor, batch_size: int) -> Iterator[Request]:
-    """Successive rows as requests."""
+    """Yields requests of successive rows."""
     for rows in torch.arange(len(data)).split(batch_size):
         batch = data.select(rows)
         sparse = batch.sparse_features
@@ -130,7 +130,7 @@ def requests(data: ClickData, predictor: Predictor, batch_size: int) -> Iterator
 
 
 class _Job:
-    """What to score, and how; what makes a scoring the same as another one is its identity."""
+    """What to score, and how. Two scorings with the same identity write the same files."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class _Job:
         self.predictor, self.out, self.config = Predictor(package), out, config
         self.schema = Schema.from_json(json.dumps(self.predictor.manifest["schema"]))
         self.dictionaries = read_dictionaries(package, self.schema) if config.raw else {}
-        # Prepared rows are read by the same rules, those of numbers and ids that are taken as they are.
+        # Prepared rows are read by the same rules, with numbers and ids that are used as they are.
         self.rules = self.schema if config.raw else self.schema.as_prepared()
         if isinstance(text, TextFlags):
             text = text.over(self.schema.text)
@@ -160,7 +160,7 @@ class _Job:
         self._manifest = sha256(package / MANIFEST)
 
     def begin(self) -> None:
-        """Checks what is in the output folder, and says there what is scored."""
+        """Checks the content of the output folder, and records there what is scored."""
         known = self.out / _SOURCES
         try:
             earlier = json.loads(known.read_text())
@@ -168,7 +168,7 @@ class _Job:
             earlier = []
         found = contents(self.files, earlier if isinstance(earlier, list) else [], 1)
         kept = {name: value for name, value in asdict(self.config).items() if name not in ("batch_size", "overwrite")}
-        # The names are in the scores.
+        # The scores name the files, so the names count too.
         description = [self._manifest, [(content.file, content.sha256) for content in found], kept]
         identity = json.dumps([*description, asdict(self.reading.text_format)])
         self.identity = hashlib.sha256(identity.encode()).hexdigest()
@@ -176,7 +176,7 @@ class _Job:
         write_text(known, json.dumps([asdict(content) for content in found]))
 
     def check_types(self) -> None:
-        """Missing columns and types that never fit are found before anything is written."""
+        """Finds missing columns and types that cannot fit before anything is written."""
         for source in self.files:
             self.reading.header(source)
             if not source.parquet:
@@ -189,22 +189,22 @@ class _Job:
                 raise ValueError(f"{source.uri}: {error}") from None
 
     def wanted(self, names: Sequence[str]) -> list[str]:
-        """Columns to read of those that there are; the label is not needed."""
+        """Returns those of the existing columns that are read; the label is not needed."""
         columns = [name for name in self.rules.raw_columns if name != self.schema.label]
         return list(dict.fromkeys([*columns, *self.kept(names)]))
 
     def kept(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Columns to copy: by default the label where there is one, unless it is called like a column of scores."""
+        """Returns the columns to copy: by default the label, unless a column of scores has its name."""
         label = self.schema.label
         return self.config.keep or ((label,) if label in names and label not in (FILE, LINE, PROBABILITY) else ())
 
     def finished(self, number: int) -> Record | None:
-        """The record of a piece that an earlier run finished."""
+        """Returns the record of a piece that an earlier run finished."""
         document = self._described(number)
         return None if document is None else Record.from_json(document.get("record"), self._file(number))
 
     def quality_of(self, number: int) -> dict[str, dict[str, Any]]:
-        """What was counted in a finished piece."""
+        """Returns the counts of a finished piece."""
         document = self._described(number)
         assert document is not None
         return document["quality"]
@@ -243,7 +243,7 @@ class _Job:
         )
         record = Record(index, piece.end, piece.next_line, len(good), len(rejects), piece.progress)
         target = self._file(number)
-        # The scores last: they say that the piece is finished.
+        # The scores come last: they mark the piece as finished.
         if rejects:
             pieces.write_rejects(target.with_name(f"_{target.stem}.rejects"), source.uri, rejects)
         description = {"job": self.identity, "record": record.to_json(), "quality": quality.to_json()}
@@ -264,7 +264,7 @@ class _Job:
         return document
 
     def _check_preparation(self, file: Path) -> None:
-        """Rows out of a prepared data set must be whole, and of the preparation that the model was trained on."""
+        """Checks that prepared rows are undamaged and come from the preparation that the model was trained on."""
         folder, split = file.parent.parent, file.parent.name
         if split not in SPLITS or not (folder / prepared.MANIFEST).exists():
             return
@@ -294,7 +294,7 @@ def _expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _description(file: Path) -> dict[str, Any] | None:
-    """What a file of scores says about itself; None for a file that a scoring did not write."""
+    """Returns the description in a file of scores; None if the file was not written by a scoring."""
     try:
         document = json.loads((pq.read_schema(local_copy(file)).metadata or {}).get(_KEY, b"null"))
     except (OSError, ValueError) as error:  # also what Arrow raises
@@ -312,6 +312,6 @@ def _remove_scores(out: Path) -> None:
             ours = (out / _SOURCES).exists()  # a damaged file of scores
         if not ours:
             raise ValueError(f"{file}: was not written by a scoring, and is not overwritten; choose another --out")
-    # What is not numbered comes last, so that a removal that is cut short can be repeated.
+    # Files without a number come last, so that an interrupted removal can be repeated.
     for file in [*files, *out.glob("_part-*.rejects"), *(out / name for name in (REJECTS, QUALITY, _SOURCES))]:
         file.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from nasrec_torchrec.inference.predictor import GOLDEN, MANIFEST, PACKAGE, Batch
 from nasrec_torchrec.inference.rows import RowReader
 
 _LOG = logging.getLogger("nasrec.serve")
-# A package that was refused is looked at again when a file of it changed, or after this time.
+# A refused package is checked again when one of its files changed, or after this time.
 _RETRY_SECONDS = 60.0
 _Stamp = tuple[tuple[str, int, int, int], ...]
 
@@ -53,7 +53,7 @@ class Served:
         )
 
     def features(self) -> dict[str, FeatureCounts]:
-        """Returns what was found of each feature in the raw rows that the current package read."""
+        """Returns the counts of each feature in the raw rows that the current package has read."""
         reader = self.current[3]
         if isinstance(reader, ValueError):
             return {}
@@ -85,14 +85,14 @@ class Served:
         try:
             reader: RowReader | ValueError = RowReader.of_package(self._folder, predictor.manifest)
         except ValueError as error:
-            # It still scores prepared rows; who sends raw ones is told.
+            # It still scores prepared rows; requests with raw rows get this error.
             reader = error
-        # One assignment: a request uses the one or the other.
+        # One assignment, so that a request uses either the old package or the new one.
         self.current = predictor, batcher, predictor.version, reader
         _LOG.info("serving %s, version %s", self._folder, predictor.version)
 
     def _stamp(self) -> _Stamp | None:
-        """What tells one content of the folder from another, without reading all of it; None for no package."""
+        """Returns a stamp that changes with the content of the folder but is cheap to read; None without a package."""
         names = [PACKAGE, GOLDEN]
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             names = sorted(json.loads((self._folder / MANIFEST).read_bytes())["sha256"])

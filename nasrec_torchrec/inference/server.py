@@ -35,7 +35,7 @@ from nasrec_torchrec.inference.served import Served
 from nasrec_torchrec.runs.files import local_folder
 
 _LOG = logging.getLogger("nasrec.serve")
-# Bytes of a body that is read at once, in a millisecond or so.
+# A body of up to this many bytes is decoded in about a millisecond, so it needs no thread.
 _SMALL = 2**16
 Reader: TypeAlias = RowReader | ValueError
 Answer: TypeAlias = Callable[[str, torch.Tensor], tuple[bytes, dict[str, str]]]
@@ -102,16 +102,16 @@ _INFER = {
 
 
 def create_app(folder: Path, config: ServingConfig | None = None, metrics: ServerMetrics | None = None) -> FastAPI:
-    """The service as an ASGI application.
+    """Returns the service as an ASGI application.
 
     Args:
-        folder: package that ``nasrec export`` wrote; is looked at again and again, and a new one is verified before it
-            takes the traffic.
+        folder: package that ``nasrec export`` wrote. It is checked repeatedly; a new package is verified before it
+            receives the traffic.
         config: how requests are served.
-        metrics: counters to use.
+        metrics: metrics to update.
 
     Raises:
-        ValueError: when the package is damaged.
+        ValueError: If the package is damaged.
     """
     config, metrics = config or ServingConfig(), metrics or ServerMetrics()
     torch.set_num_threads(config.threads)
@@ -131,7 +131,7 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    # Set by whoever stops the server, before it closes its door.
+    # Set when the server is asked to stop, before it closes its socket.
     app.state.draining = False
     app.add_middleware(CountedAnswers, metrics=metrics, draining=app.state)
 
@@ -165,7 +165,7 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
         async with bodies.read(request) as body:
             try:
                 while True:
-                    # All at once, so that a new package never answers for the checks of an old one.
+                    # Taken at once, so that a request is never checked by one package and answered by another.
                     predictor, batcher, current, reader = served.current
                     tensors, encode = await read(body, predictor, reader)
                     try:
@@ -234,7 +234,7 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
             if isinstance(reader, ValueError):
                 raise reader
             decode = partial(protocol.decode_rows, body, reader, config.max_rows, config.max_ids)
-            # Other requests go on while a large body is read.
+            # Other requests continue while a large body is decoded.
             found, id, unknown = await asyncio.to_thread(decode) if len(body) > _SMALL else decode()
             metrics.extra_values.inc(found.extra)
             return found.request, partial(protocol.encode_rows, found, id, unknown, name)
@@ -249,18 +249,18 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
 
 
 def serve(package: Path, config: ServingConfig) -> None:
-    """Serves a package until SIGTERM or Ctrl-C, then answers what was accepted.
+    """Serves a package until SIGTERM or Ctrl-C, then answers the accepted requests.
 
     Args:
-        package: folder that ``nasrec export`` wrote; a remote one is fetched once, at the start.
+        package: folder that ``nasrec export`` wrote; a remote one is copied once, at the start.
         config: how requests are served.
 
     Raises:
-        ValueError: when the port is taken, or the package is damaged.
+        ValueError: If the port is taken, or the package is damaged.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     _LOG.setLevel(logging.INFO)
-    # Before the package is loaded, which may take long.
+    # Bind first, because loading the package may take long.
     with _bind(config) as listener, local_folder(package) as folder:
         metrics = ServerMetrics()
         app = create_app(folder, config, metrics)
@@ -280,16 +280,16 @@ def serve(package: Path, config: ServingConfig) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Lets clients and load balancers know before it closes its door, and ends as a program that did its work."""
+    """Warns clients and load balancers before it closes its socket, and exits with code 0 after a signal."""
 
     def __init__(self, config: uvicorn.Config, notice_s: float) -> None:
         super().__init__(config)
         self._notice_s = notice_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn's own would raise the signal once more after the shutdown: exit code -15, and nothing is torn down.
+        # uvicorn's own handler raises the signal again after the shutdown: exit code -15, and no cleanup.
         state = self.config.app.state  # type: ignore[union-attr]
-        if state.draining:  # asked twice: without notice; three times: without an answer to anybody
+        if state.draining:  # the second signal skips the notice, the third one the answers
             self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
             return
@@ -318,7 +318,7 @@ def _bind(config: ServingConfig) -> socket.socket:
 
 
 def _connections(wanted: int) -> int:
-    """As many connections as the process may open files for, after those that it needs itself."""
+    """Returns how many connections the limit of open files allows, besides the files that the process needs itself."""
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:
         in_use = len(os.listdir("/proc/self/fd"))

@@ -32,7 +32,7 @@ def publish(package: Path, repository: Path, name: str = "nasrec", backend: Trit
     Args:
         package: folder of the package.
         repository: Triton's model repository, a local folder; created unless it is there.
-        name: of the model in the repository.
+        name: name of the model in the repository.
         backend: ``torch_aoti`` or ``python``.
 
     Returns:
@@ -72,9 +72,9 @@ def configuration(manifest: dict[str, Any], name: str, backend: TritonBackend) -
     """Triton's description of a model, in protobuf's text format.
 
     Args:
-        manifest: of the package.
-        name: of the model.
-        backend: that runs it.
+        manifest: manifest of the package.
+        name: name of the model.
+        backend: Triton backend that runs the model.
     """
     features, dense = len(manifest["schema"]["sparse"]), len(manifest["schema"]["dense"])
     shapes = {"dense": [-1, dense], "ids": [-1], "lengths": [features, -1], "weights": [-1]}

@@ -23,7 +23,7 @@ class TritonPythonModel:
             args: Triton's description of this instance.
 
         Raises:
-            ValueError: when the package is damaged, or does not give on this machine what it gave where it was made.
+            ValueError: If the package is damaged, or does not give on this machine what it gave where it was made.
         """
         torch.set_num_threads(1)
         # Of Triton, and of the copy beside this file: neither is there where this project is installed.
@@ -35,7 +35,7 @@ class TritonPythonModel:
         """Scores the requests that Triton gathered, those that fit the model in one batch.
 
         Args:
-            requests: of Triton; each has one tensor for each input of the configuration.
+            requests: requests from Triton; each has one tensor for each input of the configuration.
 
         Returns:
             A response for each request, in the same order; an error for one that does not fit the model.

@@ -35,7 +35,7 @@ class Attention(Operator):
     Residual and LayerNorm follow the attention and the two linears E -> E. See :class:`Operator` for the arguments.
 
     Raises:
-        ValueError: when E is not a multiple of the 8 heads.
+        ValueError: If E is not a multiple of the 8 heads.
     """
 
     num_heads = NUM_HEADS
@@ -115,7 +115,7 @@ class Attention(Operator):
 
 
 def _on_cpu(tensor: Tensor) -> bool:
-    """Whether an operator of our own may run: not in a graph that is to run elsewhere, without this package."""
+    """Returns whether an operator of our own may run: not in a graph that is to run elsewhere, without this package."""
     if not isinstance(tensor, Tensor) or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False  # torch.fx traces with stand-ins for tensors
     return tensor.device.type == "cpu"

@@ -62,7 +62,7 @@ class MultiSourceLinear(nn.Module):
                 self.bias.zero_()
 
     def weight(self, source: str) -> nn.Parameter:
-        """The weight ``(out_features, in_features[source])`` that reads one source."""
+        """Returns the weight ``(out_features, in_features[source])`` that reads one source."""
         return getattr(self, f"weight_{source}")
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:

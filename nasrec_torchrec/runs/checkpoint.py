@@ -1,4 +1,4 @@
-"""Checkpoints of sharded models: written beside the training, and readable by any number of ranks or none."""
+"""Checkpoints of sharded models, written in the background and readable by any number of ranks or by none."""
 
 import hashlib
 import json
@@ -23,26 +23,26 @@ from nasrec_torchrec.runs.tensors import DigestingWriter, load_tensors
 
 
 class _Best(TypedDict):
-    """``folder`` is meant for use once it is complete, and ``before`` until then."""
+    """Names the checkpoint to use: ``folder`` once it is complete, and ``before`` until then."""
 
     folder: str
     before: str | None
 
 
 class Checkpoints:
-    """Writes ``run_dir/checkpoints/step-<step>`` while the training goes on; every method is collective.
+    """Writes ``run_dir/checkpoints/step-<step>`` while the training continues. Every method is collective.
 
-    A folder takes its name when it is complete. In a remote storage, which knows no renaming, it counts when it has
-    its ``digests.json``, the checksums of the other files, which is written last. Then older ones are dropped, but for
-    the last few and the best.
+    A folder gets its name when it is complete. In a remote storage, which cannot rename, it is complete when it has its
+    ``digests.json``, the checksums of the other files, which is written last. Then older checkpoints are removed,
+    except the last few and the best one.
 
     Args:
-        run_dir: of the run.
-        description: JSON text that says which model it is, put into every checkpoint.
-        model: sharded.
-        optimizer: of the tables and the dense part.
-        keep: how many of the last checkpoints stay.
-        replace: drop what an earlier run left there, once there is a first checkpoint of this one.
+        run_dir: run folder.
+        description: JSON text that describes the model; every checkpoint holds it.
+        model: sharded model.
+        optimizer: optimizer of the tables and the dense part.
+        keep: number of the latest checkpoints to keep.
+        replace: whether to remove the checkpoints of an earlier run once this run has written its first one.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Checkpoints:
         self._stale = sorted(self._folder.glob(names.CHECKPOINT_PATTERN)) if replace else []
         best = None if replace else _best(self._folder)
         self._best = best.name if best is not None else None
-        # Ranks talk about a checkpoint in the background while they talk about the next step.
+        # Ranks communicate about a checkpoint in the background while they communicate about the next step.
         self._group = dist.new_group(backend="gloo")
         self._pool = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
@@ -73,22 +73,22 @@ class Checkpoints:
         if error is None:
             self.wait()
         elif self._pending is not None:
-            # What was begun is finished if the other ranks still live.
+            # A checkpoint that was begun is completed if the other ranks are still alive.
             with suppress(Exception, dcp.api.CheckpointException):
                 self._pending.result(timeout=60)
         self._pool.shutdown(wait=False)
 
     def save(self, step: int, progress: dict[str, Any], best: bool = False) -> None:
-        """Copies the state and returns; :meth:`wait`, or the next call, raises what went wrong with writing it.
+        """Copies the state and returns; an error while writing it is raised by :meth:`wait` or by the next call.
 
         Args:
-            step: names the checkpoint.
-            progress: JSON values to come back to.
-            best: the one that is kept and loaded for use, until another one is the best.
+            step: step that names the checkpoint.
+            progress: JSON values that :meth:`load` returns.
+            best: whether this is the best checkpoint so far, which is kept and loaded for use.
         """
         self.wait()
         final = self._folder / names.CHECKPOINT.format(step)
-        # An object store renames file by file, the first of which would be .metadata.
+        # An object store renames file by file, and .metadata would be the first.
         temporary = final if is_remote(final) else self._folder / f".{final.name}.nasrec-tmp"
         texts = {names.DESCRIPTION: self._description, names.PROGRESS: json_text(progress)}
         if dist.get_rank() == 0:
@@ -122,22 +122,22 @@ class Checkpoints:
             dist.barrier(self._group)
 
     def newest(self) -> Path | None:
-        """The newest undamaged checkpoint; damaged ones that are newer are named on standard error.
+        """Returns the newest undamaged checkpoint; damaged ones that are newer are named on standard error.
 
         Raises:
-            ValueError: when there are some, and all of them are damaged.
+            ValueError: If there are checkpoints and all of them are damaged.
         """
         return newest_intact(self._folder.parent, collective=True)
 
     def resume(self, folder: Path, best_step: int | None) -> dict[str, Any]:
-        """Restores model and optimizer, and continues the run from there: what is newer is dropped in time.
+        """Restores model and optimizer and resumes the run from there; newer checkpoints are removed at the next save.
 
         Args:
-            folder: a checkpoint of any number of ranks.
-            best_step: of the checkpoint that is the best until there.
+            folder: folder of a checkpoint, of any number of ranks.
+            best_step: step of the best checkpoint so far.
 
         Returns:
-            dict: the progress it was saved with.
+            dict: The progress that was saved with it.
         """
         self._best = None if best_step is None else names.CHECKPOINT.format(best_step)
         self._stale += [other for other in self._folder.glob(names.CHECKPOINT_PATTERN) if other.name > folder.name]
@@ -147,10 +147,10 @@ class Checkpoints:
         """Restores model and optimizer from a checkpoint of any number of ranks.
 
         Returns:
-            dict: the progress it was saved with.
+            dict: The progress that was saved with it.
 
         Raises:
-            ValueError: when it cannot be read.
+            ValueError: If it cannot be read.
         """
         state = self._state()
         load_tensors(state, folder)
@@ -159,7 +159,7 @@ class Checkpoints:
         return read_progress(folder)
 
     def load_best(self) -> None:
-        """Restores the best of the run."""
+        """Restores the best checkpoint of the run."""
         assert self._best is not None
         self.load(self._folder / self._best)
 
@@ -183,7 +183,7 @@ class Checkpoints:
             return
         for one in everyones:
             digests |= one
-        # What is there says which checkpoint is the best both before and after the new one gets its name.
+        # The record names the best checkpoint both before and after the new one gets its name.
         if self._best is not None:
             write_text(self._folder / names.BEST, json.dumps(_Best(folder=self._best, before=before)))
         else:
@@ -204,7 +204,7 @@ class Checkpoints:
 
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run that were written to their end, the newest last."""
+    """Returns the complete checkpoints of a run, the newest last."""
     folder = run_dir / names.CHECKPOINTS
     # The first version wrote no checksums: its checkpoints have .metadata alone.
     return sorted(
@@ -214,20 +214,20 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run, whether it is damaged or not; None when there is none."""
+    """Returns the newest complete checkpoint of a run, damaged or not; None if there is none."""
     complete = complete_checkpoints(run_dir)
     return complete[-1] if complete else None
 
 
 def newest_intact(run_dir: Path, collective: bool = False) -> Path | None:
-    """The newest checkpoint of a run whose files are what was written; None when the run has none.
+    """Returns the newest undamaged checkpoint of a run; None if the run has none.
 
     Args:
-        run_dir: of the run.
-        collective: called by all ranks, which share the work.
+        run_dir: run folder.
+        collective: whether all ranks call it and share the work.
 
     Raises:
-        ValueError: when the run has some, and all of them are damaged.
+        ValueError: If the run has checkpoints and all of them are damaged.
     """
     complete = complete_checkpoints(run_dir)
     damages: list[str] = []
@@ -244,14 +244,14 @@ def newest_intact(run_dir: Path, collective: bool = False) -> Path | None:
 
 
 def kept_checkpoint(run_dir: Path, collective: bool = False) -> Path:
-    """The checkpoint of a run that is meant for use: the best on validation, or else the newest that is undamaged.
+    """Returns the checkpoint of a run to use: the best one on validation, or else the newest undamaged one.
 
     Args:
-        run_dir: of the run.
-        collective: called by all ranks, which share the work.
+        run_dir: run folder.
+        collective: whether all ranks call it and share the work.
 
     Raises:
-        ValueError: when the run has none, or the best is damaged.
+        ValueError: If the run has no checkpoint, or the best one is damaged.
     """
     folder = run_dir / names.CHECKPOINTS
     if (best := _best(folder)) is not None:
@@ -265,11 +265,11 @@ def kept_checkpoint(run_dir: Path, collective: bool = False) -> Path:
 
 
 def find_damage(folder: Path, collective: bool = False) -> str | None:
-    """What is wrong with a checkpoint's files, by their checksums; None when nothing is.
+    """Checks the files of a checkpoint against their checksums and returns what is wrong; None if nothing is.
 
     Args:
-        folder: of a checkpoint.
-        collective: called by all ranks, which share the work.
+        folder: folder of a checkpoint.
+        collective: whether all ranks call it and share the work.
     """
     share, shares = (dist.get_rank(), dist.get_world_size()) if collective else (0, 1)
     found = _find_damage(folder, share, shares)
@@ -283,7 +283,7 @@ def find_damage(folder: Path, collective: bool = False) -> str | None:
 def _find_damage(folder: Path, share: int, shares: int) -> str | None:
     record = folder / names.DIGESTS
     if not record.exists():
-        return None  # of the first version
+        return None  # the first version wrote no checksums
     try:
         digests = read_json(record, dict[str, str])
         for name in sorted(digests)[share::shares]:
@@ -299,19 +299,19 @@ def _find_damage(folder: Path, share: int, shares: int) -> str | None:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """Where the training stood at a checkpoint.
+    """Reads the progress that was saved with a checkpoint.
 
     Raises:
-        ValueError: when that is damaged.
+        ValueError: If its file is damaged.
     """
     return read_json(folder / names.PROGRESS, dict[str, Any])
 
 
 def _best(folder: Path) -> Path | None:
-    """The best checkpoint of those in a folder; None when a run keeps none.
+    """Returns the best checkpoint in a folder; None if the run records none.
 
     Raises:
-        ValueError: when the record of it is damaged, or names a checkpoint that is gone.
+        ValueError: If its record is damaged, or names a checkpoint that no longer exists.
     """
     file = folder / names.BEST
     if not file.exists():

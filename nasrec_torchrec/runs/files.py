@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, here or in a remote storage."""
+"""Writes files, local or remote, so that a reader never sees half of one."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ _TEMPORARY = re.compile(r"\..+\.nasrec-tmp")
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary local path; what is written there takes the place of ``path`` on success."""
+    """Yields a temporary local path; on success, the file written there replaces ``path``."""
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             temporary = Path(folder) / path.name
@@ -49,7 +49,7 @@ def read_text(path: Path) -> str:
     """Reads a text file.
 
     Raises:
-        ValueError: when it does not exist or is not text.
+        ValueError: If it does not exist or is not text.
     """
     try:
         return path.read_text()
@@ -61,12 +61,12 @@ def read_json(path: Path, kind: type[_T], remedy: str = "") -> _T:
     """Reads a JSON file of a known form.
 
     Args:
-        path: the file.
-        kind: what it must hold, as a type: a TypedDict, a dataclass, ``dict[str, Any]``.
-        remedy: what the user can do about a damaged file.
+        path: path of the file.
+        kind: type of its content: a TypedDict, a dataclass, ``dict[str, Any]``.
+        remedy: what the user can do about a damaged file, for the message.
 
     Raises:
-        ValueError: naming the file, when it cannot be read or holds something else.
+        ValueError: If it cannot be read or holds something else; the message names the file.
     """
     from pydantic import TypeAdapter, ValidationError  # takes a while; --help needs none of it
 
@@ -85,7 +85,7 @@ def read_json(path: Path, kind: type[_T], remedy: str = "") -> _T:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """Paths below a folder, of all files in it, sorted in each folder; no links to folders are followed."""
+    """Yields the relative paths of all files below a folder, sorted per folder; links to folders are not followed."""
     if is_remote(folder):
         system, name = remote(folder)
         yield from sorted(file.removeprefix(name).lstrip("/") for file in system.find(name))
@@ -96,12 +96,12 @@ def walk(folder: Path) -> Iterator[str]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder has a name that one has here alone while it is written."""
+    """Returns whether a name is one that a file or folder has only while it is written."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left half written; to be called by the one process that writes the folder."""
+    """Removes half-written files of killed processes. Only the one process that writes the folder may call it."""
     if is_remote(folder):
         return
     for place, folders, files in os.walk(folder):
@@ -113,7 +113,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder with everything in it, if it is there."""
+    """Removes a folder with everything in it, if it exists."""
     if is_remote(folder):
         if folder.exists():
             system, name = remote(folder)
@@ -126,16 +126,16 @@ def upload(source: Path, target: Path) -> None:
     """Copies a local file to a remote place.
 
     Raises:
-        OSError: when that fails.
+        OSError: If the copy fails.
     """
     system, name = remote(target)
     system.put_file(str(source), name)
 
 
 def move(source: Path, target: Path) -> None:
-    """Gives a file or a whole folder another name; what has that name already is replaced, as far as it is a file.
+    """Renames a file or a whole folder; an existing file of the new name is replaced.
 
-    A remote one is copied and removed file by file, since object stores know no renaming.
+    Remote files are copied and removed one by one, because object stores cannot rename.
     """
     if not is_remote(source):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -148,33 +148,33 @@ def move(source: Path, target: Path) -> None:
 
 
 def local_copy(file: Path) -> Path:
-    """The file itself, or a copy of a remote one on this machine."""
+    """Returns the file itself, or a copy of a remote one on this machine."""
     return fetched(file) if is_remote(file) else file
 
 
 def local_copies(files: Sequence[Path]) -> list[Path]:
-    """The same for several files, with a progress bar where that takes a while."""
+    """Returns the same for several files, with a progress bar for remote ones."""
     if not any(map(is_remote, files)):
         return list(files)
     return [local_copy(file) for file in tqdm(files, "fetch", unit="file", mininterval=update_interval())]
 
 
 def require_local(path: Path, use: str) -> None:
-    """Refuses a remote path for what can be done on this machine alone.
+    """Refuses a remote path where only a local one works.
 
     Args:
         path: any path.
-        use: what is wrong with it, as the beginning of the message.
+        use: beginning of the message, which says what is wrong with it.
 
     Raises:
-        ValueError: when it is remote.
+        ValueError: If it is remote.
     """
     if is_remote(path):
         raise ValueError(f"{use}, found {path}")
 
 
 def place_beside(target: Path, ending: str) -> Path:
-    """A hidden place for unfinished work on this machine: beside the target, or in the cache when that is remote."""
+    """Returns a hidden local path for unfinished work: beside the target, or in the cache if the target is remote."""
     place = target.with_name(f".{target.name}.{ending}")
     if not is_remote(target):
         return place
@@ -183,7 +183,7 @@ def place_beside(target: Path, ending: str) -> Path:
 
 @contextmanager
 def local_folder(folder: Path) -> Iterator[Path]:
-    """The folder itself, or a temporary copy of a remote one."""
+    """Yields the folder itself, or a temporary copy of a remote one."""
     if not is_remote(folder):
         yield folder
         return
@@ -197,18 +197,18 @@ def local_folder(folder: Path) -> Iterator[Path]:
 
 
 def is_published(folder: Path, last: str) -> bool:
-    """Whether a folder is there as a whole: a local one gets its name when it is, a remote one its last file."""
+    """Returns whether a folder is complete: a local one is renamed when it is, a remote one gets its last file."""
     return (folder / last if is_remote(folder) else folder).exists()
 
 
 def publish(source: Path, target: Path, last: str, make_way: Callable[[], object]) -> None:
-    """Puts a local folder in its place.
+    """Publishes a complete local folder at its final path.
 
     Args:
-        source: complete folder; it takes the name of the target, or is copied when that is remote.
-        target: its place; what a remote one holds is removed.
+        source: complete folder; it is renamed to the target, or copied if that is remote.
+        target: final path; existing files of a remote one are removed.
         last: name of the file by which a folder counts as complete.
-        make_way: called when a local folder is in that place, to move it away.
+        make_way: called to move away a local folder that is already there.
     """
     if not is_remote(target):
         if target.exists():

@@ -1,4 +1,4 @@
-"""What a run was made of, in a form that a later start compares with what it was given."""
+"""The inputs of a run, in a form that a later start can compare with its own."""
 
 import hashlib
 import importlib.util
@@ -12,12 +12,12 @@ _SHOWN = 60
 
 
 def fingerprint(**inputs: Any) -> Fingerprint:
-    """The inputs of a run by name, as JSON values.
+    """Returns the inputs of a run by name, as JSON values.
 
     Mappings are flattened (``settings={"seed": 0}`` becomes ``settings.seed``), so that a difference is named exactly.
 
     Args:
-        inputs: values that ``json`` can write; long ones (a schema, an architecture) as their digest, see
+        inputs: values that ``json`` can write; pass the digest of a long one (a schema, an architecture), see
             :func:`digest`.
     """
     flat: Fingerprint = {}
@@ -30,7 +30,7 @@ def fingerprint(**inputs: Any) -> Fingerprint:
 
 
 def digest(value: Any) -> str:
-    """A short checksum of a JSON value, or of bytes or text."""
+    """Returns a short checksum of a JSON value, or of bytes or text."""
     if isinstance(value, str):
         value = value.encode()
     elif not isinstance(value, bytes):
@@ -39,7 +39,7 @@ def digest(value: Any) -> str:
 
 
 def differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
-    """What differs between two fingerprints, a phrase each; empty when they are equal."""
+    """Returns a phrase for each difference between two fingerprints; none if they are equal."""
     nothing = object()
     return [
         f"{name}: {_shown(theirs[name]) if name in theirs else 'nothing'} there, "
@@ -50,16 +50,16 @@ def differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]
 
 
 def require_same(where: Path | str, theirs: Any, mine: Mapping[str, Any], remedy: str) -> None:
-    """Compares what a folder was begun with to what it is to be continued with.
+    """Checks that a folder is resumed with the inputs that it was started with.
 
     Args:
-        where: the folder.
-        theirs: the recorded fingerprint; anything else than a mapping counts as none.
-        mine: this start's.
-        remedy: what the user can do.
+        where: folder, for the message.
+        theirs: recorded fingerprint; anything but a mapping counts as none.
+        mine: fingerprint of this start.
+        remedy: what the user can do, for the message.
 
     Raises:
-        ValueError: naming everything that differs.
+        ValueError: If they differ; the message names every difference.
     """
     if not isinstance(theirs, Mapping):
         raise ValueError(f"{where}: does not say what it was made of, an earlier version wrote it; {remedy}")
@@ -68,7 +68,7 @@ def require_same(where: Path | str, theirs: Any, mine: Mapping[str, Any], remedy
 
 
 def code_of(modules: Iterable[str]) -> dict[str, str]:
-    """Digests of the sources of modules and packages, such as a user's plugins, by name."""
+    """Returns digests of the sources of modules and packages, such as a user's plugins, by name."""
     found = {}
     for name in modules:
         spec = importlib.util.find_spec(name)

@@ -1,4 +1,4 @@
-"""Storage that a user's iopath handlers serve, as a file system of fsspec: the one place that knows handlers."""
+"""A file system of fsspec over a user's iopath handlers. Only this module knows about handlers."""
 
 import shutil
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from upath import UPath
 from upath.registry import available_implementations
 from upath.registry import register_implementation as register_path
 
-# Anything may be registered: a function gets this to register its handlers with.
+# The user's function registers its handlers with this one.
 _MANAGER = PathManager()
 
 
 class HandledFileSystem(AbstractFileSystem):
-    """The files below one scheme of the path manager. Folders exist as long as they hold something."""
+    """The files below one scheme of the path manager. A folder exists as long as it holds something."""
 
     protocol: str
     root_marker = ""
@@ -25,7 +25,7 @@ class HandledFileSystem(AbstractFileSystem):
         return f"{self.protocol}://{path}"
 
     def local_path(self, path: str) -> str:
-        """Where the handler keeps a copy of a file on this machine."""
+        """Returns where the handler keeps a copy of a file on this machine."""
         return _MANAGER.get_local_path(self._uri(path))
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
@@ -70,13 +70,13 @@ class HandledFileSystem(AbstractFileSystem):
             self.rm_file(file)
 
     def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
-        """Nothing to do: a folder is there when a file is."""
+        """Does nothing: a folder exists once it holds a file."""
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing to do either."""
+        """Does nothing: a folder exists once it holds a file."""
 
     def _names(self, path: str) -> list[str]:
-        """Names of what lies in a folder, sorted; none where there is no such folder."""
+        """Returns the sorted names in a folder; none if there is no such folder."""
         here = f"{self._uri(path)}/"
         try:
             entries = _MANAGER.ls(here)
@@ -88,7 +88,7 @@ class HandledFileSystem(AbstractFileSystem):
 
 
 def serve(register: Callable[[PathManager], Any]) -> None:
-    """Lets handlers be registered, and makes fsspec, and so DCP, use them for their schemes."""
+    """Registers handlers, and makes fsspec, and thus DCP, use them for their schemes."""
     before = set(_MANAGER._path_handlers)
     register(_MANAGER)
     for prefix in set(_MANAGER._path_handlers) - before:

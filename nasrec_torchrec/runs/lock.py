@@ -14,7 +14,7 @@ from iopath.common.file_io import get_cache_dir
 from nasrec_torchrec.runs.names import LOCK
 from nasrec_torchrec.runs.paths import is_remote
 
-# Of those that find the lock's file gone when they hold it, since its last holder has just removed it.
+# A process retries when the previous holder removed the lock file just before it acquired the lock.
 _ATTEMPTS = 20
 
 
@@ -22,15 +22,15 @@ _ATTEMPTS = 20
 def lock(folder: Path, shared: bool = False) -> Iterator[None]:
     """Holds a folder for writing; it is created, so that one that cannot be written is refused at once.
 
-    The operating system drops the lock with the process, however that ends. Of a folder in a remote storage only
-    processes of this machine are told apart, since object stores know no locks.
+    The operating system releases the lock when the process ends, however that happens. For a remote folder the lock
+    only excludes processes of this machine, because object stores have no locks.
 
     Args:
         folder: that this process is about to write.
         shared: whether others may hold it too that say the same, such as the workers of one search.
 
     Raises:
-        ValueError: when another process holds it, or it cannot be written.
+        ValueError: If another process holds the folder, or it cannot be written.
     """
     file = _acquire(folder, _lock_file(folder), shared)
     try:
@@ -58,7 +58,7 @@ def _acquire(folder: Path, path: Path, shared: bool) -> IO[str]:
         except (FileExistsError, NotADirectoryError):
             raise ValueError(f"{folder}: expected a folder, found a file in its place") from None
         except OSError as error:
-            # The folder may have been renamed between the two.
+            # The folder may have been renamed between the two calls.
             if isinstance(error, FileNotFoundError) and attempt < _ATTEMPTS - 1:
                 continue
             raise ValueError(f"{folder}: cannot be written: {error.strerror or error}") from None

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: JSON lines, TensorBoard and one progress bar. Only rank 0 writes."""
+"""The log of a run: JSON lines, TensorBoard events and a progress bar. Only rank 0 writes."""
 
 import json
 import tempfile
@@ -19,20 +19,20 @@ from nasrec_torchrec.runs.names import LOG, TENSORBOARD
 from nasrec_torchrec.runs.paths import is_remote
 from nasrec_torchrec.runs.record import record_start
 
-# Seconds between two uploads of the log of a run whose folder is remote, beside those at every other event.
+# Seconds between two uploads of the log to a remote run folder; events other than training steps upload it at once.
 _UPLOAD_EVERY = 30.0
 
 
 class RunLog:
-    """Logs scalars of a run.
+    """Logs the scalars of a run.
 
     Args:
-        run_dir: receives ``log.jsonl`` and ``tensorboard/``.
-        total_steps: of the progress bar.
-        title: of the progress bar.
-        step: where the run goes on; what was logged of later steps is dropped, but for starts.
-        from_scratch: drop what an earlier run logged.
-        settings: of the run, for its record where no program was started.
+        run_dir: run folder, which receives ``log.jsonl`` and ``tensorboard/``.
+        total_steps: length of the progress bar.
+        title: title of the progress bar.
+        step: step from which the run resumes; logged events of later steps are dropped, except starts.
+        from_scratch: whether to drop the log of an earlier run.
+        settings: settings of the run, for its record if the job was called from Python.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RunLog:
         self._start = time.monotonic()
         if self._writes:
             self._remote = run_dir if is_remote(run_dir) else None
-            # What grows line by line grows here, and is uploaded now and then.
+            # Files that grow line by line are written here and uploaded from time to time.
             self._folder = Path(tempfile.mkdtemp()) if self._remote else run_dir
             self._uploaded = self._start
             file = run_dir / LOG
@@ -84,7 +84,7 @@ class RunLog:
                 remove(self._folder)
 
     def advance(self) -> None:
-        """One step done."""
+        """Advances the progress bar by one step."""
         self._bar.update()
 
     def write(self, event: str, step: int, **values: float | None) -> None:
@@ -100,7 +100,7 @@ class RunLog:
             self._bar.set_postfix(shown, refresh=False)
 
     def note(self, event: str, step: int) -> None:
-        """Records that something happened."""
+        """Records an event without values."""
         if self._writes:
             self._note(event, step)
 
@@ -127,7 +127,7 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     """What a run logged so far, but for a line that is being written, or was damaged.
 
     Raises:
-        ValueError: when the folder has no log.
+        ValueError: If the folder has no log.
     """
     events = (_event(line) for line in _lines(run_dir / LOG))
     return [event for event in events if event is not None]

@@ -1,4 +1,4 @@
-"""Paths of files that lie elsewhere: ``universal_pathlib`` over the file systems of fsspec.
+"""Paths of remote files: ``universal_pathlib`` over the file systems of fsspec.
 
 ``s3://`` is served by s3fs, ``gs://`` by gcsfs, ``hdfs://`` by pyarrow, where they are installed. A scheme for which
 handlers were registered (``--path-handlers``) is served by those, see :mod:`nasrec_torchrec.runs.handlers`.
@@ -15,18 +15,18 @@ from upath import UPath
 
 from nasrec_torchrec.runs.handlers import HandledFileSystem, serve
 
-# Others write there too: what was listed before may be outdated.
+# Others write there too, so an earlier listing may be out of date.
 _OPTIONS: dict[str, Any] = {"use_listings_cache": False}
 
 
 def to_path(text: str | Path) -> Path:
-    """A path of this machine, or a URI's; a path stays what it is.
+    """Makes a path of a text: a local path, or a ``UPath`` for a URI; a path stays as it is.
 
-    The latter is a ``UPath``. Code outside of this package treats both alike, as a ``Path``; what only one of them can
-    do is in :mod:`nasrec_torchrec.runs.files`.
+    Code outside of this package treats both alike, as a ``Path``; what only one of them can do is in
+    :mod:`nasrec_torchrec.runs.files`.
 
     Raises:
-        ValueError: when nothing that is installed or registered serves the scheme.
+        ValueError: If no installed library and no registered handler serves the scheme.
     """
     if not isinstance(text, str):
         return text
@@ -44,22 +44,22 @@ def to_path(text: str | Path) -> Path:
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a path lies elsewhere than in this machine's file system. For the modules of this package alone."""
+    """Returns whether a path is outside of this machine's file system. Only modules of this package may ask."""
     return isinstance(path, UPath) and not isinstance(path, Path)
 
 
 def remote(path: Path) -> tuple[Any, str]:
-    """The file system of a path that is remote, and its name there."""
+    """Returns the file system of a path that is remote, and its name there."""
     found = cast(UPath, path)
     return found.fs, found.path
 
 
 def fetched(path: Path) -> Path:
-    """A copy of a remote file in a cache of this machine; a file that has changed is fetched again."""
+    """Copies a remote file to a local cache and returns the copy; a file that has changed is fetched again."""
     system, name = remote(path)
     if isinstance(system, HandledFileSystem):
         return Path(system.local_path(name))
-    # Named by what the file system says of the file.
+    # The name depends on the size, time or checksum that the file system reports.
     digest = hashlib.sha256(f"{path} {system.ukey(name)}".encode()).hexdigest()
     cached = Path(get_cache_dir()) / "fsspec" / digest / path.name
     with file_lock(str(cached)):
@@ -76,7 +76,7 @@ def register_handlers(name: str) -> None:
         name: ``module:function``.
 
     Raises:
-        ValueError: when it cannot be imported.
+        ValueError: If it cannot be imported.
     """
     module, _, function = name.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""One rank writes for all: what it must not do is refused on every rank."""
+"""One rank writes for all: an error of that rank is raised on every rank."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,10 +14,10 @@ _T = TypeVar("_T")
 
 
 def on_first_rank(action: Callable[[], _T]) -> _T:
-    """Runs something on rank 0 and returns its result on every rank; collective.
+    """Runs a function on rank 0 and returns its result on every rank. This call is collective.
 
     Raises:
-        ValueError: on every rank, when it was raised there.
+        ValueError: On every rank, if rank 0 raised one.
     """
     outcome: list[Any] = [None, None]
     if dist.get_rank() == 0:
@@ -38,13 +38,13 @@ def writing(folder: Path, kind: str, workers: bool = False, drop: Callable[[], N
     A job that refuses its input with ValueError before it wrote anything leaves no folder behind.
 
     Args:
-        folder: claimed as ours.
+        folder: folder to claim.
         kind: see :func:`~nasrec_torchrec.runs.folder.claim`.
         workers: whether others that say the same may write there too.
         drop: called first, while nobody else writes there, to drop what an earlier start left.
 
     Raises:
-        ValueError: on every rank, when another process writes there, it cannot be written or it is not ours.
+        ValueError: On every rank, if another process writes there, the folder cannot be written, or it is not ours.
     """
     with ExitStack() as stack:
 

@@ -1,4 +1,4 @@
-"""Secrets stay out of everything that is written or printed."""
+"""Keeps secrets out of everything that is written or printed."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _SHORTEST = 6
 def redact(text: str) -> str:
     """Replaces the secrets in a text.
 
-    Hidden are the user and the password of a URL, the values of parameters named like a secret (``password=...``,
+    It hides the user and the password of a URL, the values of parameters named like a secret (``password=...``,
     ``sig=...``), and the values of environment variables that are named like one (``AWS_SECRET_ACCESS_KEY``).
 
     Example:

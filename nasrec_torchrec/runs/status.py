@@ -1,4 +1,4 @@
-"""Where a training stands, read from its folder while it runs or afterwards."""
+"""The status of a training, read from its folder while it runs or afterwards."""
 
 import time
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ _STATES: dict[str, State] = {"end": "ended", "asked_to_end": "asked to end", "di
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a training's log says.
+    """The status of a training according to its log.
 
     Args:
-        folder: of the run.
-        state: ``failed`` when its numbers were no longer finite; ``silent`` when nothing was logged for a while though
-            it has not ended: it was killed, or hangs.
-        step: the last one that was logged.
-        total_steps: of the whole run.
-        loss: of the last logged training step; None before the first.
-        samples_per_second: there.
-        seconds_left: at that rate; None when it is not running.
-        validation: metrics of the last epoch, by name; None where one is not defined.
-        checkpoint: name of the newest complete one.
-        starts: how often it was started, restarts included.
-        age: seconds since the last event.
-        ranks: processes of the last start.
+        folder: run folder.
+        state: ``failed`` if its numbers were no longer finite; ``silent`` if it has not ended but logged nothing for a
+            while: it was killed, or it hangs.
+        step: last logged step.
+        total_steps: number of steps of the whole run.
+        loss: training loss at the last logged step; None before the first one.
+        samples_per_second: training speed at that step.
+        seconds_left: seconds left at that rate; None if the run is not running.
+        validation: metrics of the last epoch by name; None for an undefined one.
+        checkpoint: name of the newest complete checkpoint.
+        starts: number of starts, including restarts.
+        age: time in seconds since the last event.
+        ranks: number of processes at the last start.
     """
 
     folder: Path
@@ -71,9 +71,9 @@ def read_status(run_dir: Path, patience: float = 120.0, now: float | None = None
     """Reads a training's log and checkpoints.
 
     Args:
-        run_dir: folder of a training.
-        patience: seconds without an event after which it counts as silent.
-        now: seconds since the epoch; unset, the clock.
+        run_dir: run folder of a training.
+        patience: time in seconds without an event after which it counts as silent.
+        now: current time in seconds since the epoch; if unset, that of the clock.
 
     Raises:
         ValueError: when the folder has no log, or one that is damaged.
@@ -115,7 +115,7 @@ def _status(run_dir: Path, events: list[dict[str, Any]], patience: float, now: f
 
 
 def runs_under(folder: Path) -> list[Path]:
-    """The folder if it is a training's, or else those below it that are, in order."""
+    """Returns the folder itself if it is a run folder, and otherwise the run folders directly below it, sorted."""
     if (folder / LOG).exists():
         return [folder]
     return sorted(file.parent for file in folder.glob(f"*/{LOG}"))

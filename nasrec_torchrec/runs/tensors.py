@@ -1,6 +1,6 @@
-"""How the tensors of a checkpoint are stored: with a checksum of every file, and read without running code from one.
+"""Stores the tensors of a checkpoint with a checksum of every file, and reads them without running code from a file.
 
-Both are thin layers over the fsspec storage of ``torch.distributed.checkpoint`` (DCP), whatever the checkpoint lies on.
+Both are thin layers over the fsspec storage of ``torch.distributed.checkpoint`` (DCP), local or remote.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.serialization import _get_layout
 
-# All that the pickle in .metadata may name. Whatever else stands there is not looked up.
+# Everything that the pickle in .metadata may name; other names are refused.
 _ALLOWED: dict[tuple[str, str], Any] = {
     **{
         (kind.__module__, kind.__qualname__): kind
@@ -46,12 +46,12 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class DigestingWriter(FsspecWriter):
-    """Writes tensors, and computes the checksum of every file of this rank while its bytes pass.
+    """Writes tensors, and computes the checksum of every file of this rank while writing it.
 
-    ``digests`` has the SHA-256 of the files written so far, by name.
+    ``digests`` maps the names of the files written so far to their SHA-256.
 
     Args:
-        folder: local or remote.
+        folder: local or remote folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -114,15 +114,15 @@ class _DigestingStream(io.IOBase):
 
 
 def load_tensors(state: dict[str, Any], folder: Path, collective: bool = True) -> None:
-    """Fills a state with what a checkpoint holds.
+    """Loads a checkpoint into a state.
 
     Args:
-        state: nested; its tensors are overwritten in place.
-        folder: of the checkpoint.
-        collective: all ranks load it together; else this process alone.
+        state: nested state whose tensors are overwritten in place.
+        folder: folder of the checkpoint.
+        collective: whether all ranks load it together; otherwise this process loads it alone.
 
     Raises:
-        ValueError: naming the checkpoint, when it cannot be read or lacks something.
+        ValueError: If the checkpoint cannot be read or lacks something; the message names it.
     """
     try:
         dcp.load(state, storage_reader=_SafeReader(str(folder)), planner=_SafePlanner(), no_dist=not collective)
@@ -162,7 +162,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 class _SafePlanner(DefaultLoadPlanner):
-    """Reads values that are no tensors without unpickling classes."""
+    """Reads values other than tensors without unpickling classes."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         torch.load(value, weights_only=True)  # refuses what the other load would run

@@ -39,7 +39,7 @@ def cost(
         dense_in_features: number of dense features.
         num_tokens: number of sparse features.
         embedding_dim: width of a pooled embedding.
-        use_layernorm: as in :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
+        use_layernorm: see :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
     """
     meta = torch.device("meta")
     arch = InteractionArch(architecture, dense_in_features, num_tokens, embedding_dim, use_layernorm, device=meta)

@@ -13,7 +13,7 @@ class Cost:
 
     Args:
         multiply_adds: per example, in matrix products, those of attention included. Half of PyTorch's FLOP count.
-        parameters: of the interaction part.
+        parameters: number of parameters of the interaction part.
         activation_bytes: per example, of everything that the forward pass computes (views are free), in float32.
         by_module: ``(multiply-adds, parameters)`` of every module, by its path.
     """

@@ -72,7 +72,7 @@ def search_supernet(
         The candidates in the order in which they were drawn, on rank 0; None on all other ranks.
 
     Raises:
-        ValueError: when the settings contradict each other, or do not fit the study, the supernet or the data.
+        ValueError: If the settings contradict each other, or do not fit the study, the supernet or the data.
         SystemExit: after SIGTERM or Ctrl-C, when the candidates so far are in the study and in the report.
     """
     request = StopRequest()

@@ -78,7 +78,7 @@ def run(
         The candidates and the report, on rank 0; None on all other ranks.
 
     Raises:
-        ValueError: when the settings contradict each other, or do not fit the study, the supernet or the data.
+        ValueError: If the settings contradict each other, or do not fit the study, the supernet or the data.
 
     Example::
 
@@ -107,7 +107,7 @@ def write_report(search: Path | str, finalists: tuple[Path | str, ...] = ()) -> 
         The page.
 
     Raises:
-        ValueError: when a folder does not hold the results of a search or a training.
+        ValueError: If a folder does not hold the results of a search or a training.
     """
     from nasrec_torchrec.finite import json_text
     from nasrec_torchrec.runs.files import write_text

@@ -14,7 +14,7 @@ from nasrec_torchrec.training.config import TrainConfig, settings_of
 def inputs_of(
     splits: Mapping[str, ClickFiles | None], config: TrainConfig, description: ModelDescription, **more: Any
 ) -> Fingerprint:
-    """The fingerprint of a training.
+    """Returns the fingerprint of a training.
 
     Args:
         splits: rows by the name of their split; None for one that takes no part.

@@ -59,7 +59,7 @@ def run(
         The winning trial as metrics.json records it, on rank 0; None on all other ranks.
 
     Raises:
-        ValueError: when the data, the architecture or the settings are not usable, or do not fit each other.
+        ValueError: If the data, the architecture or the settings are not usable, or do not fit each other.
 
     Example::
 
@@ -113,7 +113,7 @@ def run_supernet(
         embedding_dim: embedding dimension of all tables; unset, the data set's schema decides.
 
     Raises:
-        ValueError: when the data or the settings are not usable, or do not fit each other.
+        ValueError: If the data or the settings are not usable, or do not fit each other.
 
     Example::
 
@@ -150,7 +150,7 @@ def evaluate(
         AUC, log loss and normalized entropy over all rows of the split.
 
     Raises:
-        ValueError: when there is no complete checkpoint, or the data set is not usable.
+        ValueError: If there is no complete checkpoint, or the data set is not usable.
 
     Example::
 
@@ -169,7 +169,7 @@ def evaluate(
 def _interactions(
     architecture: Architecture | Path | str | None, baseline: Baseline
 ) -> "list[Architecture | Baseline | Unreadable]":
-    """The models that a name, a file or a folder of files stands for."""
+    """Returns the models that a name, a file or a folder of files stands for."""
     from difflib import get_close_matches
 
     from nasrec_torchrec.models.published import PUBLISHED
@@ -196,7 +196,7 @@ def _interactions(
 
 
 def _read(file: Path) -> "Architecture | Unreadable":
-    """An architecture; one that cannot be read is a trial that fails, while the others go on."""
+    """Returns an architecture; one that cannot be read is a trial that fails, while the others go on."""
     from nasrec_torchrec.runs.files import read_text
     from nasrec_torchrec.training.trials import Unreadable
 

@@ -18,10 +18,10 @@ class StepMeter:
     """What a training logs of its steps, in windows of an epoch.
 
     Args:
-        config: of the training.
+        config: training configuration.
         world_size: number of ranks.
-        device: of this rank.
-        step: that the epoch begins at.
+        device: device of this rank.
+        step: step at which the epoch begins.
     """
 
     def __init__(self, config: TrainConfig, world_size: int, device: torch.device, step: int) -> None:
@@ -51,7 +51,7 @@ class StepMeter:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes that this rank held at most: on the GPU, or of the process."""
+    """Returns bytes that this rank held at most: on the GPU, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -31,7 +31,7 @@ class FixedPath:
         self._dense: Sequence[nn.Parameter] = ()
 
     def make_optimizer(self, dense: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of the parameters that TorchRec does not update in backward."""
+        """Returns the optimizer of the parameters that TorchRec does not update in backward."""
         config = self._config
         self._dense = dense
         if config.optimizer == "adam":
@@ -42,7 +42,7 @@ class FixedPath:
         """Does nothing, since there is only one path."""
 
     def parameters(self) -> Sequence[nn.Parameter]:
-        """The parameters that have the step's gradients."""
+        """Returns the parameters that have the step's gradients."""
         return self._dense
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class SampledPaths:
         self.statistics = PathStatistics()
 
     def make_optimizer(self, dense: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of the parameters that TorchRec does not update in backward."""
+        """Returns the optimizer of the parameters that TorchRec does not update in backward."""
         config = self._config
         return ActiveSliceAdagrad(dense, self._supernet.active_parameters, config.learning_rate, config.adagrad_eps)
 
@@ -89,7 +89,7 @@ class SampledPaths:
         self._supernet.set_architecture(architecture)
 
     def parameters(self) -> Sequence[nn.Parameter]:
-        """The parameters that have the step's gradients: views on the supernet's storage."""
+        """Returns the parameters that have the step's gradients: views on the supernet's storage."""
         return [view for _, view in self._supernet.active_parameters()]
 
     def state_dict(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Unreadable:
 
     Args:
         file: name of the file.
-        error: what is wrong with it.
+        error: what is wrong with the file.
     """
 
     file: str

@@ -38,7 +38,7 @@ def compiled_library(source: Path, definitions: Mapping[str, str]) -> ctypes.CDL
         definitions: macros to compile it with.
 
     Raises:
-        CompilerError: when there is no compiler, or it fails.
+        CompilerError: If there is no compiler, or it fails.
     """
     compiler = _compiler()
     folder = _cache_folder()
@@ -107,7 +107,7 @@ def _key(source: Path, definitions: Mapping[str, str], compiler: tuple[str, ...]
 
 @lru_cache(maxsize=1)
 def _instruction_set() -> str:
-    """What decides the instructions that ``-march=native`` stands for."""
+    """Returns what decides the instructions that ``-march=native`` stands for."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 
 @torch.compiler.assume_constant_result
 def has_kernel(head_dim: int, double: bool = False) -> bool:
-    """Whether the operator can run on this machine's CPU; compiles its kernel, once per machine.
+    """Returns whether the operator can run on this machine's CPU; compiles its kernel, once per machine.
 
     Where there is no C++ compiler this is false, which is logged once, and callers use
     ``scaled_dot_product_attention`` instead. The environment variable ``NASREC_ATTENTION=sdpa`` makes it false too: for
@@ -33,7 +33,7 @@ def has_kernel(head_dim: int, double: bool = False) -> bool:
         double: float64 instead of float32.
 
     Raises:
-        ValueError: when the environment variable is neither ``kernel`` nor ``sdpa``.
+        ValueError: If the environment variable is neither ``kernel`` nor ``sdpa``.
     """
     wanted = os.environ.get(SWITCH, "kernel")
     if wanted not in ("kernel", "sdpa"):

@@ -32,7 +32,7 @@ class Book:
         from_scratch: whether to delete the trials in the storage first.
 
     Raises:
-        ValueError: when the storage cannot be opened, or holds a race of other settings.
+        ValueError: If the storage cannot be opened, or holds a race of other settings.
     """
 
     def __init__(self, storage: str | Path, settings: dict[str, Any], from_scratch: bool = False) -> None:
@@ -65,7 +65,7 @@ class Book:
         return worker.agree(key, compute)
 
     def entries(self) -> list[Entry]:
-        """All trials in the order of their proposal."""
+        """Returns all trials in the order of their proposal."""
         return [_entry(trial) for trial in self._trials()]
 
     def add(self, worker: Worker, number: int, trial: Trial) -> None:
@@ -156,7 +156,7 @@ def _entry(trial: FrozenTrial) -> Entry:
 
 
 def _parameters(trial: Trial) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """What Optuna's dashboard shows and ranks."""
+    """Returns what Optuna's dashboard shows and ranks."""
     recipe = trial.recipe
     values: dict[str, Any] = {
         "learning_rate": recipe.learning_rate,

@@ -20,22 +20,24 @@ class RaceConfig:
     """How a race spends its budget.
 
     Args:
-        budget: seconds of wall-clock time in all, such as 90s, 5m, 2h or 1d, shared by all workers.
-        trials: number of trials instead; with one worker the race then repeats exactly.
-        seed: of everything that is drawn.
-        epochs: of a full training; unset, what the budget allows, between 2 and 20.
-        reduction_factor: of the trials that reach a rung one in so many goes on.
-        features: propose crosses and statistics of the categorical features.
-        max_features: added features that are computed at most.
-        candidate_features: sparse features of the data that are combined at most, those of the largest tables first.
-        sources: where architectures come from beside the baselines: ``random``, ``mutation``, ``surrogate``; with none
-            of them the baselines are tuned alone.
-        finalists: models that are repeated with further seeds.
-        final_seeds: seeds of every finalist.
-        trees: train LightGBM as a yardstick, which takes 6 % of the budget at most; unset, where it is installed.
-        step_limit: a proposed architecture whose training step takes so many times that of the slowest baseline is
-            not trained.
-        quiet: print the verdict alone.
+        budget: total wall-clock time, such as 90s, 5m, 2h or 1d, which all workers share.
+        trials: number of trials that replaces the budget; with one worker the race is then reproducible.
+        seed: seed of everything that is sampled.
+        epochs: number of epochs of a full training; if unset, as many as the budget allows, between 2 and 20.
+        reduction_factor: number of trials at a rung of which one is promoted.
+        features: whether to propose crosses and statistics of the categorical features.
+        max_features: largest number of added features.
+        candidate_features: largest number of sparse features of the data that are combined; those with the largest
+            tables come first.
+        sources: sources of architectures besides the baselines: ``random``, ``mutation``, ``surrogate``; without any,
+            only the baselines are tuned.
+        finalists: number of models that are repeated with further seeds.
+        final_seeds: number of seeds of every finalist.
+        trees: whether to train LightGBM as a yardstick, which takes at most 6 % of the budget; if unset, it is trained
+            if it is installed.
+        step_limit: largest duration of a training step relative to the slowest baseline; a slower architecture is not
+            trained.
+        quiet: whether to print only the verdict.
     """
 
     budget: str = "1h"
@@ -76,7 +78,7 @@ class RaceConfig:
         return float(match[1]) * _UNITS[match[2]]
 
     def phase(self, share: float) -> Phase:
-        """The phase in which a new trial is proposed when a share of the budget is spent."""
+        """Returns the phase in which a new trial is proposed when a share of the budget is spent."""
         phases = [phase for phase in PHASES if self.features or phase != "features"]
         return next((phase for phase in phases if share < _ENDS[phase]), phases[-1])
 

@@ -18,7 +18,7 @@ _WARM_UP, _STEPS = 2, 5
 
 
 def step_seconds(description: ModelDescription, batch: Batch, device: torch.device) -> float:
-    """The median time of a training step with Adam, on one process."""
+    """Returns the median time of a training step with Adam, on one process."""
     task = DLRMTrain(description.build(device))
     optimizer = torch.optim.Adam(task.parameters(), 1e-3)
     batch = batch.to(device)

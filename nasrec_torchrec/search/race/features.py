@@ -52,8 +52,8 @@ def rank_features(data: Path, schema: Schema, logits: np.ndarray, most: int, can
 
     Args:
         data: prepared data set.
-        schema: of it.
-        logits: of a trained model for the validation rows in their order.
+        schema: schema of the data set.
+        logits: logits of a trained model for the validation rows, in their order.
         most: combinations to choose.
         candidates: columns that are combined at most, those of the largest tables first.
 
@@ -108,7 +108,7 @@ def _read(files: ClickFiles, columns: Sequence[str], rows: int) -> dict[str, np.
 def _buckets(
     combination: Sequence[str], train: dict[str, np.ndarray], validation: dict[str, np.ndarray], label: str
 ) -> np.ndarray:
-    """The history of every validation row."""
+    """Returns the history of every validation row."""
     key = np.zeros(len(train[label]) + len(validation[label]), np.int64)
     for name in combination:
         column = np.concatenate([train[name], validation[name]])

@@ -35,10 +35,10 @@ _EVALUATION_ROWS = 8192
 
 
 def read_results(out: Path) -> dict[str, Any] | None:
-    """The results of a race that is over.
+    """Returns the results of a race that is over.
 
     Raises:
-        ValueError: when the file is no such thing.
+        ValueError: If the file is no such thing.
     """
     if not (out / names.RESULTS).exists():
         return None
@@ -53,10 +53,10 @@ def finish(book: Book, config: RaceConfig, data: RaceData, out: Path, seconds: C
 
     Args:
         book: holds the trials.
-        config: of the race.
-        data: with all added features.
+        config: configuration of the race.
+        data: data set with all added features.
         out: run folder; receives ``results.json``, ``report.html`` and the winner's files.
-        seconds: that the race has taken so far.
+        seconds: seconds that the race has taken so far.
 
     Returns:
         dict: the results, as JSON values.
@@ -128,13 +128,13 @@ def _measured_tree(data: RaceData, out: Path) -> dict[str, Any] | None:
 
 
 def _tree_source(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree as a row of the table of sources."""
+    """Returns the tree as a row of the table of sources."""
     loss = tree["validation"][0]["log_loss"]
     return {"source": "LightGBM", "trials": 1, "seconds": tree["seconds"], "log_loss": loss, "gain": 0.0}
 
 
 def compared(entries: Sequence[Entry]) -> dict[str, Entry]:
-    """What a verdict names: the winner, the best baseline, and the best baseline on the data's own columns."""
+    """Returns what a verdict names: the winner, the best baseline, and the best baseline on the data's own columns."""
     baselines = [entry for entry in entries if isinstance(entry.trial.interaction, Baseline)]
     found = {
         "winner": winner(entries),

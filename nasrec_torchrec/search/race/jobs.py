@@ -22,9 +22,9 @@ def auto(
 ) -> dict[str, Any] | None:
     """Finds the best model for a prepared data set within a budget.
 
-    Recipes, features and architectures race, a tuned baseline always among them. Every candidate is really trained and
-    judged on the validation split; the test split is read once, at the end. A race that was killed resumes when it is
-    started again; started several times at once, its processes race together.
+    Recipes, features and architectures race, always together with tuned baselines. Every candidate is actually trained
+    and judged on the validation split; the test split is read once, at the end. A race that was killed resumes when it
+    is started again. If it is started several times at once, the processes share the work.
 
     Args:
         data: folder of a prepared data set.
@@ -40,7 +40,7 @@ def auto(
         The results as results.json records them, on rank 0; None on all other ranks.
 
     Raises:
-        ValueError: when the settings do not fit the data or the race that the folder holds.
+        ValueError: If the settings do not fit the data or the race that the folder holds.
 
     Example::
 

@@ -48,7 +48,7 @@ def mean_of(values: Sequence[float | None]) -> float | None:
 
 
 def front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows than which no other is both faster and better, the fastest first."""
+    """Returns the rows than which no other is both faster and better, the fastest first."""
     found: list[dict[str, Any]] = []
     measured = (row for row in rows if row["latency_us"] is not None)
     for row in sorted(measured, key=lambda row: (row["latency_us"], row["log_loss"])):
@@ -58,7 +58,7 @@ def front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]], limit: int = 8) -> str:
-    """The best rows as Markdown, which a terminal shows well too."""
+    """Returns the best rows as Markdown, which a terminal shows well too."""
     lines = [
         "|   | validation log loss |    AUC | model | recipe | added features | epochs | seconds | source |",
         "|--:|--------------------:|-------:|-------|--------|----------------|-------:|--------:|--------|",

@@ -62,7 +62,7 @@ class Situation:
         entries: all trials in the order of their proposal.
         spent: share of the budget that is gone, 0 to 1.
         busy: numbers of the trials that other workers train at the moment.
-        seconds_left: until the trainings must end; unset where trials are counted instead.
+        seconds_left: seconds until the trainings must end; unset if trials are counted instead.
         features: names of the added features, for each time that they were ranked the most promising first.
         crosses: those among them that are crosses by dictionary.
     """
@@ -79,11 +79,11 @@ class Planner:
     """Decides about a race.
 
     Args:
-        config: of the race.
-        space: of random architectures.
-        recipes: to try first.
+        config: configuration of the race.
+        space: search space of random architectures.
+        recipes: recipes to try first.
         recipe_choices: gives what a sampler may choose around a recipe.
-        embedding_dim: of the tables.
+        embedding_dim: embedding dimension of the tables.
         allowed: whether an architecture is within the limits.
     """
 
@@ -100,7 +100,7 @@ class Planner:
         self._choices, self._embedding_dim, self._allowed = recipe_choices, embedding_dim, allowed
 
     def next(self, situation: Situation) -> Action:
-        """What a free worker does now."""
+        """Returns what a free worker does now."""
         entries = situation.entries
         for entry in entries:  # what a dead worker has left, or this one has just begun
             if entry.status == "running" and entry.number not in situation.busy:
@@ -123,19 +123,19 @@ class Planner:
         return New(trial)
 
     def status_of(self, entry: Entry) -> Status:
-        """What becomes of a trial that has reached where it was trained to."""
+        """Returns what happens to a trial that has reached the end of its current training."""
         done = entry.epochs >= entry.trial.recipe.epochs or overfitted(entry)
         return "complete" if done else "paused"
 
     def shares(self, phase: Phase, entries: Sequence[Entry]) -> tuple[float, ...]:
-        """Where the rungs of a phase are."""
+        """Returns the rungs of a phase."""
         whole = [entry for entry in entries if entry.status == "complete"]
         # Across recipes early losses say less than within one.
         across = phase in ("recipes", "polish")
         return calibrated_shares([e for e in whole if (e.trial.phase in ("recipes", "polish")) == across])
 
     def _until(self, entry: Entry, entries: Sequence[Entry]) -> int:
-        """The next rung of a trial, or its end."""
+        """Returns the next rung of a trial, or its end."""
         last = entry.trial.recipe.epochs
         if entry.trial.phase == "finals" or self._first_ones(entry):
             return last
@@ -143,7 +143,7 @@ class Planner:
         return next((epoch for epoch in rungs if epoch > entry.epochs), last)
 
     def _first_ones(self, entry: Entry) -> bool:
-        """The first trainings run to their end, whatever they are: rungs are calibrated by them."""
+        """Returns whether a trial runs to its end whatever its loss; the first trials do, to calibrate the rungs."""
         return entry.number < 3
 
     def _promoted(self, entry: Entry, entries: Sequence[Entry]) -> bool:
@@ -153,7 +153,7 @@ class Planner:
         return promotable(entry, rivals, self.shares(phase, entries), self._config.reduction_factor)
 
     def _affordable(self, situation: Situation, entry: Entry) -> bool:
-        """Whether at least one epoch more fits into the time that is left."""
+        """Returns whether at least one epoch more fits into the time that is left."""
         return situation.seconds_left is None or max(entry.seconds, default=0.0) <= situation.seconds_left
 
     def _propose(self, situation: Situation) -> Trial | None:
@@ -219,7 +219,7 @@ class Planner:
                 return trial
 
     def _propose_features(self, situation: Situation) -> Trial | None:
-        """The best feature alone, then all that were found together, then sets that differ from the best in one."""
+        """Proposes the best feature alone, then all found features, then sets that differ from the best set in one."""
         if not situation.features:
             return None
         entries = situation.entries
@@ -277,7 +277,7 @@ class Planner:
         return self._propose_polish(entries)
 
     def _propose_polish(self, entries: Sequence[Entry]) -> Trial:
-        """The recipe once more, around the best trial so far."""
+        """Returns the recipe once more, around the best trial so far."""
         known = {entry.trial.configuration for entry in entries}
         best = min((e for e in entries if e.measured), key=lambda e: e.loss).trial
         adam = "embedding_l2" in self._choices(best.recipe)
@@ -303,7 +303,7 @@ class Planner:
 
 
 def _holds(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a sampler could have chosen the value."""
+    """Returns whether a sampler could have chosen the value."""
     if isinstance(distribution, CategoricalDistribution):
         return value in distribution.choices
     assert isinstance(distribution, FloatDistribution)
@@ -311,7 +311,7 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def finalists(entries: Sequence[Entry], count: int) -> list[Entry]:
-    """The best trials, of every configuration one, and among them the best baseline."""
+    """Returns the best trials, one of each configuration, including the best baseline."""
     ranked: dict[str, Entry] = {}
     for entry in sorted((e for e in entries if e.measured), key=lambda e: e.loss):
         if entry.trial.phase != "finals":
@@ -334,7 +334,7 @@ def mean_losses(entries: Sequence[Entry]) -> dict[str, tuple[float, int]]:
 
 
 def winner(entries: Sequence[Entry]) -> Entry | None:
-    """The best seed of the configuration that is best on the validation rows.
+    """Returns the best seed of the configuration that is best on the validation rows.
 
     Where configurations were repeated with further seeds, the mean decides among those with the most seeds: the best
     of many single trainings owes part of its lead to luck.

@@ -18,7 +18,7 @@ _EARLY_TAU, _LATE_TAU = 0.5, 0.75
 
 
 def kendall_tau(one: Sequence[float], other: Sequence[float]) -> float:
-    """How alike two orders are: 1 the same, 0 unrelated, -1 reversed; nan for less than two values."""
+    """Returns how alike two orders are: 1 the same, 0 unrelated, -1 reversed; nan for less than two values."""
     pairs = [
         (one[i] - one[j]) * (other[i] - other[j]) for i in range(len(one)) for j in range(i) if other[i] != other[j]
     ]
@@ -41,7 +41,7 @@ def fidelity(whole: Sequence[Entry]) -> dict[float, float]:
 
 
 def calibrated_shares(whole: Sequence[Entry]) -> tuple[float, ...]:
-    """Where the rungs are, given the trainings that ran to their end.
+    """Returns where the rungs are, given the trainings that ran to their end.
 
     With too few of them there is one late rung. Otherwise the first rung is at the earliest share whose order agrees
     tolerably with the final one, the second at the earliest one that agrees well; where none does, nothing is dropped.
@@ -55,19 +55,19 @@ def calibrated_shares(whole: Sequence[Entry]) -> tuple[float, ...]:
 
 
 def study_in_memory(sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
-    """A study for one question to one of Optuna's algorithms."""
+    """Returns a study for one question to one of Optuna's algorithms."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="minimize", sampler=sampler)
 
 
 def promotable(entry: Entry, rivals: Sequence[Entry], shares: Sequence[float], reduction_factor: int) -> bool:
-    """Whether a trial that stands at a rung may go on, by Optuna's successive halving.
+    """Returns whether a trial that stands at a rung may go on, by Optuna's successive halving.
 
     Args:
         entry: trained up to one of its rungs.
         rivals: the trials that it competes with, itself among them or not.
         shares: where the rungs are.
-        reduction_factor: of the trials at a rung, the best one in so many goes on.
+        reduction_factor: number of trials at a rung of which the best one is promoted.
     """
     mine = rung_epochs(entry.trial.recipe.epochs, shares)
     if entry.epochs not in mine:
@@ -92,5 +92,5 @@ def promotable(entry: Entry, rivals: Sequence[Entry], shares: Sequence[float], r
 
 
 def overfitted(entry: Entry) -> bool:
-    """Whether the best epoch is so long ago that the rest of the training is not worth its time."""
+    """Returns whether the best epoch is so long ago that the rest of the training is not worth its time."""
     return entry.epochs - entry.best_epoch >= max(4, math.ceil(entry.trial.recipe.epochs / 3))

@@ -20,7 +20,7 @@ class Recipe:
     """How a trial is trained; the fields are those of :class:`~nasrec_torchrec.training.config.TrainConfig`.
 
     Args:
-        learning_rate: at the end of the warm-up; it falls as a cosine to the last epoch.
+        learning_rate: learning rate at the end of the warm-up; from there it decays as a cosine to the last epoch.
         epochs: passes over the training split; the best of them is kept.
         batch_size: rows of a global batch.
         optimizer: ``adam``, or ``adagrad`` where the tables are large.
@@ -40,7 +40,7 @@ class Recipe:
     warmup_fraction: float = 0.02
 
     def train_config(self, seed: int) -> TrainConfig:
-        """The settings of a training by this recipe."""
+        """Returns the settings of a training by this recipe."""
         return TrainConfig(
             **asdict(self),
             seed=seed,
@@ -57,23 +57,23 @@ class Recipe:
 
 
 def adam_fits(schema: Schema) -> bool:
-    """Whether the tables are small enough for Adam."""
+    """Returns whether the tables are small enough for Adam."""
     rows = sum(table.num_embeddings for table in schema.tables())
     return _FLOAT_BYTES * rows * schema.embedding_dim <= _ADAM_BYTES
 
 
 def usual_batch_size(rows: int) -> int:
-    """A power of two between 128 and 4,096, for about a hundred steps an epoch on small data."""
+    """Returns a power of two between 128 and 4,096, for about a hundred steps an epoch on small data."""
     return int(2 ** min(12, max(7, round(math.log2(max(1, rows) / 128)))))
 
 
 def starting_recipes(schema: Schema, rows: int, epochs: int) -> list[Recipe]:
-    """What to try first: recipes that were published for data of this kind.
+    """Returns what to try first: recipes that were published for data of this kind.
 
     Args:
-        schema: of the data.
-        rows: of its training split.
-        epochs: of every training.
+        schema: schema of the data.
+        rows: number of rows of the training split.
+        epochs: number of epochs of every training.
     """
     batch = usual_batch_size(rows)
     adagrad = Recipe(0.1, epochs, batch, "adagrad", warmup_fraction=0.1)  # the NASRec paper's kind
@@ -91,11 +91,11 @@ def starting_recipes(schema: Schema, rows: int, epochs: int) -> list[Recipe]:
 
 
 def recipe_space(schema: Schema, around: Recipe, epochs: int) -> dict[str, BaseDistribution]:
-    """What a sampler may choose, by the name of the field.
+    """Returns what a sampler may choose, by the name of the field.
 
     Args:
-        schema: of the data.
-        around: what is not chosen, and the batch size to vary.
+        schema: schema of the data.
+        around: recipe whose batch size is varied and whose other values are kept unless they are sampled.
         epochs: the usual number of them.
     """
     adam = adam_fits(schema)
@@ -112,7 +112,7 @@ def recipe_space(schema: Schema, around: Recipe, epochs: int) -> dict[str, BaseD
 
 
 def with_parameters(recipe: Recipe, parameters: dict[str, Any]) -> Recipe:
-    """The recipe with what a sampler chose; numbers are rounded to what a person would write."""
+    """Returns the recipe with what a sampler chose; numbers are rounded to what a person would write."""
     rounded: dict[str, Any] = {
         name: _rounded(value) if isinstance(value, float) else value for name, value in parameters.items()
     }

@@ -23,7 +23,7 @@ def replay(
 
     Args:
         planner: decides.
-        curve_of: what the training of a trial gives, epoch by epoch.
+        curve_of: function that returns what the training of a trial yields, epoch by epoch.
         seconds: budget of trainings, or
         trials: number of them.
         features: ranked before the race.

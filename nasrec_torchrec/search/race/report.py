@@ -14,7 +14,7 @@ img{max-width:100%}.verdict{background:#eef6ee;padding:.6em 1em}"""
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """The results of a race as HTML."""
+    """Returns the results of a race as HTML."""
     rows = results["rows"]
     sections = [
         f"<h1>What the race found</h1><div class='verdict'>{_paragraphs(results['verdict'])}</div>",

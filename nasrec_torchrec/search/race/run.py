@@ -79,7 +79,7 @@ def auto(
         out: run folder; receives the study, a folder per trial, ``results.json``, ``report.html``, the data set with
             the added features as ``data/``, and the winner's checkpoint.
         config: how the budget is spent.
-        space: of random architectures.
+        space: search space of random architectures.
         limits: what a proposed architecture may cost.
         storage: where the Optuna study is, as a URL; unset, a journal file in ``out``.
         resume: ``auto`` goes on where an earlier race with the same settings stopped, ``never`` drops it.
@@ -88,7 +88,7 @@ def auto(
         dict | None: the results, on rank 0.
 
     Raises:
-        ValueError: when the settings do not fit the data or the race that ``out`` holds.
+        ValueError: If the settings do not fit the data or the race that ``out`` holds.
     """
     config = config or RaceConfig()
     require_local(out, "out: expected a folder on this machine, since trials are many small files")
@@ -271,7 +271,7 @@ class _Race:
         return Situation(entries, spent if left > 0 else 1.0, busy, left, added, crosses)
 
     def _wants_features(self, situation: Situation) -> bool:
-        """Whether features are to be ranked now: once the best recipe is known, and again when those found are in."""
+        """Returns whether to rank features now: when the best recipe is known, and again after features were added."""
         if not self.config.features or self.config.phase(situation.spent) == "recipes":
             return False
         if not self.rankings:

@@ -22,7 +22,7 @@ _LEADING: tuple[BaselineKind, ...] = ("finalnet", "finalmlp")
 
 
 def cheap_baseline(embedding_dim: int) -> Baseline:
-    """The model by which recipes are judged first."""
+    """Returns the model by which recipes are judged first."""
     return Baseline("dlrm", (64, embedding_dim), (128, 64, 1))
 
 
@@ -37,7 +37,7 @@ def baselines(embedding_dim: int) -> list[Baseline]:
 def random_architecture(
     space: SearchSpace, generator: torch.Generator, known: set[Architecture], allowed: Allowed
 ) -> Architecture | None:
-    """A new architecture within the limits, or None when none is found."""
+    """Returns a new architecture within the limits, or None when none is found."""
     for _ in range(_ATTEMPTS):
         found = space.sample(generator)
         if found.canonical() not in known and allowed(found):
@@ -52,7 +52,7 @@ def mutated_architecture(
     known: set[Architecture],
     allowed: Allowed,
 ) -> Architecture | None:
-    """A mutation of one of the best really trained architectures; None when there is none or nothing new is found."""
+    """Returns a mutation of one of the best trained architectures; None if there is none or nothing new is found."""
     ranked = sorted(
         (entry for entry in trained if isinstance(entry.trial.interaction, Architecture) and entry.measured),
         key=lambda entry: entry.loss,
@@ -68,14 +68,14 @@ def mutated_architecture(
 
 
 def choose_source(names: Sequence[str], entries: Sequence[Entry]) -> str:
-    """The source that gets the next trial: the upper confidence bound (UCB1) of what its trials earned.
+    """Returns the source that gets the next trial: the upper confidence bound (UCB1) of what its trials earned.
 
     A trial earns the share of the other trials of its phase that it beats after as many epochs as both have, so that
     one that was dropped early counts for what it showed.
 
     Args:
-        names: of the sources that can propose.
-        entries: of the phase.
+        names: names of the sources that can propose.
+        entries: entries of the phase.
     """
     trained = [entry for entry in entries if entry.measured]
     earned: dict[str, list[float]] = {name: [] for name in names}
@@ -96,6 +96,6 @@ def choose_source(names: Sequence[str], entries: Sequence[Entry]) -> str:
 
 
 def _share_loss(entry: Entry, other: Entry) -> float:
-    """The loss of ``entry`` at the largest share of a training that both have."""
+    """Returns the loss of ``entry`` at the largest share of a training that both have."""
     share = min(one.epochs / one.trial.recipe.epochs for one in (entry, other))
     return entry.loss_at(max(1, round(share * entry.trial.recipe.epochs)))

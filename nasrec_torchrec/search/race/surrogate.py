@@ -17,8 +17,8 @@ class Surrogate:
     """Ridge regressions on bootstrap samples; proposes what is best within their disagreement.
 
     Args:
-        weights: of the members, ``(members, features + 1)``.
-        mean: of the features.
+        weights: weights of the members, ``(members, features + 1)``.
+        mean: mean of each feature.
         deviation: likewise.
         operators: those that have a feature each.
     """
@@ -62,7 +62,7 @@ class Surrogate:
         return cls(np.stack(members), mean, deviation, operators)
 
     def best(self, architectures: Sequence[Architecture]) -> Architecture | None:
-        """The architecture of the lowest expected loss less the members' disagreement."""
+        """Returns the architecture of the lowest expected loss less the members' disagreement."""
         if not architectures:
             return None
         table = np.stack([features(architecture, self._operators) for architecture in architectures])

@@ -66,10 +66,10 @@ def train_trial(
     """Trains a trial from its newest checkpoint up to an epoch; collective.
 
     Args:
-        trial: what to train.
+        trial: trial to train.
         until: epochs to reach in all.
         data: its rows.
-        run_dir: of the trial.
+        run_dir: run folder of the trial.
         device: this rank's.
         report: on rank 0, called after every epoch, and first for those that an earlier, killed process has trained.
 
@@ -103,14 +103,14 @@ def train_trial(
 
 
 def _agreed(stop: bool, device: torch.device) -> bool:
-    """What rank 0 decided."""
+    """Returns what rank 0 decided."""
     decision = torch.tensor(int(stop), device=device)
     dist.broadcast(decision, 0)
     return bool(decision)
 
 
 def _number(value: float | None) -> float:
-    """A metric that does not exist is not a number."""
+    """Returns the metric as a JSON value; one that is undefined is not a number."""
     return math.nan if value is None else value
 
 

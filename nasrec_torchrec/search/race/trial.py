@@ -21,12 +21,12 @@ class Trial:
     """A model, its features, its recipe and a seed.
 
     Args:
-        phase: of the race that proposed it; trials of one phase compete for promotion.
-        source: what proposed it: ``baseline``, ``random``, ``mutation``, ``surrogate``, ...
+        phase: phase of the race that proposed the trial; trials of one phase compete for promotion.
+        source: name of what proposed it: ``baseline``, ``random``, ``mutation``, ``surrogate``, ...
         interaction: the model.
-        recipe: how it is trained.
+        recipe: recipe of its training.
         features: names of the added features that it reads beside the data's own.
-        seed: of its weights and the order of its rows.
+        seed: seed of its weights and of the order of its rows.
     """
 
     phase: Phase
@@ -53,7 +53,7 @@ class Trial:
         return f"nasrecnet {digest}"
 
     def schema(self, base: Schema, whole: Schema) -> Schema:
-        """The columns that the model reads: those of the data, and the trial's features among the added ones."""
+        """Returns the columns that the model reads: those of the data, and the added features of the trial."""
         added = tuple(feature for feature in whole.sparse if feature.name in self.features)
         return replace(base, sparse=(*base.sparse, *added))
 
@@ -95,8 +95,8 @@ class Entry:
     """What is known of a trial.
 
     Args:
-        number: in the order of their proposal.
-        trial: what is trained.
+        number: position in the order of proposals.
+        trial: trial that is trained.
         losses: validation log loss after every epoch so far.
         aucs: likewise; None where there is no AUC, since the validation rows have one label alone.
         seconds: that every epoch took.

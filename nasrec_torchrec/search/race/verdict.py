@@ -6,7 +6,7 @@ from typing import Any
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """The winner beside the best baseline and the tree, on the test split where there is one."""
+    """Returns the winner beside the best baseline and the tree, on the test split where there is one."""
     measured = results["measured"]
     split = "test" if measured["winner"].get("test") else "validation"
     best = measured["winner"]
