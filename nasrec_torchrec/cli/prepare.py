@@ -1,13 +1,16 @@
 """``nasrec prepare``: a subcommand for each data set, and one for any table."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nasrec_torchrec.cli.program import Program
 from nasrec_torchrec.datasets import jobs
+from nasrec_torchrec.datasets.config import TextFlags
 
+_NO_FLAGS = TextFlags()
 _RESUME = "run the same command again to resume after the last finished piece"
 
 
@@ -24,6 +27,48 @@ def describe(folder: Path, /, split: str = "train", top: int = 5, picture: Path 
     return f"{text}\npicture: {file}"
 
 
+def init(
+    source: str,
+    out: Path | None = None,
+    label: str | None = None,
+    positive: str | None = None,
+    label_above: float | None = None,
+    sample_rows: int = 200_000,
+    embedding_dim: int = 16,
+    overwrite: bool = False,
+    as_json: bool = False,
+    text: TextFlags = _NO_FLAGS,
+) -> str:
+    """Looks at raw files, prints what each column holds, and writes a schema that can be prepared as it is.
+
+    Columns that tell the label alone, keys and constants are left out. The file that is written says in comments what
+    was seen of each column.
+
+    Args:
+        source: files, patterns with * and URIs, several separated by commas; .gz is compressed text.
+        out: YAML file to write the schema to; unset, none is written.
+        label: column that says what was clicked; unset, one that is called label, clicked, target or the like.
+        positive: value of the label that is a click, for labels other than 0 and 1, yes and no, true and false.
+        label_above: number above which the label is a click, for a label of numbers.
+        sample_rows: number of rows to look at, spread over all files.
+        embedding_dim: width of the embedding tables.
+        overwrite: whether to replace a file at the same place.
+        as_json: whether to print JSON instead of a table.
+        text: how lines of text become columns, where that should not be found out.
+    """
+    from nasrec_torchrec.datasets import proposed
+
+    found = jobs.propose(source, out, label, positive, label_above, sample_rows, embedding_dim, overwrite, text)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if as_json:
+        return json.dumps(proposed.as_document(found))
+    lines = [proposed.table(found), "", proposed.summary(found)]
+    if out is not None:
+        lines += [f"wrote {out}; next:", f"  {proposed.command(source, out)}"]
+    return "\n".join(lines)
+
+
 def _preparation(function: Callable[..., Any], example: str) -> Program:
     groups = {"Text files": ("delimiter", "columns", "quoting", "missing")}
     groups["How the work is done"] = ("max_rejects", "piece_mib", "threads", "overwrite")
@@ -35,6 +80,14 @@ def _as_indented_json(summary: dict[str, Any]) -> str:
 
 
 PROGRAMS = {
+    "init": Program(
+        init,
+        "nasrec prepare init --source 'logs/*.csv.gz' --label clicked --out schema.yaml",
+        {"Text files": ("delimiter", "columns", "quoting", "missing")},
+        show=str,
+        needs_torch=False,
+        records=False,
+    ),
     "table": _preparation(jobs.prepare, "table --source 'logs/*.csv.gz' --schema schema.yaml --out DATA --split time"),
     "criteo": _preparation(jobs.prepare_criteo, "criteo --source train.txt --out DATA"),
     "criteo1tb": _preparation(jobs.prepare_criteo1tb, "criteo1tb --source 'days/day_*.gz' --out DATA"),

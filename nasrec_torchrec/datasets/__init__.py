@@ -1,6 +1,6 @@
 """Data sets: :func:`prepare` and its siblings do what ``nasrec prepare`` does."""
 
-from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFlags, TextFormat
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, SplitFlags, TextFlags, TextFormat
 from nasrec_torchrec.datasets.jobs import (
     describe,
     prepare,
@@ -10,11 +10,13 @@ from nasrec_torchrec.datasets.jobs import (
     prepare_frappe,
     prepare_kdd2012,
     prepare_movielens100k,
+    propose,
 )
 
 __all__ = [
     "PreparationConfig",
     "SplitConfig",
+    "SplitFlags",
     "TextFlags",
     "TextFormat",
     "describe",
@@ -25,4 +27,5 @@ __all__ = [
     "prepare_frappe",
     "prepare_kdd2012",
     "prepare_movielens100k",
+    "propose",
 ]

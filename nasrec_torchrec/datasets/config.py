@@ -1,6 +1,6 @@
 """Settings of data preparation, which can be imported without PyTorch and PyArrow."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 SplitRule = Literal["stratified", "time", "column", "given"]
@@ -101,6 +101,42 @@ class SplitConfig:
                 raise ValueError(f"{name}: expected 0 or more and less than 1, found {getattr(self, name)}")
         if self.validation_share + self.test_share >= 1:
             raise ValueError("validation_share and test_share: nothing is left for train")
+
+
+@dataclass(frozen=True)
+class SplitFlags:
+    """How rows are divided, where that differs from what the schema says.
+
+    Args:
+        split: rule by which rows are divided. If neither this nor the schema names one, ``stratified`` divides 8/1/1
+            with the same share of clicks in each part, like folds 0-7, 8 and 9 of scikit-learn's
+            ``StratifiedKFold(10, shuffle=True, random_state=split_seed)``. ``time`` puts the earliest rows into train
+            and the latest into test. ``column`` reads the name of the split from a column. ``given`` assigns each
+            source file to the split that its name begins with.
+        split_column: column that ``time`` or ``column`` reads. For ``time`` it holds numbers, dates, timestamps, or
+            text in ISO 8601; without it, the rows must be in chronological order. For ``column`` it holds train,
+            validation or test.
+        split_seed: seed of ``stratified``.
+        validation_share: fraction of the rows that ``time`` puts into validation, 0.1 unless the schema says otherwise.
+        test_share: fraction of the rows that ``time`` puts into test, 0.1 unless the schema says otherwise.
+    """
+
+    split: SplitRule | None = None
+    split_column: str | None = None
+    split_seed: int | None = None
+    validation_share: float | None = None
+    test_share: float | None = None
+
+    def over(self, base: SplitConfig | None) -> SplitConfig:
+        """Returns the split rule of a schema, overridden by the flags that are set.
+
+        Raises:
+            ValueError: If the result is no valid rule.
+        """
+        base = base or SplitConfig()
+        if self.split not in (None, base.split):
+            base = replace(base, split="stratified", split_column=None)
+        return replace(base, **{name: value for name, value in asdict(self).items() if value is not None})
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,71 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFlags
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, SplitFlags, TextFlags
 
 if TYPE_CHECKING:
     from nasrec_torchrec.datasets.preparation import RawData
+    from nasrec_torchrec.datasets.proposal import Proposal
 
 _DEFAULT_CONFIG = PreparationConfig()
-_DEFAULT_SPLIT = SplitConfig()
+_NO_SPLIT = SplitFlags()
 _NO_FLAGS = TextFlags()
+
+
+def propose(
+    source: str | Sequence[str],
+    out: Path | str | None = None,
+    label: str | None = None,
+    positive: str | None = None,
+    label_above: float | None = None,
+    sample_rows: int = 200_000,
+    embedding_dim: int = 16,
+    overwrite: bool = False,
+    text: TextFlags = _NO_FLAGS,
+) -> "Proposal":
+    """Looks at raw files and proposes a schema that can be prepared as it is; see docs/data.md.
+
+    Columns that tell the label alone, keys and constants are left out. The file that is written says in comments what
+    was seen of each column.
+
+    Args:
+        source: files, patterns with * and URIs, several separated by commas; .gz is compressed text.
+        out: YAML file to write the schema to; unset, none is written.
+        label: column that says what was clicked; unset, one that is called label, clicked, target or the like.
+        positive: value of the label that is a click, for labels other than 0 and 1, yes and no, true and false.
+        label_above: number above which the label is a click, for a label of numbers.
+        sample_rows: number of rows to look at, spread over all files.
+        embedding_dim: width of the embedding tables.
+        overwrite: whether to replace a file at the same place.
+        text: how lines of text become columns, where that should not be found out.
+
+    Returns:
+        The schema, and what was seen of every column.
+
+    Raises:
+        ValueError: when a file cannot be read, there is no label of two values, or a file is in the way.
+
+    Example::
+
+        from nasrec_torchrec import datasets
+        print(datasets.propose("logs/*.csv.gz", "schema.yaml", label="clicked").schema)
+    """
+    from nasrec_torchrec.datasets import proposed
+    from nasrec_torchrec.datasets.proposal import propose as propose_from
+    from nasrec_torchrec.datasets.sampling import sample_files
+    from nasrec_torchrec.runs.files import write_text
+    from nasrec_torchrec.runs.paths import to_path
+
+    if sample_rows < 1:
+        raise ValueError(f"sample_rows: expected a positive number, found {sample_rows}")
+    files = source.split(",") if isinstance(source, str) else list(source)
+    if out is not None and to_path(out).exists() and not overwrite:
+        raise ValueError(f"{out}: is already there; --overwrite true replaces it")
+    found = propose_from(sample_files(files, text, sample_rows), label, positive, label_above, embedding_dim)
+    if out is not None:
+        command = proposed.command(",".join(files), out)
+        write_text(to_path(out), proposed.to_yaml(found, command))
+    return found
 
 
 def prepare(
@@ -23,7 +80,7 @@ def prepare(
     schema: Path | str,
     out: Path | str,
     text: TextFlags = _NO_FLAGS,
-    split: SplitConfig = _DEFAULT_SPLIT,
+    split: SplitFlags = _NO_SPLIT,
     config: PreparationConfig = _DEFAULT_CONFIG,
 ) -> dict[str, Any]:
     """Prepares any CSV, TSV or Parquet files that a schema file describes; see docs/data.md.
@@ -33,7 +90,8 @@ def prepare(
         schema: JSON or YAML file with the schema.
         out: folder that receives the data set.
         text: how lines of text become columns, where that differs from what the schema says.
-        split: how the rows are divided into train, validation and test.
+        split: how the rows are divided into train, validation and test, where that differs from what the schema says;
+            a SplitConfig replaces all that it says.
         config: how the work is done.
 
     Returns:
@@ -53,7 +111,8 @@ def prepare(
 
     files = source.split(",") if isinstance(source, str) else source
     described = Schema.read(to_path(schema))
-    return _prepare(RawData(tuple(files), described, text.over(described.text), split), out, config)
+    rule = split if isinstance(split, SplitConfig) else split.over(described.split)
+    return _prepare(RawData(tuple(files), described, text.over(described.text), rule), out, config)
 
 
 def prepare_criteo(

@@ -15,6 +15,8 @@ from nasrec_torchrec.datasets.sources import LONGEST_LINE, Piece, Source, read_f
 _BOM = b"\xef\xbb\xbf"
 # Largest number of lines that a misplaced quote can affect.
 _LONGEST_VALUE = 100
+# What divides columns in files that people have; Hive writes the last one.
+_DELIMITERS = (",", "\t", ";", "|", "\x01")
 
 
 def header(source: Source, text_format: TextFormat) -> tuple[tuple[str, ...], int]:
@@ -43,6 +45,35 @@ def header(source: Source, text_format: TextFormat) -> tuple[tuple[str, ...], in
     if repeated:
         raise ValueError(f"{where}: columns named more than once: {repeated}")
     return tuple(names), len(line)
+
+
+def first_lines(source: Source, count: int, longest: int = 1 << 20) -> list[bytes]:
+    """Returns the first lines of a text file without their line ends, at most ``longest`` bytes of them."""
+    with text(source) as (file, _), reading(source.uri):
+        head = read_fully(file, longest)
+    found = head.removeprefix(_BOM).split(b"\n")
+    # The last one may be cut off.
+    whole = found[:-1] if len(found) > 1 else found
+    return [line.rstrip(b"\r") for line in whole[:count]]
+
+
+def guess_delimiter(lines: Sequence[bytes]) -> str | None:
+    """Finds the character that divides lines into the same number of columns, at least two.
+
+    Args:
+        lines: some lines of a file.
+
+    Returns:
+        The delimiter, or None if nothing divides nine in ten lines alike.
+    """
+    plain = [re.sub(rb'"(?:[^"]|"")*"', b"", line) for line in lines if line.strip()]
+    best: tuple[int, str] | None = None
+    for delimiter in _DELIMITERS:
+        counts = [line.count(delimiter.encode()) for line in plain]
+        usual = max(set(counts), key=counts.count, default=0)
+        if usual and counts.count(usual) >= 0.9 * len(counts) and (best is None or usual > best[0]):
+            best = usual, delimiter
+    return best[1] if best else None
 
 
 def text_pieces(source: Source, piece_bytes: int, start: int, first_line: int) -> Iterator[Piece]:

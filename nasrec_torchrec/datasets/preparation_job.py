@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,7 +48,7 @@ class RawData:
         files: paths and URIs of Parquet files and of text files, plain or compressed; ``*`` is allowed.
         schema: schema of the raw columns.
         text_format: format of the text files; by default what the schema says.
-        split: how rows are divided.
+        split: how rows are divided; by default what the schema says, else stratified.
         title: title of the data set in the manifest.
         derivation: columns that are not in the files.
         identity: text that stands for the content of the files if they are temporary.
@@ -57,7 +57,7 @@ class RawData:
     files: tuple[str, ...]
     schema: Schema
     text_format: TextFormat | None = None
-    split: SplitConfig = field(default_factory=SplitConfig)
+    split: SplitConfig | None = None
     title: str = ""
     derivation: Derivation | None = None
     identity: str = ""
@@ -80,10 +80,10 @@ class Job:
         text = raw.text_format or raw.schema.text
         # What the schema says is what raw rows are read by when they are scored.
         self.schema = replace(raw.schema, text=text)
-        self.split = raw.split
+        self.split = raw.split or raw.schema.split or SplitConfig()
         self.threads = config.threads or os.cpu_count() or 1
         self.files = sources.find(raw.files)
-        key = [raw.split.split_column] if raw.split.split_column else []
+        key = [self.split.split_column] if self.split.split_column else []
         derivation = raw.derivation
         made = derivation.outputs if derivation else ()
         histories = [feature.name for feature in raw.schema.sparse if feature.ids == "history"]
@@ -95,11 +95,11 @@ class Job:
         wanted = [name for name in dict.fromkeys(needed) if name not in made]
         self.reading = Reading(self.files, lambda _: wanted, text, config.piece_mib)
         self.extra: dict[str, Extra] = {}
-        if raw.split.split_column:
-            kind = "text" if raw.split.split == "column" else "time"
-            self.extra[SPLIT_KEY] = Extra(raw.split.split_column, kind)  # type: ignore[arg-type]
+        if self.split.split_column:
+            kind = "text" if self.split.split == "column" else "time"
+            self.extra[SPLIT_KEY] = Extra(self.split.split_column, kind)  # type: ignore[arg-type]
         self.split_of_file: list[int | None] = [None] * len(self.files)
-        if raw.split.split == "given":
+        if self.split.split == "given":
             self.split_of_file = [splits.named(file.name.split(".")[0]) for file in self.files]
             unnamed = [file for file, index in zip(self.files, self.split_of_file, strict=True) if index is None]
             if unnamed:

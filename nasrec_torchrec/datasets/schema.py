@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
-from nasrec_torchrec.datasets.config import TextFormat
+from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
 from nasrec_torchrec.datasets.names import check_column, check_distinct, check_name, safe_name
 from nasrec_torchrec.runs.files import read_text
 
@@ -173,6 +173,7 @@ class Schema:
         label_above: threshold above which a number is a click.
         label_values: meaning of each value of the label, 1 for a click and 0 for none.
         text: how text files were read, which is also how raw rows are read when they are scored.
+        split: how preparation divides the rows, unless it is told otherwise.
 
     Raises:
         ValueError: If names are repeated, there is no sparse feature, features that share a table disagree about it, or
@@ -186,6 +187,7 @@ class Schema:
     label_above: float | None = None
     label_values: tuple[tuple[str, int], ...] = ()
     text: TextFormat = field(default_factory=TextFormat)
+    split: SplitConfig | None = None
 
     def __post_init__(self) -> None:
         check_column(self.label, "label")
@@ -360,12 +362,31 @@ class Schema:
         return json.dumps({"format": _FORMAT, **self.to_dict()}, indent=2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON values; features that are not crosses look the same as in older versions."""
+        """Returns the fields as JSON values; what is not used looks the same as in older versions."""
         document = {**asdict(self), "label_values": dict(self.label_values)}
+        if self.split is None:
+            del document["split"]
         for feature in document["sparse"]:
             if not feature["cross"]:
                 del feature["cross"]
         return document
+
+    @classmethod
+    def infer(cls, table: Any, label: str | None = None, **options: Any) -> "Schema":
+        """Proposes a schema for a table in memory, as ``nasrec prepare init`` does for files.
+
+        Args:
+            table: PyArrow table, or a dataframe of a library such as pandas or Polars.
+            label: column that says what was clicked; unset, one that is called label, clicked, target or the like.
+            options: see :func:`nasrec_torchrec.datasets.proposal.propose`.
+
+        Raises:
+            ValueError: If there is no label of two values, or no column to learn from.
+        """
+        from nasrec_torchrec.datasets.proposal import propose
+        from nasrec_torchrec.datasets.sampling import sample_table
+
+        return propose(sample_table(table), label, **options).schema
 
     @classmethod
     def read(cls, path: Path, embedding_dim: int | None = None) -> "Schema":
@@ -408,6 +429,11 @@ class Schema:
                 raise ValueError(f"schema: text: expected an object with the keys {_keys(TextFormat)}")
             _check_keys(document["text"], TextFormat, "schema: text")
             document["text"] = TextFormat(**document["text"])
+        if document.get("split") is not None:
+            if not isinstance(document["split"], dict):
+                raise ValueError(f"schema: split: expected an object with the keys {_keys(SplitConfig)}")
+            _check_keys(document["split"], SplitConfig, "schema: split")
+            document["split"] = SplitConfig(**document["split"])
         dense = [
             entry if isinstance(entry, str) else _feature(entry, DenseFeature)
             for entry in _list_of(document, "dense", (dict, str))

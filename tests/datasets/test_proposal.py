@@ -1,0 +1,80 @@
+import random
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from support import run_program
+
+from nasrec_torchrec.datasets.schema import Schema
+
+
+def _rows(count: int = 2000) -> list[dict[str, object]]:
+    generator = random.Random(0)
+    rows = []
+    for number in range(count):
+        clicked = generator.random() < 0.3
+        rows.append(
+            {
+                "row": number,
+                "when": f"2024-01-{1 + number * 28 // count:02d}T{number % 24:02d}:00:00Z",
+                "clicked": "yes" if clicked else "no",
+                "paid": "7.5" if clicked else "",
+                "price": "NA" if number % 20 == 0 else round(2 ** generator.uniform(0, 12), 2),
+                "shop": f"shop {generator.randrange(30)}",
+                "tags": "|".join(generator.sample("abcde", generator.randrange(1, 4))),
+                "country": "DE",
+            }
+        )
+    return rows
+
+
+def _write(file: Path, rows: list[dict[str, object]], delimiter: str) -> Path:
+    lines = [delimiter.join(rows[0]), *(delimiter.join(map(str, row.values())) for row in rows)]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_proposed_schema_is_prepared_as_it_is(tmp_path: Path, delimiter: str):
+    file, schema = _write(tmp_path / "log.csv", _rows(), delimiter), tmp_path / "schema.yaml"
+    done = run_program("nasrec", "prepare", "init", "--source", file, "--out", schema)
+    assert done.returncode == 0, done.stderr
+    assert "warning: 'paid' alone tells the label" in done.stderr
+
+    found = Schema.read(schema)
+    assert found.label_values == (("no", 0), ("yes", 1))
+    assert [(feature.name, feature.transform) for feature in found.dense] == [("price", "log1p")]
+    assert [(feature.name, feature.multi_hot) for feature in found.sparse] == [("shop", False), ("tags", True)]
+    assert found.text.delimiter == delimiter and "NA" in found.text.missing
+    assert found.split is not None and (found.split.split, found.split.split_column) == ("time", "when")
+    assert "#   country: always DE" in schema.read_text() and "#   paid: tells the label alone" in schema.read_text()
+
+    done = run_program("nasrec", "prepare", "table", "--source", file, "--schema", schema, "--out", tmp_path / "data")
+    assert done.returncode == 0, done.stderr
+    assert '"rejected": 0' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["low", "high", "low"], "label 'clicked': found 'low' 66.7%, 'high' 33.3%; say by --positive which of them"),
+        (["1", "2", "3"], "expected two values, found '1' 33.3%, '2' 33.3%, '3' 33.3%; --label_above X makes"),
+        (["1", "1", "1"], "expected two values, found '1' 100.0%; both are needed"),
+    ],
+)
+def test_a_label_that_does_not_say_what_a_click_is_is_refused(labels: list[str], message: str):
+    with pytest.raises(ValueError, match="label 'clicked'") as error:
+        Schema.infer(pa.table({"clicked": labels, "shop": ["a", "b", "a"]}))
+    assert message in str(error.value)
+
+
+def test_a_table_in_memory_has_a_schema_too():
+    schema = Schema.infer(pa.table({"label": [0, 1] * 60, "shop": ["a", "b", "c"] * 40, "age": [0.5, 7.25] * 60}))
+    assert schema.feature_names == ["shop"] and [feature.name for feature in schema.dense] == ["age"]
+
+
+def test_a_file_without_names_of_columns_is_refused_with_its_first_lines(tmp_path: Path):
+    (tmp_path / "log.csv").write_text("1,2.5,a\n0,3.5,b\n")
+    done = run_program("nasrec", "prepare", "init", "--source", tmp_path / "log.csv")
+    assert done.returncode == 2
+    assert "line 1 holds ['1', '2.5'], which look like values" in done.stderr and "1,2.5,a" in done.stderr
