@@ -165,8 +165,8 @@ def _label(
             raise ValueError(
                 f"label '{name}': {rate:.0%} of its numbers are above {label_above}; both kinds are needed"
             )
-        shares = ((f"at most {label_above:g}", 1 - rate), (f"above {label_above:g}", rate))
-        return {"label_above": float(label_above)}, shares, labels
+        above = ((f"at most {label_above:g}", 1 - rate), (f"above {label_above:g}", rate))
+        return {"label_above": float(label_above)}, above, labels
     counts = {
         entry["values"]: entry["counts"] for entry in words.value_counts().to_pylist() if entry["values"] is not None
     }

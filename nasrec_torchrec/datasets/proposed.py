@@ -115,7 +115,7 @@ def _entry(choice: Choice) -> str:
     feature = choice.feature
     assert feature is not None
     if isinstance(feature, DenseFeature):
-        settings = {"name": feature.name, "transform": feature.transform}
+        settings: dict[str, Any] = {"name": feature.name, "transform": feature.transform}
     else:
         settings = {"name": feature.name, "ids": feature.ids}
         settings |= _differing(feature, SparseFeature(feature.name, feature.num_embeddings, feature.ids))

@@ -69,7 +69,7 @@ def test_a_label_that_does_not_say_what_a_click_is_is_refused(labels: list[str],
 
 
 def test_a_table_in_memory_has_a_schema_too():
-    schema = Schema.infer(pa.table({"label": [0, 1] * 60, "shop": ["a", "b", "c"] * 40, "age": [0.5, 7.25] * 60}))
+    schema = Schema.infer(pa.table({"label": [0, 1] * 60, "shop": ["a", "b", "c"] * 40, "age": [0.5, 7.25, 3.5] * 40}))
     assert schema.feature_names == ["shop"] and [feature.name for feature in schema.dense] == ["age"]
 
 
