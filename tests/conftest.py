@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,6 +11,12 @@ settings.register_profile(
     "default", deadline=None, max_examples=30, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("default")
+
+
+# What a forked process need not import again. It counts until the fork server starts, see support.run_program.
+multiprocessing.set_forkserver_preload(
+    [f"nasrec_torchrec.{name}" for name in ("cli.main", "training.trainer", "search.workers", "inference.exporting")]
+)
 
 
 @pytest.fixture(autouse=True)

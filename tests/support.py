@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +154,8 @@ def in_step(trainer: Any, step: int, act: Callable[[torch.Tensor], object]) -> N
 
 
 def forked() -> BaseContext:
-    """Starts processes at once: forked from one without threads that has the slow imports behind it."""
-    context = mp.get_context("forkserver")
-    modules = ["cli.main", "training.trainer", "search.workers", "inference.exporting"]
-    context.set_forkserver_preload([f"nasrec_torchrec.{module}" for module in modules])
-    return context
+    """Starts processes at once: forked from one without threads that has made the slow imports, see conftest.py."""
+    return mp.get_context("forkserver")
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -257,6 +255,7 @@ def run_program(*words: object) -> Done:
     program, *rest = map(str, words)
     out, err = io.StringIO(), io.StringIO()
     code = 0
+    ensure_running()  # with the imports of conftest.py, before the program asks for fewer
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         try:
             if program == "nasrec":

@@ -1,4 +1,4 @@
-"""The command ``nasrec``: finds a job's program and hands it the rest of the command line."""
+"""The command ``nasrec``, which finds the program of a job and passes it the rest of the command line."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from nasrec_torchrec import __version__
 from nasrec_torchrec.cli.flags import nearest
 from nasrec_torchrec.cli.program import Program, fail
 
-# Each is a module beside this one; it is imported when it is asked for.
+# Each is a module beside this one, which is imported when the job is chosen.
 JOBS = {
     "auto": "find the best model for a prepared data set within a budget of seconds",
     "prepare": "prepare raw click logs: schema, manifest, and Parquet files of each split",
@@ -19,9 +19,9 @@ JOBS = {
     "export": "compile a trained model into a package that scores without this project",
     "score": "score the rows of files with a package",
     "serve": "serve a package over HTTP",
-    "status": "show where trainings stand",
+    "status": "show the status of trainings",
     "report": "show a search, with its finalists beside the supernet's predictions, as one page",
-    "doctor": "check that torch, TorchRec and FBGEMM belong together",
+    "doctor": "check that torch, TorchRec and FBGEMM match",
     "demo": "run everything end to end on MovieLens-100K",
 }
 
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Runs ``nasrec``.
 
     Args:
-        words: of the command line, without the program's name; unset, those of this process.
+        words: words of the command line without the program's name; if unset, those of this process.
     """
     words = sys.argv[1:] if words is None else words
     if words and words[0] == "--version":
@@ -44,9 +44,9 @@ def start(job: str, name: str, words: Sequence[str]) -> None:
     """Runs one job's program.
 
     Args:
-        job: which one, of :data:`JOBS`.
-        name: what the user calls it, for the help.
-        words: of the command line, behind the name.
+        job: name of the job, one of :data:`JOBS`.
+        name: name by which the user calls it, for the help.
+        words: words of the command line after the name.
     """
     programs = programs_of(job)
     if "" in programs:
@@ -59,14 +59,14 @@ def start(job: str, name: str, words: Sequence[str]) -> None:
 
 
 def programs_of(job: str) -> Mapping[str, Program]:
-    """The programs of a job by their subcommand; a job without subcommands has one, under an empty name."""
+    """Returns the programs of a job by subcommand; a job without subcommands has one under an empty name."""
     module = import_module(f"nasrec_torchrec.cli.{job}")
     programs: Mapping[str, Program] = getattr(module, "PROGRAMS", None) or {"": module.PROGRAM}
     return programs
 
 
 def _choose(name: str, words: Sequence[str], known: Mapping[str, str], about: str) -> str:
-    """The subcommand that comes first; prints the list of them where it is asked for."""
+    """Returns the subcommand, which is the first word; prints the list of subcommands if that is asked for."""
     if not words or words[0] in ("-h", "--help"):
         width = max(map(len, known))
         print(f"usage: {name} COMMAND [flags]\n\n{about}\n\nCommands:")

@@ -1,10 +1,12 @@
-"""What every program shares: its command line, errors in one line, an interruption that says how to resume."""
+"""What all programs share: the command line, one-line errors, and a message on how to resume after Ctrl-C."""
 
 import importlib
 import inspect
 import logging
+import multiprocessing
 import os
 import re
+import shlex
 import sys
 import textwrap
 import warnings
@@ -24,7 +26,7 @@ from nasrec_torchrec.search_space import SearchSpace
 # Exit code of a program that was interrupted with Ctrl-C, as a shell reports it.
 INTERRUPTED = 130
 _EVERY = "Every program"
-# Flags that every program has, beside those that its parser brings.
+# Flags that every program has, in addition to those of the parser.
 SHARED_FLAGS = (
     Flag("plugins", tuple[str, ...], False, (), "Python modules to import first, with operators of your own", _EVERY),
     Flag(
@@ -42,8 +44,8 @@ class Program:
     """A job and its command line.
 
     Args:
-        function: does the job. Its parameters become flags, and so do the fields of those that are dataclasses; a
-            positional-only parameter is an argument without a name. The help comes from the docstrings.
+        function: function that does the job. Its parameters become flags, and so do the fields of dataclasses among
+            them; a positional-only parameter is an argument without a name. The docstrings become the help.
         example: a command line to show below the flags.
         groups: titles of groups of flags in the help, and the names of the flags in each.
         show: makes the text to print of what the function returns; None prints nothing.
@@ -76,15 +78,15 @@ class Program:
 
     @property
     def summary(self) -> str:
-        """The first sentence of what the program says about itself."""
+        """The first sentence of the program's description."""
         return summary_of(self.function).split("\n\n")[0].partition(". ")[0].rstrip(".")
 
     def main(self, name: str, words: Sequence[str]) -> None:
-        """Parses a command line and does the job; wrong input ends in one line and exit code 2.
+        """Parses a command line and does the job; wrong input ends in a one-line error and exit code 2.
 
         Args:
-            name: what the user calls the program.
-            words: of the command line, without the program's name.
+            name: name by which the user calls the program.
+            words: words of the command line without the program's name.
         """
         flags = [*self.flags, *SHARED_FLAGS]
         parser = self._parser(name, flags)
@@ -102,7 +104,7 @@ class Program:
         values.pop("config")
         quiet_libraries()
         try:
-            result = self._call(flags, values, parser.dump(parsed))
+            result = self._call(flags, values, parser.dump(parsed), shlex.join([*name.split(), *words]))
             if result is not None and self.show is not None:
                 print(self.show(result), flush=True)
         except ValueError as error:
@@ -115,9 +117,11 @@ class Program:
                 print(f"\ninterrupted; {self.resume}", file=sys.stderr)
             sys.exit(INTERRUPTED)
 
-    def _call(self, flags: Sequence[Flag], values: dict[str, Any], settings: str) -> Any:
+    def _call(self, flags: Sequence[Flag], values: dict[str, Any], settings: str, command: str) -> Any:
         if self.needs_torch:
             importlib.import_module("nasrec_torchrec.environment").require()
+            # The process is ours, unlike in a notebook: a background reader of rows then starts at once in each epoch.
+            multiprocessing.set_forkserver_preload(["nasrec_torchrec.datasets.reader"])
         from nasrec_torchrec.runs.paths import register_handlers, to_path
         from nasrec_torchrec.runs.record import COMMAND
 
@@ -138,11 +142,11 @@ class Program:
             values.pop(_SPACE)
         arguments |= values
         positional = [arguments.pop(flag.name) for flag in flags if flag.positional]
-        COMMAND.config = settings if self.records else ""
+        COMMAND.text, COMMAND.config = command, settings if self.records else ""
         try:
             return self.function(*positional, **arguments)
         finally:
-            COMMAND.config, COMMAND.plugins = "", ()
+            COMMAND.text, COMMAND.config, COMMAND.plugins = "", "", ()
 
     def _parser(self, name: str, flags: Sequence[Flag]) -> "_Parser":
         required = [flag.metavar if flag.positional else f"--{flag.name} {flag.metavar}" for flag in _required(flags)]
@@ -169,16 +173,16 @@ class Program:
 
 
 def run(function: Callable[..., Any]) -> None:
-    """Runs a function as a program on this process's command line; for scripts such as benchmarks.
+    """Runs a function as a program with this process's command line; scripts such as benchmarks use it.
 
     Args:
-        function: becomes a command line as in :class:`Program`.
+        function: function that becomes a program as in :class:`Program`.
     """
     Program(function).main(Path(sys.argv[0]).name, sys.argv[1:])
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the program as wrong input does: one line and exit code 2."""
+    """Ends the program as wrong input does: with a one-line error and exit code 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
@@ -189,7 +193,7 @@ def as_json(result: Any) -> str:
 
 
 def quiet_libraries() -> None:
-    """TorchRec and torch.distributed warn on every start of things that a user cannot act upon."""
+    """Silences warnings of TorchRec and torch.distributed that a user cannot act upon."""
     for name in ("torchrec", "torch.fx", "torch.distributed", "jsonargparse"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|torchrec|torchmetrics|fbgemm_gpu|copyreg)(\..*)?$")
@@ -197,7 +201,7 @@ def quiet_libraries() -> None:
 
 
 class _Parser(ArgumentParser):
-    """jsonargparse's parser, with its messages in words that do not need Python."""
+    """jsonargparse's parser with messages that need no knowledge of Python."""
 
     flags: Mapping[str, Flag]
 
@@ -223,7 +227,7 @@ class _Parser(ArgumentParser):
 
 
 class _Formatter(RawDescriptionHelpFormatter):
-    """Paragraphs as wide as the terminal; examples stay as they are."""
+    """Wraps paragraphs to the width of the terminal; examples stay as they are."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=min(120, _columns()))
@@ -245,7 +249,7 @@ def _required(flags: Sequence[Flag]) -> list[Flag]:
 
 
 def _parsed_type(flag: Flag) -> Any:
-    """What jsonargparse is told; paths stay text until the job runs."""
+    """Returns the type for jsonargparse; paths stay text until the job runs."""
     kind = str if flag.kind is Path else tuple[str, ...] if flag.element is Path else flag.kind
     return kind | None if flag.optional else kind
 
@@ -257,7 +261,7 @@ def _parsed_default(flag: Flag) -> Any:
 
 
 def _import(plugin: str) -> None:
-    # `nasrec` does not look into the current folder as `python -m` does.
+    # Unlike `python -m`, `nasrec` does not search the current folder by itself.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

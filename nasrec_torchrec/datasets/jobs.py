@@ -89,8 +89,8 @@ def prepare(
         source: files, patterns with * and URIs, several separated by commas; .gz is compressed text.
         schema: JSON or YAML file with the schema.
         out: folder that receives the data set.
-        text: how lines of text become columns, where that differs from what the schema says.
-        split: how the rows are divided into train, validation and test, where that differs from what the schema says;
+        text: how lines of text become columns, if that differs from what the schema says.
+        split: how the rows are divided into train, validation and test, if that differs from what the schema says;
             a SplitConfig replaces all that it says.
         config: how the work is done.
 
@@ -98,7 +98,7 @@ def prepare(
         The folder, the number of rejected rows, and rows, positives and files of each split.
 
     Raises:
-        ValueError: when a file, the schema or too many rows cannot be used.
+        ValueError: If a file, the schema or too many rows cannot be used.
 
     Example::
 
@@ -262,20 +262,21 @@ def describe(
         folder: folder of a prepared data set.
         split: split whose columns are measured.
         top: number of the most frequent values to print of each feature.
-        picture: PNG file to write; unset, statistics.png in the folder.
+        picture: PNG file to write; if unset, statistics.png in the folder.
 
     Returns:
         A table as text, and the file with the picture.
 
     Raises:
-        ValueError: when the data set is incomplete or differs from its checksums.
+        ValueError: If the data set is incomplete or differs from its checksums.
     """
+    from nasrec_torchrec.datasets.prepared import PICTURE
     from nasrec_torchrec.datasets.statistics import measure
     from nasrec_torchrec.runs.paths import to_path
 
     folder = to_path(folder)
     measured = measure(folder, split, top)
-    return measured.text(), measured.draw(folder / "statistics.png" if picture is None else to_path(picture))
+    return measured.text(), measured.draw(folder / PICTURE if picture is None else to_path(picture))
 
 
 def _prepare(raw: "RawData", out: Path | str, config: PreparationConfig) -> dict[str, Any]:

@@ -11,7 +11,6 @@ takes equally many rows from each stream. A rank serves whole streams. Therefore
 """
 
 import math
-import multiprocessing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -333,9 +332,8 @@ class TrainingReader:
         if not self.background:
             yield from plan.batches()
             return
-        # A fork would copy the locks that other threads of this process hold. A fork server that has imported
-        # everything forks quickly and has no such threads.
-        multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
+        # A fork would copy the locks that other threads of this process hold; a fork server has no such threads. Our
+        # programs let it import this module once, see cli/program.py; otherwise each epoch waits for the imports.
         loader = DataLoader(
             plan,
             batch_size=None,

@@ -21,7 +21,7 @@ from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.stored import load_model, read_description
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import read_text, write_text
-from nasrec_torchrec.runs.names import ARCHITECTURES, METRICS
+from nasrec_torchrec.runs.names import ARCHITECTURES, METRICS, REPORT
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig
 from nasrec_torchrec.search.cost import model_multiply_adds
 from nasrec_torchrec.search_space import SearchSpace
@@ -37,7 +37,7 @@ LEARNING_RATES = (0.1, 0.2)
 
 
 def run_demo(out: Path, ranks: int, seed: int) -> list[dict[str, Any]]:
-    """The demo; see :func:`nasrec_torchrec.demo.run`."""
+    """Runs the demo; see :func:`nasrec_torchrec.demo.run`."""
     started = time.perf_counter()
     data = out / "data"
     print(json.dumps(datasets.prepare_movielens100k(data, overwrite=True)), flush=True)
@@ -116,7 +116,7 @@ def table_row(title: str, run_dir: Path, data: Path) -> dict[str, Any]:
 
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as Markdown, which a terminal shows well too."""
+    """Returns the rows as Markdown, which a terminal shows well too."""
 
     def spread(values: Sequence[float]) -> str:
         return f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}"
@@ -140,7 +140,7 @@ def write_report(out: Path, table: str) -> None:
     assert isinstance(winner, Architecture)
     write_text(out / "nasrecnet" / "architecture.svg", to_svg(winner))
     write_text(
-        out / "report.html",
+        out / REPORT,
         f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>NASRec on MovieLens-100K</title>
 <style>body{{font-family:sans-serif;max-width:1100px;margin:2em auto}}img{{max-width:100%}}</style></head><body>

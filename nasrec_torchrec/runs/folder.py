@@ -1,10 +1,11 @@
-"""Whose a folder is: what a program may overwrite and remove, and how a whole folder takes the place of another.
+"""Ownership of folders: what a program may overwrite and remove, and how one folder replaces another.
 
-A marker file says that we wrote a folder, and which files in it. Only those are ever removed or replaced. Folders are
+A marker file says that we wrote a folder, and which of its files. Only those are ever removed or replaced. A folder is
 written in one of two ways:
 
-- *in place*, file by file (a training, a search): :func:`claim` it first; ours are the names in :data:`IN_PLACE`;
-- *whole* (a package, a data set): :func:`check_replaceable` first, fill a folder beside it, :func:`replace_folder`.
+- *in place*, file by file (a training, a search): :func:`claim` it first; the names in :data:`IN_PLACE` are ours;
+- *as a whole* (a package, a data set): call :func:`check_replaceable`, fill a folder beside it, and call
+  :func:`replace_folder`.
 """
 
 import json
@@ -50,22 +51,22 @@ IN_PLACE: dict[str, tuple[str, ...]] = {
         f"{names.RACE_TREE}/*",
         *(f"{names.CHECKPOINTS}/{names.BEST}", f"{names.CHECKPOINTS}/step-????????/*"),
     ),
-    "scores": ("part-??????.parquet", "_part-??????.rejects", "_rejects.jsonl", names.CONFIG),
 }
 
 
 def claim(folder: Path, kind: str, alone: bool = True) -> None:
-    """Makes a folder one that this program writes in place; to be called while its lock is held.
+    """Marks a folder as one that this program writes in place. The caller must hold its lock.
 
-    Files that it will never write may lie there, and stay. What killed processes left half written is removed.
+    The folder may hold files that this program never writes; they stay. Half-written files of killed processes are
+    removed.
 
     Args:
-        folder: created unless it is there.
+        folder: folder to claim; created if it does not exist.
         kind: one of :data:`IN_PLACE`.
-        alone: no other process writes there; else its half-written files stay, and no lock is needed.
+        alone: whether no other process writes there; otherwise half-written files stay, and no lock is needed.
 
     Raises:
-        ValueError: when it is marked as something else, or holds what would be overwritten and was not written by us.
+        ValueError: If it is marked as something else, or holds what would be overwritten and was not written by us.
     """
     if _owner(folder) == kind:
         if alone:
@@ -81,10 +82,10 @@ def claim(folder: Path, kind: str, alone: bool = True) -> None:
 
 
 def clear(folder: Path, kind: str) -> None:
-    """Removes what this program wrote into a folder of a kind, and the folder unless something else lies in it.
+    """Removes the files that this program wrote into a folder, and the folder if nothing else is in it.
 
     Raises:
-        ValueError: when the folder holds files and is not marked as of this kind.
+        ValueError: If the folder holds files and is not marked as of this kind.
     """
     check_replaceable(folder, kind)
     for file in _ours(folder):
@@ -94,17 +95,17 @@ def clear(folder: Path, kind: str) -> None:
 
 
 def promote(source: Path, target: Path) -> None:
-    """Moves the files of a training that is kept up into the folder of all trainings; can be repeated when killed.
+    """Moves the files of the training to keep up into the folder of all trainings; it can be repeated after a kill.
 
-    What an earlier training left there is removed, and what others put there stays.
+    Files of an earlier training there are removed, and files of others stay.
 
     Args:
         source: folder of the training.
-        target: folder above it, claimed as ours.
+        target: folder above it, which must be claimed.
     """
     checkpoints = source / names.CHECKPOINTS
     if checkpoints.exists():
-        # Files of others move over first, so that the whole folder can take the other one's place in one step.
+        # Files of others move over first, so that one rename replaces the whole folder.
         for file in list(walk(target / names.CHECKPOINTS)):
             if not _matches(f"{names.CHECKPOINTS}/{file}", IN_PLACE["training"]) and not is_temporary(file):
                 move(target / names.CHECKPOINTS / file, checkpoints / file)
@@ -116,7 +117,7 @@ def promote(source: Path, target: Path) -> None:
 
 
 def remove_checkpoints(run_dir: Path) -> None:
-    """Removes the checkpoints of a training, and nothing else that lies there."""
+    """Removes the checkpoints of a training, and nothing else in its folder."""
     folder = run_dir / names.CHECKPOINTS
     for path in folder.glob(names.CHECKPOINT_PATTERN):
         remove(path)
@@ -125,10 +126,10 @@ def remove_checkpoints(run_dir: Path) -> None:
 
 
 def check_replaceable(folder: Path, kind: str) -> None:
-    """Whether a folder may be replaced by one of a kind: it is not there, it is empty, or we wrote one of this kind.
+    """Checks that a folder may be replaced: it does not exist, it is empty, or this program wrote one of the same kind.
 
     Raises:
-        ValueError: otherwise.
+        ValueError: If it may not.
     """
     if folder.is_file():
         raise ValueError(f"{folder}: expected a folder, found a file in its place")
@@ -144,19 +145,19 @@ def check_replaceable(folder: Path, kind: str) -> None:
 
 
 def replace_folder(source: Path, target: Path, kind: str, last: str) -> None:
-    """Puts a complete local folder in the place of another one; to be called while the source's lock is held.
+    """Replaces a folder by a complete local one. The caller must hold the lock of the source.
 
-    Files in the target that this program did not write stay. A process that is killed in between leaves nothing that
-    :func:`recover`, which every start calls, does not put right.
+    Files in the target that this program did not write stay. If the process is killed in between, :func:`recover`,
+    which every start calls, completes or reverts the replacement.
 
     Args:
-        source: filled folder; beside the target unless that is remote. It is gone afterwards.
-        target: its new place.
-        kind: for the marker, such as ``package``.
+        source: complete folder, beside the target unless that is remote. It no longer exists afterwards.
+        target: its new path.
+        kind: kind of folder that the marker records, such as ``package``.
         last: name of the file by which a folder counts as complete.
 
     Raises:
-        ValueError: see :func:`check_replaceable`.
+        ValueError: If the target may not be replaced, see :func:`check_replaceable`.
     """
     check_replaceable(target, kind)
     files = sorted(set(_files(source)))
@@ -172,7 +173,7 @@ def replace_folder(source: Path, target: Path, kind: str, last: str) -> None:
 
 
 def recover(target: Path) -> None:
-    """Finishes, or takes back, a :func:`replace_folder` that was killed."""
+    """Completes or reverts a :func:`replace_folder` that was killed."""
     if is_remote(target) or not (aside := _aside(target)).exists():
         return
     if not target.exists():
@@ -205,7 +206,7 @@ def remove_empty(folder: Path) -> None:
 
 def _upload_folder(source: Path, target: Path, kind: str, files: list[str], last: str) -> None:
     old = _ours(target) if _owner(target) else []
-    # Whoever is killed here has left a folder that is ours and not complete.
+    # A process that is killed from here on leaves a folder that is ours and incomplete.
     (target / last).unlink(missing_ok=True)
     _mark(target, kind, sorted({*old, *files}))
     for file in set(old) - set(files):
@@ -228,7 +229,7 @@ def _mark(folder: Path, kind: str, files: list[str] | None = None) -> None:
 
 
 def _read_marker(folder: Path) -> dict[str, Any]:
-    """What the marker says; empty where there is none."""
+    """Returns the content of the marker; empty if there is none."""
     file = folder / names.MARKER
     if not file.is_file():
         return {}
@@ -260,7 +261,7 @@ def _refuse_other_kind(folder: Path, kind: str) -> None:
 
 
 def _ours(folder: Path) -> list[str]:
-    """The files of a marked folder that this program wrote and that are there."""
+    """Returns the existing files of a marked folder that this program wrote."""
     marker = _read_marker(folder)
     if "files" in marker:
         return [name for name in marker["files"] if (folder / name).is_file()]
@@ -268,7 +269,7 @@ def _ours(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Paths below a folder of all files but markers, locks and leftovers of killed writers."""
+    """Yields the paths of all files below a folder except markers, locks and leftovers of killed writers."""
     for file in walk(folder):
         name = PurePosixPath(file).name
         if name not in (names.MARKER, names.LOCK) and not is_temporary(name):

@@ -1,10 +1,8 @@
-"""What a folder says about the run that filled it: enough to repeat it."""
+"""The record of a run in its folder: enough to repeat it."""
 
 import os
-import shlex
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,15 +20,15 @@ from nasrec_torchrec.runs.redaction import redact
 
 @dataclass
 class Command:
-    """The command line of this process.
+    """The command line of the program that runs in this process, if any.
 
     Args:
-        text: as it was given.
-        config: all its flags with their values as YAML, which ``--config`` reads; empty where no program was started.
+        text: command line as the user gave it; empty if a job was called from Python.
+        config: all flags with their values as YAML, which ``--config`` reads; empty if a job was called from Python.
         plugins: modules of the user that were imported.
     """
 
-    text: str = shlex.join(sys.orig_argv)
+    text: str = ""
     config: str = ""
     plugins: tuple[str, ...] = ()
 
@@ -40,13 +38,13 @@ COMMAND = Command()
 
 
 def record_start(folder: Path, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Writes ``config.yaml``, with which ``--config`` repeats the run, and returns what else to know of its start.
+    """Writes ``config.yaml``, with which ``--config`` repeats the run, and returns further facts about its start.
 
-    To be called by one rank, when the settings were accepted. Secrets are left out of both.
+    Only one rank calls it, after the settings were accepted. Secrets are left out of both.
 
     Args:
-        folder: of the run.
-        settings: to write where no program was started.
+        folder: run folder.
+        settings: settings to write if the job was called from Python.
     """
     facts = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -67,7 +65,7 @@ def record_start(folder: Path, settings: Mapping[str, Any] | None = None) -> dic
 
 
 def _commit() -> str | None:
-    """The commit of this code, with a + where files were changed since; None outside of a checkout."""
+    """Returns the commit of this code, with a + if files have changed since; None outside of a checkout."""
     here = Path(__file__).parent
     try:
         found = subprocess.run(

@@ -1,18 +1,14 @@
-"""Pareto fronts, the values that no other value dominates (K. Deb et al., "A fast and elitist multiobjective genetic
-algorithm: NSGA-II", IEEE Transactions on Evolutionary Computation 6 (2), 2002)."""
+"""Pareto fronts: the values that no other value dominates, where lower is better (K. Deb et al., "A fast and elitist
+multiobjective genetic algorithm: NSGA-II", IEEE Transactions on Evolutionary Computation 6 (2), 2002)."""
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import optuna
 from optuna.trial import create_trial
 
 Values = tuple[float, ...]
-
-
-def dominates(one: Values, other: Values) -> bool:
-    """Returns whether ``one`` is worse in no value and better in at least one; lower is better."""
-    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
 
 
 def first_front(values: Sequence[Values]) -> list[int]:
@@ -24,12 +20,17 @@ def first_front(values: Sequence[Values]) -> list[int]:
 
 def fronts(values: Sequence[Values]) -> list[list[int]]:
     """Returns positions by front: the first front is nondominated, the next one only by the first, and so on."""
-    left = list(range(len(values)))
+    if not values:
+        return []
+    table = np.array(values)
+    no_worse = np.all(table[:, None] <= table[None], axis=-1)
+    dominated = no_worse & ~no_worse.T  # [i, j]: by i, which is no worse than j and not equal to it
+    left = np.arange(len(table))
     result = []
-    while left:
-        front = [i for i in left if not any(dominates(values[j], values[i]) for j in left)]
-        result.append(front)
-        left = [i for i in left if i not in set(front)]
+    while len(left):
+        beaten = np.any(dominated[np.ix_(left, left)], axis=0)
+        result.append(left[~beaten].tolist())
+        left = left[beaten]
     return result
 
 

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from support import SMALL_SPACE, make_click_files, make_schema, run_ranks
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torchrec.distributed.planner import EmbeddingShardingPlanner
 
 from nasrec_torchrec.distributed import sharding
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
@@ -37,14 +39,16 @@ def _train(kind: str, sharding_type: str | None, run_dir: str) -> dict[str, floa
     trainer = Trainer(description, config, Path(run_dir), torch.device("cpu"))
     expected_bytes = []
 
-    def count(*_: object) -> None:
+    def count(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if not isinstance(optimizer, ActiveSliceAdagrad):
+            return
         active = [view for _, view in trainer.model.interaction_arch.active_parameters()]
         expected_bytes.append(
             sum(p.grad.numel() * 4 for p in active if p.grad is not None) - trainer.step.bytes_reduced
         )
 
     if kind == "supernet":
-        trainer.step.dense_optimizer._optimizer.register_step_pre_hook(count)
+        register_optimizer_step_pre_hook(count)
     trainer.train(make_click_files(SCHEMA, 1000))
     metrics = trainer.evaluate(make_click_files(SCHEMA, 333, seed=5))
     return {
@@ -115,7 +119,7 @@ def _plan_of_rank_0(folder: str, memory: int) -> str:
         assert dist.get_rank() == 0, "another rank could plan otherwise"
         return original(*arguments)
 
-    original, sharding._plan = sharding._plan, plan
+    original, EmbeddingShardingPlanner.plan = EmbeddingShardingPlanner.plan, plan
     sharding.rank_memory = lambda _: memory
     try:
         trainer = Trainer(

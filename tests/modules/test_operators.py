@@ -114,16 +114,17 @@ def test_attention_says_which_embedding_dim_it_needs():
 
 @pytest.mark.parametrize("scale", (0.1, 1.0, 5.0, 50.0))
 @pytest.mark.parametrize("embedding_dim", (8, 16, 32))
-def test_attention_for_compilers_is_attention(scale: float, embedding_dim: int):
+def test_attention_for_compilers_is_attention(scale: float, embedding_dim: int, monkeypatch: pytest.MonkeyPatch):
     """Also where the scores of a query lie far apart; where they are absurd it stays finite."""
-    torch.manual_seed(0)
-    operator = Attention(BlockShape({}, {}, {}, {"0": 5}, embedding_dim), 20)
+    shape = BlockShape({}, {}, {}, {"0": 5}, embedding_dim)
+    operator = Attention(shape, 20)
     torch.nn.init.normal_(operator.project_qkv.weight, std=scale / embedding_dim**0.5)
     torch.nn.init.normal_(operator.project_qkv.bias)
-    tokens_BEN = torch.randn(7, embedding_dim, 20)
+    inputs = _inputs(shape, 7)
     with torch.no_grad():
-        expected = operator._heads(tokens_BEN.transpose(1, 2).contiguous())
-        found = operator._heads_pairwise(tokens_BEN)
+        expected = operator(inputs)
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+        found = operator(inputs)
     assert found.isfinite().all()
     if scale <= 5:
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

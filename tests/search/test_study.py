@@ -24,6 +24,7 @@ from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvolutionConfig, Objective
 from nasrec_torchrec.search.evolution import evolve, one_by_one
 from nasrec_torchrec.search.pareto import fronts
+from nasrec_torchrec.search.storage import open_storage
 from nasrec_torchrec.search.study import CandidateStudy
 from nasrec_torchrec.search.workers import Worker
 
@@ -87,7 +88,7 @@ def test_candidates_come_back_as_they_were(storage: str):
     for candidate in added:
         study.add(candidate)
     assert open_study(storage).candidates == study.candidates == added
-    plain = optuna.load_study(study_name="search", storage=study._storage)
+    plain = optuna.load_study(study_name="search", storage=open_storage(storage))
     assert [trial.state.name for trial in plain.trials] == ["COMPLETE", "PRUNED"] * 10
 
 
@@ -96,13 +97,13 @@ def test_a_candidate_without_a_loss_is_a_failed_trial(storage: str):
     failed = make_candidate(SMALL_SPACE.sample(torch.Generator().manual_seed(0)), math.inf)
     study.add(failed)
     assert open_study(storage).candidates == [failed]
-    (trial,) = optuna.load_study(study_name="search", storage=study._storage).trials
+    (trial,) = optuna.load_study(study_name="search", storage=open_storage(storage)).trials
     assert trial.state.name == "FAIL" and trial.values is None and trial.user_attrs["loss"] is None
 
 
 def test_a_study_of_another_version_is_refused(tmp_path: Path):
-    study = open_study(tmp_path / "journal")
-    plain = optuna.load_study(study_name="search", storage=study._storage)
+    open_study(tmp_path / "journal")
+    plain = optuna.load_study(study_name="search", storage=open_storage(tmp_path / "journal"))
     plain.add_trial(optuna.trial.create_trial(value=0.5, user_attrs={"loss": 0.5}))
     with pytest.raises(ValueError, match=r"trial 0 was written by another version .*; choose another --out or --study"):
         open_study(tmp_path / "journal")
@@ -230,22 +231,32 @@ def test_the_first_batch_and_the_first_claim_count(storage: str):
         assert other.claim("x") is not None
 
 
-def test_claims_of_dead_workers_are_free(tmp_path: Path, monkeypatch):
-    study = open_study(tmp_path / "journal")
-    here = Worker(study._storage, "w", lease=0.6)
-    with here:
-        # Of another machine, as far as its lock tells.
-        there = Worker(study._storage, "w", lease=0.6)
-        monkeypatch.setattr("nasrec_torchrec.search.workers._died_here", lambda _: False)
-        with there:
-            assert there.claim("x") is not None
+def _hold(storage: Path, claimed: Connection) -> None:
+    with Worker(open_storage(storage), "w", lease=0.6) as worker:
+        claimed.send(worker.claim("x"))
+        time.sleep(600)
+
+
+def test_claims_of_workers_without_a_heartbeat_are_free(tmp_path: Path):
+    """A stopped process holds its lock, as one on another machine does as far as this one can tell."""
+    received, claimed = forked().Pipe(duplex=False)
+    there = forked().Process(target=_hold, args=(tmp_path / "journal", claimed))
+    there.start()
+    try:
+        assert received.recv() is not None
+        with Worker(open_storage(tmp_path / "journal"), "w", lease=0.6) as here:
             time.sleep(1.0)
             assert here.claim("x") is None, "it gave signs of life"
-            there._stopped.set()
-            there._thread.join()
+            os.kill(there.pid, signal.SIGSTOP)
             assert here.claim("x") is None
-            time.sleep(1.0)
-            assert here.claim("x") is not None
+            # A heartbeat that it was writing may still arrive.
+            deadline = time.monotonic() + 10
+            while here.claim("x") is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.7)
+    finally:
+        there.kill()
+        there.join()
 
 
 def _work(storage: str, found: Connection) -> None:
@@ -292,7 +303,7 @@ def test_two_workers_killed_again_and_again_lose_no_candidate(storage: str):
     # Both report the whole search, which is the one that a single worker would have made.
     assert found == [undisturbed] * 2
     study = open_study(storage)
-    trials = study._study.get_trials()
+    trials = optuna.load_study(study_name="search", storage=open_storage(storage)).trials
     assert len(trials) == len(study.candidates) == EVOLUTION.evaluations, "each candidate once"
     assert {candidate.architecture for candidate in study.candidates} == set(undisturbed)
     assert len({candidate.seconds for candidate in study.candidates}) >= 4, "several processes took part"
