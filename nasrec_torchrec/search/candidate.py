@@ -19,8 +19,8 @@ class Candidate:
     Args:
         architecture: the candidate.
         metrics: metrics on the validation rows that it has seen, with weights from the supernet.
-        loss: log loss on all validation rows. For a stopped candidate it is an estimate, the loss of its rival plus
-            their mean difference on the rows that the candidate has seen. It is infinite if it is not a number.
+        loss: log loss on all validation rows. For a candidate that has not seen all of them it is an estimate, the loss
+            of its rival plus their mean difference on the rows that it has seen. It is infinite if it is not a number.
         cost: cost of the interaction part.
         seconds: duration of the evaluation.
         stopped: whether the candidate lost its race before it had seen all rows.

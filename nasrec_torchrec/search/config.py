@@ -25,8 +25,14 @@ class EvaluationConfig:
         together: largest number of candidates in one pass over the rows. Blocks on which they agree are computed once.
         finetune_seed: seed of the fine-tuning rows and of the order of the validation rows. It is the same for every
             candidate.
+        finetune_rows: largest number of distinct rows among those of all steps, which take turns. The features of these
+            rows are computed once per candidate, which is what fine-tuning costs. If unset, every step has rows of its
+            own, as in the paper.
+        race_tolerance: standard error of a difference from the best one so far with which the loss of a candidate that
+            is not better is known well enough, so that it sees no more rows. With 0 every candidate sees all rows, as
+            in the paper. Only a loss that is minimized alone is raced for.
         race_confidence: confidence, such as 0.999, with which a candidate must be behind the best one so far to be
-            stopped early. If unset, every candidate sees all rows.
+            stopped early, however well its loss is known. If unset, no candidate is stopped.
         latency_batch_size: number of rows in the batch whose latency is measured.
         cache_precision: precision of the cached embeddings; bf16 halves their memory.
         cache_memory: bytes of embeddings that a rank keeps in memory. Further rows are mapped from a temporary file.
@@ -39,6 +45,8 @@ class EvaluationConfig:
     chunk_size: int = 1024
     together: int = 8
     finetune_seed: int = 0
+    finetune_rows: int | None = 65_536
+    race_tolerance: float = 2e-4
     race_confidence: float | None = None
     latency_batch_size: int = 512
     cache_precision: Precision = "fp32"
@@ -51,8 +59,17 @@ class EvaluationConfig:
                 raise ValueError(f"{name}: expected {least} or more, found {getattr(self, name)}")
         if not 0 < self.finetune_learning_rate < math.inf:
             raise ValueError(f"finetune_learning_rate: expected a positive number, found {self.finetune_learning_rate}")
+        if self.finetune_rows is not None and self.finetune_rows < 1:
+            raise ValueError(f"finetune_rows: expected 1 or more, found {self.finetune_rows}")
         if self.race_confidence is not None and not 0.5 < self.race_confidence < 1:
             raise ValueError(f"race_confidence: expected a number between 0.5 and 1, found {self.race_confidence}")
+        if not 0 <= self.race_tolerance < math.inf:
+            raise ValueError(f"race_tolerance: expected 0 or a positive number, found {self.race_tolerance}")
+
+    @property
+    def races(self) -> bool:
+        """Whether a candidate may be compared with the best one so far before it has seen all rows."""
+        return self.race_tolerance > 0 or self.race_confidence is not None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import hashlib
 import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -76,8 +77,12 @@ def search_supernet(
         SystemExit: after SIGTERM or Ctrl-C, when the candidates so far are in the study and in the report.
     """
     request = StopRequest()
-    if evaluation.race_confidence is not None and objective.names != ("log_loss",):
-        raise ValueError("race_confidence: candidates race for the loss alone, without trade_off and latency_target_us")
+    if objective.names != ("log_loss",):
+        if evaluation.race_confidence is not None:
+            raise ValueError(
+                "race_confidence: candidates race for the loss alone, without trade_off and latency_target_us"
+            )
+        evaluation = replace(evaluation, race_tolerance=0.0)
     if storage is None:
         require_local(out / JOURNAL, "storage: expected a database's URL, since no process can lock a remote file")
     # To drop what is in the storage is refused while others search.

@@ -28,7 +28,7 @@ from nasrec_torchrec.search.config import EvaluationConfig
 from nasrec_torchrec.search.cost import cost_in_supernet, measure_latency
 from nasrec_torchrec.search.cost_values import Latency
 from nasrec_torchrec.search.finetuning import finetune_last_layers
-from nasrec_torchrec.search.racing import behind, looks
+from nasrec_torchrec.search.racing import Verdict, judge, looks
 from nasrec_torchrec.search.rows import FinetuningRows, RowCache
 from nasrec_torchrec.search.sharing import SharedFeatures
 
@@ -112,20 +112,20 @@ class Evaluator:
         started = time.perf_counter()
         for architecture in architectures:
             self._arch.search_space.check(architecture)
-        rival = None if incumbent is None or self.config.race_confidence is None else incumbent.architecture
+        rival = None if incumbent is None or not self.config.races else incumbent.architecture
         self._tell((tuple(architectures), rival))
         found = self._evaluate(architectures, rival)
         seconds = (time.perf_counter() - started) / len(architectures)
         candidates = []
-        for architecture, (logits, labels, difference) in zip(architectures, found, strict=True):
+        for architecture, (logits, labels, verdict) in zip(architectures, found, strict=True):
             started = time.perf_counter()
             metrics = click_metrics(logits, labels)
-            loss = metrics.log_loss if difference is None or incumbent is None else incumbent.loss + difference
+            loss = metrics.log_loss if verdict is None or incumbent is None else incumbent.loss + verdict.difference
             counted = self.cost(architecture)
             latency = self.latency(architecture) if with_latency else None
             spent = seconds + time.perf_counter() - started
             loss = loss if math.isfinite(loss) else math.inf
-            stopped = difference is not None
+            stopped = verdict is not None and verdict.certain
             candidates.append(Candidate(architecture, metrics, loss, counted, spent, stopped, latency))
         return candidates
 
@@ -162,11 +162,11 @@ class Evaluator:
     @torch.no_grad()
     def _evaluate(
         self, architectures: Sequence[Architecture], rival: Architecture | None
-    ) -> list[tuple[Tensor, Tensor, float | None]]:
+    ) -> list[tuple[Tensor, Tensor, Verdict | None]]:
         """Returns each candidate's logits and labels of the validation rows of all ranks. This call is collective.
 
-        If a candidate loses its race, its logits and labels cover only the rows seen so far, and the third value is the
-        mean difference between the losses of the candidate and its rival. Otherwise this value is None.
+        If a race ended early, the candidate's logits and labels cover only the rows seen so far, and the third value
+        says why. Otherwise this value is None.
         """
         rows = self.validation_rows
         theirs = None if rival is None else self._losses_of(rival)
@@ -176,7 +176,7 @@ class Evaluator:
         ends = [len(rows)] if theirs is None else looks(len(rows))
         first = 0
         for look, end in enumerate(ends, start=1):
-            going = [index for index, race in enumerate(races) if race.difference is None]
+            going = [index for index, race in enumerate(races) if race.verdict is None]
             if not going:
                 break
             shared = SharedFeatures([subnets[index] for index in going])
@@ -186,20 +186,20 @@ class Evaluator:
                     races[index].parts.append(features @ weight + bias)
             first = end
             if theirs is not None and look < len(ends):
-                assert self.config.race_confidence is not None
                 for index in going:
                     losses = _row_losses(races[index].logits(rows.labels), rows.labels[:end])
-                    races[index].difference = behind(losses - theirs[:end], self.config.race_confidence)
+                    margins = self.config.race_tolerance, self.config.race_confidence
+                    races[index].verdict = judge(losses - theirs[:end], *margins)
         found = []
         for architecture, race in zip(architectures, races, strict=True):
             logits = race.logits(rows.labels)
             labels = rows.labels[: len(logits)]
-            if race.difference is None:
+            if race.verdict is None:
                 losses = _row_losses(logits, labels)
                 loss = float(sum_over_ranks(losses.double().sum())) / rows.total
                 if self._best is None or is_better(loss, self._best[1]):
                     self._best = architecture, loss, losses
-            found.append((gather_uneven(logits), gather_uneven(labels), race.difference))
+            found.append((gather_uneven(logits), gather_uneven(labels), race.verdict))
         return found
 
     def _losses_of(self, architecture: Architecture) -> Tensor:
@@ -213,10 +213,10 @@ class Evaluator:
 
 @dataclass
 class _Race:
-    """A candidate's logits so far, and by how much it is behind its rival once that is certain."""
+    """A candidate's logits so far, and why it sees no more rows."""
 
     parts: list[Tensor] = field(default_factory=list)
-    difference: float | None = None
+    verdict: Verdict | None = None
 
     def logits(self, like: Tensor) -> Tensor:
         return torch.cat(self.parts) if self.parts else like[:0]

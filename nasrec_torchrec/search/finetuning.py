@@ -1,7 +1,7 @@
 """Fine-tuning of a candidate's last layer (NASRec, section 4.2), whose inputs are computed once per candidate.
 
-A last layer is a logistic regression on known features. The paper takes steps of Adagrad. Newton's method needs a few
-products over far fewer rows, and stays as close to the supernet's weights as a ridge keeps it.
+The steps themselves cost little: what fine-tuning costs is the forward pass over its rows. A last layer is a logistic
+regression, but Newton's method orders candidates worse on as many rows (see docs/search.md).
 """
 
 from collections.abc import Sequence

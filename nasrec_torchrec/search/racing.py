@@ -1,7 +1,8 @@
-"""Races of a candidate against a rival: the candidate is stopped once it is almost certainly behind."""
+"""Races of a candidate against a rival: they end once it is almost certainly behind, or known well enough."""
 
 import math
 import statistics
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from nasrec_torchrec.distributed.gather import sum_over_ranks
 
 # Fractions of the validation rows after which a race is examined.
-_LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+_LOOKS = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4)
 # Fewer rows than this never stop a candidate, since their mean is not close enough to a normal distribution.
 _ENOUGH_ROWS = 500
 
@@ -23,15 +24,31 @@ def looks(rows: int) -> list[int]:
     return [math.ceil(share * rows) for share in (*_LOOKS, 1)]
 
 
-def behind(differences: Tensor, confidence: float) -> float | None:
-    """Returns by how much a candidate's mean loss exceeds its rival's, if that is certain. This call is collective.
+@dataclass(frozen=True)
+class Verdict:
+    """Why a candidate sees no more rows.
+
+    Args:
+        difference: by how much its mean loss exceeds its rival's on the rows that it has seen.
+        certain: whether it is behind with the required confidence. Otherwise the difference is known well enough.
+    """
+
+    difference: float
+    certain: bool
+
+
+def judge(differences: Tensor, tolerance: float, confidence: float | None) -> Verdict | None:
+    """Decides whether a candidate is worse than its rival, and by how much. This call is collective.
 
     Args:
         differences: loss of the candidate minus that of its rival, for each row of this rank.
-        confidence: required confidence that the candidate is worse, over all examinations of a race together.
+        tolerance: standard error of the mean difference at which it is known well enough; 0 for never.
+        confidence: required confidence that the candidate is worse, over all examinations of a race together; None if
+            certainty is no reason to end.
 
     Returns:
-        float | None: The mean difference over the rows of all ranks; None as long as it is not certain.
+        Verdict | None: The verdict over the rows of all ranks; None if more rows are needed. A candidate that seems to
+        be better always needs all rows.
     """
     values = differences.double()
     count, total, squares = sum_over_ranks(
@@ -41,6 +58,9 @@ def behind(differences: Tensor, confidence: float) -> float | None:
         return None
     mean = total / count
     error = math.sqrt(max(0.0, squares / count - mean * mean) / count)
-    # Every examination is another chance to be wrong.
-    quantile = statistics.NormalDist().inv_cdf(1 - (1 - confidence) / len(_LOOKS))
-    return mean if mean > quantile * error else None
+    if confidence is not None:
+        # Every examination is another chance to be wrong.
+        quantile = statistics.NormalDist().inv_cdf(1 - (1 - confidence) / len(_LOOKS))
+        if mean > quantile * error:
+            return Verdict(mean, certain=True)
+    return Verdict(mean, certain=False) if mean > 0 and error < tolerance else None

@@ -88,8 +88,12 @@ class RowCache:
         if not wanted:
             return None
         rank, ranks = rank_and_ranks()
-        epochs = -(-wanted // len(files))
-        drawn = torch.cat([torch.randperm(len(files), generator=generator) for _ in range(epochs)])
+        if config.finetune_rows is None or config.finetune_rows >= min(wanted, len(files)):
+            pool = torch.arange(len(files))
+        else:
+            pool = torch.randperm(len(files), generator=generator)[: config.finetune_rows]
+        epochs = -(-wanted // len(pool))
+        drawn = torch.cat([pool[torch.randperm(len(pool), generator=generator)] for _ in range(epochs)])
         rows, positions = drawn[:wanted].unique(return_inverse=True)
         steps = tuple(step[step % ranks == rank] // ranks for step in positions.split(config.finetune_batch_size))
         return FinetuningRows(self._look_up(files, rows, torch.arange(len(rows))), steps)

@@ -1,6 +1,7 @@
 """The benchmarks still run: each in its quick form, as docs/benchmarks.md names them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,14 @@ def test_kernels():
     for name in ("attention, 16 tokens", "attention, 64 tokens"):
         for direction in ("forward", "backward"):
             assert printed.count(f"\n{name}, {direction} ") == 1, printed
+
+
+@pytest.mark.slow
+def test_generation_cost():
+    printed = _run("generation_cost")
+    assert "4 children of 1 mutation(s), 256 + 2,000 rows" in printed
+    assert len(re.findall(r"^ +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+$", printed, re.MULTILINE)) == 4
+    assert re.search(r"^median: [\d.]+ times as fast", printed, re.MULTILINE)
 
 
 # What the benchmark uses of the research code.

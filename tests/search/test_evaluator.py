@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Hashable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -176,6 +177,35 @@ def test_races_stop_the_worse_and_estimate_their_loss():
     assert evaluator(incumbent.architecture, worst).loss == pytest.approx(incumbent.loss)
 
 
+def test_a_loss_that_is_known_well_enough_needs_no_more_rows():
+    files = make_click_files(make_schema(), 400), make_click_files(make_schema(), 8000, seed=1)
+    steps = {"finetune_steps": 12, "finetune_batch_size": 32}
+    whole = Evaluator(_supernet(), *files, EvaluationConfig(**steps, race_tolerance=0))
+    truth = {architecture: whole(architecture) for architecture in _architectures(25)}
+    best = min(truth.values(), key=lambda candidate: candidate.loss)
+    assert {whole(architecture, best).metrics.rows for architecture in _architectures(5)} == {8000}
+    rows = {}
+    for tolerance in (0.004, 0.012):
+        evaluator = Evaluator(_supernet(), *files, EvaluationConfig(**steps, race_tolerance=tolerance))
+        found = evaluator.several(list(truth), best)
+        for candidate in found:
+            expected = truth[candidate.architecture].loss
+            # Four standard errors, and none that is better than the rival misses a row.
+            assert not candidate.stopped and abs(candidate.loss - expected) < 4 * tolerance
+            assert candidate.metrics.rows == 8000 or candidate.loss > best.loss
+        rows[tolerance] = sum(candidate.metrics.rows for candidate in found)
+    assert rows[0.012] < rows[0.004] < 25 * 8000
+
+
+def test_steps_take_turns_on_few_distinct_rows(files):
+    few = Evaluator(_supernet(), *files, replace(CONFIG, finetune_rows=50)).finetuning_rows
+    own = Evaluator(_supernet(), *files, replace(CONFIG, finetune_rows=None)).finetuning_rows
+    assert few is not None and own is not None and len(few.cached) == 50 and len(own.cached) == 200
+    assert [len(step) for step in few.steps] == [len(step) for step in own.steps] == [32] * 12
+    counts = torch.cat(few.steps).bincount()
+    assert len(counts) == 50 and counts.min() >= 384 // 50 and counts.max() <= 384 // 50 + 1
+
+
 def test_a_candidate_without_a_loss_is_the_worst(files):
     supernet = _supernet()
     with torch.no_grad():
@@ -258,6 +288,8 @@ def test_the_fused_form_computes_the_same_faster_or_not():
     [
         ({"finetune_steps": -1}, "finetune_steps: expected 0 or more, found -1"),
         ({"race_confidence": 1.0}, "race_confidence: expected a number between 0.5 and 1, found 1.0"),
+        ({"race_tolerance": -1}, "race_tolerance: expected 0 or a positive number, found -1"),
+        ({"finetune_rows": 0}, "finetune_rows: expected 1 or more, found 0"),
         ({"cache_memory": -1}, "cache_memory: expected 0 or more"),
     ],
 )
