@@ -4,7 +4,6 @@ import hashlib
 import math
 import sys
 from dataclasses import asdict, replace
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
