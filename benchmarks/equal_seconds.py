@@ -99,7 +99,14 @@ def main(
             folder = out / f"{title.replace(', ', '-').replace(' ', '-')}-{seed}"
             runs[str(seed)] = procedure(folder, seed)
             write_text(file, json.dumps(found, indent=2))
-    print(table({title: runs for title, runs in found["shipped"].items() if runs}))
+    shipped = {title: runs for title, runs in found["shipped"].items() if runs}
+    print(table(shipped))
+    print("\nWhat each would have shipped, with its test log loss, and the seconds of training in each phase:\n")
+    for title, runs in shipped.items():
+        for seed, one in runs.items() if title != _TREE else ():
+            features = f" with {', '.join(one['features'])}" if one.get("features") else ""
+            spent = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in one["spent"].items())
+            print(f"- {title}, seed {seed}: {one['title']}{features}: {one['log_loss']:.4f} ({spent})")
 
 
 def table(shipped: dict[str, dict[str, dict[str, Any]]]) -> str:
