@@ -7,6 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nasrec_torchrec.datasets.config import SplitConfig
+from nasrec_torchrec.datasets.preparation import RawData, prepare
+from nasrec_torchrec.datasets.prepared import load_schema
 from nasrec_torchrec.datasets.schema import Schema, SparseFeature
 from nasrec_torchrec.search.race.features import Ranking, rank_features
 from nasrec_torchrec.search.race.leaks import signs
@@ -31,23 +34,26 @@ def _sampled(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return np.append(user, np.repeat(user, 2))[order], 1 + np.append(liked % 59, others)[order], label[order]
 
 
-def _write(folder: Path, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Schema:
-    table = pa.table(
-        {name: np.asarray(values, np.int32) for name, values in zip(("user", "item", "y"), rows, strict=True)}
-    )
-    for split, part in (("train", table[: _ROWS // 2]), ("validation", table[_ROWS // 2 :])):
-        (folder / split).mkdir(parents=True)
-        pq.write_table(part, folder / split / "0.parquet")
-    return Schema("y", (), (SparseFeature("user", 800), SparseFeature("item", 61)), 8)
+def _prepare(folder: Path, rows: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Schema:
+    table = pa.table(dict(zip(("user", "item", "y"), (np.asarray(values, np.int32) for values in rows), strict=True)))
+    half = _ROWS // 2
+    raw = folder.with_name(f"{folder.name}-raw")
+    raw.mkdir()
+    files = [str(raw / f"{split}.parquet") for split in ("train", "validation", "test")]
+    for file, part in zip(files, (table[:half], table[half:], table[half:]), strict=True):
+        pq.write_table(part, file)
+    sparse = tuple(SparseFeature(name, ids="dictionary") for name in ("user", "item"))
+    prepare(RawData(tuple(files), Schema("y", (), sparse, 8), split=SplitConfig("given")), folder)
+    return load_schema(folder)
 
 
 def _ranking(folder: Path, rows: tuple[np.ndarray, np.ndarray, np.ndarray], **flags: bool) -> Ranking:
-    schema = _write(folder, rows)
+    schema = _prepare(folder, rows)
     return rank_features(folder, schema, np.full(_ROWS // 2, -0.7), 3, 12, **flags)
 
 
 def test_histories_of_real_behaviour_are_chosen_without_a_warning(tmp_path: Path):
-    ranking = _ranking(tmp_path, _behaviour(np.random.default_rng(0)))
+    ranking = _ranking(tmp_path / "data", _behaviour(np.random.default_rng(0)))
     assert ranking.chosen[0].columns == ("user",) and ranking.left_out == ()
     assert all(ranked.certain_rows == 0 for ranked in ranking.chosen)
     assert Ranking.from_json(ranking.to_json()) == ranking
