@@ -137,3 +137,17 @@ def test_research_code(tmp_path: Path):
     command = [sys.executable, "benchmarks/research_code.py", "--checkout", str(tmp_path / "nasrec")]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert refused.returncode == 2 and "expected a clone of facebookresearch/NasRec" in refused.stderr
+
+
+@pytest.mark.slow
+def test_equal_seconds(tmp_path: Path):
+    flags = "--data", str(prepare_pairs(tmp_path / "data", 1500)), "--out", str(tmp_path / "out")
+    printed = _run("equal_seconds", *flags)
+    found = json.loads((tmp_path / "out" / "equal-seconds.json").read_text())["shipped"]
+    assert len(found) == 6
+    for title, runs in found.items():
+        assert set(runs) == {"0", "1"} and f"| {title} | " in printed
+        assert all(0 < one["log_loss"] < 2 for one in runs.values())
+    assert {row["source"] for row in found["baselines alone, tuned"]["0"]["sources"]} == {"baseline"}
+    # What is over is not repeated.
+    assert "step/s" not in _run("equal_seconds", *flags)

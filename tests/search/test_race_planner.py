@@ -15,6 +15,7 @@ from nasrec_torchrec.search.race.planner import Planner, finalists, winner
 from nasrec_torchrec.search.race.promotion import calibrated_shares, fidelity, kendall_tau, promotable, rung_epochs
 from nasrec_torchrec.search.race.recipe import Recipe, recipe_space, starting_recipes
 from nasrec_torchrec.search.race.replay import Curve, replay
+from nasrec_torchrec.search.race.sources import USUAL
 from nasrec_torchrec.search.race.surrogate import Surrogate
 from nasrec_torchrec.search.race.trial import Entry, Trial
 
@@ -70,12 +71,11 @@ def test_recipes_come_first_then_architectures_then_seeds():
     phases = [entry.trial.phase for entry in entries]
     assert phases == sorted(phases, key=["recipes", "architectures", "polish", "finals"].index)
     assert {entry.trial.interaction for entry in entries if entry.trial.phase == "recipes"} == {_DLRM}
-    # Every baseline is in, at the recipe that was best.
+    # Every usual baseline is in, at the recipe that was best.
     best = min((e for e in entries if e.trial.phase == "recipes"), key=lambda e: e.loss)
     raced = [entry.trial for entry in entries if entry.trial.phase == "architectures"]
-    assert {t.interaction.kind for t in raced if isinstance(t.interaction, Baseline)} == {
-        *("dlrm", "dcn", "deepfm", "mlp", "finalnet", "finalmlp")
-    }
+    kinds = {trial.interaction.kind for trial in raced if isinstance(trial.interaction, Baseline)}
+    assert kinds | {_DLRM.kind} >= set(USUAL)
     assert {trial.recipe for trial in raced} == {best.trial.recipe}
     sources = Counter(trial.source for trial in raced)
     assert {"random", "mutation"} <= set(sources)
@@ -87,11 +87,13 @@ def test_recipes_come_first_then_architectures_then_seeds():
 
 
 def test_only_the_chosen_sources_propose():
-    for chosen in (("random",), ("mutation", "random"), ()):
+    for chosen in (("random",), ("mutation", "random"), ("baseline",), ()):
         entries = replay(_planner(sources=chosen), _curve, trials=40)
         assert len(entries) == 40
+        kinds = {e.trial.interaction.kind for e in entries if isinstance(e.trial.interaction, Baseline)}
+        assert kinds > set(USUAL) - {"dlrm"} if "baseline" in chosen else kinds == {_DLRM.kind}
         drawn = {entry.trial.source for entry in entries if isinstance(entry.trial.interaction, Architecture)}
-        assert drawn - {"recipe"} == set(chosen)
+        assert drawn - {"recipe"} == set(chosen) - {"baseline"}
     with pytest.raises(ValueError, match=r"sources: expected any of .*'mutation'.*, found 'supernet'"):
         RaceConfig(sources=("supernet",))  # type: ignore[arg-type]
 
@@ -116,7 +118,7 @@ def test_a_budget_of_seconds_is_kept_and_more_of_it_is_better(budget: int):
     found = winner(entries)
     assert found is not None
     if budget == 1000:
-        less = winner(replay(_planner(trials=None, budget="200s"), _curve, seconds=200))
+        less = winner(replay(_planner(trials=None, budget="60s"), _curve, seconds=60))
         assert less is not None and _quality(found.trial) < _quality(less.trial)
 
 
@@ -137,13 +139,13 @@ def test_features_are_tried_and_kept_where_they_help():
 
 def test_rungs_are_where_losses_order_the_end():
     orderly = [_entry(n, *(n + 10.0 - epoch for epoch in range(10))) for n in range(5)]
-    assert set(fidelity(orderly).values()) == {1.0} and calibrated_shares(orderly) == (0.15,)
+    assert set(fidelity(orderly).values()) == {1.0} and calibrated_shares(orderly, False) == (0.15,)
     # Whoever leads before the eighth of ten epochs loses.
     late = [_entry(n, *(10.0 - n - e / 100 for e in range(7)), *(n / 10 - e / 100 for e in range(3))) for n in range(5)]
-    assert fidelity(late)[0.6] == -1 and fidelity(late)[0.8] == 1 and calibrated_shares(late) == (0.8,)
-    assert calibrated_shares(late[:3]) == (0.6,)  # not known yet
+    assert fidelity(late)[0.6] == -1 and fidelity(late)[0.8] == 1 and calibrated_shares(late, False) == (0.8,)
+    assert calibrated_shares(late[:3], True) == (0.6,) and calibrated_shares(late[:3], False) == (0.4,)  # not known yet
     flat = [_entry(n, *(10.0 - n for _ in range(8)), 1.0 + n, n / 10) for n in range(5)]
-    assert calibrated_shares(flat) == ()  # nothing may be dropped
+    assert calibrated_shares(flat, False) == ()  # nothing may be dropped
     assert rung_epochs(10, (0.15, 0.6)) == [2, 6] and rung_epochs(1, (0.6,)) == []
     assert kendall_tau([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
 
@@ -174,5 +176,5 @@ def test_the_surrogate_finds_what_the_trained_ones_have_in_common():
     assert surrogate is not None and Surrogate.fit(entries[:5]) is None
     architectures = [e.trial.interaction for e in entries if isinstance(e.trial.interaction, Architecture)]
     widths = {architecture.blocks[-1].dense_width for architecture in architectures}
-    found = surrogate.best(architectures)
-    assert found is not None and found.blocks[-1].dense_width == max(widths)
+    found = surrogate.ranked(architectures)[0]
+    assert found.blocks[-1].dense_width == max(widths)

@@ -8,7 +8,7 @@ from nasrec_torchrec.search_space import NASREC_2026, SearchSpace
 
 Phase = Literal["recipes", "features", "architectures", "polish", "finals"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-Source = Literal["random", "mutation", "surrogate"]
+Source = Literal["baseline", "random", "mutation", "surrogate"]
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 # Shares of the budget after which a phase ends.
@@ -20,32 +20,38 @@ class RaceConfig:
     """How a race spends its budget.
 
     Args:
-        budget: total wall-clock time, such as 90s, 5m, 2h or 1d, which all workers share.
+        budget: total time, such as 90s, 5m, 2h or 1d, which all workers share.
+        clock: clock of the budget: ``wall`` time, or the processor time (``cpu``) of one process, which compares races
+            fairly on a machine that also does other work.
         trials: number of trials that replaces the budget; with one worker the race is then reproducible.
         seed: seed of everything that is sampled.
         epochs: number of epochs of a full training; if unset, as many as the budget allows, between 2 and 20.
         reduction_factor: number of trials at a rung of which one is promoted.
         features: whether to propose crosses and statistics of the categorical features.
+        reversed_features: whether to propose histories even if their relation to the label is reversed in the
+            validation split, which gives away that negatives were sampled and rows were split at random.
         max_features: largest number of added features.
         candidate_features: largest number of sparse features of the data that are combined; those with the largest
             tables come first.
-        sources: sources of architectures besides the baselines: ``random``, ``mutation``, ``surrogate``; without any,
-            only the baselines are tuned.
+        sources: sources of models: ``baseline``, ``random``, ``mutation``, ``surrogate``. Recipes and features are
+            judged by a small DLRM in any case.
         finalists: number of models that are repeated with further seeds.
         final_seeds: number of seeds of every finalist.
         trees: whether to train LightGBM as a yardstick, which takes at most 6 % of the budget; if unset, it is trained
             if it is installed.
         step_limit: largest duration of a training step relative to the slowest baseline; a slower architecture is not
-            trained.
+            trained, nor is one whose full training would take more than a tenth of the budget.
         quiet: whether to print only the verdict.
     """
 
     budget: str = "1h"
+    clock: Literal["wall", "cpu"] = "wall"
     trials: int | None = None
     seed: int = 0
     epochs: int | None = None
     reduction_factor: int = 3
     features: bool = True
+    reversed_features: bool = False
     max_features: int = 8
     candidate_features: int = 12
     sources: tuple[Source, ...] = get_args(Source)

@@ -7,11 +7,13 @@ another, each on what the ones before it left, so that ten names for one piece o
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets import history
@@ -19,12 +21,14 @@ from nasrec_torchrec.datasets.crosses import cross_of, history_of
 from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import HISTORY_IDS, Schema, SparseFeature
+from nasrec_torchrec.search.race.leaks import Signs, signs
 
 # Rows that suffice to rank; features that are chosen count all of them.
 _TRAIN_ROWS, _VALIDATION_ROWS = 2_000_000, 200_000
 _PARENTS = 6  # pairs that are extended by a third column
 _SHRINKAGE = 20.0  # rows that speak for no correction, in every bucket
 _LEAST_GAIN = 2e-4  # of the model's log loss
+_LEFT_OUT = 5
 _CROSSES = 2  # of the chosen combinations so many are also proposed as dictionary ids
 
 
@@ -35,10 +39,34 @@ class Ranked:
     Args:
         columns: names.
         gain: validation log loss that its history saves, beside those ranked before it.
+        certain_rows: see :class:`~nasrec_torchrec.search.race.leaks.Signs`.
     """
 
     columns: tuple[str, ...]
     gain: float
+    certain_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Combinations that were ranked.
+
+    Args:
+        chosen: the first is the best.
+        left_out: the best of those whose history is reversed, with what each would save alone.
+    """
+
+    chosen: tuple[Ranked, ...]
+    left_out: tuple[Ranked, ...] = ()
+
+    def to_json(self) -> list[Any]:
+        """JSON values."""
+        return [[asdict(ranked) for ranked in part] for part in (self.chosen, self.left_out)]
+
+    @classmethod
+    def from_json(cls, parts: list[Any]) -> "Ranking":
+        """Reads what :meth:`to_json` gave."""
+        return cls(*(tuple(Ranked(**{**r, "columns": tuple(r["columns"])}) for r in part) for part in parts))
 
 
 def proposed(ranked: Sequence[Ranked]) -> list[SparseFeature]:
@@ -47,7 +75,9 @@ def proposed(ranked: Sequence[Ranked]) -> list[SparseFeature]:
     return [*(history_of(entry.columns) for entry in ranked), *crosses[:_CROSSES]]
 
 
-def rank_features(data: Path, schema: Schema, logits: np.ndarray, most: int, candidates: int) -> list[Ranked]:
+def rank_features(
+    data: Path, schema: Schema, logits: np.ndarray, most: int, candidates: int, reversed_too: bool = False
+) -> Ranking:
     """Chooses combinations of one to three columns.
 
     Args:
@@ -56,9 +86,10 @@ def rank_features(data: Path, schema: Schema, logits: np.ndarray, most: int, can
         logits: logits of a trained model for the validation rows, in their order.
         most: combinations to choose.
         candidates: columns that are combined at most, those of the largest tables first.
+        reversed_too: whether to choose histories that give away how the data was made.
 
     Returns:
-        list[Ranked]: the first is the best; empty when none helps.
+        Ranking: The chosen ones, none if none helps, and what was left out.
     """
     columns = [f for f in schema.sparse if not f.multi_hot and not f.cross]
     columns = sorted(columns, key=lambda feature: -(feature.num_embeddings or 0))[:candidates]
@@ -68,22 +99,35 @@ def rank_features(data: Path, schema: Schema, logits: np.ndarray, most: int, can
     labels = validation[schema.label]
     logits = logits[: len(labels)].astype(np.float64)
     half = np.random.default_rng(0).random(len(labels)) < 0.5
-    pairs = {combination: _buckets(combination, train, validation, schema.label) for combination in _pairs(names)}
+    found: dict[tuple[str, ...], Signs] = {}
+
+    def history_ids(combination: tuple[str, ...]) -> np.ndarray:
+        ids, found[combination] = _history(combination, train, validation, schema.label)
+        return ids
+
+    pairs = {combination: history_ids(combination) for combination in _pairs(names)}
     single_gains = {c: _corrected(logits, labels, ids, half)[1] for c, ids in pairs.items()}
     best = sorted((c for c in pairs if len(c) == 2), key=lambda c: -single_gains[c])[:_PARENTS]
     triples = {tuple(sorted((*pair, name), key=names.index)) for pair in best for name in names if name not in pair}
-    pool = pairs | {c: _buckets(c, train, validation, schema.label) for c in sorted(triples)}
+    pool = pairs | {c: history_ids(c) for c in sorted(triples)}
     chosen: list[Ranked] = []
+    left_out: list[Ranked] = []
     least = _LEAST_GAIN * _log_loss(logits, labels)
+    if not reversed_too:
+        for combination in [c for c in pool if found[c].reversed]:
+            gain = _corrected(logits, labels, pool.pop(combination), half)[1]
+            if gain >= least:
+                left_out.append(Ranked(combination, gain))
     while pool and len(chosen) < most:
         gains = {combination: _corrected(logits, labels, ids, half) for combination, ids in pool.items()}
         winner = max(gains, key=lambda combination: gains[combination][1])
         logits, gain = gains[winner]
         if gain < least:
             break
-        chosen.append(Ranked(winner, gain))
+        chosen.append(Ranked(winner, gain, found[winner].certain_rows))
         del pool[winner]
-    return chosen
+    left_out.sort(key=lambda ranked: -ranked.gain)
+    return Ranking(tuple(chosen), tuple(left_out[:_LEFT_OUT]))
 
 
 def _pairs(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
@@ -105,20 +149,22 @@ def _read(files: ClickFiles, columns: Sequence[str], rows: int) -> dict[str, np.
     return {name: np.concatenate([part[name] for part in parts]).astype(np.int64) for name in columns}
 
 
-def _buckets(
+def _history(
     combination: Sequence[str], train: dict[str, np.ndarray], validation: dict[str, np.ndarray], label: str
-) -> np.ndarray:
-    """Returns the history of every validation row."""
+) -> tuple[np.ndarray, Signs]:
+    """The history of every validation row, and what is suspicious about it."""
     key = np.zeros(len(train[label]) + len(validation[label]), np.int64)
     for name in combination:
         column = np.concatenate([train[name], validation[name]])
         # Numbered again after each column, so that no product of table sizes overflows.
-        key = np.unique(key * (int(column.max()) + 1) + column, return_inverse=True)[1]
+        key = pa.array(key * (int(column.max()) + 1) + column).dictionary_encode().indices.to_numpy().astype(np.int64)
     mine, theirs = key[: len(train[label])], key[len(train[label]) :]
     size = int(key.max()) + 1
     clicks = np.bincount(mine, weights=train[label], minlength=size).astype(np.int64)
-    rows = np.bincount(mine, minlength=size)
-    return history.bucket(clicks[theirs], rows[theirs] - clicks[theirs])
+    others = np.bincount(mine, minlength=size) - clicks
+    rate = float(train[label].mean()) if len(train[label]) else 0.0
+    suspicious = signs(theirs, clicks[theirs], others[theirs], validation[label], rate)
+    return history.bucket(clicks[theirs], others[theirs]), suspicious
 
 
 def _corrected(logits: np.ndarray, labels: np.ndarray, ids: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, float]:

@@ -48,7 +48,14 @@ def read_results(out: Path) -> dict[str, Any] | None:
     return results
 
 
-def finish(book: Book, config: RaceConfig, data: RaceData, out: Path, seconds: Callable[[], float]) -> dict[str, Any]:
+def finish(
+    book: Book,
+    config: RaceConfig,
+    data: RaceData,
+    out: Path,
+    seconds: Callable[[], float],
+    suspicious: Mapping[str, Any],
+) -> dict[str, Any]:
     """Measures the winner, the best baseline and the tree on the test split, and writes the results.
 
     Args:
@@ -57,6 +64,7 @@ def finish(book: Book, config: RaceConfig, data: RaceData, out: Path, seconds: C
         data: data set with all added features.
         out: run folder; receives ``results.json``, ``report.html`` and the winner's files.
         seconds: seconds that the race has taken so far.
+        suspicious: histories that know too much, those in use and those left out.
 
     Returns:
         dict: the results, as JSON values.
@@ -105,6 +113,7 @@ def finish(book: Book, config: RaceConfig, data: RaceData, out: Path, seconds: C
             for entry in entries
         ],
         "rows": {split: data.rows(split) for split in ("train", "validation", "test")},
+        "suspicious": suspicious,
         "config": asdict(config),
         "seconds": round(seconds(), 1),
     }

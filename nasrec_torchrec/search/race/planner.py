@@ -27,6 +27,8 @@ from nasrec_torchrec.search.race.trial import Entry, Phase, Status, Trial
 from nasrec_torchrec.search_space import SearchSpace
 
 _TPE_STARTUP = 4
+# The first trainings, by which rungs are calibrated, and the share of a budget that they may take.
+_CALIBRATING, _CALIBRATION_SHARE = 3, 0.25
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Planner:
         entries = situation.entries
         for entry in entries:  # what a dead worker has left, or this one has just begun
             if entry.status == "running" and entry.number not in situation.busy:
-                return Continue(entry, entry.facts.get("until") or self._until(entry, entries))
+                return Continue(entry, entry.facts.get("until") or self._until(entry, situation))
         over = situation.spent >= 1
         if not over or self._config.trials is not None:
             tried = set()
@@ -114,7 +116,7 @@ class Planner:
                     continue
                 tried.add(rung)  # where the best one does not go on, no other does
                 if self._affordable(situation, entry) and self._promoted(entry, entries):
-                    return Continue(entry, self._until(entry, entries))
+                    return Continue(entry, self._until(entry, situation))
         if over:
             return Finished(waiting=bool(situation.busy))
         trial = self._propose(situation)
@@ -132,19 +134,26 @@ class Planner:
         whole = [entry for entry in entries if entry.status == "complete"]
         # Across recipes early losses say less than within one.
         across = phase in ("recipes", "polish")
-        return calibrated_shares([e for e in whole if (e.trial.phase in ("recipes", "polish")) == across])
+        return calibrated_shares([e for e in whole if (e.trial.phase in ("recipes", "polish")) == across], across)
 
-    def _until(self, entry: Entry, entries: Sequence[Entry]) -> int:
+    def _until(self, entry: Entry, situation: Situation) -> int:
         """Returns the next rung of a trial, or its end."""
         last = entry.trial.recipe.epochs
-        if entry.trial.phase == "finals" or self._first_ones(entry):
+        if entry.trial.phase == "finals" or self._calibrates(entry, situation):
             return last
-        rungs = rung_epochs(last, self.shares(entry.trial.phase, entries))
+        rungs = rung_epochs(last, self.shares(entry.trial.phase, situation.entries))
         return next((epoch for epoch in rungs if epoch > entry.epochs), last)
 
-    def _first_ones(self, entry: Entry) -> bool:
-        """Returns whether a trial runs to its end whatever its loss; the first trials do, to calibrate the rungs."""
-        return entry.number < 3
+    def _calibrates(self, entry: Entry, situation: Situation) -> bool:
+        """Returns whether a trial runs to its end whatever its loss; the first trials do, to calibrate the rungs.
+
+        A small budget cannot pay for that, so those after the first one do only while all together are expected to
+        take no more than a quarter of it.
+        """
+        if entry.number == 0 or situation.seconds_left is None:
+            return entry.number < _CALIBRATING
+        expected = situation.spent * (entry.number + 1) / entry.number
+        return entry.number < _CALIBRATING and expected <= _CALIBRATION_SHARE
 
     def _promoted(self, entry: Entry, entries: Sequence[Entry]) -> bool:
         phase = entry.trial.phase
@@ -241,10 +250,15 @@ class Planner:
     def _propose_architecture(self, entries: Sequence[Entry], generator: torch.Generator) -> Trial:
         known = {entry.trial.configuration for entry in entries}
         best = min((e for e in entries if e.measured), key=lambda e: e.loss).trial
-        for baseline in sources.baselines(self._embedding_dim):
-            trial = self._new("architectures", "baseline", best, interaction=baseline)
-            if trial.configuration not in known:
-                return trial
+        baselines = sources.baselines(self._embedding_dim) if "baseline" in self._config.sources else []
+        untried = [
+            trial
+            for baseline in baselines
+            if (trial := self._new("architectures", "baseline", best, interaction=baseline)).configuration not in known
+        ]
+        # The small usual baselines are always tried. Larger and newer ones compete with the other sources.
+        if untried and untried[0].interaction in baselines[: len(sources.USUAL)]:
+            return untried[0]
         mine = [entry for entry in entries if entry.trial.phase == "architectures"]
         trained = [entry for entry in entries if isinstance(entry.trial.interaction, Architecture)]
         drawn = {e.trial.interaction.canonical() for e in trained if isinstance(e.trial.interaction, Architecture)}
@@ -254,23 +268,21 @@ class Planner:
             "random": True,
             "mutation": sum(entry.measured for entry in trained) >= 3,
             "surrogate": surrogate is not None,
+            "baseline": bool(untried),
         }
         able = [name for name in ready if ready[name] and name in self._config.sources]
         while able:
             name = sources.choose_source(able, mine)
             found: Architecture | None
+            if name == "baseline":
+                return untried[0]
             if name == "random":
                 found = sources.random_architecture(self._space, generator, drawn, self._allowed)
             elif name == "mutation":
                 found = sources.mutated_architecture(self._space, generator, trained, drawn, self._allowed)
             else:
                 assert surrogate is not None
-                pool = [sources.random_architecture(self._space, generator, drawn, self._allowed) for _ in range(24)]
-                pool += [
-                    sources.mutated_architecture(self._space, generator, trained, drawn, self._allowed)
-                    for _ in range(24)
-                ]
-                found = surrogate.best([architecture for architecture in pool if architecture is not None])
+                found = sources.guessed_architecture(surrogate, self._space, generator, trained, drawn, self._allowed)
             if found is not None:
                 return self._new("architectures", name, best, interaction=found)
             able = [other for other in able if other != name]

@@ -9,9 +9,10 @@ from optuna.trial import TrialState, create_trial
 
 from nasrec_torchrec.search.race.trial import Entry
 
-# Shares of a full training where a rung may be. Until enough trainings are whole there is one, late.
+# Shares of a full training where a rung may be. Until enough trainings are whole there is one, and a later one where
+# recipes compete: early losses of different recipes say less than those of different models.
 _SHARES = (0.15, 0.25, 0.4, 0.6, 0.8)
-_FIRST_RUNGS = (0.6,)
+_FIRST_RUNGS = {True: (0.6,), False: (0.4,)}
 _WHOLE_TRAININGS = 4
 # Kendall's tau between the losses at a rung and at the end; the first rung may err more, for few are dropped there.
 _EARLY_TAU, _LATE_TAU = 0.5, 0.75
@@ -40,14 +41,18 @@ def fidelity(whole: Sequence[Entry]) -> dict[float, float]:
     }
 
 
-def calibrated_shares(whole: Sequence[Entry]) -> tuple[float, ...]:
+def calibrated_shares(whole: Sequence[Entry], across_recipes: bool) -> tuple[float, ...]:
     """Returns where the rungs are, given the trainings that ran to their end.
 
-    With too few of them there is one late rung. Otherwise the first rung is at the earliest share whose order agrees
+    With too few of them there is one rung. Otherwise the first rung is at the earliest share whose order agrees
     tolerably with the final one, the second at the earliest one that agrees well; where none does, nothing is dropped.
+
+    Args:
+        whole: the trainings.
+        across_recipes: whether recipes compete, of which early losses say little.
     """
     if len(whole) < _WHOLE_TRAININGS:
-        return _FIRST_RUNGS
+        return _FIRST_RUNGS[across_recipes]
     taus = fidelity(whole)
     early = next((share for share in _SHARES if taus[share] >= _EARLY_TAU), None)
     late = next((share for share in _SHARES if taus[share] >= _LATE_TAU), None)

@@ -63,8 +63,8 @@ def adam_fits(schema: Schema) -> bool:
 
 
 def usual_batch_size(rows: int) -> int:
-    """Returns a power of two between 128 and 4,096, for about a hundred steps an epoch on small data."""
-    return int(2 ** min(12, max(7, round(math.log2(max(1, rows) / 128)))))
+    """Returns a power of two between 128 and 4,096, for about two hundred steps an epoch on small data."""
+    return int(2 ** min(12, max(7, round(math.log2(max(1, rows) / 192)))))
 
 
 def starting_recipes(schema: Schema, rows: int, epochs: int) -> list[Recipe]:
@@ -81,9 +81,10 @@ def starting_recipes(schema: Schema, rows: int, epochs: int) -> list[Recipe]:
         return [adagrad, *(replace(adagrad, learning_rate=rate) for rate in (0.03, 0.2, 0.01))]
     adam = Recipe(1e-3, epochs, batch, "adam", embedding_std=1e-4, dropout=0.2)
     return [
-        replace(adam, embedding_l2=1e-3),
+        # The high rate comes first: it gets furthest in the few epochs of a small budget.
         replace(adam, learning_rate=1e-2, embedding_l2=5e-2),
         replace(adam, learning_rate=3e-3, embedding_l2=1e-2),
+        replace(adam, embedding_l2=1e-3),
         replace(adam, embedding_l2=5e-2),  # BARS' for Frappe
         replace(adam, embedding_l2=1e-5, dropout=0.0),
         adagrad,

@@ -1,11 +1,12 @@
 """One race from end to end: what ``auto`` does."""
 
 import fcntl
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,7 @@ from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
-from nasrec_torchrec.search.race.features import Ranked, proposed, rank_features
+from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank_features
 from nasrec_torchrec.search.race.finish import compared, finish, predict, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation
@@ -50,6 +51,8 @@ _TRAINING_SHARE = 0.92
 _TREE_SHARE = 0.06
 # Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
 _WHOLE_TRAININGS = 14
+# Share of the budget that a full training of a proposed architecture may take.
+_MOST_SHARE = 0.1
 _MOST_EPOCHS, _LEAST_EPOCHS, _COUNTED_EPOCHS = 20, 2, 10
 # Of a race in which no trial can be trained.
 _MOST_FAILURES = 10
@@ -134,7 +137,8 @@ class _Race:
         device: torch.device,
         from_scratch: bool,
     ) -> None:
-        self.started = time.monotonic()
+        self.now = time.process_time if config.clock == "cpu" else time.monotonic
+        self.started = self.now()
         self.config, self.space, self.limits, self.out, self.device = config, space, limits, out, device
         self.base = load_schema(data)
         self.data = RaceData((data,), self.base)
@@ -154,7 +158,8 @@ class _Race:
         require_reachable(self.space, limits, self._counted)
         self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)}, from_scratch)
         self.before = self.book.seconds()
-        self.rankings: list[list[Ranked]] = []
+        self.rankings: list[tuple[Ranked, ...]] = []
+        self.left_out: list[Ranked] = []
 
     def run(self) -> dict[str, Any]:
         """Races, and returns the results."""
@@ -172,7 +177,7 @@ class _Race:
     @property
     def seconds(self) -> float:
         """How long the race has run, earlier processes included."""
-        return self.before + time.monotonic() - self.started
+        return self.before + self.now() - self.started
 
     @property
     def seconds_left(self) -> float:
@@ -200,22 +205,24 @@ class _Race:
                 slowest = max(slowest, step_seconds(self._describe(baseline), self.batch, self.device))
             return [cheap, slowest]
 
-        self.cheap_step, self.slowest_step = 0.0, 0.0
+        self.most_step = math.inf
         epochs = self.config.epochs or _COUNTED_EPOCHS
         if self.config.trials is None:
-            self.cheap_step, self.slowest_step = self.book.recall(worker, "seconds of a step", measure)
+            cheap_step, slowest_step = self.book.recall(worker, "seconds of a step", measure)
             # A validation row costs about a third of a training row.
             steps = (self.rows["train"] + self.rows["validation"] / 3) / self.batch.labels.numel()
-            epoch = steps * self.cheap_step + _EPOCH_OVERHEAD
+            epoch = steps * cheap_step + _EPOCH_OVERHEAD
             if self.config.epochs is None:
                 affordable = self.config.budget_seconds / (_WHOLE_TRAININGS * epoch)
                 (epochs,) = self.book.recall(
                     worker, "epochs", lambda: [int(min(_MOST_EPOCHS, max(_LEAST_EPOCHS, affordable)))]
                 )
             self._say(
-                f"a training step of {self.batch.labels.numel()} rows takes {1e3 * self.cheap_step:.1f} ms here, an "
+                f"a training step of {self.batch.labels.numel()} rows takes {1e3 * cheap_step:.1f} ms here, an "
                 f"epoch about {epoch:.1f} s; a full training has {epochs} epochs"
             )
+            affordable = _MOST_SHARE * self.config.budget_seconds / (steps * epochs)
+            self.most_step = min(self.config.step_limit * slowest_step, max(affordable, cheap_step))
         self.planner = Planner(
             self.config,
             self.space,
@@ -231,7 +238,9 @@ class _Race:
             return
         try:
             seconds = _TREE_SHARE * self.config.budget_seconds if self.config.trials is None else None
-            tree = train_tree(self.data.folders[0], self.base, self.out / names.RACE_TREE, seconds, self.config.seed)
+            tree = train_tree(
+                *(self.data.folders[0], self.base, self.out / names.RACE_TREE, seconds, self.config.seed), self.now
+            )
         finally:
             worker.release(claim)
         loss = tree["validation"][0]["log_loss"]
@@ -252,10 +261,8 @@ class _Race:
         if not self.limits.allow(counted, None):
             return False
         description = self._describe(architecture)
-        if self.slowest_step:
-            seconds = step_seconds(description, self.batch, self.device)
-            if seconds > self.config.step_limit * self.slowest_step:
-                return False
+        if math.isfinite(limit := self.most_step) and limit < step_seconds(description, self.batch, self.device, limit):
+            return False
         if self.limits.max_latency_us is None:
             return True
         return self.limits.allow(counted, self._latency(architecture))
@@ -292,13 +299,19 @@ class _Race:
             logits, _ = predict(self._folder(best.number), self.data.open("validation", best.trial))
             most = min((self.config.max_features + 1) // 2, self.config.max_features - len(known))
             found = rank_features(
-                self.data.folders[-1], self.base, logits.numpy(), most, self.config.candidate_features
+                *(self.data.folders[-1], self.base, logits.numpy(), most),
+                self.config.candidate_features,
+                self.config.reversed_features,
             )
-            return [[list(ranked.columns), ranked.gain] for ranked in found if ranked.columns not in known]
+            return replace(found, chosen=tuple(r for r in found.chosen if r.columns not in known)).to_json()
 
         name = f"features {len(self.rankings)}"
-        found = [Ranked(tuple(columns), gain) for columns, gain in self.book.recall(worker, name, rank)]
+        ranking = Ranking.from_json(self.book.recall(worker, name, rank))
+        found = ranking.chosen
         self.rankings.append(found)
+        self.left_out += [
+            ranked for ranked in ranking.left_out if ranked.columns not in {r.columns for r in self.left_out}
+        ]
         if not found:
             return
         folder = self.out / f"{names.RACE_DATA}-{len(self.rankings)}"
@@ -354,7 +367,7 @@ class _Race:
             return out_of_time or self.planner.status_of(self.book.entries()[entry.number]) == "complete"
 
         try:
-            train_trial(entry.trial, until, self.data, folder, self.device, report)
+            train_trial(entry.trial, until, self.data, folder, self.device, report, self.now)
         except (DivergedError, UnbuildableError) as error:
             self._fail(entry, str(error))
             return
@@ -414,7 +427,12 @@ class _Race:
             try:
                 results = read_results(self.out)
                 if results is None:
-                    results = finish(self.book, self.config, self.data, self.out, lambda: self.seconds)
+                    added = [ranked for found in self.rankings for ranked in found]
+                    signs = {
+                        "certain": [asdict(r) for r in added if r.certain_rows],
+                        "left_out": [*map(asdict, self.left_out)],
+                    }
+                    results = finish(self.book, self.config, self.data, self.out, lambda: self.seconds, signs)
                     self.book.close()
             finally:
                 worker.release(claim)

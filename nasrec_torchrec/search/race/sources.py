@@ -8,6 +8,7 @@ import torch
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.models.config import Baseline, BaselineKind
+from nasrec_torchrec.search.race.surrogate import Surrogate
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search_space import SearchSpace
 
@@ -15,10 +16,16 @@ Interaction: TypeAlias = Architecture | Baseline
 Allowed: TypeAlias = Callable[[Architecture], bool]
 # Proposals that are tried before a source gives up: limits may leave next to nothing of a space.
 _ATTEMPTS = 200
+_POOL = 24  # random ones and mutations each, among which a surrogate chooses
 _EXPLORATION = 0.5
 # Kinds of baselines that every race trains.
-_USUAL: tuple[BaselineKind, ...] = ("dlrm", "dcn", "deepfm", "mlp")
+USUAL: tuple[BaselineKind, ...] = ("dlrm", "dcn", "deepfm", "mlp")
 _LEADING: tuple[BaselineKind, ...] = ("finalnet", "finalmlp")
+
+
+def anything(architecture: Architecture) -> bool:
+    """The limit that allows every architecture."""
+    return True
 
 
 def cheap_baseline(embedding_dim: int) -> Baseline:
@@ -29,8 +36,8 @@ def cheap_baseline(embedding_dim: int) -> Baseline:
 def baselines(embedding_dim: int) -> list[Baseline]:
     """What a user would pick instead: the usual kinds of two sizes each, then those that lead public leaderboards."""
     small, large = (128, 64, 1), (256, 256, 1)
-    kinds: list[tuple[BaselineKind, tuple[int, ...]]] = [(kind, small) for kind in _USUAL]
-    kinds += [(kind, large) for kind in (*_USUAL, *_LEADING)]
+    kinds: list[tuple[BaselineKind, tuple[int, ...]]] = [(kind, small) for kind in USUAL]
+    kinds += [(kind, large) for kind in (*USUAL, *_LEADING)]
     return [Baseline(kind, (64, embedding_dim), layers) for kind, layers in kinds]
 
 
@@ -65,6 +72,24 @@ def mutated_architecture(
         if child.canonical() not in known and allowed(child):
             return child
     return None
+
+
+def guessed_architecture(
+    surrogate: Surrogate,
+    space: SearchSpace,
+    generator: torch.Generator,
+    trained: Sequence[Entry],
+    known: set[Architecture],
+    allowed: Allowed,
+) -> Architecture | None:
+    """Returns the best of some random architectures and mutations by a surrogate; None if the limits allow none.
+
+    What is allowed may be a measurement, so it is asked in the order of the guesses and not for every candidate.
+    """
+    pool = [random_architecture(space, generator, known, anything) for _ in range(_POOL)]
+    pool += [mutated_architecture(space, generator, trained, known, anything) for _ in range(_POOL)]
+    guesses = surrogate.ranked(list(dict.fromkeys(found for found in pool if found is not None)))
+    return next((found for found in guesses if allowed(found)), None)
 
 
 def choose_source(names: Sequence[str], entries: Sequence[Entry]) -> str:

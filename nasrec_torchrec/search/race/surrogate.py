@@ -61,14 +61,14 @@ class Surrogate:
             members.append(np.linalg.solve(x.T @ x + penalty, x.T @ y))
         return cls(np.stack(members), mean, deviation, operators)
 
-    def best(self, architectures: Sequence[Architecture]) -> Architecture | None:
-        """Returns the architecture of the lowest expected loss less the members' disagreement."""
+    def ranked(self, architectures: Sequence[Architecture]) -> list[Architecture]:
+        """Sorts architectures by their expected loss less the members' disagreement, the lowest first."""
         if not architectures:
-            return None
+            return []
         table = np.stack([features(architecture, self._operators) for architecture in architectures])
         rows = (table - self._mean) / self._deviation
         guesses = np.concatenate([rows, np.ones((len(rows), 1))], 1) @ self._weights.T
-        return architectures[int(np.argmin(guesses.mean(1) - guesses.std(1)))]
+        return [architectures[place] for place in np.argsort(guesses.mean(1) - guesses.std(1), kind="stable")]
 
 
 def operators_of(architectures: Sequence[Architecture]) -> list[str]:

@@ -61,7 +61,13 @@ class UnbuildableError(Exception):
 
 
 def train_trial(
-    trial: Trial, until: int, data: RaceData, run_dir: Path, device: torch.device, report: Report | None
+    trial: Trial,
+    until: int,
+    data: RaceData,
+    run_dir: Path,
+    device: torch.device,
+    report: Report | None,
+    now: Callable[[], float] = time.monotonic,
 ) -> None:
     """Trains a trial from its newest checkpoint up to an epoch; collective.
 
@@ -72,6 +78,7 @@ def train_trial(
         run_dir: run folder of the trial.
         device: this rank's.
         report: on rank 0, called after every epoch, and first for those that an earlier, killed process has trained.
+        now: the clock that times epochs.
 
     Raises:
         UnbuildableError: on every rank, if the trial cannot be trained at all.
@@ -88,14 +95,13 @@ def train_trial(
         trainer = Trainer(description, trial.recipe.train_config(trial.seed), run_dir, device)
     except ValueError as error:  # of this model alone: an operator that its tables do not suit, too little memory
         raise UnbuildableError(str(error)) from None
-    started = time.monotonic()
+    started = now()
 
     def pause(epochs: float, metrics: ClickMetrics | None) -> bool:
         nonlocal started
         assert metrics is not None
         epoch = round(epochs)
-        now = time.monotonic()
-        seconds, started = now - started, now
+        seconds, started = now() - started, now()
         stop = report(epoch, metrics.log_loss, _number(metrics.auc), seconds) if report is not None else False
         return _agreed(stop or epoch >= until, device)
 

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,14 @@ def trees_are_installed() -> bool:
     return importlib.util.find_spec("lightgbm") is not None
 
 
-def train_tree(data: Path, schema: Schema, out: Path, seconds: float | None, seed: int = 0) -> dict[str, Any]:
+def train_tree(
+    data: Path,
+    schema: Schema,
+    out: Path,
+    seconds: float | None,
+    seed: int = 0,
+    now: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
     """Trains LightGBM with its defaults, categories and early stopping on the validation split, once for a folder.
 
     Args:
@@ -45,6 +53,7 @@ def train_tree(data: Path, schema: Schema, out: Path, seconds: float | None, see
         out: receives the model, as text, and what it reached.
         seconds: after which no further tree is grown; unset, early stopping alone decides.
         seed: of LightGBM.
+        now: the clock that counts the seconds.
 
     Returns:
         dict: title, recipe, added features, seconds, and validation metrics.
@@ -53,7 +62,7 @@ def train_tree(data: Path, schema: Schema, out: Path, seconds: float | None, see
         return found
     import lightgbm
 
-    started = time.monotonic()
+    started = now()
     files = {split: replace(open_split(data, split), schema=schema) for split in ("train", "validation")}
     columns, categories = _columns(schema)
     sets: list[Any] = []
@@ -77,7 +86,7 @@ def train_tree(data: Path, schema: Schema, out: Path, seconds: float | None, see
     callbacks = [
         lightgbm.record_evaluation(losses),
         lightgbm.early_stopping(_PATIENCE, verbose=False),
-        _Deadline(started + seconds if seconds is not None else math.inf),
+        _Deadline(started + seconds if seconds is not None else math.inf, now),
     ]
     parameters = _PARAMETERS | {"seed": seed, "num_threads": torch.get_num_threads()}
     booster = lightgbm.train(parameters, sets[0], _ROUNDS, valid_sets=[sets[1]], callbacks=callbacks)
@@ -90,7 +99,7 @@ def train_tree(data: Path, schema: Schema, out: Path, seconds: float | None, see
         "title": "LightGBM",
         "recipe": f"{best} trees, defaults, early stopping{sampled}",
         "features": [feature.name for feature in schema.crosses],
-        "seconds": round(time.monotonic() - started, 2),
+        "seconds": round(now() - started, 2),
         "sha256": sha256(out / _MODEL),
     }
     result["validation"] = [measure_tree(out, files["validation"], str(result["sha256"]))]
@@ -133,14 +142,14 @@ def measure_tree(out: Path, files: ClickFiles, digest: str | None = None) -> dic
 class _Deadline:
     """Stops LightGBM after the first tree that is finished too late."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, now: Callable[[], float]) -> None:
         self.order = 100  # after the losses of the tree are recorded
-        self._deadline = deadline
+        self._deadline, self._now = deadline, now
 
     def __call__(self, environment: Any) -> None:
         import lightgbm
 
-        if time.monotonic() > self._deadline:
+        if self._now() > self._deadline:
             raise lightgbm.callback.EarlyStopException(environment.iteration, environment.evaluation_result_list)
 
 

@@ -38,7 +38,26 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"{title}, {other['title']}{_with(other['features'])}: {split} {_metrics(other[split])}"
             f" ({_compared(best[split], other[split])})."
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_suspicions(results, best["features"])])
+
+
+def _suspicions(results: Mapping[str, Any], features: Sequence[str]) -> list[str]:
+    """What a reader has to know before the numbers are believed."""
+    lines = []
+    for ranked in results["suspicious"]["certain"]:
+        name = "_x_".join(ranked["columns"])
+        if name in features or f"history_of_{name}" in features:
+            lines.append(
+                f"Check this before you trust the numbers: all {ranked['certain_rows']:,} validation rows whose {name} "
+                "was mostly clicked in the training split are clicks. That happens when negatives are sampled among "
+                "what was never clicked; then the winner does worse on live traffic."
+            )
+    if names := ["_x_".join(ranked["columns"]) for ranked in results["suspicious"]["left_out"]]:
+        lines.append(
+            f"Left out: the histories of {', '.join(names)}. In the validation split, more past clicks mean fewer "
+            "clicks, which gives away that negatives were sampled and rows were split at random."
+        )
+    return lines
 
 
 def _loss(seeds: Sequence[Mapping[str, float]]) -> float:
