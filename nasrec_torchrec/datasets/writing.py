@@ -137,17 +137,11 @@ def _set_aside(old: Path, data: Path, place: Path) -> None:
 def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted) -> dict[str, Any]:
     file = work / "splits" / f"{number:06d}.json"
     folder = work / "data"
-    if file.exists():
-        record: dict[str, Any] = json.loads(file.read_text())
-        paths = {split: folder / split / record[split]["file"]["name"] for split in SPLITS if split in record}
-        # They are gone where a run was killed when the data set was in its place already.
-        if all(
-            path.exists() and path.stat().st_size == record[split]["file"]["bytes"] for split, path in paths.items()
-        ):
-            return record
+    if (known := _written(file, folder)) is not None:
+        return known
     rows = read_part(work, number)
     lines, assigned = rows.column(LINE).to_numpy(), fitted.assigned[number]
-    record = {}
+    record: dict[str, Any] = {}
     rejects: dict[int, str] = {}
     for index, split in enumerate(SPLITS):
         chosen = assigned == index
@@ -168,3 +162,17 @@ def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted)
     record["rejected"] = len(rejects)
     write_text(file, json.dumps(record))
     return record
+
+
+def _written(file: Path, folder: Path) -> dict[str, Any] | None:
+    """The record of a part that was written before; None where there is none, or it or its files are damaged."""
+    try:
+        record: dict[str, Any] = json.loads(file.read_text())
+        entries = {split: record[split]["file"] for split in SPLITS if split in record}
+        # The files are gone where a run was killed when the data set was in its place already.
+        sound = "rejected" in record and all(
+            sha256(folder / split / entry["name"]) == entry["sha256"] for split, entry in entries.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if sound else None

@@ -342,6 +342,10 @@ def test_killed_and_started_again_the_output_is_byte_identical(tmp_path: Path, c
         for file in work.rglob("*.json"):
             made = file.stat().st_mtime_ns
             assert stamps.setdefault(file, made) == made, "a finished piece was written again"
+    # What was finished and is damaged since is made again.
+    (work / "splits" / "000001.json").write_text("{")
+    part = work / "data" / "train" / "part-000000.parquet"
+    part.write_bytes(part.read_bytes()[:-9] + bytes(9))
     undisturbed = tmp_path / "undisturbed"
     for folder in (out, undisturbed):
         process = start(folder)

@@ -1,5 +1,6 @@
 """The yardstick of a race, and what its verdict says about it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,14 @@ def test_a_tree_reads_categories_and_counts_and_is_trained_once(data: Path, tmp_
     assert read_tree(tmp_path) == result == train_tree(data, schema, tmp_path, None)
     again = train_tree(data, schema, tmp_path / "again", None)
     assert again | {"seconds": 0} == result | {"seconds": 0}
+
+
+def test_a_damaged_record_of_a_tree_is_named(data: Path, tmp_path: Path):
+    train_tree(data, load_schema(data), tmp_path, 0.0)
+    record = json.loads((tmp_path / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps({name: record[name] for name in record if name != "seconds"}))
+    with pytest.raises(ValueError, match=r"result\.json: damaged, seconds: .*; remove it to train the tree again"):
+        read_tree(tmp_path)
 
 
 def test_a_tree_without_time_is_one_of_few_trees(data: Path, tmp_path: Path):

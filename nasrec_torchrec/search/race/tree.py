@@ -4,7 +4,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,16 @@ _PARAMETERS = {
     "force_row_wise": True,  # what is chosen by a time measurement need not be chosen again
 }
 _MODEL, _RESULT = "model.txt", "result.json"
+
+
+@dataclass(frozen=True)
+class _Result:
+    title: str
+    recipe: str
+    features: list[str]
+    seconds: float
+    sha256: str
+    validation: list[dict[str, float | None]]
 
 
 def trees_are_installed() -> bool:
@@ -114,7 +124,7 @@ def read_tree(out: Path) -> dict[str, Any] | None:
         ValueError: if that is damaged.
     """
     remedy = "remove it to train the tree again"
-    return read_json(out / _RESULT, dict[str, Any], remedy) if (out / _RESULT).exists() else None
+    return asdict(read_json(out / _RESULT, _Result, remedy)) if (out / _RESULT).exists() else None
 
 
 def measure_tree(out: Path, files: ClickFiles, digest: str | None = None) -> dict[str, float | None]:
