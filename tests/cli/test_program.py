@@ -1,10 +1,19 @@
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nasrec_torchrec.cli.program import INTERRUPTED, Program
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Python's own handler of Ctrl-C; torchx's local scheduler leaves another one in a process that used it."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
 
 
 def prepare(out: Path) -> None:
