@@ -331,7 +331,7 @@ class _Ids:
         name, given = self._feature.name, list(placed)
         try:
             parsed, rejects = transform.parse(pa.table({name: pa.array(given)}), self._schema, scoring=True)
-        except (ValueError, pa.ArrowException) as error:
+        except (ValueError, OverflowError, pa.ArrowException) as error:
             rejects = {0: str(error)}
         if rejects:
             first = min(rejects, key=lambda number: placed[given[number]][0])
@@ -414,7 +414,7 @@ def _float64(flat: list[Any], where: Callable[[int], tuple[int, str]], marks: fr
         refused: values.Rejects = {}
         try:
             read = values.numbers(values.plain(pa.array(list(placed.values()))), refused)
-        except (ValueError, pa.ArrowException):
+        except (ValueError, OverflowError, pa.ArrowException):
             refused = {0: f"expected a finite number, found a {kind.__name__}"}
         for number in sorted(refused):
             row, name = where(list(placed)[number])

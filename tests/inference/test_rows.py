@@ -173,6 +173,7 @@ def test_one_value_has_one_id_whatever_its_type_and_what_was_found_is_counted():
     [
         ({"price": "abc"}, "row 1: column 'price': expected a finite number, found 'abc'"),
         ({"price": [1.0]}, "row 1: column 'price': expected a finite number, found a list"),
+        ({"price": [10**400]}, "row 1: column 'price': expected a finite number, found a list"),
         ({"price": float("inf")}, "row 1: column 'price': expected a finite number, found 'inf'"),
         ({"user": ["a"]}, "row 1: column 'user': expected single values, found a list; only multi_hot features"),
         ({"user": {}}, "row 1: column 'user': expected single values, found a dict"),
