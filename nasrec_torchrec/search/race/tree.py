@@ -18,6 +18,7 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import HISTORY_LEVELS, Schema
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.click_metrics import click_metrics
+from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.files import read_json, write_text
 
 _ROUNDS, _PATIENCE = 3000, 50
@@ -29,7 +30,7 @@ _PARAMETERS = {
     "deterministic": True,
     "force_row_wise": True,  # what is chosen by a time measurement need not be chosen again
 }
-_MODEL, _RESULT = "model.txt", "result.json"
+_MODEL = "model.txt"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def train_tree(
         "sha256": sha256(out / _MODEL),
     }
     result["validation"] = [measure_tree(out, files["validation"], str(result["sha256"]))]
-    write_text(out / _RESULT, json_text(result))
+    write_text(out / names.RESULT, json_text(result))
     return result
 
 
@@ -124,7 +125,7 @@ def read_tree(out: Path) -> dict[str, Any] | None:
         ValueError: if that is damaged.
     """
     remedy = "remove it to train the tree again"
-    return asdict(read_json(out / _RESULT, _Result, remedy)) if (out / _RESULT).exists() else None
+    return asdict(read_json(out / names.RESULT, _Result, remedy)) if (out / names.RESULT).exists() else None
 
 
 def measure_tree(out: Path, files: ClickFiles, digest: str | None = None) -> dict[str, float | None]:
@@ -165,15 +166,15 @@ class _Deadline:
 
 def _columns(schema: Schema) -> tuple[list[str], list[str]]:
     """Names of the columns of :func:`_rows`, and those that are categories."""
-    names = [feature.name for feature in schema.dense]
+    columns = [feature.name for feature in schema.dense]
     categories = []
     for feature in schema.sparse:
         if feature.ids == "history":
-            names += [f"{feature.name}_clicks", f"{feature.name}_others"]
+            columns += [f"{feature.name}_clicks", f"{feature.name}_others"]
         elif not feature.multi_hot:
-            names.append(feature.name)
+            columns.append(feature.name)
             categories.append(feature.name)
-    return names, categories
+    return columns, categories
 
 
 def _rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
@@ -181,12 +182,12 @@ def _rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
     files.verify()
     schema = files.schema
     single = [feature for feature in schema.sparse if not feature.multi_hot]
-    names = [schema.label, *(dense.name for dense in schema.dense), *(feature.name for feature in single)]
+    wanted = [schema.label, *(dense.name for dense in schema.dense), *(feature.name for feature in single)]
     parts: list[np.ndarray] = []
     count = 0
     for file in files.files:
-        for batch in pq.ParquetFile(file).iter_batches(columns=names):
-            columns = [batch.column(name).to_numpy(zero_copy_only=False) for name in names]
+        for batch in pq.ParquetFile(file).iter_batches(columns=wanted):
+            columns = [batch.column(name).to_numpy(zero_copy_only=False) for name in wanted]
             numbers = columns[: 1 + len(schema.dense)]
             for feature, ids in zip(single, columns[len(numbers) :], strict=True):
                 # The id 0 of a missing value becomes -1 and 11: no row has been counted that way.
