@@ -21,6 +21,7 @@ from jsonargparse import ArgumentParser
 from nasrec_torchrec import __version__
 from nasrec_torchrec.cli.flags import Flag, dataclasses_of, flags_of, nearest, normalized, summary_of
 from nasrec_torchrec.finite import json_text
+from nasrec_torchrec.progress import printable
 from nasrec_torchrec.search_space import SearchSpace
 
 # Exit code of a program that was interrupted with Ctrl-C, as a shell reports it.
@@ -183,7 +184,7 @@ def run(function: Callable[..., Any]) -> None:
 
 def fail(message: str) -> NoReturn:
     """Ends the program as wrong input does: with a one-line error and exit code 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -1,6 +1,7 @@
 """The rules for names that users choose: which are allowed, and how they map to columns, modules and files."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,7 +43,7 @@ def check_name(name: Any, what: str) -> None:
         raise ValueError(f"{what}: expected a name of at most {_LONGEST} bytes, found {name[:40]!r}...")
     if name.startswith(INTERNAL):
         raise ValueError(f"{what}: names that begin with {INTERNAL!r} are reserved, found {name!r}")
-    if "\x00" in name or "\n" in name or "\r" in name or not _is_utf8(name):
+    if not _is_utf8(name) or any(unicodedata.category(character) == "Cc" for character in name):
         raise ValueError(f"{what}: expected a name of printable characters, found {name!r}")
 
 

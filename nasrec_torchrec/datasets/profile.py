@@ -13,10 +13,13 @@ from nasrec_torchrec.datasets import values
 # Texts by which people and programs say that there is no value.
 MISSING_MARKS = ("NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "\\N", "?", "-", "--", ".")
 SEPARATORS = ("|", ";", ",")
+# From here on, neighbouring whole numbers are the same float64. What is that large names something and counts nothing.
+_EXACT = 2.0**53
 # Years from 2000 to 2050, in seconds; whole numbers in this range can be moments.
 _EPOCH = (946_684_800, 2_524_608_000)
 _UNITS = {1: "s", 1000: "ms", 10**6: "us", 10**9: "ns"}
 _DATE = re.compile(r"\s*\d{4}-\d{2}-\d{2}")
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*$")
 # Shares of the values that must be numbers, or moments, for the column to be one of numbers.
 _NEARLY_ALL = 0.95
 _BINS = 64
@@ -138,6 +141,8 @@ def _column(name: str, column: pa.Array, labels: np.ndarray | None) -> Column:
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return _moments(name, values.times(column, {}), column, labels)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        if not pa.types.is_floating(kind) and _are_names(values.numbers(column, {})):
+            return _texts(name, "text", values.text(column, {}), labels)
         return _numbers(name, column, labels)
     if values.is_text(kind):
         return _text(name, values.without_empty(column), labels)
@@ -163,13 +168,15 @@ def _text(name: str, column: pa.Array, labels: np.ndarray | None) -> Column:
     total = max(1, int(others.counts.sum()))
     for read, build in ((values.numbers, _numbers), (values.times, _moments)):
         refused: values.Rejects = {}
-        read(pa.array(others.words, pa.string()), refused)
+        found_values = read(pa.array(others.words, pa.string()), refused)
         bad = [others.words[index] for index in refused]
         share = sum(int(others.counts[index]) for index in refused) / total
         if not others.words or share > 1 - _NEARLY_ALL:
             continue
         if build is _moments and not any(map(_DATE.match, others.words)):
             continue
+        if build is _numbers and all(map(_WHOLE.match, others.words)) and _are_names(found_values):
+            break
         # One or two words among numbers, again and again, say that there is none.
         repeated = bad if len(bad) <= 2 and share > 0.002 else []
         marks += tuple(repeated)
@@ -281,6 +288,14 @@ def _numbers(
         unit,
         auc=None if labels is None else alone(_binned(array, distinct), labels),
     )
+
+
+def _are_names(numbers: pa.Array) -> bool:
+    """Whether whole numbers are so large that they are names, such as 64-bit hashes, and no moments in nanoseconds."""
+    array = pc.drop_null(numbers).to_numpy(zero_copy_only=False)
+    low, high = float(array.min(initial=np.inf)), float(array.max(initial=-np.inf))
+    moments = any(_EPOCH[0] * by <= low and high <= _EPOCH[1] * by for by in _UNITS)
+    return max(-low, high) >= _EXACT and not moments
 
 
 def _moments(

@@ -13,6 +13,7 @@ from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
 from nasrec_torchrec.datasets.profile import Column
 from nasrec_torchrec.datasets.proposal import Choice, Proposal
 from nasrec_torchrec.datasets.schema import DenseFeature, SparseFeature
+from nasrec_torchrec.progress import printable
 
 _WIDE = 34
 
@@ -162,5 +163,5 @@ def _flow(value: Mapping[str, Any] | Any) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    text = " ".join(text.split())
+    text = printable(text)
     return text if len(text) <= width else text[: width - 1] + "…"

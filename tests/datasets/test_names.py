@@ -27,7 +27,7 @@ def test_names_that_would_become_one_are_refused():
         Schema.from_json(text)
 
 
-@pytest.mark.parametrize("name", ["", " ", "//split", "x" * 201, "a\nb", "a\x00b", "\udcff", 5])
+@pytest.mark.parametrize("name", ["", " ", "//split", "x" * 201, "a\nb", "a\x00b", "\x1b[31mred", "\x85", "\udcff", 5])
 def test_names_that_nothing_can_have(name):
     with pytest.raises(ValueError, match="column: "):
         check_name(name, "column")

@@ -78,3 +78,29 @@ def test_a_file_without_names_of_columns_is_refused_with_its_first_lines(tmp_pat
     done = run_program("nasrec", "prepare", "init", "--source", tmp_path / "log.csv")
     assert done.returncode == 2
     assert "line 1 holds ['1', '2.5'], which look like values" in done.stderr and "1,2.5,a" in done.stderr
+
+
+def test_whole_numbers_beyond_what_a_float_tells_apart_are_names():
+    hashes = [10**17 + number for number in range(50)] * 4
+    signed = [(-1) ** number * (2**62 + number) for number in range(50)] * 4
+    moments = [(1_730_000_000 + number) * 10**9 for number in range(200)]
+    clicked = [int(number % 7 < 2) for number in range(200)]
+    columns = {"hash": hashes, "signed": signed, "time": moments, "clicked": clicked}
+    for table in (pa.table(columns), pa.table({name: list(map(str, column)) for name, column in columns.items()})):
+        found = Schema.infer(table, label="clicked")
+        assert [feature.name for feature in found.sparse] == ["hash", "signed"]
+        assert not found.dense and found.split is not None and found.split.split_column == "time"
+
+
+def test_what_a_file_holds_cannot_command_the_terminal(tmp_path: Path):
+    rows = [
+        {"clicked": number % 2, "shop": f"\x1b[31m{number % 7}", "\x1b[2Jevil": number % 5} for number in range(200)
+    ]
+    file, schema = _write(tmp_path / "log.csv", rows, ","), tmp_path / "schema.yaml"
+    done = run_program("nasrec", "prepare", "init", "--source", file, "--out", schema)
+    assert done.returncode == 0, done.stderr
+    assert "\\x1b[31m0" in done.stdout and "\\x1b[2Jevil" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr + schema.read_text()
+
+    done = run_program("nasrec", "prepare", "init", "--source", file, "--label", "\x1b[2Jevil", "--out", schema)
+    assert done.returncode == 2 and "\x1b" not in done.stderr
