@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.models.named import architecture_named
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 
@@ -17,19 +17,24 @@ class NASRecNet(nn.Module):
     ``EmbeddingBagCollection`` that DistributedModelParallel can shard.
 
     Args:
-        embedding_bag_collection: The tables, one table per sparse feature or shared ones. All of them have the same
-            embedding dimension E.
+        embedding_bag_collection: The tables, one table per sparse feature or shared ones. It may also be another
+            collection of TorchRec's, see :func:`~nasrec_torchrec.modules.table_collection.describe_collection`.
         dense_in_features: Number of dense features F_dense, or 0 if there are none.
-        architecture: The architecture of the interaction part.
+        architecture: The architecture of the interaction part, or its name in ``PUBLISHED`` or ``REFERENCE``.
         use_layernorm: Whether to normalize after each linear layer. The published final networks do not.
         dense_device: Device of the interaction part; ``meta`` is allowed.
+        interaction_dim: Width E of the tokens that the interaction part reads. By default, the common embedding
+            dimension of the tables, or the largest one if they differ. Embeddings of another dimension are projected,
+            see :class:`~nasrec_torchrec.modules.token_projection.TokenProjection`.
 
     Raises:
-        ValueError: If embedding dimensions differ, or if an operator cannot use them.
+        TypeError: If the collection is of an unsupported kind.
+        ValueError: If there is no such architecture, or an operator cannot use tokens of width E.
 
     Example:
         >>> from nasrec_torchrec import PUBLISHED
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
+        >>> from torchrec.modules.embedding_modules import EmbeddingBagCollection
         >>> tables = [EmbeddingBagConfig(name=f"t{i}", embedding_dim=16, num_embeddings=50, feature_names=[f"f{i}"])
         ...           for i in range(26)]
         >>> model = NASRecNet(EmbeddingBagCollection(tables=tables), 13, PUBLISHED["criteo-small"])
@@ -41,22 +46,23 @@ class NASRecNet(nn.Module):
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollection,
+        embedding_bag_collection: nn.Module,
         dense_in_features: int,
-        architecture: Architecture,
+        architecture: Architecture | str,
         use_layernorm: bool = False,
         dense_device: torch.device | None = None,
+        interaction_dim: int | None = None,
     ) -> None:
         super().__init__()
         check_dense_in_features(dense_in_features)
-        self.sparse_arch = SparseArch(embedding_bag_collection)
+        self.sparse_arch = SparseArch(embedding_bag_collection, interaction_dim)
+        sizes = dense_in_features, len(self.sparse_arch.feature_names), self.sparse_arch.embedding_dim
         self.interaction_arch = InteractionArch(
-            architecture,
-            dense_in_features,
-            len(self.sparse_arch.feature_names),
-            self.sparse_arch.embedding_dim,
+            architecture_named(architecture, *sizes),
+            *sizes,
             use_layernorm,
             device=dense_device,
+            tables=self.sparse_arch.tables,
         )
 
     @property
@@ -75,8 +81,8 @@ class NASRecNet(nn.Module):
             Logits of shape ``(B, 1)``.
 
         Raises:
-            ValueError: If a feature is missing, the dense features have the wrong width, or, on the CPU, an id is
-                outside of its table.
+            ValueError: If a feature is missing, the dense features have the wrong width or another number of rows than
+                the sparse ones, or, on the CPU, an id is outside of its table.
         """
         return predict(self.sparse_arch, self.interaction_arch, dense_features, sparse_features)
 

@@ -5,13 +5,16 @@ The architectures come from the result files in https://github.com/facebookresea
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.architecture import Architecture, BlockArchitecture
-from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.modules.linear import MultiSourceLinear
+
+if TYPE_CHECKING:
+    from nasrec_torchrec.models.nasrecnet import NASRecNet  # which looks names up here
 
 FC, DP, SG, SUM = "fully_connected", "dot_product", "sigmoid_gating", "sum"
 EFC, AT = "embedded_fully_connected", "attention"
@@ -117,7 +120,7 @@ _PARTS: dict[str, dict[str, str]] = {
 }
 
 
-def load_research_state_dict(model: NASRecNet, state_dict: Mapping[str, Tensor]) -> None:
+def load_research_state_dict(model: "NASRecNet", state_dict: Mapping[str, Tensor]) -> None:
     """Loads a state dict of the research code.
 
     Table i of the research code is loaded into the i-th table of the model's embedding collection.

@@ -1,11 +1,10 @@
 """SuperNet, the shared weights of all architectures of a search space."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec.architecture import Architecture
@@ -27,9 +26,10 @@ class SharedInteractionArch(nn.Module):
         search_space: The architectures to store.
         dense_in_features: Number of dense features.
         num_tokens: Number of sparse features.
-        embedding_dim: Width of a pooled embedding.
+        embedding_dim: Width E of a token.
         use_layernorm: Whether to normalize after each linear layer, over the width in use.
         device: Device of the storage; ``meta`` is allowed.
+        tables: Name and embedding dimension of the table of every token, if some of them differ from E.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class SharedInteractionArch(nn.Module):
         embedding_dim: int,
         use_layernorm: bool = True,
         device: torch.device | None = None,
+        tables: Sequence[tuple[str, int]] = (),
     ) -> None:
         super().__init__()
         self.search_space = search_space
@@ -52,6 +53,7 @@ class SharedInteractionArch(nn.Module):
             use_layernorm,
             shared=True,
             device=device,
+            tables=tables,
         )
         self.architecture = search_space.sample(torch.Generator().manual_seed(0), "full")
         self._stored = dict(self.storage.named_modules())
@@ -84,7 +86,7 @@ class SharedInteractionArch(nn.Module):
         return self._bind(architecture)[0]
 
     def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
-        """Computes the logits ``(B, 1)`` of the current subnet from ``(B, F_dense)`` and ``(B, F_sparse, E)``."""
+        """Computes the logits ``(B, 1)`` of the current subnet from dense features and embeddings."""
         return self._current()[0](dense_features, embedded_features)
 
     def active_parameters(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
@@ -108,6 +110,7 @@ class SharedInteractionArch(nn.Module):
             storage.embedding_dim,
             self.use_layernorm,
             device=torch.device("meta"),
+            tables=() if storage.projection is None else storage.projection.tables,
         )
         pairs = []
         for path, module in subnet.named_modules():
@@ -138,18 +141,22 @@ class SuperNet(nn.Module):
     """A model that stores the weights of every architecture of a search space (NASRec, section 4).
 
     Args:
-        embedding_bag_collection: The tables, which all architectures share. All of them have the same embedding
-            dimension E.
+        embedding_bag_collection: The tables, which all architectures share; see
+            :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
         dense_in_features: Number of dense features F_dense, or 0 if there are none.
         search_space: The architectures to store.
         use_layernorm: Whether to normalize after each linear layer, over the width in use.
         dense_device: Device of the interaction part; ``meta`` is allowed.
+        interaction_dim: Width E of the tokens; see :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`. All
+            architectures share the projections, too.
 
     Raises:
-        ValueError: If embedding dimensions differ, or if an operator cannot use them.
+        TypeError: If the collection is of an unsupported kind.
+        ValueError: If an operator cannot use tokens of width E.
 
     Example:
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
+        >>> from torchrec.modules.embedding_modules import EmbeddingBagCollection
         >>> table = EmbeddingBagConfig(name="t", embedding_dim=16, num_embeddings=50, feature_names=["f"])
         >>> supernet = SuperNet(EmbeddingBagCollection(tables=[table]), 3, SearchSpace(num_blocks=2))
         >>> supernet.set_architecture(supernet.search_space.sample())
@@ -160,15 +167,16 @@ class SuperNet(nn.Module):
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollection,
+        embedding_bag_collection: nn.Module,
         dense_in_features: int,
         search_space: SearchSpace,
         use_layernorm: bool = True,
         dense_device: torch.device | None = None,
+        interaction_dim: int | None = None,
     ) -> None:
         super().__init__()
         check_dense_in_features(dense_in_features)
-        self.sparse_arch = SparseArch(embedding_bag_collection)
+        self.sparse_arch = SparseArch(embedding_bag_collection, interaction_dim)
         self.interaction_arch = SharedInteractionArch(
             search_space,
             dense_in_features,
@@ -176,6 +184,7 @@ class SuperNet(nn.Module):
             self.sparse_arch.embedding_dim,
             use_layernorm,
             device=dense_device,
+            tables=self.sparse_arch.tables,
         )
 
     @property
@@ -241,6 +250,7 @@ class SuperNet(nn.Module):
             architecture,
             self.interaction_arch.use_layernorm,
             dense_device=next(self.interaction_arch.parameters()).device,
+            interaction_dim=self.sparse_arch.embedding_dim,
         )
         model.interaction_arch.to(next(subnet.parameters()).dtype).load_state_dict(subnet.state_dict())
         return model

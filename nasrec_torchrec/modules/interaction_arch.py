@@ -1,5 +1,6 @@
 """The interaction part of a NASRecNet: everything between the embeddings and the logit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from nasrec_torchrec.modules.choice_block import BlockOutputs, ChoiceBlock
 from nasrec_torchrec.modules.dense_to_sparse import NUM_MERGED_TOKENS
 from nasrec_torchrec.modules.linear import MultiSourceLinear
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, laid_across
+from nasrec_torchrec.modules.token_projection import TokenProjection
 
 
 class InteractionArch(nn.Module):
-    """Choice blocks and the final linear.
+    """Choice blocks and the final linear, after a projection of the embeddings if their dimensions differ.
 
     It holds no embedding table, so that TorchRec's pipelines, which trace a model only down to its sharded modules,
     treat it as a leaf.
@@ -22,10 +24,12 @@ class InteractionArch(nn.Module):
         architecture: what the blocks compute.
         dense_in_features: columns F_dense of the dense features; 0 when there are none.
         num_tokens: sparse features F_sparse.
-        embedding_dim: width E of a pooled embedding.
+        embedding_dim: width E of a token.
         use_layernorm: normalise after each linear. Off in the published networks, on in supernets.
         shared: allocate a supernet's storage, see :class:`~nasrec_torchrec.modules.operator.Operator`.
         device: where the parameters live; ``meta`` is allowed.
+        tables: name and embedding dimension of the table of every token, if some of them differ from E. See
+            :class:`~nasrec_torchrec.modules.token_projection.TokenProjection`.
     """
 
     def __init__(
@@ -37,12 +41,16 @@ class InteractionArch(nn.Module):
         use_layernorm: bool = False,
         shared: bool = False,
         device: torch.device | None = None,
+        tables: Sequence[tuple[str, int]] = (),
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.dense_in_features = dense_in_features
         self.num_tokens = num_tokens
         self.embedding_dim = embedding_dim
+        self.projection: TokenProjection | None = None
+        if tables:
+            self.projection = TokenProjection(tables, embedding_dim, device)
         dense_widths = [dense_in_features]
         # Tokens of every output, by source name: its own, then those of its dense-to-sparse merger.
         token_widths = [{"0": num_tokens}]
@@ -74,11 +82,16 @@ class InteractionArch(nn.Module):
                 features[_feature(kind, index, last)] = width * embedding_dim
         self.over_arch = MultiSourceLinear(features, 1, device=device)
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row of the embedded features: ``(F_sparse, E)``, or ``(columns,)`` if dimensions differ."""
+        return (self.num_tokens, self.embedding_dim) if self.projection is None else (self.projection.columns,)
+
     def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
         """
         Args:
             dense_features: ``(B, F_dense)``.
-            embedded_features: pooled embeddings ``(B, F_sparse, E)``.
+            embedded_features: pooled embeddings ``(B, F_sparse, E)``, or ``(B, columns)`` if dimensions differ.
 
         Returns:
             Tensor: logits ``(B, 1)``.
@@ -92,7 +105,7 @@ class InteractionArch(nn.Module):
 
         Args:
             dense_features: ``(B, F_dense)``.
-            embedded_features: pooled embeddings ``(B, F_sparse, E)``.
+            embedded_features: pooled embeddings ``(B, F_sparse, E)``, or ``(B, columns)`` if dimensions differ.
             known: outputs of blocks that need not be computed, by index. The outputs of the others are added.
 
         Returns:
@@ -103,6 +116,8 @@ class InteractionArch(nn.Module):
         dense: list[Any] = [dense_features]  # None where nobody reads a block's dense output
         # Tables may be of another precision than the maths on top of them.
         tokens_BNE = embedded_features.to(dense_features.dtype)
+        if self.projection is not None:
+            tokens_BNE = self.projection(tokens_BNE)
         tokens: list[list[Any]] = [[laid_across(tokens_BNE)]]
         for index, (block, choice) in enumerate(zip(self.blocks, self.architecture.blocks, strict=True)):
             outputs = None if known is None else known.get(index)
@@ -128,10 +143,15 @@ class InteractionArch(nn.Module):
             raise ValueError(
                 f"dense_features: expected shape (B, {self.dense_in_features}), found {tuple(dense_features.shape)}"
             )
-        if embedded_features.dim() != 3 or embedded_features.shape[1:] != (self.num_tokens, self.embedding_dim):
+        if tuple(embedded_features.shape[1:]) != self.row_shape:
             raise ValueError(
-                f"embedded_features: expected shape (B, {self.num_tokens}, {self.embedding_dim}), "
+                f"embedded_features: expected shape (B, {', '.join(map(str, self.row_shape))}), "
                 f"found {tuple(embedded_features.shape)}"
+            )
+        rows, others = dense_features.shape[0], embedded_features.shape[0]
+        if rows != others:
+            raise ValueError(
+                f"dense_features and sparse_features: expected rows of one batch, found {rows} rows and {others}"
             )
 
 

@@ -1,38 +1,63 @@
 """The embedding tables, whose pooled embeddings become tokens."""
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, get_embedding_names_by_table
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.modules.embedding_modules import get_embedding_names_by_table
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+from nasrec_torchrec.modules.table_collection import describe_collection
+
+
+@fx.wrap
+def mean_of_sequences(embeddings: JaggedTensor) -> Tensor:
+    """Returns the mean ``(B, D)`` of each row's embeddings; that of a row without any is zero."""
+    return torch.segment_reduce(embeddings.values(), "mean", lengths=embeddings.lengths(), unsafe=True, initial=0)
 
 
 class SparseArch(nn.Module):
     """Looks up and pools each sparse feature, as the collection is configured.
 
+    The embeddings of a sequence, from an ``EmbeddingCollection``, are pooled by their mean.
+
     Args:
-        embedding_bag_collection: Tables with a common embedding dimension. Features may be multi-hot or weighted.
+        embedding_bag_collection: The tables, see :func:`~nasrec_torchrec.modules.table_collection.describe_collection`.
+            Features may be multi-hot or weighted.
+        interaction_dim: Width E of the tokens that are to be made of the embeddings. By default, the common embedding
+            dimension, or the largest one if they differ.
 
     Raises:
-        ValueError: If the collection has no table, its embedding dimensions differ, or it is not an
-            EmbeddingBagCollection.
+        TypeError: If the collection is of an unsupported kind.
+        ValueError: If the collection has no table, or the width is not a positive integer.
     """
 
-    def __init__(self, embedding_bag_collection: EmbeddingBagCollection) -> None:
+    def __init__(self, embedding_bag_collection: nn.Module, interaction_dim: int | None = None) -> None:
         super().__init__()
-        if not hasattr(embedding_bag_collection, "embedding_bag_configs"):
-            raise ValueError(
-                "embedding_bag_collection: expected an EmbeddingBagCollection, found "
-                f"{type(embedding_bag_collection).__name__}, which is not supported"
-            )
-        configs = list(embedding_bag_collection.embedding_bag_configs())
-        dims = {config.name: config.embedding_dim for config in configs}
-        if len(set(dims.values())) != 1:
-            raise ValueError(f"embedding_bag_collection: expected one embedding_dim for all tables, found {dims}")
-        self.embedding_bag_collection = embedding_bag_collection
-        self.embedding_dim: int = configs[0].embedding_dim
-        self.feature_names: list[str] = [name for names in get_embedding_names_by_table(configs) for name in names]
+        collection = describe_collection(embedding_bag_collection)
+        configs = collection.configs
+        if not configs:
+            raise ValueError("embedding_bag_collection: expected at least one table, found none")
+        if interaction_dim is not None and (not isinstance(interaction_dim, int) or interaction_dim < 1):
+            raise ValueError(f"interaction_dim: expected a positive integer or None, found {interaction_dim!r}")
+        self.embedding_bag_collection: Any = collection.module
+        self.embedding_dim: int = interaction_dim or max(config.embedding_dim for config in configs)
+        by_table = list(zip(configs, get_embedding_names_by_table(configs), strict=True))
+        self.feature_names: list[str] = [name for _, names in by_table for name in names]
+        # The table of every token and its embedding dimension, where they have to be projected.
+        self.tables: tuple[tuple[str, int], ...] = ()
+        if any(config.embedding_dim != self.embedding_dim for config in configs):
+            self.tables = tuple((config.name, config.embedding_dim) for config, names in by_table for _ in names)
+        self._sequences, self._managed, self._longest = collection.sequences, collection.managed, collection.longest
         self._rows: dict[str, int] = _rows_by_feature(configs)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one row of the output: ``(F_sparse, E)``, or ``(columns,)`` if dimensions differ."""
+        if self.tables:
+            return (sum(dim for _, dim in self.tables),)
+        return (len(self.feature_names), self.embedding_dim)
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         """Looks up a batch.
@@ -41,27 +66,40 @@ class SparseArch(nn.Module):
             features: Ids of each sparse feature for B rows.
 
         Returns:
-            Pooled embeddings of shape ``(B, F_sparse, E)``, in the order of the collection's configuration.
+            Pooled embeddings of shape ``(B, F_sparse, E)``, in the order of the collection's configuration. If some
+            tables have another dimension than E, all embeddings side by side, of shape ``(B, columns)``.
         """
-        pooled = self.embedding_bag_collection(features).to_dict()
+        found = self.embedding_bag_collection(features)
+        if self._managed:
+            found = found[0]
         # By name: the order of the columns depends on the sharding plan.
-        columns = torch.cat([pooled[name] for name in self.feature_names], dim=1)
-        return columns.reshape(-1, len(self.feature_names), self.embedding_dim)
+        if self._sequences:
+            pooled = [mean_of_sequences(found[name]) for name in self.feature_names]
+        else:
+            by_name = found.to_dict()
+            pooled = [by_name[name] for name in self.feature_names]
+        columns = torch.cat(pooled, dim=1)
+        return columns if self.tables else columns.reshape(-1, len(self.feature_names), self.embedding_dim)
 
     def check(self, features: KeyedJaggedTensor) -> None:
         """Checks that a batch has every feature and, on the CPU, that every id has a row in its table.
+
+        A managed collision collection takes any id. Bags that are weighted by position must not be too long.
 
         Args:
             features: Ids of each sparse feature.
 
         Raises:
-            ValueError: If a feature is missing or an id is outside of its table.
+            ValueError: If a feature is missing, an id is outside of its table, or a bag has more ids than positions.
         """
         missing = [name for name in self._rows if name not in features.keys()]
         if missing:
             raise ValueError(f"sparse_features: missing {missing}; found the keys {features.keys()}")
         if features.values().device.type != "cpu" or torch.compiler.is_compiling():
             return  # there the check would stall the device, or cannot be traced
+        self._check_lengths(features)
+        if self._managed:
+            return
         rows = torch.tensor([self._rows.get(key, torch.iinfo(torch.int64).max) for key in features.keys()])
         ids = features.values()
         limit = torch.repeat_interleave(rows, torch.tensor(features.length_per_key()), output_size=ids.numel())
@@ -73,6 +111,15 @@ class SparseArch(nn.Module):
             raise ValueError(
                 f"sparse_features: feature '{key}': id {int(ids[position])} is outside of 0..{self._rows[key] - 1}"
             )
+
+    def _check_lengths(self, features: KeyedJaggedTensor) -> None:
+        for key, most in self._longest.items():
+            longest = int(features[key].lengths().amax()) if features[key].lengths().numel() else 0
+            if longest > most:
+                raise ValueError(
+                    f"sparse_features: feature '{key}': a bag has {longest} ids, and its feature processor has weights "
+                    f"for {most} positions"
+                )
 
 
 def _rows_by_feature(configs: list[BaseEmbeddingConfig]) -> dict[str, int]:

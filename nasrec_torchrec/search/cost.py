@@ -1,5 +1,6 @@
 """What an architecture costs: counts from the meta device, and a measured latency."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,12 @@ class _ActivationBytes(TorchDispatchMode):
 
 
 def cost(
-    architecture: Architecture, dense_in_features: int, num_tokens: int, embedding_dim: int, use_layernorm: bool = False
+    architecture: Architecture,
+    dense_in_features: int,
+    num_tokens: int,
+    embedding_dim: int,
+    use_layernorm: bool = False,
+    tables: Sequence[tuple[str, int]] = (),
 ) -> Cost:
     """Counts with ``torch.utils.flop_counter`` on the meta device, where nothing is computed.
 
@@ -38,13 +44,15 @@ def cost(
         architecture: architecture to count.
         dense_in_features: number of dense features.
         num_tokens: number of sparse features.
-        embedding_dim: width of a pooled embedding.
+        embedding_dim: width of a token.
         use_layernorm: see :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
+        tables: name and embedding dimension of the table of every token, if some of them have to be projected.
     """
     meta = torch.device("meta")
-    arch = InteractionArch(architecture, dense_in_features, num_tokens, embedding_dim, use_layernorm, device=meta)
+    sizes = dense_in_features, num_tokens, embedding_dim
+    arch = InteractionArch(architecture, *sizes, use_layernorm, device=meta, tables=tables)
     dense = torch.empty(1, dense_in_features, device=meta)
-    tokens = torch.empty(1, num_tokens, embedding_dim, device=meta)
+    tokens = torch.empty(1, *arch.row_shape, device=meta)
     with FlopCounterMode(display=False) as counter, _ActivationBytes() as activations, torch.no_grad():
         arch(dense, tokens)
     counts = counter.get_flop_counts()
@@ -64,7 +72,8 @@ def cost(
 def cost_in_supernet(arch: SharedInteractionArch, architecture: Architecture) -> Cost:
     """Counts what an architecture costs as a subnet of a supernet's interaction part; see :func:`cost`."""
     sizes = arch.storage.dense_in_features, arch.storage.num_tokens, arch.storage.embedding_dim
-    return cost(architecture, *sizes, arch.use_layernorm)
+    projection = arch.storage.projection
+    return cost(architecture, *sizes, arch.use_layernorm, () if projection is None else projection.tables)
 
 
 @torch.inference_mode()
@@ -84,7 +93,7 @@ def measure_latency(
     """
     arch = fuse(interaction_arch).to(device)
     dense = torch.rand(batch_size, arch.dense_in_features, device=device)
-    tokens = torch.rand(batch_size, arch.num_tokens, arch.embedding_dim, device=device)
+    tokens = torch.rand(batch_size, *arch.row_shape, device=device)
     timer = Timer("arch(dense, tokens)", globals=locals(), num_threads=torch.get_num_threads())
     timer.timeit(2)  # warms up
     measured = timer.blocked_autorange(min_run_time=min_run_time)

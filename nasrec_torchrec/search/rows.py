@@ -24,7 +24,8 @@ class CachedRows:
 
     Args:
         dense: dense features ``(rows, F_dense)``.
-        embedded: pooled embeddings ``(rows, F_sparse, E)``, possibly of lower precision or mapped from a file.
+        embedded: pooled embeddings ``(rows, ...)``, as the sparse part returns them; possibly of lower precision or
+            mapped from a file.
         labels: labels ``(rows,)``.
         total: number of rows over all ranks.
     """
@@ -72,7 +73,7 @@ class RowCache:
     (``TMPDIR``). Such a file has no name and is deleted with the process.
 
     Args:
-        sparse_arch: module that returns ``(B, F_sparse, E)``; it may be sharded over the ranks.
+        sparse_arch: module that looks up embeddings; it may be sharded over the ranks.
         config: configuration with the numbers of rows, their precision and the memory limit.
     """
 
@@ -117,7 +118,7 @@ class RowCache:
         device = next(sparse_arch.parameters()).device
         count = len(range(rank, len(rows), ranks))
         dense, labels = torch.empty(count, len(files.schema.dense)), torch.empty(count)
-        embedded = self._allocate((count, len(sparse_arch.feature_names), sparse_arch.embedding_dim), device)
+        embedded = self._allocate((count, *sparse_arch.output_shape), device)
         ends = torch.tensor(list(accumulate(rows_of_group for _, _, rows_of_group in files.groups)))
         per_group = torch.searchsorted(rows, ends).diff(prepend=torch.tensor([0]))
         start = 0

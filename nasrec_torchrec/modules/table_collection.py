@@ -1,0 +1,93 @@
+"""The collections of embedding tables that a model can be built on, and what each of them tells about its tables."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.fp_embeddingbag import ShardedFeatureProcessedEmbeddingBagCollection
+from torchrec.distributed.mc_embeddingbag import ShardedManagedCollisionEmbeddingBagCollection
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.modules.feature_processor_ import PositionWeightedModule, PositionWeightedModuleCollection
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+
+SUPPORTED = (
+    "EmbeddingBagCollection",
+    "FeatureProcessedEmbeddingBagCollection",
+    "ManagedCollisionEmbeddingBagCollection",
+    "EmbeddingCollection",
+)
+_PROCESSED = FeatureProcessedEmbeddingBagCollection, ShardedFeatureProcessedEmbeddingBagCollection
+_MANAGED = ManagedCollisionEmbeddingBagCollection, ShardedManagedCollisionEmbeddingBagCollection
+_SEQUENCES = EmbeddingCollection, ShardedEmbeddingCollection
+
+
+@dataclass(frozen=True)
+class TableCollection:
+    """A collection and what a model has to know about it.
+
+    Args:
+        module: The module to call with a KeyedJaggedTensor.
+        configs: The tables.
+        sequences: Whether the module returns an embedding for each id instead of pooled ones.
+        managed: Whether the module maps raw ids to rows by itself, and returns its output in a tuple.
+        longest: The most ids that a bag may have, for features that are weighted by position.
+    """
+
+    module: nn.Module
+    configs: list[BaseEmbeddingConfig]
+    sequences: bool = False
+    managed: bool = False
+    longest: Mapping[str, int] = field(default_factory=dict)
+
+
+def describe_collection(collection: nn.Module) -> TableCollection:
+    """Describes a collection of tables.
+
+    Args:
+        collection: One of ``SUPPORTED``, as it is, quantized, or sharded by DistributedModelParallel.
+
+    Returns:
+        The description.
+
+    Raises:
+        TypeError: If the collection is of another kind.
+    """
+    module = collection.module if isinstance(collection, DistributedModelParallel) else collection
+    # TorchRec's other collections, such as those of hash tables, return something else than the ones that they hold.
+    inside: Iterable[nn.Module] = module.modules() if isinstance(module, (*_PROCESSED, *_MANAGED)) else [module]
+    configs = next((found for found in map(_configs, inside) if found is not None), None)
+    if configs is None:
+        raise TypeError(
+            f"embedding_bag_collection: a {type(collection).__name__} is not supported; expected one of "
+            f"{', '.join(SUPPORTED)}, or one of these sharded by DistributedModelParallel"
+        )
+    return TableCollection(
+        module, configs, isinstance(module, _SEQUENCES), isinstance(module, _MANAGED), _longest(module)
+    )
+
+
+def _configs(module: nn.Module) -> list[BaseEmbeddingConfig] | None:
+    for method in ("embedding_bag_configs", "embedding_configs"):
+        if callable(configs := getattr(module, method, None)):
+            return list(configs())
+    # TorchRec's sharded collections have no method for it.
+    if isinstance(module, ShardedEmbeddingBagCollection):
+        return list(module._embedding_bag_configs)
+    if isinstance(module, ShardedEmbeddingCollection):
+        return list(module._embedding_configs)
+    return None
+
+
+def _longest(collection: nn.Module) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for path, module in collection.named_modules():
+        if isinstance(module, PositionWeightedModuleCollection):
+            found |= module.max_feature_lengths
+        elif isinstance(module, PositionWeightedModule):
+            found[path.rpartition(".")[2]] = module.position_weight.numel()
+    return found
