@@ -9,8 +9,9 @@ TRAINING = {
     ),
     "Trials": ("learning_rates", "seeds"),
     "Recipe": (
-        *("epochs", "batch_size", "learning_rate", "min_learning_rate", "warmup_fraction", "schedule", "patience"),
-        *("monitor", "optimizer", "embedding_l2", "embedding_std", "dropout", "adagrad_eps", "gradient_clip", "seed"),
+        *("recipe", "epochs", "batch_size", "learning_rate", "min_learning_rate", "warmup_fraction", "schedule"),
+        *("patience", "monitor", "optimizer", "embedding_l2", "embedding_std", "dropout", "adagrad_eps"),
+        *("gradient_clip", "seed"),
     ),
     "Speed and distribution": (
         *("precision", "compile", "sharding_type", "pipeline", "quantized_comms", "background_reader"),

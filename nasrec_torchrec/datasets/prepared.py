@@ -135,7 +135,8 @@ def open_split(folder: Path, split: str) -> ClickFiles:
         )
     check_split(folder, split, manifest)
     files = ClickFiles.open(folder / split, schema, {file["name"]: file["sha256"] for file in described["files"]})
-    return replace(files, dictionaries=tuple(sorted(manifest["dictionaries"].items())))
+    dictionaries = tuple(sorted(manifest["dictionaries"].items()))
+    return replace(files, dictionaries=dictionaries, clicks=described["positives"])
 
 
 def check_dictionaries(folder: Path) -> None:

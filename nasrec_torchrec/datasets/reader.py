@@ -29,6 +29,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from nasrec_torchrec.datasets.checksums import known_sha256
 from nasrec_torchrec.datasets.click_data import ClickData, Rows, join
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.split_counts import SplitCounts
 from nasrec_torchrec.runs.files import local_copies
 from nasrec_torchrec.runs.fingerprint import digest
 
@@ -48,6 +49,7 @@ class ClickFiles:
         groups: file, number in that file, and number of rows of every row group.
         checksums: SHA-256 checksum of every file, None if it is not known.
         dictionaries: name and checksum of each dictionary that the ids come from.
+        clicks: number of rows whose label is 1; None if it is not known.
     """
 
     schema: Schema
@@ -55,6 +57,7 @@ class ClickFiles:
     groups: tuple[tuple[int, int, int], ...]
     checksums: tuple[str | None, ...]
     dictionaries: tuple[tuple[str, str], ...] = ()
+    clicks: int | None = None
 
     @classmethod
     def open(cls, path: Path, schema: Schema, checksums: Mapping[str, str] | None = None) -> "ClickFiles":
@@ -95,6 +98,11 @@ class ClickFiles:
 
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self.groups)
+
+    @property
+    def counts(self) -> SplitCounts | None:
+        """Rows and clicks, if they are known."""
+        return None if self.clicks is None else SplitCounts(len(self), self.clicks)
 
     @property
     def digest(self) -> str:

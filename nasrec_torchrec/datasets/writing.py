@@ -29,6 +29,7 @@ from nasrec_torchrec.datasets.prepared import (
 )
 from nasrec_torchrec.datasets.quality import Quality
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.split_counts import SplitCounts, split_warnings
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.datasets.work_folder import check_rejects, collect_rejects, read_part, source_contents
 from nasrec_torchrec.progress import progress_bar
@@ -96,6 +97,9 @@ def publish(
     for split in SPLITS[1:]:
         for warning in Quality(schema, qualities[split].counts).warnings():
             print(f"warning: {split}: {warning}", file=sys.stderr)
+    counts = {name: SplitCounts(split["rows"], split["positives"]) for name, split in described.items()}
+    for warning in split_warnings(counts):
+        print(f"warning: {warning}", file=sys.stderr)
     data = work / "data"
     remove_leftovers(data)
     write_text(data / SCHEMA, schema.to_json())

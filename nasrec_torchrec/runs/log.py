@@ -1,9 +1,10 @@
 """The log of a run: JSON lines, TensorBoard events and a progress bar. Only rank 0 writes."""
 
 import json
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,7 +54,7 @@ class RunLog:
             disable=not self._writes,
             mininterval=update_interval(),
         )
-        self._start = time.monotonic()
+        self._title, self._start = title, time.monotonic()
         if self._writes:
             self._remote = run_dir if is_remote(run_dir) else None
             # Files that grow line by line are written here and uploaded from time to time.
@@ -98,6 +99,13 @@ class RunLog:
         shown = {name: f"{value:.4g}" for name, value in values.items() if name in ("loss", "samples_per_second")}
         if shown:
             self._bar.set_postfix(shown, refresh=False)
+
+    def warn(self, step: int, messages: Iterable[str], aloud: bool = True) -> None:
+        """Records warnings, and prints them above the progress bar unless ``aloud`` is false."""
+        for message in messages if self._writes else ():
+            self._note("warning", step, message=message)
+            if aloud:
+                tqdm.write(f"warning: {self._title}: {message}", file=sys.stderr)
 
     def note(self, event: str, step: int) -> None:
         """Records an event without values."""

@@ -31,6 +31,7 @@ class RunStatus:
         starts: number of starts, including restarts.
         age: time in seconds since the last event.
         ranks: number of processes at the last start.
+        warnings: what went wrong, with what to do about it.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class RunStatus:
     starts: int
     age: float
     ranks: int
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         share = self.step / self.total_steps if self.total_steps else 1.0
@@ -64,7 +66,7 @@ class RunStatus:
             else "none yet"
         )
         lines.append(f"  checkpoint: {self.checkpoint or none}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  warning: {message}" for message in self.warnings)])
 
 
 def read_status(run_dir: Path, patience: float = 120.0, now: float | None = None) -> RunStatus:
@@ -111,6 +113,7 @@ def _status(run_dir: Path, events: list[dict[str, Any]], patience: float, now: f
         len(starts),
         age,
         starts[-1]["ranks"],
+        tuple(dict.fromkeys(event["message"] for event in events if event["event"] == "warning")),
     )
 
 

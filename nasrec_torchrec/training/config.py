@@ -14,18 +14,21 @@ _FREE = (
     *("sharding_type", "pipeline", "quantized_comms", "profile"),
 )
 Monitor = Literal["log_loss", "auc"]
+Optimizer = Literal["adagrad", "adam"]
+RecipeName = Literal["fitted", "paper"]
 TrainPrecision = Literal["fp32", "bf16"]
 _RANGE = re.compile(r"(\d+):(\d+)")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained. The defaults are the paper's recipe for a supernet on Criteo.
+class TrainFlags:
+    """How a model is trained. What is unset follows from the data, see :mod:`~nasrec_torchrec.training.recipes`.
 
     Args:
-        epochs: largest number of passes over the training split.
-        batch_size: number of rows in a global batch, summed over all ranks.
-        learning_rate: learning rate of the dense part and the tables at the end of the warm-up.
+        epochs: largest number of passes over the training split. If unset, it follows from the rows.
+        batch_size: number of rows in a global batch, summed over all ranks. If unset, it follows from the rows.
+        learning_rate: learning rate of the dense part and the tables at the end of the warm-up. If unset, it follows
+            from the optimizer.
         min_learning_rate: learning rate at which the schedule starts and ends.
         warmup_fraction: fraction of the steps during which the learning rate warms up linearly.
         schedule: course of the learning rate after the warm-up. ``cosine`` lowers it over all remaining steps.
@@ -35,9 +38,9 @@ class TrainConfig:
         monitor: metric on the validation split that decides which epoch is the best.
         optimizer: ``adagrad`` is fused into the backward pass of the tables and updates only the rows that were looked
             up. ``adam`` updates whole tables and keeps a full copy on every rank, which suits tables of a few thousand
-            rows.
+            rows. If unset, it follows from the size of the tables.
         embedding_l2: strength of the L2 penalty; this value times half the sum of squares of all embeddings is added to
-            the loss. Requires ``adam``.
+            the loss. Requires ``adam``. If unset, it follows from the optimizer.
         embedding_std: standard deviation of the tables' initial weights. If unset, Xavier initialization determines it.
         dropout: fraction of the outputs of dense operators, or of a baseline's hidden layers, that a training step
             drops. Not available for a supernet.
@@ -46,7 +49,8 @@ class TrainConfig:
             unclipped.
         seed: seed of the initial weights, the order of the rows and the sampled paths.
         strategy: how a supernet samples its path.
-        full_path_steps: number of steps over which the probability of a supernet's full path decays from 1 to 0.
+        full_path_steps: number of steps over which the probability of a supernet's full path decays from 1 to 0. If
+            unset, 15,000 steps or a quarter of the run's steps, whichever is less.
         precision: precision of the dense part. ``bf16`` runs it under autocast; weights and tables stay in float32.
         compile: whether to compile the dense part with torch.compile. Not available for a supernet, whose path changes
             from step to step.
@@ -66,23 +70,23 @@ class TrainConfig:
             the CPU, reading takes less than a hundredth of a step, and the process would occupy a core.
     """
 
-    epochs: int = 1
-    batch_size: int = 512
-    learning_rate: float = 0.12
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
     min_learning_rate: float = 1e-8
     warmup_fraction: float = 0.1
     schedule: Literal["cosine", "plateau"] = "cosine"
     patience: int = 2
     monitor: Monitor = "log_loss"
-    optimizer: Literal["adagrad", "adam"] = "adagrad"
-    embedding_l2: float = 0.0
+    optimizer: Optimizer | None = None
+    embedding_l2: float | None = None
     embedding_std: float | None = None
     dropout: float = 0.0
     adagrad_eps: float = 1e-2
     gradient_clip: float = 5.0
     seed: int = 0
     strategy: Strategy = "single_operator_any_connection"
-    full_path_steps: int = 15_000
+    full_path_steps: int | None = None
     precision: TrainPrecision = "fp32"
     compile: bool = False
     sharding_type: str | None = None
@@ -101,8 +105,9 @@ class TrainConfig:
             *("epochs", "batch_size", "learning_rate", "adagrad_eps", "log_every"),
             *("checkpoint_every", "keep_checkpoints", "max_skipped_steps", "patience"),
         ):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a positive number, found {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a positive number, found {value}")
         if not self.gradient_clip > 0:
             raise ValueError(
                 f"gradient_clip: expected a positive number (inf clips nothing), found {self.gradient_clip}"
@@ -117,11 +122,26 @@ class TrainConfig:
             parse_steps(self.profile)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 or more and less than 1, found {self.dropout}")
-        if self.embedding_l2 and self.optimizer != "adam":
+        if self.embedding_l2 and self.optimizer == "adagrad":
             raise ValueError(
                 f"embedding_l2: expected a positive number with optimizer adam, or 0, found {self.embedding_l2} with "
                 f"{self.optimizer}, which updates looked-up rows alone"
             )
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainFlags):
+    """How a model is trained. The defaults are the paper's recipe for a supernet on Criteo.
+
+    See :class:`TrainFlags` for the settings.
+    """
+
+    epochs: int = 1
+    batch_size: int = 512
+    learning_rate: float = 0.12
+    optimizer: Optimizer = "adagrad"
+    embedding_l2: float = 0.0
+    full_path_steps: int = 15_000
 
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:

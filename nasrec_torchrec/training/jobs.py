@@ -4,6 +4,7 @@ They join the process group that a launcher describes in the environment, or mak
 imported when one of them is called.
 """
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,20 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.models.config import BASELINES, Baseline
 from nasrec_torchrec.search_space import NASREC_FULL, SearchSpace
-from nasrec_torchrec.training.config import TrainConfig
+from nasrec_torchrec.training.config import RecipeName, TrainConfig, TrainFlags
 
 if TYPE_CHECKING:
+    from nasrec_torchrec.datasets.reader import ClickFiles
     from nasrec_torchrec.metrics.click_metrics import ClickMetrics
     from nasrec_torchrec.training.trials import Unreadable
 
-_DEFAULT_CONFIG = TrainConfig()
+_NO_FLAGS = TrainFlags()
 _DEFAULT_BASELINE = Baseline()
 
 
 def run(
     data: Path | str,
     out: Path | str,
-    config: TrainConfig = _DEFAULT_CONFIG,
+    config: TrainFlags = _NO_FLAGS,
     baseline: Baseline = _DEFAULT_BASELINE,
     architecture: Architecture | Path | str | None = None,
     use_layernorm: bool = False,
@@ -32,6 +34,7 @@ def run(
     learning_rates: tuple[float, ...] = (),
     seeds: tuple[int, ...] = (),
     drop_features: tuple[str, ...] = (),
+    recipe: RecipeName = "fitted",
 ) -> dict[str, Any] | None:
     """Trains NASRecNets from scratch, or a baseline to compare with, and keeps the best.
 
@@ -43,7 +46,8 @@ def run(
     Args:
         data: folder of a prepared data set.
         out: run folder; receives the logs, TensorBoard files, the checkpoint and metrics.json.
-        config: how each model is trained.
+        config: how each model is trained; what it leaves open follows from the recipe. A TrainConfig leaves nothing
+            open.
         baseline: the model to train where no architecture is given.
         architecture: JSON file of an architecture or a folder of such files, the name of a published architecture such
             as criteo-small, or a baseline such as dlrm, dcn or finalnet (--kind lists all). Unset, --kind names a
@@ -54,6 +58,8 @@ def run(
         seeds: seeds to repeat every trial with, instead of the one seed.
         drop_features: dense and sparse features of the data that the model does not read; an exported model does not
             ask for them.
+        recipe: what decides the settings that are not given: fitted derives them from the number of rows and the size
+            of the tables, and prints them; paper takes those of the NASRec paper for Criteo.
 
     Returns:
         The winning trial as metrics.json records it, on rank 0; None on all other ranks.
@@ -81,24 +87,20 @@ def run(
         for found in _interactions(architecture, baseline)
     ]
     with process_group() as device:
-        return train_best(
-            models,
-            learning_rates or (config.learning_rate,),
-            seeds or (config.seed,),
-            config,
-            out,
-            device,
-            Splits(*(open_split(data, split).without(drop_features) for split in SPLITS)),
-        )
+        splits = Splits(*(open_split(data, split).without(drop_features) for split in SPLITS))
+        settings = _settings(config, recipe, splits.train, learning_rates)
+        rates, seeds = learning_rates or (settings.learning_rate,), seeds or (settings.seed,)
+        return train_best(models, rates, seeds, settings, out, device, splits)
 
 
 def run_supernet(
     data: Path | str,
     out: Path | str,
     space: SearchSpace = NASREC_FULL,
-    config: TrainConfig = _DEFAULT_CONFIG,
+    config: TrainFlags = _NO_FLAGS,
     use_layernorm: bool = True,
     embedding_dim: int | None = None,
+    recipe: RecipeName = "fitted",
 ) -> None:
     """Trains a supernet: one model that holds the weights of every architecture of a search space.
 
@@ -108,9 +110,11 @@ def run_supernet(
         data: folder of a prepared data set.
         out: run folder; receives the log, TensorBoard files and the checkpoint.
         space: architectures that the supernet holds.
-        config: how it is trained.
+        config: how it is trained; what it leaves open follows from the recipe. A TrainConfig leaves nothing open.
         use_layernorm: normalize after each linear layer, over the width in use.
         embedding_dim: embedding dimension of all tables; unset, the data set's schema decides.
+        recipe: what decides the settings that are not given: fitted derives them from the number of rows, and prints
+            them; paper takes those of the NASRec paper for Criteo.
 
     Raises:
         ValueError: If the data or the settings are not usable, or do not fit each other.
@@ -129,7 +133,8 @@ def run_supernet(
     data, out = to_path(data), to_path(out)
     with process_group() as device:
         description = ModelDescription(load_schema(data, embedding_dim), space, use_layernorm)
-        Trainer(description, config, out, device).train(open_split(data, "train"))
+        train = open_split(data, "train")
+        Trainer(description, _settings(config, recipe, train, supernet=True), out, device).train(train)
 
 
 def evaluate(
@@ -164,6 +169,26 @@ def evaluate(
 
     description, trained = load_model(to_path(model))
     return measure(trained, description.read(open_split(to_path(data), split)), batch_size)
+
+
+def _settings(
+    flags: TrainFlags,
+    recipe: RecipeName,
+    rows: "ClickFiles",
+    learning_rates: tuple[float, ...] = (),
+    supernet: bool = False,
+) -> TrainConfig:
+    """Returns the settings of a training on these rows, and prints on rank 0 what was chosen for it."""
+    import torch.distributed as dist
+
+    from nasrec_torchrec.training.recipes import fitted, paper
+
+    if recipe == "paper":
+        return paper(flags)
+    settings, reason = fitted(flags, len(rows), rows.schema, dist.get_world_size(), supernet, learning_rates)
+    if reason and dist.get_rank() == 0:
+        print(reason, file=sys.stderr)
+    return settings
 
 
 def _interactions(

@@ -1,5 +1,6 @@
 """What a training measures of its own steps: loss, metrics, throughput and memory."""
 
+import math
 import resource
 import sys
 import time
@@ -12,6 +13,9 @@ from torchrec.datasets.utils import Batch
 
 from nasrec_torchrec.metrics.windowed import WindowedMetrics
 from nasrec_torchrec.training.config import TrainConfig
+
+# Rows whose loss is compared with that of their click rate.
+_FEWEST_ROWS = 1000
 
 
 class StepMeter:
@@ -28,9 +32,13 @@ class StepMeter:
         self._batch_size, self._world_size, self._device = config.batch_size, world_size, device
         self._windowed = WindowedMetrics(config.batch_size // world_size, device)
         self._read_at, self._read_step = time.monotonic(), step
+        # The sum of the losses, the clicks and the rows since the last reading of `recent_entropy`.
+        self._recent = torch.zeros(3, device=device)
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Takes in this rank's rows of a step."""
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Takes in this rank's rows of a step, and their mean loss."""
+        sums = torch.stack([loss.detach() * len(labels), labels.sum(), loss.new_tensor(len(labels))])
+        self._recent += sums.where(loss.isfinite(), torch.zeros_like(sums))  # others are skipped and counted elsewhere
         self._windowed.update(logits, labels)
 
     def read(self, loss: Tensor, step: int) -> dict[str, float]:
@@ -48,6 +56,25 @@ class StepMeter:
             "memory_mib": _peak_memory(self._device) / 2**20,
             **self._windowed.compute(),
         }
+
+    def recent_entropy(self) -> float:
+        """Returns the normalized entropy of the rows of all ranks since it was returned last, and NaN while there are
+        too few of them to judge; collective."""
+        recent = self._recent.clone()
+        dist.all_reduce(recent)
+        loss, clicks, rows = recent.tolist()
+        if rows < _FEWEST_ROWS:
+            return math.nan
+        self._recent.zero_()
+        return _normalized_entropy(loss, clicks, rows)
+
+
+def _normalized_entropy(loss: float, clicks: float, rows: float) -> float:
+    """Returns the mean loss over that of always predicting the click rate; NaN if all labels are equal."""
+    rate = clicks / rows
+    if not 0 < rate < 1:
+        return math.nan
+    return -loss / rows / (rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -19,6 +19,7 @@ class Progress:
         skipped_steps: number of steps among them that changed nothing because a value was not finite.
         validations: metrics and step of every measurement of the validation split.
         best: the best of these measurements, or None.
+        warnings: what went wrong, by name.
     """
 
     total_steps: int = 0
@@ -26,6 +27,7 @@ class Progress:
     skipped_steps: int = 0
     validations: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    warnings: dict[str, str] = field(default_factory=dict, compare=False)
 
     def record(self, metrics: ClickMetrics, monitor: Monitor) -> bool:
         """Records a measurement after the current step.
@@ -58,8 +60,9 @@ class Progress:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.total_steps, self.step = state["total_steps"], state["step"]
         self.skipped_steps, self.best = state["skipped_steps"], _restored(state["best"])
-        # Older versions did not store the validations.
+        # Older versions stored neither the validations nor the warnings.
         self.validations = [_restored(measured) for measured in state.get("validations", [])]
+        self.warnings = dict(state.get("warnings", {}))
 
 
 def _rank(measured: dict[str, Any], monitor: Monitor) -> tuple[tuple[bool, float], ...]:

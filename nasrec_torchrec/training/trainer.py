@@ -21,6 +21,7 @@ from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, ran
 from nasrec_torchrec.memory import require_memory
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.checkpoint import Checkpoints, read_progress
 from nasrec_torchrec.runs.files import atomic_path, write_text
@@ -38,6 +39,7 @@ from nasrec_torchrec.training.progress import Progress
 from nasrec_torchrec.training.schedules import LearningRate
 from nasrec_torchrec.training.step import TrainingStep
 from nasrec_torchrec.training.task import ClickTask
+from nasrec_torchrec.training.watch import TrainingWatch
 
 Pause: TypeAlias = Callable[[float, ClickMetrics | None], bool]
 
@@ -59,7 +61,12 @@ class _Session:
     pause: Pause | None
     checkpoints: Checkpoints
     log: RunLog
+    watch: TrainingWatch
     profiler: StepProfiler
+
+    def warn(self, step: int, messages: Sequence[str]) -> None:
+        """Says what goes wrong; a race, which expects some trials to go wrong, only finds it in the log."""
+        self.log.warn(step, messages, aloud=self.pause is None)
 
 
 class Trainer:
@@ -188,6 +195,13 @@ class Trainer:
             if self.rank == 0:
                 write_text(self.run_dir / names.PLAN, describe_plan(self.dmp))
             total = self.progress.total_steps
+            watch = TrainingWatch(
+                config,
+                isinstance(self.model, SuperNet),
+                total,
+                None if validation is None else validation.counts,
+                self.progress.warnings,
+            )
             session = _Session(
                 reader,
                 validation,
@@ -195,9 +209,12 @@ class Trainer:
                 pause,
                 checkpoints,
                 RunLog(self.run_dir, total, self.run_dir.name, self.progress.step, from_scratch, asdict(config)),
+                watch,
                 StepProfiler(config.profile, self.run_dir / names.PROFILE, self.rank, self.device),
             )
             with session.log, session.profiler, self.guard.request.listening():
+                session.warn(self.progress.step, watch.at_start())
+                session.log.warn(self.progress.step, watch.of_splits(data.counts), aloud=False)
                 while not self._ended(reader):
                     if self._train_epoch(session):
                         break
@@ -244,11 +261,13 @@ class Trainer:
             progress.step += 1
             session.log.advance()
             self._count_skipped(session)
-            meter.update(logits, labels)
+            meter.update(loss, logits, labels)
             if progress.step % config.log_every == 0:
                 values = meter.read(loss, progress.step)
-                state = {"gradient_norm": float(step.gradient_norm), "skipped_steps": progress.skipped_steps}
+                norm = float(step.gradient_norm)
+                state = {"gradient_norm": norm, "skipped_steps": progress.skipped_steps}
                 session.log.write("train", progress.step, learning_rate=rate, **values, **state)
+                session.warn(progress.step, session.watch.after_steps(progress.step, norm, meter.recent_entropy()))
             if done < left and self._between_steps(session, ahead=batches.count - done):
                 return True
         next(batches, None)  # lets the reader begin the next epoch
@@ -295,6 +314,7 @@ class Trainer:
             return None, False
         metrics = self.evaluate(session.validation)
         session.log.write("validation", self.progress.step, **asdict(metrics))
+        session.warn(self.progress.step, session.watch.after_validation(self.progress.step, metrics))
         if metrics.auc is None and self.config.monitor == "auc" and self.rank == 0:
             print(
                 f"{self.run_dir}: step {self.progress.step}: the validation split has no AUC, because its labels are "

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.datasets.split_counts import split_warnings
 from nasrec_torchrec.finite import json_text, order
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
 from nasrec_torchrec.runs import names
@@ -100,6 +101,10 @@ def train_best(
         settings=settings_of(config) | {"learning_rates": rates, "seeds": list(seeds)},
         code=code_of(COMMAND.plugins),
     )
+    if dist.get_rank() == 0:
+        counts = {name: files.counts for name, files in vars(splits).items()}
+        for warning in split_warnings({name: known for name, known in counts.items() if known}):
+            print(f"warning: {warning}", file=sys.stderr)
     with writing(run_dir, "training"):
         finished = _read(run_dir / names.METRICS) if config.resume == "auto" else None
         if finished is not None:
@@ -177,6 +182,7 @@ def _train(
     model: ModelDescription, config: TrainConfig, folder: Path, device: torch.device, splits: Splits
 ) -> dict[str, Any]:
     run: dict[str, Any] = {"folder": folder.name, "seed": config.seed, "error": None, "validation": None, "test": None}
+    run["warnings"] = []
     started = time.perf_counter()
     try:
         trainer = Trainer(model, config, folder, device)
@@ -185,8 +191,9 @@ def _train(
     try:
         validation = trainer.train(splits.train, splits.validation)
     except DivergedError as error:
-        return run | {"error": str(error)}
+        return run | {"error": str(error), "warnings": list(trainer.progress.warnings.values())}
     assert validation is not None
+    run["warnings"] = list(trainer.progress.warnings.values())
     run |= {"training_seconds": round(time.perf_counter() - started, 2), "validation": asdict(validation)}
     if not math.isfinite(validation.log_loss):
         return run | {"error": "the validation log loss is not a finite number after any epoch"}

@@ -104,7 +104,20 @@ def test_a_recorded_configuration_repeats_the_run(tmp_path: Path):
         return run["validation"] | run["test"]
 
     first, second = tmp_path / "first", tmp_path / "second"
-    flags = "--data", str(prepared), "--batch_size", "40", "--dropout", "0.3", "--seed", "7", "--architecture", "mlp"
+    flags = (
+        "--data",
+        str(prepared),
+        "--batch_size",
+        "40",
+        "--epochs",
+        "1",
+        "--dropout",
+        "0.3",
+        "--seed",
+        "7",
+        "--architecture",
+        "mlp",
+    )
     metrics = train(*flags, "--out", str(first))
     text = (first / "config.yaml").read_text()
     assert (

@@ -1,6 +1,5 @@
 """Recipes: everything about a training but the model, the rows and the features."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -9,10 +8,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.training.config import TrainConfig
-
-# Adam updates whole tables, and every rank holds them: beyond this, tables are trained with Adagrad.
-_ADAM_BYTES = 256 << 20
-_FLOAT_BYTES = 4
+from nasrec_torchrec.training.recipes import adam_fits, usual_batch_size
 
 
 @dataclass(frozen=True)
@@ -54,17 +50,6 @@ class Recipe:
         parts += [f"L2 {self.embedding_l2:.2g}"] if self.embedding_l2 else []
         parts += [f"dropout {self.dropout:g}"] if self.dropout else []
         return ", ".join(parts)
-
-
-def adam_fits(schema: Schema) -> bool:
-    """Returns whether the tables are small enough for Adam."""
-    rows = sum(table.num_embeddings for table in schema.tables())
-    return _FLOAT_BYTES * rows * schema.embedding_dim <= _ADAM_BYTES
-
-
-def usual_batch_size(rows: int) -> int:
-    """Returns a power of two between 128 and 4,096, for about two hundred steps an epoch on small data."""
-    return int(2 ** min(12, max(7, round(math.log2(max(1, rows) / 192)))))
 
 
 def starting_recipes(schema: Schema, rows: int, epochs: int) -> list[Recipe]:
