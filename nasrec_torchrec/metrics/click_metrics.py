@@ -43,6 +43,27 @@ def click_metrics(logits: Tensor, labels: Tensor) -> ClickMetrics:
     return ClickMetrics(auc, loss, loss / entropy, labels.numel())
 
 
+def block_losses(logits: Tensor, labels: Tensor, blocks: int = 64) -> list[float]:
+    """Computes the log loss of each of so many consecutive blocks of rows.
+
+    What two models lose in the same blocks tells a difference between them from chance, and a drift over time shows as
+    blocks that disagree.
+
+    Args:
+        logits: logits ``(N,)`` in the order of the rows.
+        labels: labels ``(N,)`` of 0 and 1.
+        blocks: number of blocks, at most one for each row.
+
+    Returns:
+        list[float]: mean log loss of each block; empty if a prediction is not a number.
+    """
+    logits, labels = logits.double().flatten(), labels.double().flatten()
+    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    if not torch.isfinite(losses).all():
+        return []
+    return [float(block.mean()) for block in losses.tensor_split(min(blocks, losses.numel()))]
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> ClickMetrics:
     """Computes exact metrics of an unsharded model over a split, in this process.

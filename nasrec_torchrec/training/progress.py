@@ -1,12 +1,15 @@
 """How far a training run has progressed, and the metrics that were measured on the validation split so far."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from nasrec_torchrec.finite import order
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.training.config import Monitor
+
+_BLOCKS = "block_losses"
 
 
 @dataclass
@@ -18,7 +21,7 @@ class Progress:
         step: number of completed steps.
         skipped_steps: number of steps among them that changed nothing because a value was not finite.
         validations: metrics and step of every measurement of the validation split.
-        best: the best of these measurements, or None.
+        best: the best of these measurements with the losses of its blocks of rows, or None.
         warnings: what went wrong, by name.
     """
 
@@ -29,12 +32,13 @@ class Progress:
     best: dict[str, Any] | None = None
     warnings: dict[str, str] = field(default_factory=dict, compare=False)
 
-    def record(self, metrics: ClickMetrics, monitor: Monitor) -> bool:
+    def record(self, metrics: ClickMetrics, monitor: Monitor, blocks: Sequence[float] = ()) -> bool:
         """Records a measurement after the current step.
 
         Args:
             metrics: metrics of the validation split.
             monitor: name of the metric that decides.
+            blocks: log losses of consecutive blocks of rows, which are kept of the best measurement alone.
 
         Returns:
             bool: Whether the measurement is the best so far. One whose metric is not finite is never better than
@@ -44,7 +48,7 @@ class Progress:
         self.validations.append(measured)
         best = self.best is None or _rank(measured, monitor) < _rank(self.best, monitor)
         if best:
-            self.best = measured
+            self.best = measured | {_BLOCKS: list(blocks)}
         return best
 
     @property
@@ -52,7 +56,13 @@ class Progress:
         """Metrics of the best measurement."""
         if self.best is None:
             return None
-        return ClickMetrics(**{name: value for name, value in self.best.items() if name != "step"})
+        return ClickMetrics(**{field.name: self.best[field.name] for field in fields(ClickMetrics)})
+
+    @property
+    def best_blocks(self) -> tuple[float, ...]:
+        """Log losses of consecutive blocks of validation rows at the best measurement; empty if there are none."""
+        # Older versions did not store them.
+        return () if self.best is None else tuple(self.best.get(_BLOCKS, ()))
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

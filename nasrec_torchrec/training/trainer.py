@@ -12,14 +12,14 @@ from typing import Any, NoReturn, TypeAlias
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
 from nasrec_torchrec.distributed.gather import gather_rows
 from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, rank_memory
 from nasrec_torchrec.memory import require_memory
-from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics, block_losses, click_metrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.runs import names
@@ -232,6 +232,10 @@ class Trainer:
         Raises:
             ValueError: If the rows are not of the preparation that the model was trained on, or there are none.
         """
+        return click_metrics(*self._predict(data))
+
+    def _predict(self, data: ClickFiles) -> tuple[Tensor, Tensor]:
+        """Returns logits and labels of all rows of a split, in their order, on every rank."""
         self.description.require_fits(data)
         self.dmp.eval()
         logits, labels = [], []
@@ -241,8 +245,8 @@ class Trainer:
             labels.append(batch_labels.float())
         if not logits:
             raise ValueError("a split without rows has no metrics")
-        gathered = (data.restore(gather_rows(torch.cat(rows))).cpu() for rows in (logits, labels))
-        return click_metrics(*gathered)
+        predicted, observed = (data.restore(gather_rows(torch.cat(rows))).cpu() for rows in (logits, labels))
+        return predicted, observed
 
     def _ended(self, reader: TrainingReader) -> bool:
         return reader.epoch >= self.config.epochs or self.learning_rate.ended
@@ -312,7 +316,8 @@ class Trainer:
         """Returns metrics of the validation split, if there is one, and whether they are the best so far."""
         if session.validation is None:
             return None, False
-        metrics = self.evaluate(session.validation)
+        predicted = self._predict(session.validation)
+        metrics = click_metrics(*predicted)
         session.log.write("validation", self.progress.step, **asdict(metrics))
         session.warn(self.progress.step, session.watch.after_validation(self.progress.step, metrics))
         if metrics.auc is None and self.config.monitor == "auc" and self.rank == 0:
@@ -321,7 +326,7 @@ class Trainer:
                 "all equal or a prediction is not a number; the log loss decides instead",
                 file=sys.stderr,
             )
-        return metrics, self.progress.record(metrics, self.config.monitor)
+        return metrics, self.progress.record(metrics, self.config.monitor, block_losses(*predicted))
 
     def _resume(self, checkpoints: Checkpoints, folder: Path, reader: TrainingReader) -> None:
         """Restores everything that a checkpoint holds. This call is collective."""

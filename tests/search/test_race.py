@@ -85,7 +85,14 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert description.schema.feature_names[:3] == ["user", "item", "shop"]
     assert set(description.schema.feature_names[3:]) == set(winner["trial"]["features"])
     assert not list(out.glob("trials/*/checkpoints"))
-    assert results["winner"] in next(row["trials"] for row in results["leaderboard"] if row["seeds"] == 2)
+    assert any(row["seeds"] == 2 for row in results["leaderboard"])
+    # What is added was shown to help, with its numbers; the rest is named with the reason.
+    judged = {tuple(one["features"]): one for one in results["features"]["judged"]}
+    shown = judged[tuple(winner["trial"]["features"])]
+    assert shown["verdict"] == "accepted" and shown["gain"] > shown["needed"] > 0 and min(shown["halves"]) > 0
+    assert "explained by chance" in page
+    rejected = [one for one in judged.values() if one["verdict"] != "accepted"]
+    assert ("Rejected: " in results["verdict"]) == bool(rejected)
     # It is over: asked again, it says the same and trains nothing.
     assert auto(data, out, _CONFIG) == json.loads(json.dumps(results))
 

@@ -54,19 +54,23 @@ class Ranking:
     Args:
         chosen: the first is the best.
         left_out: the best of those whose history is reversed, with what each would save alone.
+        combinations: number of combinations among which they were chosen.
     """
 
     chosen: tuple[Ranked, ...]
     left_out: tuple[Ranked, ...] = ()
+    combinations: int = 0
 
     def to_json(self) -> list[Any]:
         """JSON values."""
-        return [[asdict(ranked) for ranked in part] for part in (self.chosen, self.left_out)]
+        return [*([asdict(ranked) for ranked in part] for part in (self.chosen, self.left_out)), self.combinations]
 
     @classmethod
     def from_json(cls, parts: list[Any]) -> "Ranking":
         """Reads what :meth:`to_json` gave."""
-        return cls(*(tuple(Ranked(**{**r, "columns": tuple(r["columns"])}) for r in part) for part in parts))
+        *ranked, combinations = parts
+        chosen, left_out = (tuple(Ranked(**{**r, "columns": tuple(r["columns"])}) for r in part) for part in ranked)
+        return cls(chosen, left_out, combinations)
 
 
 def proposed(ranked: Sequence[Ranked]) -> list[SparseFeature]:
@@ -112,6 +116,7 @@ def rank_features(
     pool = pairs | {c: history_ids(c) for c in sorted(triples)}
     chosen: list[Ranked] = []
     left_out: list[Ranked] = []
+    combinations_ranked = len(pool)
     least = _LEAST_GAIN * _log_loss(logits, labels)
     if not reversed_too:
         for combination in [c for c in pool if found[c].reversed]:
@@ -127,7 +132,7 @@ def rank_features(
         chosen.append(Ranked(winner, gain, found[winner].certain_rows))
         del pool[winner]
     left_out.sort(key=lambda ranked: -ranked.gain)
-    return Ranking(tuple(chosen), tuple(left_out[:_LEFT_OUT]))
+    return Ranking(tuple(chosen), tuple(left_out[:_LEFT_OUT]), combinations_ranked)
 
 
 def _pairs(names: Sequence[str]) -> Iterator[tuple[str, ...]]:

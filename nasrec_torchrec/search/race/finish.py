@@ -19,6 +19,7 @@ from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.files import read_json, write_text
 from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.search.race.book import Book
+from nasrec_torchrec.search.race.chance import eligible, judgements
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.leaderboard import by_source, front, standings
 from nasrec_torchrec.search.race.planner import winner
@@ -55,6 +56,7 @@ def finish(
     out: Path,
     seconds: Callable[[], float],
     suspicious: Mapping[str, Any],
+    combinations: int = 0,
 ) -> dict[str, Any]:
     """Measures the winner, the best baseline and the tree on the test split, and writes the results.
 
@@ -65,6 +67,7 @@ def finish(
         out: run folder; receives ``results.json``, ``report.html`` and the winner's files.
         seconds: seconds that the race has taken so far.
         suspicious: histories that know too much, those in use and those left out.
+        combinations: number of combinations of columns that were ranked.
 
     Returns:
         dict: the results, as JSON values.
@@ -73,12 +76,14 @@ def finish(
         ValueError: when no trial has a finite loss.
     """
     entries = book.entries()
-    best = winner(entries)
+    judged = judgements(entries, combinations)
+    may_win = eligible(entries, combinations)
+    best = winner(may_win)
     if best is None:
         if errors := [str(entry.facts["error"]) for entry in entries if entry.status == "failed"]:
             raise ValueError(f"all {len(errors)} trials failed; the first one: {errors[0]}")
         raise ValueError("budget: no trial finished a single epoch; a larger budget is needed")
-    measured = {name: _measure(entry, entries, data, out) for name, entry in compared(entries).items()}
+    measured = {name: _measure(entry, entries, data, out) for name, entry in compared(may_win).items()}
     tree = _measured_tree(data, out)
     if tree is not None:
         measured["tree"] = {name: value for name, value in tree.items() if name != "seconds"}
@@ -91,6 +96,7 @@ def finish(
         "measured": measured,
         "leaderboard": (leaderboard := standings(entries)),
         "front": front(leaderboard),
+        "features": {"combinations": combinations, "judged": [judgement.to_dict() for judgement in judged]},
         "sources": [*by_source(entries), *([] if tree is None else [_tree_source(tree)])],
         "fidelity": {
             kind: {str(share): tau for share, tau in fidelity(group).items()}

@@ -1,8 +1,10 @@
 """What is done next: a function of what is known, so that a killed race goes on as the undisturbed one would."""
 
 import math
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +15,7 @@ from optuna.trial import TrialState, create_trial
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.search.race import sources
+from nasrec_torchrec.search.race.chance import MOST_SEEDS, Judgement, accepted_sets, judgements, seed_deviation
 from nasrec_torchrec.search.race.config import RaceConfig, Source
 from nasrec_torchrec.search.race.promotion import (
     calibrated_shares,
@@ -29,6 +32,8 @@ from nasrec_torchrec.search_space import SearchSpace
 _TPE_STARTUP = 4
 # The first trainings, by which rungs are calibrated, and the share of a budget that they may take.
 _CALIBRATING, _CALIBRATION_SHARE = 3, 0.25
+# Deviations of the seeds within which a configuration may be better than the one that looks best.
+_CONTENDERS = 4.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Situation:
         seconds_left: seconds until the trainings must end; unset if trials are counted instead.
         features: names of the added features, for each time that they were ranked the most promising first.
         crosses: those among them that are crosses by dictionary.
+        combinations: number of combinations of columns among which they were chosen.
     """
 
     entries: Sequence[Entry]
@@ -75,6 +81,19 @@ class Situation:
     seconds_left: float | None = None
     features: Sequence[Sequence[str]] = ()
     crosses: Collection[str] = ()
+    combinations: int = 0
+
+    @cached_property
+    def judgements(self) -> list[Judgement]:
+        """The verdicts on the added features that were tried."""
+        return judgements(self.entries, self.combinations)
+
+    @cached_property
+    def eligible(self) -> list[Entry]:
+        """The measured trials that may win, the best first: added features have to be better than chance explains."""
+        accepted = accepted_sets(self.judgements)
+        found = [entry for entry in self.entries if entry.measured and frozenset(entry.trial.features) in accepted]
+        return sorted(found, key=lambda entry: entry.loss)
 
 
 class Planner:
@@ -115,7 +134,7 @@ class Planner:
                 if entry.status != "paused" or entry.number in situation.busy or rung in tried:
                     continue
                 tried.add(rung)  # where the best one does not go on, no other does
-                if self._affordable(situation, entry) and self._promoted(entry, entries):
+                if self._affordable(situation, entry) and self._promoted(entry, situation):
                     return Continue(entry, self._until(entry, situation))
         if over:
             return Finished(waiting=bool(situation.busy))
@@ -139,7 +158,8 @@ class Planner:
     def _until(self, entry: Entry, situation: Situation) -> int:
         """Returns the next rung of a trial, or its end."""
         last = entry.trial.recipe.epochs
-        if entry.trial.phase == "finals" or self._calibrates(entry, situation):
+        repeated = entry.trial.phase == "features" and entry.trial.seed != self._config.seed
+        if entry.trial.phase == "finals" or repeated or self._calibrates(entry, situation):
             return last
         rungs = rung_epochs(last, self.shares(entry.trial.phase, situation.entries))
         return next((epoch for epoch in rungs if epoch > entry.epochs), last)
@@ -155,11 +175,11 @@ class Planner:
         expected = situation.spent * (entry.number + 1) / entry.number
         return entry.number < _CALIBRATING and expected <= _CALIBRATION_SHARE
 
-    def _promoted(self, entry: Entry, entries: Sequence[Entry]) -> bool:
+    def _promoted(self, entry: Entry, situation: Situation) -> bool:
         phase = entry.trial.phase
-        leader = min((e for e in entries if e.status == "complete"), key=lambda e: e.loss, default=None)
-        rivals = [e for e in entries if e.trial.phase == phase or (phase != "recipes" and e is leader)]
-        return promotable(entry, rivals, self.shares(phase, entries), self._config.reduction_factor)
+        leader = next((e for e in situation.eligible if e.status == "complete"), None)
+        rivals = [e for e in situation.entries if e.trial.phase == phase or (phase != "recipes" and e is leader)]
+        return promotable(entry, rivals, self.shares(phase, situation.entries), self._config.reduction_factor)
 
     def _affordable(self, situation: Situation, entry: Entry) -> bool:
         """Returns whether at least one epoch more fits into the time that is left."""
@@ -179,9 +199,9 @@ class Planner:
         if phase == "recipes":
             return self._propose_recipe(entries, "recipes")
         if phase == "architectures":
-            return self._propose_architecture(entries, generator)
+            return self._propose_architecture(situation, generator)
         if phase == "polish":
-            return self._propose_polish(entries)
+            return self._propose_polish(situation)
         return self._propose_final(situation)
 
     def _new(self, phase: Phase, source: str, like: Trial | None = None, **changes: Any) -> Trial:
@@ -228,28 +248,53 @@ class Planner:
                 return trial
 
     def _propose_features(self, situation: Situation) -> Trial | None:
-        """Proposes the best feature alone, then all found features, then sets that differ from the best set in one."""
+        """Proposes the best feature alone, then all found features, then sets that differ from the best set in one.
+
+        A set whose gain may be luck is repeated with further seeds first, and so is what it is compared with. Where
+        neither the best feature nor all together are better than chance explains, one cross is still tried.
+        """
         if not situation.features:
             return None
-        entries = situation.entries
-        known = {entry.trial.configuration for entry in entries}
+        if (repeated := self._repeat_undecided(situation)) is not None:
+            return repeated
+        known = {entry.trial.configuration for entry in situation.entries}
         ranked = [name for found in situation.features for name in found]
-        plain = min((e for e in entries if e.measured and not e.trial.features), key=lambda e: e.loss).trial
-        best = min((e for e in entries if e.measured), key=lambda e: e.loss).trial
+        without = [entry for entry in situation.eligible if not entry.trial.features]
+        plain = next((entry for entry in without if entry.status == "complete"), without[0]).trial
+        best = situation.eligible[0].trial
         together = [[name for name in found if name not in situation.crosses] for found in situation.features]
         sets = [(plain, together[0][:1]), (plain, together[0])]
-        sets += [(best, [*best.features, *names]) for names in together[1:]]
-        sets += [(best, [*best.features, name]) for name in ranked]
-        sets += [(best, [name for name in best.features if name != dropped]) for dropped in reversed(best.features)]
+        if any(judgement.verdict == "accepted" for judgement in situation.judgements):
+            sets += [(best, [*best.features, *names]) for names in together[1:]]
+            sets += [(best, [*best.features, name]) for name in ranked]
+            sets += [(best, [name for name in best.features if name != dropped]) for dropped in reversed(best.features)]
+        else:
+            sets += [(plain, [name]) for name in ranked if name in situation.crosses][:1]
         for like, names in sets:
             found = self._new("features", "features", like, features=tuple(n for n in ranked if n in names))
             if found.configuration not in known:
                 return found
         return None
 
-    def _propose_architecture(self, entries: Sequence[Entry], generator: torch.Generator) -> Trial:
+    def _repeat_undecided(self, situation: Situation) -> Trial | None:
+        """Returns a further seed of added features that only the luck of seeds may explain, or of the same without."""
+        for judgement in situation.judgements:
+            if judgement.verdict != "open":
+                continue
+            with_it, without = judgement.seeds
+            wanted = judgement.features if with_it < without else judgement.beside
+            alike = [e for e in situation.entries if e.trial.features == judgement.features and e.measured]
+            trial = replace(alike[0].trial, phase="features", source="features", features=wanted)
+            taken = {e.trial.seed for e in situation.entries if e.trial.configuration == trial.configuration}
+            seeds = range(self._config.seed, self._config.seed + MOST_SEEDS)
+            if (seed := next((seed for seed in seeds if seed not in taken), None)) is not None:
+                return replace(trial, seed=seed)
+        return None
+
+    def _propose_architecture(self, situation: Situation, generator: torch.Generator) -> Trial:
+        entries = situation.entries
         known = {entry.trial.configuration for entry in entries}
-        best = min((e for e in entries if e.measured), key=lambda e: e.loss).trial
+        best = situation.eligible[0].trial
         baselines = sources.baselines(self._embedding_dim) if "baseline" in self._config.sources else []
         untried = [
             trial
@@ -286,12 +331,13 @@ class Planner:
             if found is not None:
                 return self._new("architectures", name, best, interaction=found)
             able = [other for other in able if other != name]
-        return self._propose_polish(entries)
+        return self._propose_polish(situation)
 
-    def _propose_polish(self, entries: Sequence[Entry]) -> Trial:
+    def _propose_polish(self, situation: Situation) -> Trial:
         """Returns the recipe once more, around the best trial so far."""
+        entries = situation.entries
         known = {entry.trial.configuration for entry in entries}
-        best = min((e for e in entries if e.measured), key=lambda e: e.loss).trial
+        best = situation.eligible[0].trial
         adam = "embedding_l2" in self._choices(best.recipe)
         for recipe in neighbours(best.recipe, adam):
             trial = self._new("polish", "recipe", best, recipe=recipe)
@@ -302,7 +348,7 @@ class Planner:
     def _propose_final(self, situation: Situation) -> Trial | None:
         """Further seeds of the finalists, one seed for all of them before the next one."""
         entries = situation.entries
-        chosen = finalists(entries, self._config.finalists)
+        chosen = finalists(situation.eligible, self._config.finalists)
         for seed in range(self._config.seed + 1, self._config.seed + self._config.final_seeds):
             for entry in chosen:
                 if any(e.trial.configuration == entry.trial.configuration and e.trial.seed == seed for e in entries):
@@ -348,12 +394,24 @@ def mean_losses(entries: Sequence[Entry]) -> dict[str, tuple[float, int]]:
 def winner(entries: Sequence[Entry]) -> Entry | None:
     """Returns the best seed of the configuration that is best on the validation rows.
 
-    Where configurations were repeated with further seeds, the mean decides among those with the most seeds: the best
-    of many single trainings owes part of its lead to luck.
+    The best of many single trainings owes part of its lead to luck, so each mean over seeds is drawn towards the mean
+    of all that seeds may have put ahead, the fewer the seeds the more.
     """
     means = mean_losses(entries)
     if not means:
         return None
-    most = max(seeds for _, seeds in means.values())
-    best = min((key for key, (_, seeds) in means.items() if seeds == most), key=lambda key: means[key][0])
+    lowest = min(mean for mean, _ in means.values())
+    deviation = seed_deviation(entries) * lowest
+    near = {key: found for key, found in means.items() if found[0] <= lowest + _CONTENDERS * deviation}
+    centre = math.fsum(mean for mean, _ in near.values()) / len(near)
+    luck = deviation**2
+    # How much the contenders really differ: their spread beyond that of the seeds, but never nothing.
+    spread = math.fsum((mean - centre) ** 2 - luck / seeds for mean, seeds in near.values()) / len(near)
+    spread = max(spread, luck / 4, sys.float_info.min)
+
+    def expected(key: str) -> float:
+        mean, seeds = near[key]
+        return centre + (mean - centre) * spread / (spread + luck / seeds)
+
+    best = min(near, key=expected)
     return min((e for e in entries if e.trial.configuration == best and e.measured), key=lambda e: e.loss)

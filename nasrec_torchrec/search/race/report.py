@@ -49,6 +49,7 @@ def page(results: Mapping[str, Any]) -> str:
                 for row in results["front"]
             ],
         ),
+        *_features(results["features"]),
         "<h2>Where candidates came from</h2>",
         _table(
             ["source", "trials", "seconds", "best log loss", "lowered the best by"],
@@ -76,6 +77,32 @@ def page(results: Mapping[str, Any]) -> str:
     body = "\n".join(sections)
     head = f"<meta charset='utf-8'><title>nasrec auto</title><style>{_STYLE}</style>"
     return f"<!doctype html>\n<html lang='en'><head>{head}</head><body>\n{body}\n</body></html>\n"
+
+
+def _features(features: Mapping[str, Any]) -> list[str]:
+    """What was decided about added features, where any were tried."""
+    if not features["judged"]:
+        return []
+    return [
+        "<h2>Added features</h2><p>A set is accepted if it lowers the validation log loss by more than chance explains "
+        f"(rows, seeds, and the choice among {features['combinations']} combinations of columns), and in both halves "
+        "of the validation split.</p>",
+        _table(
+            ["features", "beside", "gain", "explained by chance", "in each half", "seeds", "verdict"],
+            [
+                [
+                    ", ".join(judged["features"]),
+                    ", ".join(judged["beside"]) or "none",
+                    f"{judged['gain']:.5f}",
+                    f"{judged['needed']:.5f}",
+                    ", ".join(f"{gain:.5f}" for gain in judged["halves"]),
+                    " and ".join(map(str, judged["seeds"])),
+                    "rejected" if judged["verdict"] == "open" else judged["verdict"],
+                ]
+                for judged in features["judged"]
+            ],
+        ),
+    ]
 
 
 def _paragraphs(text: str) -> str:

@@ -31,6 +31,7 @@ from nasrec_torchrec.search.cost_values import Cost, Latency
 from nasrec_torchrec.search.limits import require_reachable
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
+from nasrec_torchrec.search.race.chance import accepted_sets, eligible, judgements
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
 from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank_features
@@ -159,6 +160,7 @@ class _Race:
         self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)}, from_scratch)
         self.before = self.book.seconds()
         self.rankings: list[tuple[Ranked, ...]] = []
+        self.combinations = 0
         self.left_out: list[Ranked] = []
 
     def run(self) -> dict[str, Any]:
@@ -272,10 +274,11 @@ class _Race:
         added = [[feature.name for feature in proposed(found)] for found in self.rankings if found]
         crosses = [f.name for found in self.rankings for f in proposed(found) if f.ids != "history"]
         if self.config.trials is not None:
-            return Situation(entries, len(entries) / self.config.trials, busy, None, added, crosses)
+            spent = len(entries) / self.config.trials
+            return Situation(entries, spent, busy, None, added, crosses, self.combinations)
         left = self.seconds_left
         spent = self.seconds / (_TRAINING_SHARE * self.config.budget_seconds)
-        return Situation(entries, spent if left > 0 else 1.0, busy, left, added, crosses)
+        return Situation(entries, spent if left > 0 else 1.0, busy, left, added, crosses, self.combinations)
 
     def _wants_features(self, situation: Situation) -> bool:
         """Returns whether to rank features now: when the best recipe is known, and again after features were added."""
@@ -285,15 +288,18 @@ class _Race:
             return any(entry.measured for entry in situation.entries)
         if not self.rankings[-1] or sum(map(len, self.rankings)) >= self.config.max_features:
             return False
+        # Again only after some of the newest were accepted, and all of them were tried.
         newest = {feature.name for feature in proposed(self.rankings[-1]) if feature.ids == "history"}
-        return any(e.status == "complete" and newest <= set(e.trial.features) for e in situation.entries)
+        accepted = accepted_sets(judgements(situation.entries, self.combinations))
+        tried = any(e.status == "complete" and newest <= set(e.trial.features) for e in situation.entries)
+        return tried and any(newest & names for names in accepted)
 
     def _find_features(self, worker: Worker, entries: Sequence[Entry]) -> None:
         """Ranks features by the errors of the best model so far, and adds them to a copy of the data."""
         known = [ranked.columns for found in self.rankings for ranked in found]
 
         def rank() -> list[Any]:
-            trained = [e for e in entries if e.measured and (not e.trial.features) == (not known)]
+            trained = eligible([e for e in entries if e.measured], self.combinations)
             best = min(trained, key=lambda e: e.loss)
             self._say(f"ranking features by the errors of trial {best.number}")
             logits, _ = predict(self._folder(best.number), self.data.open("validation", best.trial))
@@ -309,6 +315,7 @@ class _Race:
         ranking = Ranking.from_json(self.book.recall(worker, name, rank))
         found = ranking.chosen
         self.rankings.append(found)
+        self.combinations += ranking.combinations
         self.left_out += [
             ranked for ranked in ranking.left_out if ranked.columns not in {r.columns for r in self.left_out}
         ]
@@ -367,7 +374,7 @@ class _Race:
             return out_of_time or self.planner.status_of(self.book.entries()[entry.number]) == "complete"
 
         try:
-            train_trial(entry.trial, until, self.data, folder, self.device, report, self.now)
+            blocks = train_trial(entry.trial, until, self.data, folder, self.device, report, self.now)
         except (DivergedError, UnbuildableError) as error:
             self._fail(entry, str(error))
             return
@@ -375,6 +382,7 @@ class _Race:
         if trained.losses and not trained.measured:
             self._fail(entry, "the validation log loss is not a finite number after any epoch")
             return
+        self.book.note(entry.number, block_losses=[round(loss, 7) for loss in blocks])
         if "latency_us" not in entry.facts:
             description = ModelDescription(self.data.schema(entry.trial), entry.trial.interaction)
             batch = next(self.data.open("validation", entry.trial).evaluation_batches(_LATENCY_ROWS))
@@ -400,7 +408,8 @@ class _Race:
         entries = self.book.entries()
         keep = self.config.finalists + 3
         ranked = sorted((entry for entry in entries if entry.measured), key=lambda entry: entry.loss)
-        kept = {entry.number for entry in (*ranked[:keep], *compared(entries).values())}
+        may_win = eligible(ranked, self.combinations)
+        kept = {entry.number for entry in (*ranked[:keep], *may_win[:keep], *compared(may_win).values())}
         for entry in ranked:
             if entry.status == "complete" and entry.number not in kept and entry.trial.phase != "finals":
                 remove_checkpoints(self._folder(entry.number))
@@ -432,7 +441,9 @@ class _Race:
                         "certain": [asdict(r) for r in added if r.certain_rows],
                         "left_out": [*map(asdict, self.left_out)],
                     }
-                    results = finish(self.book, self.config, self.data, self.out, lambda: self.seconds, signs)
+                    results = finish(
+                        *(self.book, self.config, self.data, self.out, lambda: self.seconds, signs, self.combinations)
+                    )
                     self.book.close()
             finally:
                 worker.release(claim)

@@ -16,6 +16,7 @@ from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.checkpoint import newest_intact, read_progress
 from nasrec_torchrec.search.race.trial import Trial
+from nasrec_torchrec.training.progress import Progress
 from nasrec_torchrec.training.trainer import Trainer
 
 # epoch, log loss, AUC, seconds -> whether to stop here
@@ -68,7 +69,7 @@ def train_trial(
     device: torch.device,
     report: Report | None,
     now: Callable[[], float] = time.monotonic,
-) -> None:
+) -> tuple[float, ...]:
     """Trains a trial from its newest checkpoint up to an epoch; collective.
 
     Args:
@@ -80,6 +81,9 @@ def train_trial(
         report: on rank 0, called after every epoch, and first for those that an earlier, killed process has trained.
         now: the clock that times epochs.
 
+    Returns:
+        tuple[float, ...]: log losses of consecutive blocks of validation rows at the best epoch, on rank 0.
+
     Raises:
         UnbuildableError: on every rank, if the trial cannot be trained at all.
     """
@@ -89,7 +93,7 @@ def train_trial(
         assert report is not None
         stop = report(epoch, loss, auc, 0.0)
     if _agreed(stop or len(done) >= until, device):
-        return
+        return _trained_blocks(run_dir) if dist.get_rank() == 0 else ()
     description = ModelDescription(data.schema(trial), trial.interaction)
     try:
         trainer = Trainer(description, trial.recipe.train_config(trial.seed), run_dir, device)
@@ -106,6 +110,7 @@ def train_trial(
         return _agreed(stop or epoch >= until, device)
 
     trainer.train(data.open("train", trial), data.open("validation", trial), pause)
+    return trainer.progress.best_blocks
 
 
 def _agreed(stop: bool, device: torch.device) -> bool:
@@ -118,6 +123,14 @@ def _agreed(stop: bool, device: torch.device) -> bool:
 def _number(value: float | None) -> float:
     """Returns the metric as a JSON value; one that is undefined is not a number."""
     return math.nan if value is None else value
+
+
+def _trained_blocks(run_dir: Path) -> tuple[float, ...]:
+    """Returns the losses of blocks of rows that the newest undamaged checkpoint knows."""
+    progress = Progress()
+    if (folder := newest_intact(run_dir)) is not None:
+        progress.load_state_dict(read_progress(folder))
+    return progress.best_blocks
 
 
 def _trained(run_dir: Path) -> list[tuple[float, float]]:

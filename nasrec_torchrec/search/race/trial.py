@@ -44,6 +44,10 @@ class Trial:
             del document[name]
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
+    def without_features(self) -> "Trial":
+        """The same trial without added features."""
+        return replace(self, features=())
+
     @property
     def title(self) -> str:
         """A name for tables."""

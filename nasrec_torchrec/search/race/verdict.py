@@ -38,7 +38,24 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"{title}, {other['title']}{_with(other['features'])}: {split} {_metrics(other[split])}"
             f" ({_compared(best[split], other[split])})."
         )
-    return "\n".join([*lines, *_suspicions(results, best["features"])])
+    return "\n".join([*lines, *_rejected(results["features"]), *_suspicions(results, best["features"])])
+
+
+def _rejected(features: Mapping[str, Any]) -> list[str]:
+    """The added features whose gain chance may explain."""
+    found = []
+    for judged in features["judged"]:
+        if judged["verdict"] == "accepted":
+            continue
+        what = " with ".join(name for name in judged["features"] if name not in judged["beside"])
+        beside = f" beside {' and '.join(judged['beside'])}" if judged["beside"] else ""
+        found.append(f"{what}{beside} (gain {judged['gain']:.5f}, chance explains {judged['needed']:.5f})")
+    if not found:
+        return []
+    return [
+        f"Rejected: {'; '.join(found)}. Added features have to lower the validation log loss by more than chance "
+        f"explains, which includes that the best of {features['combinations']} combinations were tried."
+    ]
 
 
 def _suspicions(results: Mapping[str, Any], features: Sequence[str]) -> list[str]:
