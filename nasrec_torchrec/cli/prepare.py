@@ -65,7 +65,7 @@ def init(
         return json.dumps(proposed.as_document(found))
     lines = [proposed.table(found), "", proposed.summary(found)]
     if out is not None:
-        lines += [f"wrote {out}; next:", f"  {proposed.command(source, out)}"]
+        lines += [f"wrote {out}; next:", f"  {proposed.command(found, source, out)}"]
     return "\n".join(lines)
 
 

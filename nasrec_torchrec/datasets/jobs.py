@@ -70,7 +70,7 @@ def propose(
         raise ValueError(f"{out}: is already there; --overwrite true replaces it")
     found = propose_from(sample_files(files, text, sample_rows), label, positive, label_above, embedding_dim)
     if out is not None:
-        command = proposed.command(",".join(files), out)
+        command = proposed.command(found, ",".join(files), out)
         write_text(to_path(out), proposed.to_yaml(found, command))
     return found
 

@@ -16,8 +16,8 @@ from nasrec_torchrec.datasets.sources import Piece, Source
 from nasrec_torchrec.datasets.work_folder import check_rejects, part_file
 from nasrec_torchrec.runs.files import atomic_path, write_text
 
-# Number of rows after which the fraction of rejected rows is checked, repeatedly.
-_ENOUGH = 10_000
+# What is unread holds at most so many times as many rows a byte as what was read.
+_DENSER = 1.25
 
 
 def parse(job: Job, work: Path) -> list[Record]:
@@ -35,14 +35,16 @@ def parse(job: Job, work: Path) -> list[Record]:
     """
     parts: list[Record] = []
     rows = rejected = 0
+    size = sum(file.size for file in job.files)
     for part in pieces.work_off(
         job.reading, partial(_finished, work), partial(_parse_piece, job, work), job.threads, "parse"
     ):
         parts.append(part)
         rows += part.rows
         rejected += part.rejected
-        if rows + rejected > _ENOUGH:
-            check_rejects(job, work, rows, rejected)
+        read = sum(file.size for file in job.files[: part.file]) + part.progress
+        unread = _DENSER * (rows + rejected) * max(0, size - read) / max(1, read)
+        check_rejects(job, work, rows, rejected, round(unread))
     check_rejects(job, work, rows, rejected)
     if not rows:
         raise ValueError(f"{', '.join(file.uri for file in job.files[:3])}: no row could be read")

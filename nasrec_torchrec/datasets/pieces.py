@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from nasrec_torchrec.datasets import lines, sources
 from nasrec_torchrec.datasets.config import TextFormat
+from nasrec_torchrec.datasets.diagnosis import diagnosis
 from nasrec_torchrec.datasets.sources import Piece, Source
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.files import atomic_path, write_text
@@ -104,7 +105,12 @@ class Reading:
             names, start = tuple(sources.parquet_schema(source).names), 0
         else:
             names, start = lines.header(source, self.text_format)
-        sources.check_columns(source, self.wanted(names), names)
+        try:
+            sources.check_columns(source, self.wanted(names), names)
+        except ValueError as error:
+            if source.parquet:
+                raise
+            raise ValueError(f"{error}; {diagnosis(source, self.text_format)}") from None
         return names, start
 
     def pieces(self, source: Source, names: Sequence[str], start: int, line: int) -> Iterator[Piece]:
@@ -112,6 +118,10 @@ class Reading:
             # About as many rows as lines of 128 bytes in a piece of text.
             return sources.parquet_pieces(source, self.piece_mib << 13, start, self.wanted(names))
         return lines.text_pieces(source, self.piece_mib << 20, start, line)
+
+    def beginning(self, source: Source, start: int, size: int) -> Iterator[Piece]:
+        """Yields the rows of a text file in pieces of ``size`` bytes."""
+        return lines.text_pieces(source, size, start, 2 if start else 1)
 
     def rows(self, piece: Piece, source: Source, names: Sequence[str]) -> Rows:
         """Splits a piece into rows.

@@ -15,6 +15,7 @@ from nasrec_torchrec.datasets.fitting import fit
 from nasrec_torchrec.datasets.parsing import parse
 from nasrec_torchrec.datasets.preparation_job import Derivation, Job, RawData
 from nasrec_torchrec.datasets.prepared import load_schema
+from nasrec_torchrec.datasets.probe import probe
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.work_folder import is_current, work_folder
 from nasrec_torchrec.datasets.writing import publish, write_splits
@@ -40,6 +41,7 @@ def prepare(raw: RawData, out: Path, config: PreparationConfig | None = None) ->
     if is_current(job):
         print(f"{out} is up to date: the same files were prepared in the same way", file=sys.stderr)
         return load_schema(out)
+    probe(job)
     with work_folder(job) as work:
         parts = parse(job, work)
         fitted = fit(job, work, parts)

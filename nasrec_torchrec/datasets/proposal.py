@@ -1,5 +1,6 @@
 """A schema proposed from a sample of rows: what each column is taken for, and why."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from nasrec_torchrec.datasets import values
-from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.names import check_column
 from nasrec_torchrec.datasets.profile import Column, profile
 from nasrec_torchrec.datasets.sampling import Sample
@@ -62,6 +63,7 @@ class Proposal:
         label: share of the rows with each value of the label.
         sample: rows that were looked at.
         warnings: what a person should look at.
+        rejected: share of the rows that a preparation will reject.
     """
 
     schema: Schema
@@ -69,6 +71,7 @@ class Proposal:
     label: tuple[tuple[str, float], ...]
     sample: Sample
     warnings: tuple[str, ...]
+    rejected: float = 0.0
 
 
 def propose(
@@ -114,12 +117,17 @@ def propose(
     ]
     unlabeled = float(np.mean(labels < 0))
     if unlabeled:
-        warnings.append(
-            f"{unlabeled:.1%} of the rows have no label and will be rejected; "
-            f"--max_rejects {np.ceil(unlabeled * 110) / 100:g} of `nasrec prepare table` accepts that"
-        )
+        warnings.append(f"{unlabeled:.1%} of the rows have no label and will be rejected")
     if sample.rejected:
         warnings.append(f"{sample.rejected:,} lines of the sample are not rows, the first is {sample.first_reject}")
+    rejected = sample.rejected / (sample.rejected + table.num_rows)
+    rejected += (1 - rejected) * unlabeled
+    if rejected > PreparationConfig.max_rejects:
+        warnings.append(
+            f"{rejected:.1%} of the rows will be lost, more than the {PreparationConfig.max_rejects:.0%} that a "
+            f"preparation accepts by itself: look at them; if you can do without, pass --max_rejects "
+            f"{accepted(rejected):g} to `nasrec prepare table`"
+        )
     found = [choice.feature for choice in choices.values()]
     sparse = tuple(feature for feature in found if isinstance(feature, SparseFeature))
     dense = tuple(feature for feature in found if isinstance(feature, DenseFeature))
@@ -133,7 +141,12 @@ def propose(
     schema = Schema(label, dense, sparse, embedding_dim, text=text, split=split, **kind)  # type: ignore[arg-type]
     name_of = {name: table.column_names.index(name) for name in choices}
     ordered = tuple(sorted(choices.values(), key=lambda choice: name_of[choice.column.name]))
-    return Proposal(schema, ordered, seen, sample, tuple(warnings))
+    return Proposal(schema, ordered, seen, sample, tuple(warnings), rejected)
+
+
+def accepted(rejected: float) -> float:
+    """Returns a limit of rejects for a share that a sample has, with some room for chance."""
+    return min(1.0, math.ceil(rejected * 120) / 100)
 
 
 def _find_label(table: pa.Table) -> str:

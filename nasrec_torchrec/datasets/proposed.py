@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
-from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
+from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.profile import Column
-from nasrec_torchrec.datasets.proposal import Choice, Proposal
+from nasrec_torchrec.datasets.proposal import Choice, Proposal, accepted
 from nasrec_torchrec.datasets.schema import DenseFeature, SparseFeature
 from nasrec_torchrec.progress import printable
 
@@ -80,9 +80,11 @@ def to_yaml(proposal: Proposal, then: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def command(source: str, schema: Path | str) -> str:
+def command(proposal: Proposal, source: str, schema: Path | str) -> str:
     """Returns the command line that prepares the files."""
-    return f"nasrec prepare table --source {shlex.quote(source)} --schema {shlex.quote(str(schema))} --out DATA"
+    lost = proposal.rejected
+    more = f" --max_rejects {accepted(lost):g}" if lost > PreparationConfig.max_rejects else ""
+    return f"nasrec prepare table --source {shlex.quote(source)} --schema {shlex.quote(str(schema))} --out DATA{more}"
 
 
 def as_document(proposal: Proposal) -> dict[str, Any]:

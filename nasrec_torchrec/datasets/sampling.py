@@ -142,7 +142,7 @@ def _text(source: Source, rows: int, text_format: TextFormat) -> Sample:
     names, start = reading.header(source)
     tables: list[pa.Table] = [pa.table({name: pa.array([], pa.binary()) for name in names})]
     rejects: dict[int, str] = {}
-    found, total, whole = 0, 0, True
+    found, total, whole, elsewhere = 0, 0, True, 0
     for piece in reading.pieces(source, names, start, 2 if start else 1):
         part = reading.rows(piece, source, names)
         tables.append(part.table)
@@ -154,17 +154,19 @@ def _text(source: Source, rows: int, text_format: TextFormat) -> Sample:
         if not whole and source.compression is None and total > 2 * rows:
             # Much more than is wanted: the rest of the sample comes from everywhere in the file.
             missing = (piece.end - start) * max(0, rows - found) // max(1, found)
-            for spread in _spread(source, piece.end, max(1 << 16, missing // _PLACES)):
-                tables.append(reading.rows(spread, source, names).table)
+            for place in spread(source, piece.end, max(1 << 16, missing // _PLACES)):
+                part = reading.rows(place, source, names)
+                tables.append(part.table)
+                elsewhere += len(part.rejects)
             break
         if not whole and found >= rows:
             break
     first_reject = next((f"{source.uri}, line {line}: {why}" for line, why in sorted(rejects.items())), "")
     table = _plain(pa.concat_tables(tables))
-    return Sample(table, (source,), text_format, total, whole, len(rejects), first_reject)
+    return Sample(table, (source,), text_format, total, whole, len(rejects) + elsewhere, first_reject)
 
 
-def _spread(source: Source, start: int, size: int) -> Iterator[Piece]:
+def spread(source: Source, start: int, size: int) -> Iterator[Piece]:
     """Yields whole lines from places that are spread evenly over the rest of an uncompressed file."""
     with sources.open_uri(source.uri) as file, sources.reading(source.uri):
         for place in np.linspace(start, max(start, source.size - size), _PLACES, dtype=int):

@@ -12,11 +12,13 @@ import pyarrow as pa
 
 from nasrec_torchrec.datasets import pieces
 from nasrec_torchrec.datasets.contents import contents
+from nasrec_torchrec.datasets.diagnosis import guesses
 from nasrec_torchrec.datasets.preparation_job import Job
 from nasrec_torchrec.datasets.prepared import EARLIER_FORMAT, MANIFEST, OURS, REJECTS, check_files, read_manifest
 from nasrec_torchrec.runs.files import is_published, place_beside, write_text
 from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.runs.names import LOCK
+from nasrec_torchrec.runs.redaction import redact
 
 _SOURCES = "sources.json"
 
@@ -105,17 +107,21 @@ def collect_rejects(work: Path, target: Path) -> None:
     pieces.collect_rejects(found, target)
 
 
-def check_rejects(job: Job, work: Path, rows: int, rejected: int) -> None:
-    """Raises ValueError if too many rows were rejected."""
-    if rejected <= job.config.max_rejects * (rows + rejected):
+def check_rejects(job: Job, work: Path, rows: int, rejected: int, unread: int = 0) -> None:
+    """Raises ValueError if too many rows were rejected, even if all that may still be unread can be read."""
+    if rejected <= job.config.max_rejects * (rows + rejected + unread):
         return
     collected = job.out.with_name(f"{job.out.name}.{REJECTS}")
     collect_rejects(work, collected)
     with collected.open() as file:
         first = json.loads(file.readline())
+    texts = [source for source in job.files if not source.parquet and redact(source.uri) == first["file"]]
+    remedies = "".join(f"; {guess}" for source in texts[:1] for guess in guesses(source, job.reading.text_format))
     raise ValueError(
-        f"{rejected} of {rows + rejected} rows were rejected, more than max_rejects {job.config.max_rejects} allows; "
-        f"the first is {first['file']}, line {first['line']}: {first['reason']}; all are in {collected}"
+        f"{rejected} of {rows + rejected} rows were rejected, more than max_rejects {job.config.max_rejects} allows"
+        f"{f' of these and the {unread:,} or fewer rows that are still unread' if unread else ''}; "
+        f"the first is {first['file']}, line {first['line']}: {first['reason']}{remedies}; "
+        f"{'those so far' if unread else 'all'} are in {collected}"
     )
 
 

@@ -104,3 +104,16 @@ def test_what_a_file_holds_cannot_command_the_terminal(tmp_path: Path):
 
     done = run_program("nasrec", "prepare", "init", "--source", file, "--label", "\x1b[2Jevil", "--out", schema)
     assert done.returncode == 2 and "\x1b" not in done.stderr
+
+
+def test_the_command_that_is_printed_accepts_the_rejects_of_the_sample(tmp_path: Path):
+    file, schema, data = _write(tmp_path / "log.csv", _rows(), ","), tmp_path / "schema.yaml", tmp_path / "data"
+    lines = file.read_text().splitlines()
+    lines[5::20] = [line.rpartition(",")[0] for line in lines[5::20]]
+    file.write_text("\n".join(lines) + "\n")
+    done = run_program("nasrec", "prepare", "init", "--source", file, "--out", schema)
+    assert "warning: 5.0% of the rows will be lost, more than the 1%" in done.stderr
+    command = done.stdout.splitlines()[-1].strip()
+    assert command.endswith("--max_rejects 0.06") and command in schema.read_text()
+    done = run_program(*command.replace("DATA", str(data)).split())
+    assert done.returncode == 0 and '"rejected": 100' in done.stdout
