@@ -9,6 +9,7 @@ PROGRAM = Program(
     example="nasrec auto --data DATA --out runs/auto --budget 1h",
     groups={"Results, and where trials are kept": ("storage", "resume")},
     show=lambda results: str(results["verdict"]),
+    document=lambda results: results,
     spaces=RACE_SPACES,
     resume="run the same command again to resume with the trials that are finished",
 )

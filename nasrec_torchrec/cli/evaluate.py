@@ -1,26 +1,42 @@
 """``nasrec evaluate``."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nasrec_torchrec.cli.program import Program
-from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.training import jobs
+
+if TYPE_CHECKING:
+    from nasrec_torchrec.training.evaluation import Evaluation
 
 
 def evaluate(
-    model: Path, data: Path, split: Literal["train", "validation", "test"] = "test", batch_size: int = 4096
-) -> str:
-    """Measures a trained model in one process, whatever number of ranks trained it, and prints JSON.
+    model: Path,
+    data: Path,
+    split: Literal["train", "validation", "test"] = "test",
+    batch_size: int = 4096,
+    slice: tuple[str, ...] = (),
+) -> "tuple[str, Evaluation]":
+    """Measures a trained model in one process, whatever number of ranks trained it.
 
     Args:
         model: run folder of a training.
         data: folder of a prepared data set.
         split: split to measure on.
         batch_size: number of rows in a forward pass.
+        slice: features by whose values the rows are divided, to measure each part; numbers are divided into five parts.
     """
-    return json_text({split: asdict(jobs.evaluate(model, data, split, batch_size))})
+    return split, jobs.evaluate(model, data, split, batch_size, slice)
 
 
-PROGRAM = Program(evaluate, example="nasrec evaluate --model runs/model --data DATA --split validation", show=str)
+def _document(result: "tuple[str, Evaluation]") -> dict[str, Any]:
+    split, found = result
+    return {split: found.to_json()}
+
+
+PROGRAM = Program(
+    evaluate,
+    example="nasrec evaluate --model runs/model --data DATA --split validation --slice country",
+    show=lambda result: f"{result[0]} split\n{result[1]}",
+    document=_document,
+)

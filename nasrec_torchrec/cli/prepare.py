@@ -72,7 +72,12 @@ def init(
 def _preparation(function: Callable[..., Any], example: str) -> Program:
     groups = {"Text files": ("delimiter", "columns", "quoting", "missing")}
     groups["How the work is done"] = ("max_rejects", "piece_mib", "threads", "overwrite")
-    return Program(function, f"nasrec prepare {example}", groups, _as_indented_json, _RESUME)
+    example = f"nasrec prepare {example}"
+    return Program(function, example, groups, show=_as_indented_json, document=_unchanged, resume=_RESUME)
+
+
+def _unchanged(summary: dict[str, Any]) -> dict[str, Any]:
+    return summary
 
 
 def _as_indented_json(summary: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ SHARED_FLAGS = (
         _EVERY,
     ),
 )
+_JSON = Flag("json", bool, False, False, "whether to print the result as one JSON object for programs", _EVERY)
 _SPACE = "space"
 _PARSERS_OWN = ("config", "print_config", "help", "version")
 
@@ -50,6 +51,7 @@ class Program:
         example: a command line to show below the flags.
         groups: titles of groups of flags in the help, and the names of the flags in each.
         show: makes the text to print of what the function returns; None prints nothing.
+        document: makes JSON values of it, which ``--json`` prints instead; without it, there is no such flag.
         resume: how the user goes on after Ctrl-C.
         needs_torch: whether to check first that torch, TorchRec and FBGEMM belong together.
         records: whether the job's folder keeps the flags, to repeat it with ``--config``; else the job consists of
@@ -62,6 +64,7 @@ class Program:
     example: str = ""
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     show: Callable[[Any], str] | None = None
+    document: Callable[[Any], Any] | None = None
     resume: str = "run the same command again to start over"
     needs_torch: bool = True
     records: bool = True
@@ -89,7 +92,7 @@ class Program:
             name: name by which the user calls the program.
             words: words of the command line without the program's name.
         """
-        flags = [*self.flags, *SHARED_FLAGS]
+        flags = [*self.flags, *SHARED_FLAGS, *([_JSON] if self.document else [])]
         parser = self._parser(name, flags)
         try:
             given = normalized(words, flags, _PARSERS_OWN)
@@ -103,11 +106,13 @@ class Program:
             parser.error(str(error))
         values = vars(parsed)
         values.pop("config")
+        as_document = self.document is not None and values.pop(_JSON.name)
         quiet_libraries()
         try:
             result = self._call(flags, values, parser.dump(parsed), shlex.join([*name.split(), *words]))
-            if result is not None and self.show is not None:
-                print(self.show(result), flush=True)
+            show = self._as_document if as_document else self.show
+            if result is not None and show is not None:
+                print(show(result), flush=True)
         except ValueError as error:
             fail(str(error))
         except OSError as error:  # a full disk, a folder that must not be read
@@ -117,6 +122,10 @@ class Program:
             if os.environ.get("RANK", "0") == "0":
                 print(f"\ninterrupted; {self.resume}", file=sys.stderr)
             sys.exit(INTERRUPTED)
+
+    def _as_document(self, result: Any) -> str:
+        assert self.document is not None
+        return as_json(self.document(result))
 
     def _call(self, flags: Sequence[Flag], values: dict[str, Any], settings: str, command: str) -> Any:
         if self.needs_torch:

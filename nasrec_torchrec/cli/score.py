@@ -7,5 +7,6 @@ PROGRAM = Program(
     score,
     example="nasrec score --package runs/export --data 'logs/*.csv.gz' --raw --out runs/scores",
     show=as_json,
+    document=lambda counts: counts,
     resume="run the same command again to resume after the last finished piece",
 )

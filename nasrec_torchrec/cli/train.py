@@ -1,13 +1,53 @@
 """``nasrec train``."""
 
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
 from nasrec_torchrec.cli.groups import TRAINING
-from nasrec_torchrec.cli.program import Program, as_json
+from nasrec_torchrec.cli.program import Program
 from nasrec_torchrec.training.jobs import run
+
+
+def table(best: Mapping[str, Any]) -> str:
+    """Returns the winning trial for people: what it is, and its metrics over the seeds.
+
+    Args:
+        best: a trial as metrics.json records it.
+    """
+    from tabulate import tabulate
+
+    kind = best["model"].get("kind", "NASRecNet")
+    lines = [
+        f"kept: {kind}, learning rate {best['learning_rate']:g}, {best['dense_parameters']:,} parameters without the "
+        "embedding tables"
+    ]
+    runs = [run for run in best["runs"] if not run["error"]]
+    rows = []
+    for split in ("validation", "test"):
+        measured = [run[split] for run in runs if run[split]]
+        if measured:
+            spreads = [_spread([m[name] for m in measured]) for name in ("log_loss", "auc", "normalized_entropy")]
+            rows.append((split, f"{measured[0]['rows']:,}", len(measured), *spreads))
+    head = ("split", "rows", "seeds", "log loss", "AUC", "normalized entropy")
+    lines.append(tabulate(rows, head, "simple", disable_numparse=True))
+    warnings = dict.fromkeys(message for run in runs for message in run.get("warnings", []))
+    return "\n".join([*lines, *(f"warning: {message}" for message in warnings)])
+
+
+def _spread(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "undefined"
+    deviation = f" ± {statistics.stdev(known):.5f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.5f}{deviation}"
+
 
 PROGRAM = Program(
     run,
     example="nasrec train --data DATA --out runs/model --architecture criteo-small --learning_rates 0.1,0.2",
     groups=TRAINING,
-    show=as_json,
+    show=table,
+    document=lambda best: best,
     resume="run the same command again to resume from the last checkpoint",
 )

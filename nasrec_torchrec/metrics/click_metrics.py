@@ -64,9 +64,18 @@ def block_losses(logits: Tensor, labels: Tensor, blocks: int = 64) -> list[float
     return [float(block.mean()) for block in losses.tensor_split(min(blocks, losses.numel()))]
 
 
-@torch.no_grad()
 def evaluate(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> ClickMetrics:
     """Computes exact metrics of an unsharded model over a split, in this process.
+
+    Raises:
+        ValueError: If the split has no rows.
+    """
+    return click_metrics(*predict(model, files, batch_size))
+
+
+@torch.no_grad()
+def predict(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> tuple[Tensor, Tensor]:
+    """Returns the logits ``(N,)`` of an unsharded model for the rows of a split, and their labels ``(N,)``.
 
     Raises:
         ValueError: If the split has no rows.
@@ -78,4 +87,4 @@ def evaluate(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> Cli
     for batch in files.evaluation_batches(batch_size):
         logits.append(model(batch.dense_features, batch.sparse_features).flatten())
         labels.append(batch.labels)
-    return click_metrics(torch.cat(logits), torch.cat(labels))
+    return torch.cat(logits), torch.cat(labels)

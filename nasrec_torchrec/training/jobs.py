@@ -16,7 +16,7 @@ from nasrec_torchrec.training.config import RecipeName, TrainConfig, TrainFlags
 
 if TYPE_CHECKING:
     from nasrec_torchrec.datasets.reader import ClickFiles
-    from nasrec_torchrec.metrics.click_metrics import ClickMetrics
+    from nasrec_torchrec.training.evaluation import Evaluation
     from nasrec_torchrec.training.trials import Unreadable
 
 _NO_FLAGS = TrainFlags()
@@ -142,7 +142,8 @@ def evaluate(
     data: Path | str,
     split: Literal["train", "validation", "test"] = "test",
     batch_size: int = 4096,
-) -> "ClickMetrics":
+    slices: tuple[str, ...] = (),
+) -> "Evaluation":
     """Measures a trained model in one process, whatever number of ranks trained it.
 
     Args:
@@ -150,9 +151,10 @@ def evaluate(
         data: folder of a prepared data set.
         split: rows to measure on.
         batch_size: rows of a forward pass.
+        slices: features by whose values the rows are divided, to measure each part.
 
     Returns:
-        AUC, log loss and normalized entropy over all rows of the split.
+        AUC, log loss, normalized entropy and calibration over all rows of the split, and the metrics of its slices.
 
     Raises:
         ValueError: If there is no complete checkpoint, or the data set is not usable.
@@ -163,12 +165,16 @@ def evaluate(
         print(training.evaluate("runs/model", "data/criteo").auc)
     """
     from nasrec_torchrec.datasets.prepared import open_split
-    from nasrec_torchrec.metrics.click_metrics import evaluate as measure
+    from nasrec_torchrec.metrics.click_metrics import predict
     from nasrec_torchrec.models.stored import load_model
     from nasrec_torchrec.runs.paths import to_path
+    from nasrec_torchrec.training.evaluation import evaluation, slices_of
 
+    folder = to_path(data)
     description, trained = load_model(to_path(model))
-    return measure(trained, description.read(open_split(to_path(data), split)), batch_size)
+    rows = open_split(folder, split)
+    divided = {column: slices_of(folder, rows, rows.schema, column) for column in slices}
+    return evaluation(*predict(trained, description.read(rows), batch_size), divided)
 
 
 def _settings(

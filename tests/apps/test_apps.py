@@ -87,7 +87,7 @@ def test_everything_end_to_end_on_two_ranks_through_torchx(tmp_path: Path):
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["best"] for name in ("search", "sharded"))
     assert [c["log_loss"] for c in two] == pytest.approx([c["log_loss"] for c in one], abs=1e-5)
 
-    printed = _app("evaluate", "--model", tmp_path / "model", "--data", data, "--split", "validation").stdout
+    printed = _app("evaluate", "--model", tmp_path / "model", "--data", data, "--split", "validation", "--json").stdout
     assert json.loads(printed)["validation"]["log_loss"] == pytest.approx(min(losses), abs=1e-5)
     printed = _app("export", "--model", tmp_path / "model", "--data", data, "--out", tmp_path / "export").stdout
     assert "100 rows: AUC" in printed and "needs torch" in printed

@@ -208,7 +208,7 @@ def test_every_file_of_all_jobs_lies_in_a_bucket(s3: dict[str, str], tmp_path: P
     assert list((run / "trial-01-seed-0" / "tensorboard").glob("events*"))
     assert not list((run / "trial-01-seed-0").glob("checkpoints/*"))  # those of the best trial moved up
     assert list(run.glob("checkpoints/step-*/.metadata"))
-    evaluated = json.loads(_run(s3, "evaluate", "--model", str(run), "--data", data, "--split", "test"))
+    evaluated = json.loads(_run(s3, "evaluate", "--model", str(run), "--data", data, "--split", "test", "--json"))
     assert evaluated["test"]["log_loss"] == pytest.approx(kept["test"]["log_loss"], abs=1e-6)
 
     package, scores = str(base / "package"), base / "scores"

@@ -98,7 +98,7 @@ def test_a_recorded_configuration_repeats_the_run(tmp_path: Path):
     prepared = prepare_clicks(tmp_path / "data")
 
     def train(*flags: str) -> dict[str, float]:
-        done = run_program("-m", "apps.train", *flags)
+        done = run_program("-m", "apps.train", *flags, "--json")
         assert done.returncode == 0, done.stderr[-2000:]
         (run,) = json.loads(done.stdout.splitlines()[-1])["runs"]
         return run["validation"] | run["test"]

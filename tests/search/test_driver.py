@@ -144,5 +144,5 @@ def test_data_of_another_preparation_is_refused(supernet: Path, data: Path, tmp_
             search_supernet(supernet, other, tmp_path / "out", EvolutionConfig(), _EVALUATION, Objective(), Limits())
         done = run_program("-m", "apps.evaluate", "--model", supernet, "--data", other)
         assert done.returncode == 2 and re.search(difference, done.stderr), done.stderr
-    done = run_program("-m", "apps.evaluate", "--model", supernet, "--data", data)
+    done = run_program("-m", "apps.evaluate", "--json", "--model", supernet, "--data", data)
     assert done.returncode == 0 and json.loads(done.stdout)["test"]["rows"] == 133

@@ -1,0 +1,186 @@
+"""The evaluation of a trained model on a split: metrics, calibration, and metrics of slices of the rows."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tabulate import tabulate
+from torch import Tensor
+
+from nasrec_torchrec.datasets import values
+from nasrec_torchrec.datasets.names import safe_name
+from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary
+from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.metrics.calibration import Calibration, calibration, confidence
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
+
+# Values of a sliced column that have a line of their own, the most frequent ones; and parts of a column of numbers.
+_VALUES, _PARTS = 20, 5
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows with the same value of a column, or with neighbouring numbers.
+
+    Args:
+        value: the value, or the range of numbers.
+        metrics: metrics of these rows.
+        click_rate: share of them that are clicks.
+        prediction: their mean predicted probability.
+    """
+
+    value: str
+    metrics: ClickMetrics
+    click_rate: float
+    prediction: float
+
+
+@dataclass(frozen=True)
+class Evaluation(ClickMetrics):
+    """Metrics of a split, with what they are made of.
+
+    Args:
+        auc_interval: half the width of a 95 % interval of the AUC over rows; None where there is no AUC.
+        calibration: predicted probabilities beside click rates.
+        slices: metrics of slices of the rows by column.
+    """
+
+    auc_interval: float | None
+    calibration: Calibration
+    slices: dict[str, tuple[Slice, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        found = self.calibration
+        auc = "undefined" if self.auc is None else f"{self.auc:.5f} ± {self.auc_interval:.5f} (95 % over rows)"
+        entropy = "undefined" if self.normalized_entropy is None else f"{self.normalized_entropy:.5f}"
+        ratio = "" if found.ratio is None else f", {found.ratio:.3f} of it"
+        rows = [
+            ("rows", f"{self.rows:,}, {found.click_rate:.2%} of them clicks"),
+            ("AUC", auc),
+            ("log loss", f"{self.log_loss:.5f}"),
+            ("normalized entropy", f"{entropy} (log loss over that of always predicting the click rate)"),
+            ("mean prediction", f"{found.prediction:.2%}{ratio}"),
+            ("calibration error", f"{found.expected_error:.4f} (expected, over deciles of the prediction)"),
+        ]
+        parts = [tabulate(rows, tablefmt="plain")]
+        deciles = [
+            (number, f"{part.rows:,}", f"{part.prediction:.4f}", f"{part.click_rate:.4f}")
+            for number, part in enumerate(found.deciles, start=1)
+        ]
+        parts.append(_table(["decile", "rows", "mean prediction", "click rate"], deciles))
+        for column, slices in self.slices.items():
+            lines = [
+                (
+                    part.value,
+                    f"{part.metrics.rows:,}",
+                    "" if part.metrics.auc is None else f"{part.metrics.auc:.4f}",
+                    f"{part.metrics.log_loss:.4f}",
+                    f"{part.prediction:.4f}",
+                    f"{part.click_rate:.4f}",
+                )
+                for part in slices
+            ]
+            parts.append(_table([column, "rows", "AUC", "log loss", "mean prediction", "click rate"], lines))
+        return "\n\n".join(parts)
+
+
+def evaluation(logits: Tensor, labels: Tensor, slices: dict[str, list[tuple[str, Tensor]]]) -> Evaluation:
+    """Returns the evaluation of ``logits`` ``(N,)`` against ``labels`` ``(N,)``.
+
+    Args:
+        logits: predictions.
+        labels: 0 or 1.
+        slices: for each column, the slices: their value, and which rows ``(N,)`` belong to it.
+    """
+    metrics = click_metrics(logits, labels)
+    interval = None if metrics.auc is None else confidence(metrics.auc, int(labels.sum()), labels.numel())
+    found = {name: tuple(_slice(value, logits[rows], labels[rows]) for value, rows in s) for name, s in slices.items()}
+    return Evaluation(**asdict(metrics), auc_interval=interval, calibration=calibration(logits, labels), slices=found)
+
+
+def slices_of(folder: Path, files: ClickFiles, schema: Schema, column: str) -> list[tuple[str, Tensor]]:
+    """Divides the rows of a split by the values of a feature; numbers into five equal parts.
+
+    Args:
+        folder: prepared data set.
+        files: the split.
+        schema: schema of the data set.
+        column: name of a feature.
+
+    Raises:
+        ValueError: If there is no such feature, or it has several values a row.
+    """
+    every: list[DenseFeature | SparseFeature] = [*schema.dense, *schema.sparse]
+    features = {feature.name: feature for feature in every}
+    if column not in features:
+        raise ValueError(f"slice: expected a feature of the data, found '{column}'; it has {', '.join(features)}")
+    feature = features[column]
+    if isinstance(feature, SparseFeature) and feature.multi_hot:
+        raise ValueError(f"slice: '{column}' has several values a row; expected a feature with one")
+    files.verify()
+    read = values.plain(pa.concat_tables([pq.read_table(file, columns=[column]) for file in files.files])[column])
+    found = read.to_numpy(zero_copy_only=False)
+    if isinstance(feature, DenseFeature):
+        return _ranges(feature, found)
+    ids, counts = np.unique(found, return_counts=True)
+    common = ids[np.argsort(-counts, kind="stable")][:_VALUES]
+    words = _words(folder, feature)
+    slices = [(_word(words, int(number)), torch.from_numpy(found == number)) for number in common]
+    if len(ids) > len(common):
+        rest = torch.from_numpy(~np.isin(found, common))
+        slices.append((f"{len(ids) - len(common):,} other values", rest))
+    return slices
+
+
+def _slice(value: str, logits: Tensor, labels: Tensor) -> Slice:
+    prediction = float(logits.double().sigmoid().mean())
+    return Slice(value, click_metrics(logits, labels), float(labels.double().mean()), prediction)
+
+
+def _ranges(feature: DenseFeature, found: np.ndarray) -> list[tuple[str, Tensor]]:
+    edges = np.unique(np.quantile(found, np.linspace(0, 1, _PARTS + 1)[1:-1], method="lower"))
+    part = np.searchsorted(edges, found, side="left")
+    slices = []
+    for number in np.unique(part):
+        rows = part == number
+        low, high = (_raw(feature, float(edge)) for edge in (found[rows].min(), found[rows].max()))
+        slices.append((f"{low:.6g} to {high:.6g}" if low != high else f"{low:.6g}", torch.from_numpy(rows)))
+    return slices
+
+
+def _raw(feature: DenseFeature, prepared: float) -> float:
+    """Returns the number of the source file that a prepared number stands for."""
+    if feature.transform == "log1p":
+        return float(np.expm1(prepared))
+    if feature.transform == "standardize" and feature.mean is not None and feature.deviation is not None:
+        return prepared * feature.deviation + feature.mean
+    return prepared
+
+
+def _words(folder: Path, feature: SparseFeature) -> list[str] | None:
+    file = folder / DICTIONARIES / f"{safe_name(feature.table)}.parquet"
+    if feature.ids != "dictionary" or feature.cross or not file.exists():
+        return None
+    return [str(word) for word in read_dictionary(file).to_pylist()]
+
+
+def _word(words: list[str] | None, number: int) -> str:
+    if number == 0:
+        return "(missing)"
+    if words is None:
+        return f"id {number}"
+    return words[number - FIRST_WORD] if number >= FIRST_WORD else "(unknown)"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    align = ["left", *["right"] * (len(head) - 1)]
+    return tabulate(rows, head, "simple", colalign=align, disable_numparse=True)
