@@ -96,6 +96,17 @@ class ClickFiles:
         """The same rows without some features, see :meth:`~nasrec_torchrec.datasets.schema.Schema.without`."""
         return replace(self, schema=self.schema.without(features))
 
+    def followed_by(self, other: "ClickFiles") -> "ClickFiles":
+        """The rows of this split and then those of another one of the same data set."""
+        shift = len(self.files)
+        return replace(
+            self,
+            files=(*self.files, *other.files),
+            groups=(*self.groups, *((index + shift, number, rows) for index, number, rows in other.groups)),
+            checksums=(*self.checksums, *other.checksums),
+            clicks=None if self.clicks is None or other.clicks is None else self.clicks + other.clicks,
+        )
+
     def __len__(self) -> int:
         return sum(rows for _, _, rows in self.groups)
 

@@ -44,6 +44,7 @@ IN_PLACE: dict[str, tuple[str, ...]] = {
         *(
             f"{names.RACE_JOURNAL}*",
             f"{names.RACE_TRIALS}/????/*",
+            f"{names.RACE_TRIALS}/{names.RACE_FINAL}/*",
             f"{names.RACE_DATA}/*",
             f"{names.RACE_DATA}-*",
             f".{names.RACE_DATA}-*",

@@ -41,5 +41,6 @@ ARCHITECTURES = "architectures"
 # A race of recipes, features and architectures; its results, page and winner's files have the names above.
 RACE_JOURNAL = "race.journal"
 RACE_TRIALS = "trials"
+RACE_FINAL = "final"  # among the trials: the winner, trained on the validation rows too
 RACE_TREE = "tree"  # the yardstick
 RACE_DATA = "data"  # with the added features of round 1, 2, ...: data-1, data-2

@@ -18,7 +18,7 @@ from support import forked, prepare_pairs, run_program, run_ranks
 from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, cross_of
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.prepared import load_schema
+from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.datasets.schema import Schema, SparseFeature
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.metrics.click_metrics import click_metrics
@@ -31,7 +31,7 @@ from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.finish import predict
 from nasrec_torchrec.search.race.recipe import Recipe
 from nasrec_torchrec.search.race.run import auto
-from nasrec_torchrec.search.race.training import RaceData, train_trial
+from nasrec_torchrec.search.race.training import RaceData, fit_finally, train_trial
 from nasrec_torchrec.search.race.trial import Trial
 from nasrec_torchrec.training.jobs import evaluate
 from nasrec_torchrec.training.trainer import Trainer
@@ -157,6 +157,32 @@ def test_damaged_rows_are_not_raced_on(data: Path, tmp_path: Path, trees: bool):
         auto(damaged, tmp_path / "out", config)
     with pytest.raises(ValueError, match=r"train/part-000000\.parquet: was changed or is damaged"):
         add_crosses(damaged, tmp_path / "crossed", [cross_of(("user", "item"))])
+
+
+def test_the_winner_can_be_trained_once_more_with_the_validation_rows(data: Path, tmp_path: Path):
+    config = RaceConfig(trials=3, epochs=3, final_seeds=1, features=False, trees=False, quiet=True, final_fit=True)
+    results = auto(data, tmp_path / "out", config)
+    assert results is not None
+    winner, final = results["trials"][results["winner"]], results["measured"]["final_fit"]
+    assert final["epochs"] == winner["losses"].index(min(winner["losses"])) + 1
+    found = evaluate(tmp_path / "out", data)
+    assert found.log_loss == pytest.approx(final["test"][0]["log_loss"], abs=1e-7)
+    assert found.log_loss != pytest.approx(results["measured"]["winner"]["test"][0]["log_loss"], abs=1e-7)
+    assert "with the validation rows too: test log loss" in results["verdict"]
+    assert not list((tmp_path / "out").glob("trials/*/checkpoints"))
+    # Every epoch has seen the rows of both splits; what is done is not repeated.
+    rows = open_split(data, "train").followed_by(open_split(data, "validation"))
+    assert len(rows) == 4000 and rows.clicks == sum(int(rows.read(g).labels.sum()) for g in range(len(rows.groups)))
+    trial, folder = Trial.from_dict(winner["trial"]), tmp_path / "again"
+    with process_group() as device:
+        for _ in range(2):
+            fit_finally(trial, final["epochs"], RaceData((data,), load_schema(data)), folder, device)
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
+    assert int(checkpoint.name[5:]) == final["epochs"] * (len(rows) // trial.recipe.batch_size)
+    _, again = load_model(folder)
+    _, shipped = load_model(tmp_path / "out")
+    for one, other in zip(again.parameters(), shipped.parameters(), strict=True):
+        assert one.equal(other)
 
 
 def test_a_trial_that_cannot_be_trained_spoils_no_other(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 from nasrec_torchrec.search.race.trial import Entry
 
+# Of consecutive validation rows.
+BLOCKS = 64
 # Probability that chance alone passes for a gain, over all combinations together.
 _LEVEL = 0.05
 # Deviation between seeds relative to the loss, and how many repeated trainings that prior is worth.
@@ -91,8 +93,7 @@ def judgements(entries: Sequence[Entry], combinations: int) -> list[Judgement]:
         alike.setdefault(frozenset(entry.trial.features), []).append(entry)
     names = {frozenset(entry.trial.features): entry.trial.features for entry in reversed(measured)}
     sets = sorted((found for found in names if found), key=len)
-    level = _LEVEL / max(1, combinations + len(sets))
-    threshold = statistics.NormalDist().inv_cdf(1 - level)
+    threshold = _threshold(combinations + len(sets))
     deviation = seed_deviation(entries)
     accepted: list[Features] = [frozenset()]
     found: list[Judgement] = []
@@ -123,6 +124,26 @@ def accepted_sets(judged: Iterable[Judgement]) -> set[Features]:
     return {frozenset(), *(frozenset(one.features) for one in judged if one.verdict == "accepted")}
 
 
+def explained_by_rows(gains: Sequence[float], combinations: int) -> float:
+    """Returns the mean gain that the noise of validation rows alone explains.
+
+    Args:
+        gains: gain in each of some blocks of consecutive rows.
+        combinations: number of combinations of which this is the best.
+    """
+    return _threshold(combinations) * math.sqrt(_rows_variance(gains))
+
+
+def _threshold(combinations: int) -> float:
+    """Returns how many standard errors a gain must have, if it is the best of so many."""
+    return statistics.NormalDist().inv_cdf(1 - _LEVEL / max(1, combinations))
+
+
+def _rows_variance(gains: Sequence[float]) -> float:
+    """Returns the squared standard error of the mean of the gains of blocks."""
+    return statistics.variance(gains) / len(gains) if len(gains) > 1 else 0.0
+
+
 def eligible(entries: Sequence[Entry], combinations: int) -> list[Entry]:
     """Returns the trials that may win: those whose added features are accepted, or that have none."""
     accepted = accepted_sets(judgements(entries, combinations))
@@ -137,7 +158,7 @@ def _compared(without: Sequence[Entry], with_it: Sequence[Entry], threshold: flo
     gain = statistics.fmean(gains)
     half = max(1, len(gains) // 2)
     halves = statistics.fmean(gains[:half]), statistics.fmean(gains[half:] or gains)
-    rows = statistics.variance(gains) / len(gains) if len(gains) > 1 else 0.0
+    rows = _rows_variance(gains)
     seeds = (deviation * statistics.fmean(before)) ** 2 * (1 / len(without) + 1 / len(with_it))
     needed = threshold * math.sqrt(rows + seeds)
     verdict: Literal["accepted", "rejected", "open"] = "rejected"

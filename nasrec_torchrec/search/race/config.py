@@ -12,7 +12,7 @@ Source = Literal["baseline", "random", "mutation", "surrogate"]
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 # Shares of the budget after which a phase ends.
-_ENDS = {"recipes": 0.25, "features": 0.5, "architectures": 0.75, "polish": 0.85, "finals": 1.0}
+_ENDS = {"recipes": 0.2, "features": 0.35, "architectures": 0.78, "polish": 0.85, "finals": 1.0}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class RaceConfig:
             if it is installed.
         step_limit: largest duration of a training step relative to the slowest baseline; a slower architecture is not
             trained, nor is one whose full training would take more than a tenth of the budget.
+        final_fit: whether to train the winner once more, on the rows of the training and the validation split together,
+            for as many epochs as were best; that model is then the result.
         quiet: whether to print only the verdict.
     """
 
@@ -59,6 +61,7 @@ class RaceConfig:
     final_seeds: int = 3
     trees: bool | None = None
     step_limit: float = 4.0
+    final_fit: bool = False
     quiet: bool = False
 
     def __post_init__(self) -> None:

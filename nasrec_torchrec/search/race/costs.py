@@ -3,6 +3,7 @@
 import math
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,7 +19,13 @@ from nasrec_torchrec.search.cost import model_multiply_adds
 _WARM_UP, _STEPS = 1, 3
 
 
-def step_seconds(description: ModelDescription, batch: Batch, device: torch.device, at_most: float = math.inf) -> float:
+def step_seconds(
+    description: ModelDescription,
+    batch: Batch,
+    device: torch.device,
+    at_most: float = math.inf,
+    now: Callable[[], float] = time.perf_counter,
+) -> float:
     """Measures the median time of a training step with Adam, on one process.
 
     Args:
@@ -26,20 +33,21 @@ def step_seconds(description: ModelDescription, batch: Batch, device: torch.devi
         batch: rows of a step.
         device: where it is trained.
         at_most: seconds of interest. A model whose first step takes three times as long is not measured any further.
+        now: the clock that times steps.
     """
     task = DLRMTrain(description.build(device))
     optimizer = torch.optim.Adam(task.parameters(), 1e-3)
     batch = batch.to(device)
     times = []
     for _ in range(_WARM_UP + _STEPS):
-        started = time.perf_counter()
+        started = now()
         optimizer.zero_grad()
         loss, _ = task(batch)
         loss.backward()
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
+        times.append(now() - started)
         if times[0] > 3 * at_most:
             return times[0]
     return statistics.median(times[_WARM_UP:])

@@ -2,8 +2,11 @@
 
 A combination of columns is judged through its history: for every validation row the numbers of training rows with the
 same combination that had a click and that had none, in buckets. Half of the validation rows say by how much the model
-is wrong in each bucket, and the other half what it gains when that is corrected. Combinations are chosen one after
-another, each on what the ones before it left, so that ten names for one piece of information count once.
+is wrong in each bucket, and the other half what it gains when that is corrected. The halves are the earlier and the
+later rows: with rows drawn at random, whatever tells the sessions of one user apart would seem to help, since rows of
+each session would be in both halves. Combinations are chosen one after another, each on what the ones
+before it left, so that ten names for one piece of information count once. The first whose gain is no larger than chance
+explains ends the list.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +24,7 @@ from nasrec_torchrec.datasets.crosses import cross_of, history_of
 from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import HISTORY_IDS, Schema, SparseFeature
+from nasrec_torchrec.search.race.chance import BLOCKS, explained_by_rows
 from nasrec_torchrec.search.race.leaks import Signs, signs
 
 # Rows that suffice to rank; features that are chosen count all of them.
@@ -102,7 +106,7 @@ def rank_features(
     validation = _read(open_split(data, "validation"), [*names, schema.label], _VALIDATION_ROWS)
     labels = validation[schema.label]
     logits = logits[: len(labels)].astype(np.float64)
-    half = np.random.default_rng(0).random(len(labels)) < 0.5
+    half = np.arange(len(labels)) < len(labels) // 2
     found: dict[tuple[str, ...], Signs] = {}
 
     def history_ids(combination: tuple[str, ...]) -> np.ndarray:
@@ -126,9 +130,11 @@ def rank_features(
     while pool and len(chosen) < most:
         gains = {combination: _corrected(logits, labels, ids, half) for combination, ids in pool.items()}
         winner = max(gains, key=lambda combination: gains[combination][1])
-        logits, gain = gains[winner]
-        if gain < least:
+        corrected, gain = gains[winner]
+        saved = np.array_split(_row_losses(logits, labels) - _row_losses(corrected, labels), BLOCKS)
+        if gain < max(least, explained_by_rows([float(block.mean()) for block in saved if len(block)], len(pool))):
             break
+        logits = corrected
         chosen.append(Ranked(winner, gain, found[winner].certain_rows))
         del pool[winner]
     left_out.sort(key=lambda ranked: -ranked.gain)
@@ -188,5 +194,9 @@ def _corrected(logits: np.ndarray, labels: np.ndarray, ids: np.ndarray, half: np
     return corrected, _log_loss(logits, labels) - _log_loss(corrected, labels)
 
 
+def _row_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0, logits) - labels * logits
+
+
 def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
-    return float(np.mean(np.logaddexp(0, logits) - labels * logits))
+    return float(_row_losses(logits, labels).mean())

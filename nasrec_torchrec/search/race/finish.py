@@ -31,7 +31,6 @@ from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.race.verdict import verdict
 
 _FORMAT = "nasrec-torchrec/race/1"
-_FINAL = "final"
 _EVALUATION_ROWS = 8192
 
 
@@ -57,6 +56,7 @@ def finish(
     seconds: Callable[[], float],
     suspicious: Mapping[str, Any],
     combinations: int = 0,
+    final: Path | None = None,
 ) -> dict[str, Any]:
     """Measures the winner, the best baseline and the tree on the test split, and writes the results.
 
@@ -68,6 +68,7 @@ def finish(
         seconds: seconds that the race has taken so far.
         suspicious: histories that know too much, those in use and those left out.
         combinations: number of combinations of columns that were ranked.
+        final: run folder of the winner that was trained on the validation rows too; it is the one to use then.
 
     Returns:
         dict: the results, as JSON values.
@@ -87,6 +88,8 @@ def finish(
     tree = _measured_tree(data, out)
     if tree is not None:
         measured["tree"] = {name: value for name, value in tree.items() if name != "seconds"}
+    if final is not None:
+        measured["final_fit"] = _measure_final(best, final, data, out)
     whole = [entry for entry in entries if entry.status == "complete"]
     results = {
         "format": _FORMAT,
@@ -125,11 +128,11 @@ def finish(
     }
     results = json.loads(json_text(results))
     results["verdict"] = verdict(results)
-    source = out / names.RACE_TRIALS / f"{best.number:04d}"
+    source = final or out / names.RACE_TRIALS / f"{best.number:04d}"
     _move(source, out)
     write_text(out / names.REPORT, page(results))
     write_text(out / names.RESULTS, json_text(results, indent=2))
-    for entry in entries:
+    for entry in entries:  # of the winner too, if another training of it has taken its place
         remove_checkpoints(out / names.RACE_TRIALS / f"{entry.number:04d}")
     return results
 
@@ -188,6 +191,20 @@ def _measure(entry: Entry, entries: Sequence[Entry], data: RaceData, out: Path) 
         if len(logits) > 1:
             mean = torch.stack([rows.double().sigmoid() for rows in logits]).mean(0)
             found[f"{split} ensemble"] = asdict(click_metrics(torch.logit(mean).float(), labels))
+    return found
+
+
+def _measure_final(best: Entry, final: Path, data: RaceData, out: Path) -> dict[str, Any]:
+    """Test metrics of the winner that was trained on the validation rows too."""
+    found: dict[str, Any] = {
+        "title": best.trial.title,
+        "recipe": str(best.trial.recipe),
+        "features": list(best.trial.features),
+        "epochs": best.best_epoch,
+    }
+    if data.rows("test"):
+        folder = final if (final / names.CHECKPOINTS).exists() else out
+        found["test"] = [asdict(click_metrics(*predict(folder, data.open("test", best.trial))))]
     return found
 
 

@@ -1,6 +1,7 @@
 """What is done next: a function of what is known, so that a killed race goes on as the undisturbed one would."""
 
 import math
+import statistics
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from nasrec_torchrec.search_space import SearchSpace
 _TPE_STARTUP = 4
 # The first trainings, by which rungs are calibrated, and the share of a budget that they may take.
 _CALIBRATING, _CALIBRATION_SHARE = 3, 0.25
+# The source of trainings that fill the end of a budget.
+_SHORTER = "shorter schedule"
 # Deviations of the seeds within which a configuration may be better than the one that looks best.
 _CONTENDERS = 4.0
 
@@ -126,7 +129,7 @@ class Planner:
         for entry in entries:  # what a dead worker has left, or this one has just begun
             if entry.status == "running" and entry.number not in situation.busy:
                 return Continue(entry, entry.facts.get("until") or self._until(entry, situation))
-        over = situation.spent >= 1
+        over = situation.spent >= 1 or (situation.seconds_left or 1.0) <= 0
         if not over or self._config.trials is not None:
             tried = set()
             for entry in sorted(entries, key=lambda entry: entry.loss):
@@ -159,7 +162,8 @@ class Planner:
         """Returns the next rung of a trial, or its end."""
         last = entry.trial.recipe.epochs
         repeated = entry.trial.phase == "features" and entry.trial.seed != self._config.seed
-        if entry.trial.phase == "finals" or repeated or self._calibrates(entry, situation):
+        whole = entry.trial.phase == "finals" or entry.trial.source == _SHORTER or repeated
+        if whole or self._calibrates(entry, situation):
             return last
         rungs = rung_epochs(last, self.shares(entry.trial.phase, situation.entries))
         return next((epoch for epoch in rungs if epoch > entry.epochs), last)
@@ -182,14 +186,17 @@ class Planner:
         return promotable(entry, rivals, self.shares(phase, situation.entries), self._config.reduction_factor)
 
     def _affordable(self, situation: Situation, entry: Entry) -> bool:
-        """Returns whether at least one epoch more fits into the time that is left."""
-        return situation.seconds_left is None or max(entry.seconds, default=0.0) <= situation.seconds_left
+        """Returns whether a training can end in the time that is left, since its loss is best at the end."""
+        left = entry.trial.recipe.epochs - entry.epochs
+        return situation.seconds_left is None or left * max(entry.seconds, default=0.0) <= situation.seconds_left
 
     def _propose(self, situation: Situation) -> Trial | None:
         entries = situation.entries
         phase = self._config.phase(situation.spent)
         if phase != "recipes" and not any(entry.measured for entry in entries):
             phase = "recipes"
+        if phase not in ("recipes", "finals") and not self._fits_whole(situation):
+            phase = "finals"
         generator = torch.Generator().manual_seed((self._config.seed << 20) + len(entries))
         if phase == "features":
             trial = self._propose_features(situation)
@@ -203,6 +210,13 @@ class Planner:
         if phase == "polish":
             return self._propose_polish(situation)
         return self._propose_final(situation)
+
+    def _fits_whole(self, situation: Situation) -> bool:
+        """Returns whether a training as long as the best one fits into the time that is left."""
+        if situation.seconds_left is None:
+            return True
+        best = situation.eligible[0]
+        return _epoch_seconds(best) * best.trial.recipe.epochs <= situation.seconds_left
 
     def _new(self, phase: Phase, source: str, like: Trial | None = None, **changes: Any) -> Trial:
         if like is None:
@@ -301,10 +315,12 @@ class Planner:
             for baseline in baselines
             if (trial := self._new("architectures", "baseline", best, interaction=baseline)).configuration not in known
         ]
-        # The small usual baselines are always tried. Larger and newer ones compete with the other sources.
-        if untried and untried[0].interaction in baselines[: len(sources.USUAL)]:
-            return untried[0]
         mine = [entry for entry in entries if entry.trial.phase == "architectures"]
+        # The small usual baselines are always tried, by turns with the other sources. Larger and newer ones compete.
+        if untried and untried[0].interaction in baselines[: len(sources.USUAL)]:
+            usual = sum(entry.trial.source == "baseline" for entry in mine)
+            if 2 * usual <= len(mine) or set(self._config.sources) == {"baseline"}:
+                return untried[0]
         trained = [entry for entry in entries if isinstance(entry.trial.interaction, Architecture)]
         drawn = {e.trial.interaction.canonical() for e in trained if isinstance(e.trial.interaction, Architecture)}
         surrogate = Surrogate.fit(trained)
@@ -353,11 +369,33 @@ class Planner:
             for entry in chosen:
                 if any(e.trial.configuration == entry.trial.configuration and e.trial.seed == seed for e in entries):
                     continue
-                seconds = sum(entry.seconds) / max(1, entry.epochs) * (entry.best_epoch + 1)
+                # It may end after its best epoch: the repeats of a model end about where the model was best.
+                seconds = _epoch_seconds(entry) * min(entry.trial.recipe.epochs, entry.best_epoch + 1)
                 if situation.seconds_left is not None and seconds > situation.seconds_left:
                     continue
                 return replace(entry.trial, phase="finals", seed=seed)
+        return self._propose_shorter(situation, chosen)
+
+    def _propose_shorter(self, situation: Situation, chosen: Sequence[Entry]) -> Trial | None:
+        """Returns a schedule of a finalist that ends in the time that is left, where no other training does."""
+        if situation.seconds_left is None:
+            return None
+        known = {entry.trial.configuration for entry in situation.entries}
+        for entry in chosen:
+            recipe = entry.trial.recipe
+            epochs = min(recipe.epochs, int(situation.seconds_left / max(_epoch_seconds(entry), sys.float_info.min)))
+            variants = [replace(recipe, epochs=epochs)]
+            variants += [replace(one, epochs=epochs) for one in neighbours(recipe, bool(recipe.embedding_l2))]
+            for variant in variants if epochs >= 1 else ():
+                trial = self._new("polish", _SHORTER, entry.trial, recipe=variant)
+                if variant.batch_size == recipe.batch_size and trial.configuration not in known:
+                    return trial
         return None
+
+
+def _epoch_seconds(entry: Entry) -> float:
+    """Returns the seconds of an epoch of a trial; those that a killed process had trained took none."""
+    return statistics.fmean(taken) if (taken := [seconds for seconds in entry.seconds if seconds]) else 0.0
 
 
 def _holds(distribution: BaseDistribution, value: Any) -> bool:

@@ -18,6 +18,7 @@ def replay(
     trials: int | None = None,
     features: Sequence[Sequence[str]] = (),
     crosses: Collection[str] = (),
+    combinations: int = 0,
 ) -> list[Entry]:
     """Races one worker.
 
@@ -28,6 +29,7 @@ def replay(
         trials: number of them.
         features: ranked before the race.
         crosses: those of them that are crosses by dictionary.
+        combinations: number of combinations of columns among which they were chosen.
 
     Returns:
         list[Entry]: all trials.
@@ -38,11 +40,11 @@ def replay(
     spent = 0.0
     while True:
         if seconds is None:
-            situation = Situation(entries, len(entries) / (trials or 1), features=features, crosses=crosses)
+            situation = Situation(entries, len(entries) / (trials or 1), (), None, features, crosses, combinations)
         else:
             left = seconds - spent
             share = spent / seconds if left > 0 else 1.0
-            situation = Situation(entries, share, (), left, features, crosses)
+            situation = Situation(entries, share, (), left, features, crosses, combinations)
         match planner.next(situation):
             case New(trial):
                 entries.append(Entry(len(entries), trial))

@@ -37,17 +37,18 @@ from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
 from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank_features
 from nasrec_torchrec.search.race.finish import compared, finish, predict, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
-from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation
+from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation, winner
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
-from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, train_trial
+from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, fit_finally, train_trial
 from nasrec_torchrec.search.race.tree import read_tree, train_tree, trees_are_installed
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.training.guard import DivergedError
 
-# Share of the budget in which the trials end; the rest is for the last measurements and the report.
-_TRAINING_SHARE = 0.92
+# What remains of a budget for the last measurements and the report: so many seconds and what reading the rows takes,
+# but at most a share of the budget.
+_REPORT_SECONDS, _REPORT_SHARE = 3.0, 0.1
 # Share of it that the yardstick may take.
 _TREE_SHARE = 0.06
 # Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
@@ -184,7 +185,7 @@ class _Race:
     @property
     def seconds_left(self) -> float:
         """Until trainings must end."""
-        return _TRAINING_SHARE * self.config.budget_seconds - self.seconds
+        return self.training_seconds - self.seconds
 
     def _say(self, text: str) -> None:
         if not self.config.quiet:
@@ -200,14 +201,13 @@ class _Race:
 
         def measure() -> list[Any]:
             slowest = 0.0
-            cheap = step_seconds(
-                self._describe(sources.cheap_baseline(self.base.embedding_dim)), self.batch, self.device
-            )
+            cheap = self._step_seconds(sources.cheap_baseline(self.base.embedding_dim))
             for baseline in sources.baselines(self.base.embedding_dim):
-                slowest = max(slowest, step_seconds(self._describe(baseline), self.batch, self.device))
+                slowest = max(slowest, self._step_seconds(baseline))
             return [cheap, slowest]
 
         self.most_step = math.inf
+        self.training_seconds = self.config.budget_seconds
         epochs = self.config.epochs or _COUNTED_EPOCHS
         if self.config.trials is None:
             cheap_step, slowest_step = self.book.recall(worker, "seconds of a step", measure)
@@ -223,6 +223,10 @@ class _Race:
                 f"a training step of {self.batch.labels.numel()} rows takes {1e3 * cheap_step:.1f} ms here, an "
                 f"epoch about {epoch:.1f} s; a full training has {epochs} epochs"
             )
+            # The winner and two baselines read the validation rows and the test rows, a row at a third of a training's.
+            measured = (self.rows["validation"] + self.data.rows("test")) / self.batch.labels.numel() * slowest_step
+            reserve = min(_REPORT_SECONDS + measured, _REPORT_SHARE * self.config.budget_seconds)
+            self.training_seconds -= reserve
             affordable = _MOST_SHARE * self.config.budget_seconds / (steps * epochs)
             self.most_step = min(self.config.step_limit * slowest_step, max(affordable, cheap_step))
         self.planner = Planner(
@@ -251,6 +255,9 @@ class _Race:
     def _describe(self, interaction: sources.Interaction) -> ModelDescription:
         return ModelDescription(self.base, interaction)
 
+    def _step_seconds(self, interaction: sources.Interaction, at_most: float = math.inf) -> float:
+        return step_seconds(self._describe(interaction), self.batch, self.device, at_most, self.now)
+
     def _counted(self, architecture: Architecture) -> Cost:
         return cost(architecture, len(self.base.dense), len(self.base.sparse), self.base.embedding_dim)
 
@@ -262,8 +269,7 @@ class _Race:
         counted = self._counted(architecture)
         if not self.limits.allow(counted, None):
             return False
-        description = self._describe(architecture)
-        if math.isfinite(limit := self.most_step) and limit < step_seconds(description, self.batch, self.device, limit):
+        if math.isfinite(limit := self.most_step) and limit < self._step_seconds(architecture, limit):
             return False
         if self.limits.max_latency_us is None:
             return True
@@ -276,9 +282,16 @@ class _Race:
         if self.config.trials is not None:
             spent = len(entries) / self.config.trials
             return Situation(entries, spent, busy, None, added, crosses, self.combinations)
-        left = self.seconds_left
-        spent = self.seconds / (_TRAINING_SHARE * self.config.budget_seconds)
+        left = self.seconds_left - self._final_seconds(entries)
+        spent = self.seconds / self.training_seconds
         return Situation(entries, spent if left > 0 else 1.0, busy, left, added, crosses, self.combinations)
+
+    def _final_seconds(self, entries: Sequence[Entry]) -> float:
+        """Returns what training the best trial once more, on all rows, would take."""
+        if not self.config.final_fit or not (may_win := eligible(entries, self.combinations)):
+            return 0.0
+        best = min(may_win, key=lambda entry: entry.loss)
+        return sum(best.seconds[: best.best_epoch]) * (1 + self.rows["validation"] / self.rows["train"])
 
     def _wants_features(self, situation: Situation) -> bool:
         """Returns whether to rank features now: when the best recipe is known, and again after features were added."""
@@ -363,14 +376,15 @@ class _Race:
         """A trial up to its next rung."""
         self.book.begin(entry.number, until)
         folder = self._folder(entry.number)
-        _tell((entry.trial, until, self.data, folder))
+        _tell((entry.trial, until, self.data, folder, False))
         out_of_time = False
 
         def report(epoch: int, loss: float, auc: float, seconds: float) -> bool:
             nonlocal out_of_time
             self.book.record(entry.number, epoch, loss, auc, seconds)
             self.book.spend(self.seconds)
-            out_of_time = self.config.trials is None and self.seconds_left < seconds
+            left = self.seconds_left - self._final_seconds(self.book.entries())
+            out_of_time = self.config.trials is None and left < seconds
             return out_of_time or self.planner.status_of(self.book.entries()[entry.number]) == "complete"
 
         try:
@@ -442,13 +456,25 @@ class _Race:
                         "left_out": [*map(asdict, self.left_out)],
                     }
                     results = finish(
-                        *(self.book, self.config, self.data, self.out, lambda: self.seconds, signs, self.combinations)
+                        *(self.book, self.config, self.data, self.out, lambda: self.seconds, signs, self.combinations),
+                        self._fit_finally(),
                     )
                     self.book.close()
             finally:
                 worker.release(claim)
             break
         return results
+
+    def _fit_finally(self) -> Path | None:
+        """Trains the winner once more with the validation rows; returns its folder, or None if that is not wanted."""
+        best = winner(eligible(self.book.entries(), self.combinations)) if self.config.final_fit else None
+        if best is None:
+            return None
+        folder = self.out / names.RACE_TRIALS / names.RACE_FINAL
+        self._say(f"trial {best.number} is trained once more, with the validation rows too")
+        _tell((best.trial, best.best_epoch, self.data, folder, True))
+        fit_finally(best.trial, best.best_epoch, self.data, folder, self.device)
+        return folder
 
 
 def _tell(message: Any) -> None:
@@ -466,8 +492,11 @@ def _follow(device: torch.device) -> None:
             return
         if isinstance(message[0], str):
             raise ValueError(message[0])
-        trial, until, data, folder = message[0]
+        trial, until, data, folder, finally_fit = message[0]
         try:
-            train_trial(trial, until, data, folder, device, None)
+            if finally_fit:
+                fit_finally(trial, until, data, folder, device)
+            else:
+                train_trial(trial, until, data, folder, device, None)
         except (DivergedError, UnbuildableError) as error:
             print(f"{folder}: {error}", file=sys.stderr)

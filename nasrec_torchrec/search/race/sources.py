@@ -20,7 +20,7 @@ _POOL = 24  # random ones and mutations each, among which a surrogate chooses
 _EXPLORATION = 0.5
 # Kinds of baselines that every race trains.
 USUAL: tuple[BaselineKind, ...] = ("dlrm", "dcn", "deepfm", "mlp")
-_LEADING: tuple[BaselineKind, ...] = ("finalnet", "finalmlp")
+_LEADING: tuple[BaselineKind, ...] = ("finalnet", "masknet", "wukong", "gdcn", "finalmlp")
 
 
 def anything(architecture: Architecture) -> bool:
@@ -34,10 +34,10 @@ def cheap_baseline(embedding_dim: int) -> Baseline:
 
 
 def baselines(embedding_dim: int) -> list[Baseline]:
-    """What a user would pick instead: the usual kinds of two sizes each, then those that lead public leaderboards."""
+    """What a user would pick instead: the usual kinds, those that lead leaderboards, larger usual ones."""
     small, large = (128, 64, 1), (256, 256, 1)
     kinds: list[tuple[BaselineKind, tuple[int, ...]]] = [(kind, small) for kind in USUAL]
-    kinds += [(kind, large) for kind in (*USUAL, *_LEADING)]
+    kinds += [(kind, large) for kind in (*_LEADING, *USUAL)]
     return [Baseline(kind, (64, embedding_dim), layers) for kind, layers in kinds]
 
 

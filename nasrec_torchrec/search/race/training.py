@@ -113,6 +113,32 @@ def train_trial(
     return trainer.progress.best_blocks
 
 
+def fit_finally(trial: Trial, epochs: int, data: RaceData, run_dir: Path, device: torch.device) -> None:
+    """Trains a trial again, on the rows of the training and the validation split together; collective.
+
+    The learning rate follows the schedule of the trial, which ends where its loss was best on the validation split. A
+    training that was killed resumes from its newest checkpoint.
+
+    Args:
+        trial: trial to train.
+        epochs: epochs after which to stop.
+        data: its rows.
+        run_dir: run folder of the training.
+        device: this rank's.
+
+    Raises:
+        UnbuildableError: on every rank, if it cannot be trained.
+    """
+    description = ModelDescription(data.schema(trial), trial.interaction)
+    rows = data.open("train", trial).followed_by(data.open("validation", trial))
+    try:
+        trainer = Trainer(description, trial.recipe.train_config(trial.seed), run_dir, device)
+    except ValueError as error:
+        raise UnbuildableError(str(error)) from None
+    if not _agreed(dist.get_rank() == 0 and _epochs_behind(run_dir) >= epochs, device):
+        trainer.train(rows, None, lambda done, _: round(done) >= epochs)
+
+
 def _agreed(stop: bool, device: torch.device) -> bool:
     """Returns what rank 0 decided."""
     decision = torch.tensor(int(stop), device=device)
@@ -123,6 +149,12 @@ def _agreed(stop: bool, device: torch.device) -> bool:
 def _number(value: float | None) -> float:
     """Returns the metric as a JSON value; one that is undefined is not a number."""
     return math.nan if value is None else value
+
+
+def _epochs_behind(run_dir: Path) -> int:
+    """Returns how many epochs the newest undamaged checkpoint has seen."""
+    folder = newest_intact(run_dir)
+    return 0 if folder is None else int(read_progress(folder)["reader"]["epoch"])
 
 
 def _trained_blocks(run_dir: Path) -> tuple[float, ...]:

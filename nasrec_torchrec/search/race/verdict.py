@@ -19,6 +19,12 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"{_metrics(tree[split])}. Added features that were tried to close the gap: {', '.join(added) or 'none'}."
         )
     lines += [f"Winner: {best['title']} ({best['recipe']}{_with(best['features'])}): {split} {_metrics(best[split])}."]
+    if (final := measured.get("final_fit")) is not None:
+        test = f": test {_metrics(final['test'])}" if final.get("test") else ""
+        lines.append(
+            f"Trained once more for {final['epochs']} epochs, with the validation rows too{test}. "
+            "This is the model in the run folder."
+        )
     if (together := best.get(f"{split} ensemble")) is not None:
         lines.append(
             f"The mean prediction of its {len(best[split])} seeds: {split} {_metrics([together], seeds=False)}."
