@@ -1,4 +1,4 @@
-"""The wish to end: SIGTERM, which is sent before a machine is taken away, and Ctrl-C."""
+"""Why work ends early: SIGTERM, which is sent before a machine is taken away, Ctrl-C, and ranks that are gone."""
 
 import signal
 import threading
@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class LostRankError(RuntimeError):
+    """Another rank ended while this one waited for it."""
 
 
 class StopRequest:

@@ -23,6 +23,7 @@ from nasrec_torchrec.cli.flags import Flag, dataclasses_of, flags_of, nearest, n
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.progress import printable
 from nasrec_torchrec.search_space import SearchSpace
+from nasrec_torchrec.stopping import LostRankError
 
 # Exit code of a program that was interrupted with Ctrl-C, as a shell reports it.
 INTERRUPTED = 130
@@ -115,6 +116,8 @@ class Program:
                 print(show(result), flush=True)
         except ValueError as error:
             fail(str(error))
+        except LostRankError as error:
+            fail(f"{error}; {self.resume}", code=1)
         except OSError as error:  # a full disk, a folder that must not be read
             where = f"{error.filename}: " if error.filename else ""
             fail(where + (error.strerror or str(error)))
@@ -191,10 +194,10 @@ def run(function: Callable[..., Any]) -> None:
     Program(function).main(Path(sys.argv[0]).name, sys.argv[1:])
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the program as wrong input does: with a one-line error and exit code 2."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Ends the program with a one-line error and an exit code; wrong input has 2."""
     print(f"error: {printable(message)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def as_json(result: Any) -> str:

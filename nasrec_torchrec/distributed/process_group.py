@@ -1,11 +1,21 @@
 """One process group, whether a launcher started many processes or the user started one."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+
+from nasrec_torchrec.stopping import LostRankError
+
+# How gloo, NCCL and the store say that nobody answers any more.
+_LOST = re.compile(
+    r"connection (was )?(reset|closed|refused)|broken pipe|remote process exited|socket timeout|timed out waiting"
+    r"|failed to recv|collective operation timeout",
+    re.IGNORECASE,
+)
 
 
 @contextmanager
@@ -16,6 +26,9 @@ def process_group() -> Iterator[torch.device]:
 
     Yields:
         torch.device: this rank's device, CUDA where there is one, else CPU.
+
+    Raises:
+        LostRankError: If another rank ended while this one waited for it.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
@@ -33,6 +46,13 @@ def process_group() -> Iterator[torch.device]:
         yield device
         # Without it a fast rank tears the group down while a slow one still talks to it.
         dist.barrier()
+    except RuntimeError as error:
+        if dist.get_world_size() == 1 or not _LOST.search(str(error)):
+            raise
+        rank, ranks = rank_and_ranks()
+        raise LostRankError(
+            f"rank {rank} of {ranks}: another rank ended, or cannot be reached; what it printed last says why"
+        ) from error
     finally:
         dist.destroy_process_group()
 

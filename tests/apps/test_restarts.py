@@ -99,6 +99,7 @@ def test_killed_ranks_cost_nothing_but_time(data: Path, undisturbed: Path):
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
     assert "resumes from step" in output, output[-3000:]
+    assert "another rank ended" in output and "third_party/gloo" not in output, output[-3000:]
     assert _logged(out) == _logged(undisturbed)
     weights, expected = (load_model(folder)[1].state_dict() for folder in (out, undisturbed))
     assert all(torch.equal(value, weights[name]) for name, value in expected.items())
