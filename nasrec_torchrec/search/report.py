@@ -14,6 +14,7 @@ from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.cost_values import COST_NAMES, CostName
 from nasrec_torchrec.search.figures import COST_LABELS, draw_agreement, draw_choices, draw_search, good_ones, to_png
 from nasrec_torchrec.search.finalists import Finalist, agreement
+from nasrec_torchrec.search.page_style import STYLE
 from nasrec_torchrec.search.results import read_results
 
 _PAGES = Environment(
@@ -46,6 +47,7 @@ def write_report(folder: Path, finalists: Sequence[Finalist] = ()) -> None:
     # A trained finalist is shown whatever loss the search predicted for it.
     drawn = dict.fromkeys([*(finalist.architecture for finalist in finalists), *(one.architecture for one in best)])
     page = _PAGES.get_template("report.html").render(
+        style=STYLE,
         results=results,
         tables=[(title, members) for title, members in (("Best candidates", best), ("Front", front)) if members],
         costs=_known_costs([*best, *front]),

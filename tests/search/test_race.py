@@ -71,7 +71,8 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert 0 < tree["test"][0]["log_loss"] < without
     best = results["measured"]["winner"]["test"]
     tree_is_better = tree["test"][0]["log_loss"] < sum(seed["log_loss"] for seed in best) / len(best)
-    assert results["verdict"].startswith("A tree is better" if tree_is_better else "Winner: ")
+    first = "A tree is better" if tree_is_better else ("Adopt ", "No difference", "Worse: ")
+    assert results["verdict"].startswith(first)
     assert "\nA tree, LightGBM: test" in results["verdict"] and "Winner: " in results["verdict"]
     assert {"baseline", "features", "LightGBM"} <= {row["source"] for row in results["sources"]}
     fastest, *others = results["front"]
@@ -79,7 +80,8 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert fastest["latency_us"] == min(row["latency_us"] for row in results["leaderboard"])
     assert [row["log_loss"] for row in others] == sorted((row["log_loss"] for row in others), reverse=True)
     page = (out / "report.html").read_text()
-    assert page.index("Winner: ") < page.index("Leaderboard") and "data:image/png;base64,iVBOR" in page
+    assert page.index("Winner: ") < page.index("Calibration of") < page.index("Leaderboard")
+    assert "data:image/png;base64,iVBOR" in page and "95 % interval" in page and "<svg role='img'" in page
     assert "history_of_user_x_item" in page and "LightGBM" in page
     description, _ = load_model(out)
     assert description.schema.feature_names[:3] == ["user", "item", "shop"]

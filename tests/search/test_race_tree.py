@@ -72,11 +72,13 @@ def test_the_verdict_begins_with_the_tree_where_it_is_better(loss: float, first:
     trials = [{"trial": {"features": ["a_x_b"]}}]
     certain = [{"columns": ["a", "b"], "gain": 0.1, "certain_rows": 1234}]
     suspicious = {"certain": certain, "left_out": [{"columns": ["user", "hour"], "gain": 0.1, "certain_rows": 0}]}
-    text = verdict({"measured": measured, "trials": trials, "suspicious": suspicious})
+    judged = {"judged": [], "combinations": 0}
+    results = {"measured": measured, "trials": trials, "suspicious": suspicious, "features": judged}
+    text = verdict(results)
     warning = "all 1,234 validation rows whose a_x_b was mostly clicked"
     assert warning not in text  # the winner does not use the pair
     measured["winner"]["features"] = ["history_of_a_x_b"]
-    assert warning in verdict({"measured": measured, "trials": trials, "suspicious": suspicious})
+    assert warning in verdict(results)
     assert "Left out: the histories of user_x_hour." in text
     assert text.startswith(first)
     assert ("tried to close the gap: a_x_b" in text) == (loss < 0.4)

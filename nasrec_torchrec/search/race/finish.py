@@ -12,7 +12,9 @@ from torch import Tensor
 from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.finite import json_text
+from nasrec_torchrec.metrics.calibration import calibration
 from nasrec_torchrec.metrics.click_metrics import click_metrics
+from nasrec_torchrec.metrics.paired import difference, row_losses
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs import names
@@ -84,7 +86,12 @@ def finish(
         if errors := [str(entry.facts["error"]) for entry in entries if entry.status == "failed"]:
             raise ValueError(f"all {len(errors)} trials failed; the first one: {errors[0]}")
         raise ValueError("budget: no trial finished a single epoch; a larger budget is needed")
-    measured = {name: _measure(entry, entries, data, out) for name, entry in compared(may_win).items()}
+    losses: dict[str, dict[str, list[Tensor]]] = {}
+    measured = {
+        name: _measure(entry, entries, data, out, losses.setdefault(name, {}))
+        for name, entry in compared(may_win).items()
+    }
+    _compare(measured, losses)
     tree = _measured_tree(data, out)
     if tree is not None:
         measured["tree"] = {name: value for name, value in tree.items() if name != "seconds"}
@@ -169,8 +176,26 @@ def _move(source: Path, out: Path) -> None:
         (source / names.LOG).replace(out / names.LOG)
 
 
-def _measure(entry: Entry, entries: Sequence[Entry], data: RaceData, out: Path) -> dict[str, Any]:
-    """Metrics of all seeds of a configuration, each alone and their mean prediction."""
+def _compare(measured: dict[str, dict[str, Any]], losses: Mapping[str, Mapping[str, list[Tensor]]]) -> None:
+    """Adds the difference of the winner to every other model, with its interval, on the split that is read last."""
+    best = losses["winner"]
+    split = "test" if best.get("test") else "validation"
+    for name, found in measured.items():
+        if _configuration(found) != _configuration(measured["winner"]) and best[split] and losses[name].get(split):
+            found["difference"] = asdict(difference(best[split], losses[name][split]))
+
+
+def _configuration(measured: Mapping[str, Any]) -> list[Any]:
+    return [measured[name] for name in ("title", "recipe", "features")]
+
+
+def _measure(
+    entry: Entry, entries: Sequence[Entry], data: RaceData, out: Path, losses: dict[str, list[Tensor]]
+) -> dict[str, Any]:
+    """Metrics of all seeds of a configuration, each alone and their mean prediction.
+
+    The log loss of every row is added to ``losses`` by split, for each seed.
+    """
     seeds = [e for e in entries if e.trial.configuration == entry.trial.configuration and e.measured]
     found: dict[str, Any] = {"title": entry.trial.title, "features": list(entry.trial.features)}
     found["recipe"] = str(entry.trial.recipe)
@@ -188,6 +213,9 @@ def _measure(entry: Entry, entries: Sequence[Entry], data: RaceData, out: Path) 
                 predicted, labels = predict(folder, files)
                 logits.append(predicted)
         found[split] = [asdict(click_metrics(rows, labels)) for rows in logits]
+        losses[split] = [row_losses(rows, labels) for rows in logits]
+        if logits:  # of the first seed, which is the one that is kept
+            found["calibration"] = asdict(calibration(logits[0], labels)) | {"split": split}
         if len(logits) > 1:
             mean = torch.stack([rows.double().sigmoid() for rows in logits]).mean(0)
             found[f"{split} ensemble"] = asdict(click_metrics(torch.logit(mean).float(), labels))

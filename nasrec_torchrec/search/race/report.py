@@ -2,15 +2,30 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from nasrec_torchrec.search import page_style
+from nasrec_torchrec.search.page_style import calibration_curve, table
 from nasrec_torchrec.search.race.leaderboard import span
 
-_STYLE = """body{font-family:sans-serif;max-width:1150px;margin:2em auto;line-height:1.4}table{border-collapse:collapse}
-td,th{border-bottom:1px solid #ccc;padding:.25em .6em;text-align:left;font-size:.9em}td.n{text-align:right}
-img{max-width:100%}.verdict{background:#eef6ee;padding:.6em 1em}"""
+_PICTURED = (
+    "Left: validation log loss of every trial over the seconds of training, and the best so far. Right: validation log "
+    "loss of every model against its latency."
+)
+_WORDS = """<details><summary>Words and abbreviations</summary><dl>
+<dt>log loss</dt><dd>mean negative logarithm of the probability that was given to what happened; lower is better</dd>
+<dt>AUC</dt><dd>area under the ROC curve: how often a click is ranked above a row that is none; .5 is guessing</dd>
+<dt>±</dt><dd>standard deviation over trainings that differ in their random seed</dd>
+<dt>baseline</dt><dd>a known model (DLRM, DCN, DeepFM, ...), tuned in the same race</dd>
+<dt>DLRM, DCN, DeepFM, MLP</dt><dd>deep learning recommendation model, deep and cross network, deep factorization
+machine, multilayer perceptron</dd>
+<dt>NASRecNet</dt><dd>a network that the race put together from operators</dd>
+<dt>recipe</dt><dd>how a model was trained: optimizer, learning rate, batch size, epochs, L2 penalty, dropout</dd>
+<dt>latency</dt><dd>microseconds (µs) that one thread needs for 512 rows, without looking up embeddings</dd>
+<dt>95 % interval</dt><dd>what chance (which rows were measured, which seeds) may make of the difference</dd>
+</dl></details>"""
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -18,19 +33,23 @@ def page(results: Mapping[str, Any]) -> str:
     rows = results["rows"]
     sections = [
         f"<h1>What the race found</h1><div class='verdict'>{_paragraphs(results['verdict'])}</div>",
+        _WORDS,
         f"<p>{len(results['trials'])} trials in {span(results['seconds'])}, on {rows['train']:,} rows to train on, "
         f"{rows['validation']:,} that decided, and {rows['test']:,} that were read once, at the end.</p>",
-        f"<img alt='losses over time, and loss against latency' src='data:image/png;base64,{_figure(results)}'>",
-        "<h2>Leaderboard (validation log loss; mean and deviation over the seeds)</h2>",
-        _table(
-            ["log loss", "±", "AUC", "seeds", "model", "recipe", "added features", "epochs", "latency, µs", "seconds"],
+        *_calibration(results["measured"]["winner"]),
+        "<h2>The race</h2>",
+        f"<img alt='{_PICTURED}' src='data:image/png;base64,{_figure(results)}'>",
+        "<h2>Leaderboard</h2>",
+        table(
+            "Validation log loss of every model: mean and deviation over its seeds",
+            ["model", "log loss", "±", "AUC", "seeds", "recipe", "added features", "epochs", "latency, µs", "seconds"],
             [
                 [
+                    row["model"],
                     f"{row['log_loss']:.5f}",
                     "" if row["deviation"] is None else f"{row['deviation']:.5f}",
                     "" if row["auc"] is None else f"{row['auc']:.5f}",
                     row["seeds"],
-                    row["model"],
                     row["recipe"],
                     ", ".join(row["features"]),
                     row["epochs"],
@@ -42,16 +61,18 @@ def page(results: Mapping[str, Any]) -> str:
         ),
         "<h2>Loss at a cost</h2><p>No other model is both faster and better than one of these "
         "(512 rows, one thread, NASRecNets fused).</p>",
-        _table(
-            ["latency, µs", "log loss", "model", "added features"],
+        table(
+            "Models that no other one beats in both loss and latency",
+            ["model", "latency, µs", "log loss", "added features"],
             [
-                [f"{row['latency_us']:,.0f}", f"{row['log_loss']:.5f}", row["model"], ", ".join(row["features"])]
+                [row["model"], f"{row['latency_us']:,.0f}", f"{row['log_loss']:.5f}", ", ".join(row["features"])]
                 for row in results["front"]
             ],
         ),
         *_features(results["features"]),
         "<h2>Where candidates came from</h2>",
-        _table(
+        table(
+            "Trials by what proposed them",
             ["source", "trials", "seconds", "best log loss", "lowered the best by"],
             [
                 [
@@ -66,7 +87,8 @@ def page(results: Mapping[str, Any]) -> str:
         ),
         "<h2>How far early losses can be trusted</h2><p>Kendall's tau of the losses after a share of a full training "
         "with the final ones, over the trainings that ran to their end.</p>",
-        _table(
+        table(
+            "Kendall's tau by the share of a training",
             ["trainings", *next(iter(results["fidelity"].values()), {})],
             [
                 [kind, *("" if tau is None else f"{tau:.2f}" for tau in taus.values())]
@@ -74,9 +96,29 @@ def page(results: Mapping[str, Any]) -> str:
             ],
         ),
     ]
-    body = "\n".join(sections)
-    head = f"<meta charset='utf-8'><title>nasrec auto</title><style>{_STYLE}</style>"
-    return f"<!doctype html>\n<html lang='en'><head>{head}</head><body>\n{body}\n</body></html>\n"
+    return page_style.page("nasrec auto", "\n".join(sections))
+
+
+def _calibration(winner: Mapping[str, Any]) -> list[str]:
+    """Whether the winner's probabilities are what is observed."""
+    found = winner.get("calibration")
+    if not found:
+        return []
+    text = (
+        f"mean prediction {found['prediction']:.2%}, click rate {found['click_rate']:.2%}; expected calibration error "
+        f"{found['expected_error']:.4f}"
+    )
+    rows = [
+        [number, f"{part['rows']:,}", f"{part['prediction']:.4f}", f"{part['click_rate']:.4f}"]
+        for number, part in enumerate(found["deciles"], start=1)
+    ]
+    return [
+        f"<h2>Calibration of the winner</h2><p>On the {found['split']} split: {text}. Each point is a tenth of the "
+        "rows; on the dashed line, probabilities are what is observed. <code>nasrec evaluate --slice COLUMN</code> "
+        "shows the same for parts of the rows.</p>",
+        calibration_curve(found["deciles"], f"Click rate over mean prediction by decile: {text}"),
+        table("Calibration by decile of the prediction", ["decile", "rows", "mean prediction", "click rate"], rows),
+    ]
 
 
 def _features(features: Mapping[str, Any]) -> list[str]:
@@ -87,7 +129,8 @@ def _features(features: Mapping[str, Any]) -> list[str]:
         "<h2>Added features</h2><p>A set is accepted if it lowers the validation log loss by more than chance explains "
         f"(rows, seeds, and the choice among {features['combinations']} combinations of columns), and in both halves "
         "of the validation split.</p>",
-        _table(
+        table(
+            "What was decided about each set of added features",
             ["features", "beside", "gain", "explained by chance", "in each half", "seeds", "verdict"],
             [
                 [
@@ -107,14 +150,6 @@ def _features(features: Mapping[str, Any]) -> list[str]:
 
 def _paragraphs(text: str) -> str:
     return "".join(f"<p>{escape(line)}</p>" for line in text.splitlines())
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    def cells(kind: str, values: Sequence[Any]) -> str:
-        return "".join(f"<{kind}>{escape(str(value))}</{kind}>" for value in values)
-
-    lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><tr>{cells('th', head)}</tr>{lines}</table>"
 
 
 def _finite(trial: Mapping[str, Any]) -> list[float]:

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nasrec_torchrec.search.race.adoption import adoption
+
 
 def verdict(results: Mapping[str, Any]) -> str:
     """Returns the winner beside the best baseline and the tree, on the test split where there is one."""
@@ -18,6 +20,7 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"A tree is better than the best network of this race: LightGBM ({tree['recipe']}): {split} "
             f"{_metrics(tree[split])}. Added features that were tried to close the gap: {', '.join(added) or 'none'}."
         )
+    lines += [line for line in [adoption(measured, split)] if line]
     lines += [f"Winner: {best['title']} ({best['recipe']}{_with(best['features'])}): {split} {_metrics(best[split])}."]
     if (final := measured.get("final_fit")) is not None:
         test = f": test {_metrics(final['test'])}" if final.get("test") else ""
