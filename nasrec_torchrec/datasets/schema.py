@@ -89,6 +89,8 @@ class SparseFeature:
         cross: names of two or more other features of the schema (one suffices for a ``history``). Such a feature has no
             raw column; its value is the combination of their prepared ids, which ``ids`` (``hash``, ``dictionary`` or
             ``history``) maps to an id like any other text. See :mod:`nasrec_torchrec.datasets.crosses`.
+        embedding_dim: width of its table, by default the schema's. Embeddings of another width than the schema's are
+            projected to it.
         missing: fraction of the training rows without a value, which preparation measures.
         unknown: fraction of the values in the training rows that are not in the dictionary, which preparation measures.
     """
@@ -104,6 +106,7 @@ class SparseFeature:
     table: str = ""
     values: Literal["text", "integer"] = "text"
     cross: tuple[str, ...] = ()
+    embedding_dim: int | None = None
     missing: float | None = None
     unknown: float | None = None
 
@@ -127,6 +130,8 @@ class SparseFeature:
             raise ValueError(f"{self.name}: num_embeddings: only a dictionary can do without")
         if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or not least <= rows < 2**63):
             raise ValueError(f"{self.name}: num_embeddings: expected an integer, {least} or more, found {rows!r}")
+        if self.embedding_dim is not None:
+            _check_width(self.embedding_dim, f"{self.name}: embedding_dim")
         if not isinstance(self.min_count, int) or self.min_count < 1:
             raise ValueError(f"{self.name}: min_count: expected a positive integer, found {self.min_count!r}")
         for flag in ("multi_hot", "weighted"):
@@ -168,8 +173,8 @@ class Schema:
             ``label_values``.
         dense: numeric features; a name alone stands for a feature without transformation.
         sparse: categorical features.
-        embedding_dim: width E of all tables. It is one number because the interaction modules stack the embeddings, and
-            a multiple of 4 because FBGEMM reads four columns at once.
+        embedding_dim: width E of the tokens that the interaction modules stack, and of all tables that do not name
+            another one. A multiple of 4, because FBGEMM reads four columns at once.
         label_above: threshold above which a number is a click.
         label_values: meaning of each value of the label, 1 for a click and 0 for none.
         text: how text files were read, which is also how raw rows are read when they are scored.
@@ -202,19 +207,14 @@ class Schema:
             raise ValueError(f"schema: columns named more than once: {repeated}")
         if not self.sparse:
             raise ValueError("schema: sparse: expected at least one feature, found none")
-        width = self.embedding_dim
-        if not isinstance(width, int) or isinstance(width, bool) or width < 1 or width % _COLUMNS_AT_ONCE:
-            raise ValueError(
-                f"schema: embedding_dim: expected a positive multiple of {_COLUMNS_AT_ONCE}, which FBGEMM's lookups "
-                f"need, found {width!r}"
-            )
+        _check_width(self.embedding_dim, "schema: embedding_dim")
         if self.label_above is not None and not isinstance(self.label_above, (int, float)):
             raise ValueError(f"schema: label_above: expected a number, found {self.label_above!r}")
         if len({feature.weighted for feature in self.sparse}) > 1:
             raise ValueError("schema: sparse: either every feature is weighted or none is")
         self._check_crosses()
         for table, features in self.features_by_table().items():
-            for key in ("num_embeddings", "ids", "min_count", "pooling", "values"):
+            for key in ("num_embeddings", "ids", "min_count", "pooling", "values", "embedding_dim"):
                 values = {feature.name: getattr(feature, key) for feature in features}
                 if len(set(values.values())) > 1:
                     raise ValueError(
@@ -300,7 +300,7 @@ class Schema:
     def difference(self, other: "Schema") -> str | None:
         """Finds the first reason why a model with this schema cannot read rows that were prepared with another one.
 
-        How files were read, and what was merely counted, makes no difference.
+        How files were read, what was merely counted, and the width of single tables make no difference.
 
         Args:
             other: schema of the data.
@@ -322,7 +322,7 @@ class Schema:
             for feature, theirs in zip(mine, others, strict=True):
                 for item in fields(feature):
                     here, found = getattr(feature, item.name), getattr(theirs, item.name)
-                    if item.name not in ("missing", "unknown") and here != found:
+                    if item.name not in ("missing", "unknown", "embedding_dim") and here != found:
                         return f"'{feature.name}': {item.name} is {here!r} here and {found!r} there"
         return None
 
@@ -343,19 +343,19 @@ class Schema:
         import torch
         from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
+        by_table = self.features_by_table()
+        widths = {name: features[0].embedding_dim or self.embedding_dim for name, features in by_table.items()}
         return [
             EmbeddingBagConfig(
                 name=safe_name(name),
-                embedding_dim=self.embedding_dim,
+                embedding_dim=widths[name],
                 num_embeddings=_counted(features[0]),
                 feature_names=[feature.name for feature in features],
                 pooling=PoolingType.MEAN if features[0].pooling == "mean" else PoolingType.SUM,
                 # The deviation is that of the whole table, also where a shard of it is initialised.
-                init_fn=partial(
-                    torch.nn.init.normal_, std=math.sqrt(2.0 / (_counted(features[0]) + self.embedding_dim))
-                ),
+                init_fn=partial(torch.nn.init.normal_, std=math.sqrt(2.0 / (_counted(features[0]) + widths[name]))),
             )
-            for name, features in self.features_by_table().items()
+            for name, features in by_table.items()
         ]
 
     def to_json(self) -> str:
@@ -367,8 +367,9 @@ class Schema:
         if self.split is None:
             del document["split"]
         for feature in document["sparse"]:
-            if not feature["cross"]:
-                del feature["cross"]
+            for unused in ("cross", "embedding_dim"):
+                if not feature[unused]:
+                    del feature[unused]
         return document
 
     @classmethod
@@ -440,6 +441,13 @@ class Schema:
         ]
         sparse = [_feature(entry, SparseFeature) for entry in _list_of(document, "sparse", (dict,))]
         return cls(**{**document, "dense": tuple(dense), "sparse": tuple(sparse)})
+
+
+def _check_width(width: Any, what: str) -> None:
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1 or width % _COLUMNS_AT_ONCE:
+        raise ValueError(
+            f"{what}: expected a positive multiple of {_COLUMNS_AT_ONCE}, which FBGEMM's lookups need, found {width!r}"
+        )
 
 
 def _counted(feature: SparseFeature) -> int:

@@ -15,7 +15,7 @@ from nasrec_torchrec.inference.tables import make_tables, table_precisions
 from nasrec_torchrec.models.baselines import FlatModel
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.nasrecnet import NASRecNet
-from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.modules.sparse_arch import SparseArch
 
 
 class ScoringModel(nn.Module):
@@ -59,7 +59,13 @@ class ScoringModel(nn.Module):
         self.interaction_arch.to(self.dtype)
         # Features that share a table stand together in the model, wherever they are in the schema.
         self.reordered = given != own
-        self.register_buffer("order", torch.tensor([given.index(name) for name in own]))
+        order = torch.tensor([given.index(name) for name in own])
+        # Where dimensions differ, the model projects the embeddings, which it reads side by side.
+        self.projects = bool(getattr(model.sparse_arch, "tables", ()))
+        if self.projects:
+            columns = torch.arange(sum(self.tables.dims)).split(self.tables.dims)
+            order = torch.cat([columns[feature] for feature in order.tolist()])
+        self.register_buffer("order", order)
 
     @property
     def input_names(self) -> list[str]:
@@ -77,6 +83,8 @@ class ScoringModel(nn.Module):
         """
         ids, lengths, *weights = inputs[1:] if self.has_dense else inputs
         pooled = self.tables(ids, lengths, weights[0] if self.weighted else None)
+        if self.projects:
+            pooled = pooled.flatten(1)
         if self.reordered:
             pooled = pooled.index_select(1, self.order)
         dense = inputs[0] if self.has_dense else pooled.new_zeros(lengths.shape[1], 0)
@@ -103,9 +111,8 @@ class DlrmInteraction(nn.Module):
 
 def feature_names(model: ClickModel) -> list[str]:
     """Returns the sparse features of a model, in the order in which it stacks their embeddings."""
-    if isinstance(model, NASRecNet | SuperNet):
-        return list(model.sparse_arch.feature_names)
-    return list(model.sparse_arch.sparse_feature_names)
+    sparse_arch = model.sparse_arch
+    return list(sparse_arch.feature_names if isinstance(sparse_arch, SparseArch) else sparse_arch.sparse_feature_names)
 
 
 def scoring_model(model: ClickModel, config: ExportConfig, features: Sequence[str] | None = None) -> ScoringModel:
@@ -153,7 +160,9 @@ def _interaction(model: ClickModel) -> tuple[nn.Module, int]:
     """Returns the part of the model above the tables, and how many dense features it reads."""
     match model:
         case NASRecNet() | FlatModel():
-            return model.interaction_arch, model.interaction_arch.dense_in_features
+            dense_in_features = model.interaction_arch.dense_in_features
+            assert dense_in_features is not None
+            return model.interaction_arch, dense_in_features
         case DLRM():
             first = next(module for module in model.dense_arch.modules() if isinstance(module, nn.Linear))
             return DlrmInteraction(model), first.in_features

@@ -30,6 +30,7 @@ class Tables(nn.Module):
 
     rows: Tensor
     mean: Tensor
+    feature_of_column: Tensor
 
     def __init__(self, ebc: EmbeddingBagCollection, features: list[str]) -> None:
         super().__init__()
@@ -41,7 +42,15 @@ class Tables(nn.Module):
         self.register_buffer("rows", torch.tensor([config.num_embeddings for config in configs]))
         self.register_buffer("mean", torch.tensor([config.pooling == PoolingType.MEAN for config in configs]))
         self.has_mean = bool(self.mean.any())
-        self.embedding_dim = configs[0].embedding_dim
+        self.dims = [config.embedding_dim for config in configs]
+        # Features by the dimension of their table.
+        self.groups = {
+            dim: [i for i, other in enumerate(self.dims) if other == dim] for dim in dict.fromkeys(self.dims)
+        }
+        self.mixed = len(self.groups) > 1
+        if self.mixed:
+            feature = torch.arange(len(self.dims)).repeat_interleave(torch.tensor(self.dims))
+            self.register_buffer("feature_of_column", feature)
 
     def forward(self, ids: Tensor, lengths: Tensor, weights: Tensor | None) -> Tensor:
         """Looks up and pools embeddings.
@@ -52,7 +61,8 @@ class Tables(nn.Module):
             weights: weights ``(T,)`` of the ids, or None.
 
         Returns:
-            Tensor: Pooled embeddings ``(B, F_sparse, E)`` in float32.
+            Tensor: Pooled embeddings in float32: ``(B, F_sparse, E)``, or side by side ``(B, columns)`` if the
+            dimensions of the tables differ.
         """
         # Which feature an id belongs to: how many features end at or before its position.
         feature_ends = lengths.sum(1).cumsum(0)
@@ -63,12 +73,12 @@ class Tables(nn.Module):
         offsets = torch.cat([ends.new_zeros(1), ends])
         pooled = self.pool(torch.where(known, ids, 0), feature, offsets, lengths.shape[1], weights)
         if self.has_mean:
-            divisor = torch.where(self.mean.unsqueeze(1), lengths.clamp(min=1), 1)
-            pooled = pooled / divisor.t().unsqueeze(2).to(pooled.dtype)
+            divisor = torch.where(self.mean.unsqueeze(1), lengths.clamp(min=1), 1).t().to(pooled.dtype)
+            pooled = pooled / (divisor[:, self.feature_of_column] if self.mixed else divisor.unsqueeze(2))
         return pooled
 
     def pool(self, ids: Tensor, feature: Tensor, offsets: Tensor, batch_size: int, weights: Tensor | None) -> Tensor:
-        """Returns the sum of each bag ``(B, F_sparse, E)``; all ids must be inside their tables."""
+        """Returns the sum of each bag, in the shape of the result; all ids must be inside their tables."""
         raise NotImplementedError
 
     def nbytes(self) -> int:
@@ -77,33 +87,62 @@ class Tables(nn.Module):
 
 
 class FloatTables(Tables):
-    """One stacked float32 table that plain PyTorch looks up, so that the package needs nothing but PyTorch."""
+    """Float32 tables that plain PyTorch looks up, so that the package needs nothing but PyTorch.
 
-    table: Tensor
+    All tables of one dimension are stacked into one. If there are several dimensions, each of the stacked tables is
+    asked for all bags, with a weight of 0 for the ids of other tables: slices whose sizes depend on the data would not
+    compile.
+    """
+
     start: Tensor
+    columns: Tensor
 
     def __init__(self, ebc: EmbeddingBagCollection, features: list[str]) -> None:
         super().__init__(ebc, features)
-        starts = [0]
-        for config in self.configs:
-            starts.append(starts[-1] + config.num_embeddings)
-        tables = [ebc.embedding_bags[config.name].weight.detach() for config in self.configs]
-        self.register_buffer("table", torch.cat(tables))
-        self.register_buffer("start", torch.tensor([starts[table] for table in self.table_of_feature]))
+        start: dict[str, int] = {}
+        for dim in self.groups:
+            configs = [config for config in self.configs if config.embedding_dim == dim]
+            rows = 0
+            for config in configs:
+                start[config.name], rows = rows, rows + config.num_embeddings
+            tables = [ebc.embedding_bags[config.name].weight.detach() for config in configs]
+            self.register_buffer(self._name("table", dim), torch.cat(tables))
+            if self.mixed:
+                self.register_buffer(f"has_{dim}", torch.tensor([other == dim for other in self.dims]))
+                self.register_buffer(f"features_{dim}", torch.tensor(self.groups[dim]))
+        self.register_buffer(
+            "start", torch.tensor([start[self.configs[table].name] for table in self.table_of_feature])
+        )
+        if self.mixed:
+            grouped = [feature for features in self.groups.values() for feature in features]
+            ends = torch.tensor(self.dims)[grouped].cumsum(0).tolist()
+            last = dict(zip(grouped, ends, strict=True))
+            order = [torch.arange(last[i] - dim, last[i]) for i, dim in enumerate(self.dims)]
+            self.register_buffer("columns", torch.cat(order))
 
     def pool(self, ids: Tensor, feature: Tensor, offsets: Tensor, batch_size: int, weights: Tensor | None) -> Tensor:
-        pooled = F.embedding_bag(
-            ids + self.start[feature],
-            self.table,
-            offsets,
-            mode="sum",
-            per_sample_weights=weights,
-            include_last_offset=True,
-        )
-        return pooled.view(self.rows.shape[0], batch_size, -1).transpose(0, 1)
+        rows = ids + self.start[feature]
+        if not self.mixed:
+            return self._pool(self.dims[0], rows, offsets, batch_size, weights).transpose(0, 1)
+        groups = []
+        for dim in self.groups:
+            inside = getattr(self, f"has_{dim}")[feature]
+            weight = inside.float() if weights is None else torch.where(inside, weights, 0.0)
+            pooled = self._pool(dim, torch.where(inside, rows, 0), offsets, batch_size, weight)
+            groups.append(pooled[getattr(self, f"features_{dim}")].transpose(0, 1).flatten(1))
+        return torch.cat(groups, dim=1)[:, self.columns]
+
+    def _pool(self, dim: int, rows: Tensor, offsets: Tensor, batch_size: int, weights: Tensor | None) -> Tensor:
+        """Returns the sum of each bag from the tables of one dimension, ``(F_sparse, B, dim)``."""
+        table = getattr(self, self._name("table", dim))
+        pooled = F.embedding_bag(rows, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+        return pooled.view(self.rows.shape[0], batch_size, dim)
+
+    def _name(self, kind: str, dim: int) -> str:
+        return f"{kind}_{dim}" if self.mixed else kind
 
     def nbytes(self) -> int:
-        return self.table.nbytes
+        return sum(getattr(self, self._name("table", dim)).nbytes for dim in self.groups)
 
 
 class QuantizedTables(Tables):
@@ -166,7 +205,7 @@ class QuantizedTables(Tables):
             output_dtype=SparseType.FP32.as_int(),
             row_alignment=1,
         )
-        return pooled.view(batch_size, self.rows.shape[0], self.embedding_dim)
+        return pooled if self.mixed else pooled.view(batch_size, self.rows.shape[0], self.dims[0])
 
     def nbytes(self) -> int:
         return self.weights_host.nbytes

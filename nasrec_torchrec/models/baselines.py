@@ -1,8 +1,11 @@
 """Baselines that a user might pick instead of a searched network: TorchRec's models, and later ones."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
-from torchrec.models.dlrm import DLRM, DLRM_DCN, SparseArch
+from torchrec.models import dlrm as torchrec_dlrm
+from torchrec.models.dlrm import DLRM, DLRM_DCN
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -11,6 +14,8 @@ from nasrec_torchrec.models import reference
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.streams import FinalMLPInteraction, FinalNetInteraction
+from nasrec_torchrec.modules.sparse_arch import SparseArch
+from nasrec_torchrec.modules.token_projection import TokenProjection
 
 
 def build_baseline(
@@ -18,29 +23,40 @@ def build_baseline(
     embedding_bag_collection: EmbeddingBagCollection,
     dense_in_features: int,
     device: torch.device | None = None,
+    interaction_dim: int | None = None,
 ) -> "DLRM | FlatModel | NASRecNet":
     """Builds a baseline from its description.
 
     Args:
         baseline: The description of the model.
-        embedding_bag_collection: Tables with a common embedding dimension.
+        embedding_bag_collection: The tables.
         dense_in_features: Number of dense features.
         device: Device of the dense part.
+        interaction_dim: Width E of the tokens; see :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
 
     Returns:
         A model that maps dense features and ids to logits ``(B, 1)``.
     """
     dense, over = list(baseline.dense_layers), list(baseline.over_layers)
-    if baseline.kind == "dlrm":
-        return DLRM(embedding_bag_collection, dense_in_features, dense, over, device)
-    if baseline.kind == "dcn":
-        return DLRM_DCN(
-            *(embedding_bag_collection, dense_in_features, dense, over),
-            *(baseline.cross_layers, baseline.cross_rank, device),
-        )
-    configs = embedding_bag_collection.embedding_bag_configs()
-    embedding_dim = configs[0].embedding_dim
-    num_fields = sum(len(config.feature_names) for config in configs)
+    sparse_arch = SparseArch(embedding_bag_collection, interaction_dim)
+    embedding_dim, num_fields = sparse_arch.embedding_dim, len(sparse_arch.feature_names)
+    projection = None
+    if baseline.kind in ("dlrm", "dcn"):
+        layers = dense_in_features, dense, over
+        tables = embedding_bag_collection
+        if sparse_arch.tables:
+            # TorchRec's models read the width from their tables, and then stack the embeddings in their inter_arch.
+            configs = [replace(c, embedding_dim=embedding_dim) for c in tables.embedding_bag_configs()]
+            tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+        if baseline.kind == "dlrm":
+            model = DLRM(tables, *layers, device)
+        else:
+            model = DLRM_DCN(tables, *layers, baseline.cross_layers, baseline.cross_rank, device)
+        if sparse_arch.tables:
+            projection = TokenProjection(sparse_arch.tables, embedding_dim, device)
+            model.sparse_arch = sparse_arch
+            model.inter_arch = ProjectedInteraction(projection, model.inter_arch)
+        return model
     *hidden, last = over
     sizes = dense_in_features, num_fields, embedding_dim
     if baseline.kind in ("masknet", "gdcn", "wukong"):
@@ -49,7 +65,13 @@ def build_baseline(
             "gdcn": lambda: reference.gdcn(*sizes, hidden, baseline.cross_layers),
             "wukong": lambda: reference.wukong(*sizes, hidden),
         }[baseline.kind]()
-        return NASRecNet(embedding_bag_collection, dense_in_features, architecture, dense_device=device)
+        return NASRecNet(
+            embedding_bag_collection,
+            dense_in_features,
+            architecture,
+            dense_device=device,
+            interaction_dim=embedding_dim,
+        )
     interaction_arch: FlatInteraction | FinalNetInteraction | FinalMLPInteraction
     if baseline.kind == "finalnet":
         interaction_arch = FinalNetInteraction(*sizes, hidden, device)
@@ -58,25 +80,46 @@ def build_baseline(
     else:
         columns, with_machine = num_fields * embedding_dim, baseline.kind == "deepfm"
         interaction_arch = FlatInteraction(dense_in_features, columns, hidden, last, with_machine, device)
-    return FlatModel(embedding_bag_collection, interaction_arch)
+    if not sparse_arch.tables:
+        return FlatModel(torchrec_dlrm.SparseArch(embedding_bag_collection), interaction_arch)
+    projection = TokenProjection(sparse_arch.tables, embedding_dim, device)
+    return FlatModel(sparse_arch, ProjectedInteraction(projection, interaction_arch))
+
+
+class ProjectedInteraction(nn.Module):
+    """The interaction part of a baseline behind the projection of embeddings of different dimensions.
+
+    Args:
+        projection: The projection.
+        interaction: A module that maps dense features and tokens ``(B, F_sparse, E)`` to anything.
+    """
+
+    def __init__(self, projection: TokenProjection, interaction: nn.Module) -> None:
+        super().__init__()
+        self.projection, self.interaction = projection, interaction
+        self.dense_in_features: int | None = getattr(interaction, "dense_in_features", None)
+
+    def forward(self, dense_features: Tensor, sparse_features: Tensor) -> Tensor:
+        """Projects the embeddings ``(B, columns)`` and calls the interaction part."""
+        return self.interaction(dense_features, self.projection(sparse_features))
 
 
 class FlatModel(nn.Module):
     """A model that reads the dense features and all embeddings as one row of columns.
 
     Args:
-        embedding_bag_collection: Tables with a common embedding dimension E.
+        sparse_arch: The part that looks up embeddings.
         interaction_arch: The part above the tables, which maps dense features ``(B, F_dense)`` and embeddings
-            ``(B, F_sparse, E)`` to logits.
+            ``(B, F_sparse, E)``, or ``(B, columns)`` if dimensions differ, to logits.
     """
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollection,
-        interaction_arch: "FlatInteraction | FinalNetInteraction | FinalMLPInteraction",
+        sparse_arch: "SparseArch | torchrec_dlrm.SparseArch",
+        interaction_arch: "FlatInteraction | FinalNetInteraction | FinalMLPInteraction | ProjectedInteraction",
     ) -> None:
         super().__init__()
-        self.sparse_arch = SparseArch(embedding_bag_collection)
+        self.sparse_arch = sparse_arch
         self.interaction_arch = interaction_arch
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:

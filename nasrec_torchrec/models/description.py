@@ -84,14 +84,14 @@ class ModelDescription:
         if device is None or device.type == "cpu":
             require_memory(self.schema.tables(), 4, host_memory(), "their weights")
         ebc = EmbeddingBagCollection(tables=self.schema.tables(), is_weighted=self.schema.weighted, device=device)
-        dense = len(self.schema.dense)
+        dense, width = len(self.schema.dense), self.schema.embedding_dim
         match self.interaction:
             case Architecture():
-                return NASRecNet(ebc, dense, self.interaction, self.use_layernorm, device)
+                return NASRecNet(ebc, dense, self.interaction, self.use_layernorm, device, width)
             case SearchSpace():
-                return SuperNet(ebc, dense, self.interaction, self.use_layernorm, device)
+                return SuperNet(ebc, dense, self.interaction, self.use_layernorm, device, width)
             case Baseline():
-                return build_baseline(self.interaction, ebc, dense, device)
+                return build_baseline(self.interaction, ebc, dense, device, width)
 
     def to_json(self) -> str:
         """Converts the description to a JSON document."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -95,3 +97,18 @@ def test_features_share_a_table_inside_a_model():
     weight = ebc.state_dict()["embedding_bags.item.weight"]
     assert torch.allclose(tokens[0, 0], (weight[3] + weight[5]) / 2)
     assert torch.equal(tokens[1, 0], torch.zeros(8)) and torch.equal(tokens[0, 1], weight[3])
+
+
+def test_tables_may_have_widths_of_their_own():
+    wide = SparseFeature("a", 10, embedding_dim=32)
+    schema = Schema("y", (), (wide, SparseFeature("b", 20)), embedding_dim=8)
+    assert [(table.name, table.embedding_dim) for table in schema.tables()] == [("t_a", 32), ("t_b", 8)]
+    assert Schema.from_json(schema.to_json()) == schema
+    assert [list(feature).count("embedding_dim") for feature in schema.to_dict()["sparse"]] == [1, 0]
+    # The rows of a data set do not depend on the width of a table.
+    assert schema.difference(replace(schema, sparse=(replace(wide, embedding_dim=None), schema.sparse[1]))) is None
+    for wrong in (6, 0, True, "8"):
+        with pytest.raises(ValueError, match="a: embedding_dim: expected a positive multiple of 4"):
+            SparseFeature("a", 10, embedding_dim=wrong)
+    with pytest.raises(ValueError, match=r"table 't_a': expected one embedding_dim for all its features, found"):
+        Schema("y", (), (wide, SparseFeature("b", 10, table="t_a")))

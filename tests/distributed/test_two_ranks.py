@@ -1,6 +1,7 @@
 """Two gloo ranks against one, sharded for real."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,30 @@ def test_an_unknown_sharding_type_is_refused(one_rank, tmp_path: Path):
     description = ModelDescription(SCHEMA, INTERACTIONS["nasrecnet"])
     with pytest.raises(ValueError, match=r"sharding_type: expected one of .*found 'diagonal'"):
         Trainer(description, TrainConfig(sharding_type="diagonal"), tmp_path, torch.device("cpu"))
+
+
+def _train_mixed(run_dir: str) -> dict[str, torch.Tensor]:
+    """The projections of a supernet over tables of different dimensions, and the model's losses."""
+    sparse = tuple(replace(f, embedding_dim=dim) for f, dim in zip(SCHEMA.sparse, (8, None, 32, 4), strict=True))
+    description = ModelDescription(replace(SCHEMA, sparse=sparse), SMALL_SPACE, use_layernorm=True)
+    config = TrainConfig(batch_size=50, learning_rate=0.05, log_every=1, seed=1, sharding_type="row_wise")
+    trainer = Trainer(description, config, Path(run_dir), torch.device("cpu"))
+    trainer.train(make_click_files(description.schema, 500))
+    projection = trainer.model.interaction_arch.storage.projection
+    return {name: parameter.detach() for name, parameter in projection.named_parameters()}
+
+
+@pytest.mark.slow
+def test_projections_of_mixed_dimensions_train_alike_on_one_and_two_ranks(tmp_path: Path):
+    (alone,) = run_ranks(1, _train_mixed, str(tmp_path / "one"))
+    first, second = run_ranks(2, _train_mixed, str(tmp_path / "two"))
+    assert len(alone) == 3
+    for name in alone:
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], alone[name], rtol=1e-3, atol=1e-5)
+    assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), abs=1e-5)
+    _, model = load_model(tmp_path / "two")
+    assert model.interaction_arch.storage.projection.project["t_f2"].weight.shape == (16, 32)
 
 
 def _mean_of_ranks() -> torch.Tensor:

@@ -304,3 +304,37 @@ def test_the_model_stays_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     ScoringModel(model, bf16=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def _mixed_schema() -> Schema:
+    """Tables of 8, 16 and 32 columns, a shared one, one that is pooled by mean, in an order that is not the model's."""
+    schema = make_schema(num_features=5)
+    dims = (8, None, 32, 8, 32)
+    sparse = [replace(feature, embedding_dim=dim) for feature, dim in zip(schema.sparse, dims, strict=True)]
+    sparse[3] = replace(sparse[3], table="t_f0")
+    return replace(schema, sparse=(*sparse,))
+
+
+@pytest.mark.parametrize("tables", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("kind", ["nasrecnet", "dlrm", "dcn", "deepfm", "mlp", "wukong"])
+def test_tables_of_different_dimensions_are_looked_up_alike(kind: str, tables: str):
+    schema = _mixed_schema()
+    torch.manual_seed(0)
+    interaction = SMALL_SPACE.sample(torch.Generator().manual_seed(0)) if kind == "nasrecnet" else Baseline(kind)
+    model = ModelDescription(schema, interaction).build().eval()
+    request, expected = _request(model, schema, 40)
+    scoring = scoring_model(model, ExportConfig(tables=tables), schema.feature_names)
+    tolerance = {"fp32": 1e-5, "fp16": 1e-3, "int8": 0.02, "int4": 0.3}[tables]
+    with torch.no_grad():
+        torch.testing.assert_close(scoring(*_inputs(request)), expected, rtol=0, atol=tolerance)
+    whole = 50 * (8 + 16 + 32 + 32) * 4
+    assert scoring.tables.nbytes() == whole if tables == "fp32" else scoring.tables.nbytes() < 0.6 * whole
+
+
+@pytest.mark.slow
+def test_a_package_with_tables_of_different_dimensions_needs_pytorch_alone(tmp_path: Path):
+    schema = _mixed_schema()
+    model = build(schema)
+    export(model, schema, tmp_path / "package")
+    hidden = ("nasrec_torchrec", "torchrec", "fbgemm_gpu")
+    _score_alone(tmp_path, tmp_path / "package", model, schema, hidden, 1e-5)

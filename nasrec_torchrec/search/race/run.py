@@ -19,6 +19,7 @@ from nasrec_torchrec.datasets.crosses import add_crosses
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.files import require_local
 from nasrec_torchrec.runs.fingerprint import code_of
@@ -259,7 +260,10 @@ class _Race:
         return step_seconds(self._describe(interaction), self.batch, self.device, at_most, self.now)
 
     def _counted(self, architecture: Architecture) -> Cost:
-        return cost(architecture, len(self.base.dense), len(self.base.sparse), self.base.embedding_dim)
+        sparse_arch = ModelDescription(self.base, architecture).build(torch.device("meta")).sparse_arch
+        assert isinstance(sparse_arch, SparseArch)
+        sizes = len(self.base.dense), len(self.base.sparse), self.base.embedding_dim
+        return cost(architecture, *sizes, tables=sparse_arch.tables)
 
     def _latency(self, architecture: Architecture) -> Latency:
         return Latency(measured_costs(self._describe(architecture), self.latency_batch, self.device)["latency_us"], 0.0)
