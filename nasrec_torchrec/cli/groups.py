@@ -14,7 +14,8 @@ TRAINING = {
         *("gradient_clip", "seed"),
     ),
     "Speed and distribution": (
-        *("precision", "compile", "sharding_type", "pipeline", "quantized_comms", "background_reader"),
+        *("precision", "compile", "sharding_type", "table_memory", "pipeline", "quantized_comms"),
+        *("background_reader",),
     ),
     "Logs and checkpoints": (
         *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "profile", "max_skipped_steps"),

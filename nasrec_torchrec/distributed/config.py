@@ -3,3 +3,4 @@
 from typing import Literal
 
 QuantizedComms = Literal["none", "fp16", "bf16"]
+TableMemory = Literal["device", "host", "host_cached", "auto"]

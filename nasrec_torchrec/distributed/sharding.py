@@ -12,11 +12,11 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ModuleSharder, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs, ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from nasrec_torchrec.distributed.config import QuantizedComms
+from nasrec_torchrec.distributed.config import QuantizedComms, TableMemory
 from nasrec_torchrec.memory import gib, host_memory
 
 # A float32 weight and Adagrad's float32 sum.
@@ -26,14 +26,40 @@ _SUMS_ONLY = ShardingType.GRID_SHARD.value
 SHARDING_TYPES: tuple[str, ...] = tuple(kind.value for kind in ShardingType if kind is not ShardingType.DATA_PARALLEL)
 
 
+# Where the weights of a table may be, by the kernel that looks them up; those other than FUSED are for CUDA.
+_KERNELS: dict[TableMemory, tuple[EmbeddingComputeKernel, ...]] = {
+    "device": (EmbeddingComputeKernel.FUSED,),
+    "host": (EmbeddingComputeKernel.FUSED_UVM,),
+    "host_cached": (EmbeddingComputeKernel.FUSED_UVM_CACHING,),
+    "auto": (
+        *(EmbeddingComputeKernel.FUSED, EmbeddingComputeKernel.FUSED_UVM_CACHING),
+        EmbeddingComputeKernel.FUSED_UVM,
+    ),
+}
+
+
 class TableSharder(EmbeddingBagCollectionSharder):
-    """Offers every model-parallel sharding type on the CPU too; TorchRec's own sharder hides some that work there."""
+    """Offers every model-parallel sharding type on the CPU too; TorchRec's own sharder hides some that work there.
+
+    Args:
+        qcomm_codecs_registry: How embeddings and gradients are sent.
+        table_memory: Where tables may be, see :class:`~nasrec_torchrec.training.config.TrainConfig`.
+    """
+
+    def __init__(
+        self,
+        qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
+        table_memory: TableMemory = "device",
+    ) -> None:
+        super().__init__(qcomm_codecs_registry=qcomm_codecs_registry)
+        self._table_memory = table_memory
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(SHARDING_TYPES)
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-        return [EmbeddingComputeKernel.FUSED.value]
+        memory = self._table_memory if compute_device_type == "cuda" else "device"
+        return [kernel.value for kernel in _KERNELS[memory]]
 
 
 class BroadcastWrapper(DataParallelWrapper):
@@ -58,6 +84,7 @@ def parallelize(
     sharding_type: str | None = None,
     quantized_comms: QuantizedComms = "none",
     replicate: bool = False,
+    table_memory: TableMemory = "device",
 ) -> DistributedModelParallel:
     """Plans, shards and wraps a model over the current process group.
 
@@ -67,15 +94,23 @@ def parallelize(
         sharding_type: one of ``SHARDING_TYPES`` for all tables; None lets the planner choose.
         quantized_comms: how embeddings and their gradients are sent between ranks.
         replicate: whether to shard nothing, so that every rank holds all tables whole, as parameters of the dense part.
+        table_memory: where the tables may be: in the memory of the devices, or of their hosts, see
+            :class:`~nasrec_torchrec.training.config.TrainConfig`.
 
     Returns:
         DistributedModelParallel: The wrapped model, with the same dense parameters on all ranks. Weights that are not
         on the meta device are kept, including those of the tables.
 
     Raises:
-        ValueError: If the sharding type is unknown, quantized communication is requested on the CPU, or no plan fits
-            the machine.
+        ValueError: If the sharding type is unknown, quantized communication or memory beside the device's is requested
+            on the CPU, or no plan fits the machine.
     """
+    if table_memory not in _KERNELS:
+        raise ValueError(f"table_memory: expected one of {list(_KERNELS)}, found {table_memory!r}")
+    if table_memory not in ("device", "auto") and device.type != "cuda":
+        raise ValueError(
+            f"table_memory: expected 'device' or 'auto' on {device.type}, found {table_memory!r}: it is for CUDA"
+        )
     if sharding_type is not None and sharding_type not in SHARDING_TYPES:
         raise ValueError(f"sharding_type: expected one of {list(SHARDING_TYPES)}, found {sharding_type!r}")
     means = [config.name for config in _configs(model) if config.pooling is PoolingType.MEAN]
@@ -91,7 +126,7 @@ def parallelize(
             )
         kind = CommType(quantized_comms)
         codecs = get_qcomm_codecs_registry(QCommsConfig(forward_precision=kind, backward_precision=kind), device)
-    sharders: list[ModuleSharder[nn.Module]] = [TableSharder(qcomm_codecs_registry=codecs)]
+    sharders: list[ModuleSharder[nn.Module]] = [TableSharder(codecs, table_memory)]
     if replicate and sharding_type is not None:
         raise ValueError(f"sharding_type: expected none where every rank holds all tables, found {sharding_type!r}")
     weights = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
@@ -150,16 +185,46 @@ def _configs(model: nn.Module) -> list[EmbeddingBagConfig]:
 def _plan(
     model: nn.Module, device: torch.device, sharders: list[ModuleSharder[nn.Module]], sharding_type: str | None
 ) -> ShardingPlan:
-    world_size = dist.get_world_size()
+    memory = rank_memory(device)
+    caps = {"hbm_cap": memory, "ddr_cap": host_memory() // local_world_size()}
+    return plan_tables(
+        model,
+        sharders,
+        Topology(
+            world_size=dist.get_world_size(),
+            compute_device=device.type,
+            local_world_size=local_world_size(),
+            **(caps if device.type == "cuda" else {"ddr_cap": memory}),
+        ),
+        sharding_type,
+    )
+
+
+def plan_tables(
+    model: nn.Module,
+    sharders: list[ModuleSharder[nn.Module]],
+    topology: Topology,
+    sharding_type: str | None = None,
+) -> ShardingPlan:
+    """Plans the tables of a model for any machines; it needs neither them nor a process group.
+
+    Args:
+        model: model with EmbeddingBagCollections, which may be on the meta device.
+        sharders: sharders that say what the plan may use, such as :class:`TableSharder`.
+        topology: number of ranks, and the memory of each.
+        sharding_type: one of ``SHARDING_TYPES`` for all tables; None lets the planner choose.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: If none fits the machines. It says how much the tables need.
+    """
     # No constraint where none is asked for: with several types in one the planner tries them in the order of a set, and
     # plans differ from run to run. It takes grid_shard, wrong for means, only where a constraint names it.
     only = ParameterConstraints(sharding_types=[sharding_type])
-    memory = rank_memory(device)
-    caps = {"hbm_cap": memory} if device.type == "cuda" else {"ddr_cap": memory}
     planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=world_size, compute_device=device.type, local_world_size=local_world_size(), **caps
-        ),
+        topology=topology,
         constraints={config.name: only for config in _configs(model)} if sharding_type else None,
     )
     try:
@@ -167,11 +232,16 @@ def _plan(
     except PlannerError as error:
         tables = {config.name: config.num_embeddings * config.embedding_dim * _BYTES for config in _configs(model)}
         largest = max(tables, key=lambda name: tables[name])
+        storage = topology.devices[0].storage
+        cuda = topology.compute_device == "cuda"
+        has = f"{gib(storage.hbm)} and {gib(storage.ddr)} of its host" if cuda else gib(storage.ddr)
+        host = ", --table_memory auto, which uses the hosts' memory too," if cuda else ","
         raise ValueError(
-            f"no sharding plan fits {world_size} ranks of {device.type}: the tables need {gib(sum(tables.values()))} "
-            f"with their optimizer's state, of which {largest} {gib(tables[largest])}; a rank has {gib(memory)}, of "
-            "which the planner keeps a part free. More ranks, row_wise sharding of the largest tables, a smaller "
-            f"embedding_dim or fewer num_embeddings help. TorchRec's planner says: {str(error).splitlines()[0]}"
+            f"no sharding plan fits {topology.world_size} ranks of {topology.compute_device}: the tables need "
+            f"{gib(sum(tables.values()))} with their optimizer's state, of which {largest} {gib(tables[largest])}; a "
+            f"rank has {has}, of which the planner keeps a part free. More ranks, row_wise sharding of the largest "
+            f"tables{host} a smaller embedding_dim or fewer num_embeddings help. TorchRec's planner says: "
+            f"{str(error).splitlines()[0]}"
         ) from None
 
 

@@ -7,6 +7,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.models.named import architecture_named
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
+from nasrec_torchrec.modules.plain import fused
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 
 
@@ -69,6 +70,18 @@ class NASRecNet(nn.Module):
     def architecture(self) -> Architecture:
         """The architecture of the interaction part."""
         return self.interaction_arch.architecture
+
+    def fused(self) -> "NASRecNet":
+        """Copies the model in a form for deployment tools, which know PyTorch's own layers alone.
+
+        Each linear layer, whose weight is kept in one piece per source, becomes an ``nn.Linear``, so that
+        ``torch.ao.quantization.quantize_dynamic`` finds it. TorchRec's ``fx.Tracer`` and ``torch.jit.script`` take the
+        form with and without quantized tables.
+
+        Returns:
+            A model in evaluation mode whose logits differ only by rounding.
+        """
+        return fused(self)
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         """Computes the logits of a batch.

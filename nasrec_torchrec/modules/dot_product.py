@@ -21,8 +21,9 @@ def lower_triangle(gram_BKK: Tensor) -> Tensor:
     In this order the products among the first tokens come first, so a smaller set of tokens yields a prefix.
     """
     size = gram_BKK.shape[-1]
-    rows, columns = torch.tril_indices(size, size, offset=-1, device=gram_BKK.device)
-    return gram_BKK.flatten(1).index_select(1, rows * size + columns)
+    below = torch.tril_indices(size, size, offset=-1, device=gram_BKK.device)
+    # TorchScript, which TorchRec's quantized models are made of, cannot unpack a tensor.
+    return gram_BKK.flatten(1).index_select(1, below[0] * size + below[1])
 
 
 class DotProduct(Operator):

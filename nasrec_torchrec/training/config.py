@@ -5,13 +5,13 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from nasrec_torchrec.distributed.config import QuantizedComms
+from nasrec_torchrec.distributed.config import QuantizedComms, TableMemory
 from nasrec_torchrec.search_space import Strategy
 
 # Settings that may change when a run is resumed.
 _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
-    *("sharding_type", "pipeline", "quantized_comms", "profile"),
+    *("sharding_type", "table_memory", "pipeline", "quantized_comms", "profile"),
 )
 Monitor = Literal["log_loss", "auc"]
 Optimizer = Literal["adagrad", "adam"]
@@ -55,6 +55,9 @@ class TrainFlags:
         compile: whether to compile the dense part with torch.compile. Not available for a supernet, whose path changes
             from step to step.
         sharding_type: sharding type of all tables. If unset, the planner chooses.
+        table_memory: where tables may be on CUDA. ``device`` is the memory of the GPUs; ``host`` is that of their
+            hosts, from which rows are read as they are needed (FBGEMM's UVM); ``host_cached`` also keeps the rows that
+            are used most on the GPU; ``auto`` lets the planner choose among these. On the CPU there is one memory.
         pipeline: ``sparse_dist`` sends the ids of the next batch while the current one is computed; ``base`` does not.
         quantized_comms: whether to send embeddings and their gradients between ranks in 16 bits. Requires CUDA.
         log_every: number of steps between two log lines.
@@ -90,6 +93,7 @@ class TrainFlags:
     precision: TrainPrecision = "fp32"
     compile: bool = False
     sharding_type: str | None = None
+    table_memory: TableMemory = "device"
     pipeline: Literal["sparse_dist", "base"] = "sparse_dist"
     quantized_comms: QuantizedComms = "none"
     log_every: int = 20

@@ -118,7 +118,12 @@ class Trainer:
                     child.compile()
         self.task = ClickTask(self.model, device, config.precision)
         self.dmp = parallelize(
-            self.task, device, config.sharding_type, config.quantized_comms, replicate=config.optimizer == "adam"
+            self.task,
+            device,
+            config.sharding_type,
+            config.quantized_comms,
+            replicate=config.optimizer == "adam",
+            table_memory=config.table_memory,
         )
         self.step = TrainingStep(self.dmp, self.task, self.paths, self.guard, config, self.rank, device)
 

@@ -1,0 +1,50 @@
+"""Plans on paper: what the planner would do on machines that are not here."""
+
+import pytest
+import torch
+from torchrec.distributed.planner import Topology
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+
+from nasrec_torchrec import NASRecNet
+from nasrec_torchrec.distributed.config import TableMemory
+from nasrec_torchrec.distributed.sharding import TableSharder, parallelize, plan_tables
+
+GIB = 2**30
+
+
+def _plan(rows: int, tables: int, gpus: int, table_memory: TableMemory) -> set[str]:
+    """Plans tables of 128 columns with an element-wise Adagrad, and returns the kernels of the plan."""
+    configs = [
+        EmbeddingBagConfig(name=f"t{i}", embedding_dim=128, num_embeddings=rows, feature_names=[f"f{i}"])
+        for i in range(tables)
+    ]
+    meta = torch.device("meta")
+    ebc = EmbeddingBagCollection(tables=configs, device=meta)
+    apply_optimizer_in_backward(torch.optim.Adagrad, ebc.parameters(), {"lr": 0.1})
+    topology = Topology(gpus, "cuda", hbm_cap=80 * GIB, ddr_cap=192 * GIB, local_world_size=min(8, gpus))
+    model = NASRecNet(ebc, 13, "criteo-small", dense_device=meta, interaction_dim=16)
+    plan = plan_tables(model, [TableSharder(table_memory=table_memory)], topology)
+    return {sharding.compute_kernel for module in plan.plan.values() for sharding in module.values()}
+
+
+def test_tables_beyond_the_memory_of_the_devices_are_planned_into_that_of_the_hosts():
+    """Weights of 4 TB, and as much for Adagrad, on 64 GPUs that have 5 TiB."""
+    rows = round(4e12 / (32 * 128 * 4))
+    with pytest.raises(
+        ValueError, match=r"fits 64 ranks of cuda: the tables need 7,450\.\d+ GiB .*--table_memory auto"
+    ):
+        _plan(rows, 32, 64, "device")
+    assert _plan(rows, 32, 64, "host_cached") == {"fused_uvm_caching"}
+    assert _plan(rows, 32, 64, "host") == {"fused_uvm"}
+
+
+def test_what_fits_stays_on_the_devices():
+    assert _plan(100_000, 4, 2, "auto") == {"fused"}
+
+
+def test_the_memory_of_hosts_is_for_cuda():
+    with pytest.raises(ValueError, match="table_memory: expected 'device' or 'auto' on cpu, found 'host'"):
+        parallelize(torch.nn.Linear(1, 1), torch.device("cpu"), table_memory="host")
+    assert TableSharder(table_memory="auto").compute_kernels("row_wise", "cpu") == ["fused"]
