@@ -32,9 +32,8 @@ def _plan(rows: int, tables: int, gpus: int, table_memory: TableMemory) -> set[s
 def test_tables_beyond_the_memory_of_the_devices_are_planned_into_that_of_the_hosts():
     """Weights of 4 TB, and as much for Adagrad, on 64 GPUs that have 5 TiB."""
     rows = round(4e12 / (32 * 128 * 4))
-    with pytest.raises(
-        ValueError, match=r"fits 64 ranks of cuda: the tables need 7,450\.\d+ GiB .*--table_memory auto"
-    ):
+    needed = r"fits 64 ranks of cuda: the tables need 7,450\.\d+ GiB .*--table_memory auto"
+    with pytest.raises(ValueError, match=needed):
         _plan(rows, 32, 64, "device")
     assert _plan(rows, 32, 64, "host_cached") == {"fused_uvm_caching"}
     assert _plan(rows, 32, 64, "host") == {"fused_uvm"}
