@@ -25,7 +25,7 @@ PROGRAMS = re.compile(
 # What runs the commands that begin, or go on, like this.
 ELSEWHERE = {
     r"make test": ".ci/run: make test",
-    r"make demo": "tests/apps/test_demo.py: def test_the_demo_compares_three_models",
+    r"make demo": "tests/apps/test_demo.py: def test_the_demo_gives_three_races_the_same_budget",
     r"python benchmarks/quality\.py": "tests/benchmarks/test_quick.py: def test_quality",
     r"python benchmarks/auto_parts\.py": "tests/benchmarks/test_quick.py: def test_auto_parts",
     r"python benchmarks/throughput\.py": "tests/benchmarks/test_quick.py: def test_throughput",

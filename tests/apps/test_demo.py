@@ -7,13 +7,75 @@ import pytest
 from support import component_program, make_movielens, run_program
 
 from nasrec_torchrec import datasets
-from nasrec_torchrec.demo import movielens, run
+from nasrec_torchrec.datasets.prepared import load_schema
+from nasrec_torchrec.demo import movielens, races, run
 from nasrec_torchrec.demo.launch import component_words, launch
+from nasrec_torchrec.training.jobs import evaluate
+
+
+@pytest.mark.slow
+def test_the_demo_gives_three_races_the_same_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    source = make_movielens(tmp_path / "movielens", 3000)
+    prepare = datasets.prepare_movielens100k
+    monkeypatch.setattr(datasets, "prepare_movielens100k", lambda out, overwrite: prepare(out, source, 16, overwrite))
+    config = replace(races.CONFIG, trials=3, epochs=1, final_seeds=1, quiet=True, trees=True)
+    monkeypatch.setattr(races, "CONFIG", config)
+    raced: list[dict[str, Any]] = []
+    race = races.auto
+
+    def auto(data: Path, out: Path, config: Any) -> Any:
+        raced.append({"out": out.name, "budget": config.budget, "sources": config.sources, "features": config.features})
+        return race(data, out, config)
+
+    monkeypatch.setattr(races, "auto", auto)
+    rows = run(tmp_path / "demo", budget="30s", workers=1)
+    printed = capsys.readouterr().out
+    assert [one["out"] for one in raced] == ["auto", "random-networks", "baselines"]
+    assert {one["budget"] for one in raced} == {"30s"} and [one["features"] for one in raced] == [True, False, False]
+    assert [one["sources"] for one in raced][1:] == [("random",), ("baseline",)]
+    assert rows == json.loads((tmp_path / "demo" / "report.json").read_text())
+    procedures = ["nasrec auto", "random networks alone", "baselines alone, tuned", "LightGBM"]
+    assert [row["procedure"] for row in rows] == procedures
+    assert races.format_table(rows) in printed
+    # What stands in the table is the model in the folder, and the exported file gives the same loss.
+    folder = tmp_path / "demo" / "auto"
+    data = next(
+        place
+        for place in (tmp_path / "demo" / "data", *sorted(folder.glob("data-*")))
+        if set(json.loads((folder / "results.json").read_text())["model"]["features"])
+        <= set(load_schema(place).feature_names)
+    )
+    loss = evaluate(folder, data).log_loss
+    assert rows[0]["log_loss"] == pytest.approx(loss, abs=1e-6)
+    assert f"of the exported model, from its scores: {loss:.4f}" in printed
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "auto/report.html" in page and (tmp_path / "demo" / "race.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_workers_of_the_demo_are_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    started: list[list[str]] = []
+
+    class Failing:
+        def __init__(self, words: list[str], **_: Any) -> None:
+            started.append(words)
+
+        def wait(self) -> int:
+            return len(started) - 1  # the second one fails
+
+    monkeypatch.setattr(races.subprocess, "Popen", Failing)
+    monkeypatch.setattr(datasets, "prepare_movielens100k", lambda out, overwrite: {})
+    with pytest.raises(ValueError, match=r"auto: a worker of the race failed"):
+        run(tmp_path / "demo", budget="80s", workers=2, seed=3)
+    one, other = started
+    assert one[1:4] == ["-m", "nasrec_torchrec", "auto"] and one[-4:] == ["--seed", "3", "--quiet", "false"]
+    assert one[one.index("--budget") + 1] == "80s" and other[-1] == "true" and other[:-1] == one[:-1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_the_demo_compares_three_models_on_a_small_copy(
+def test_the_paper_s_demo_compares_three_models_on_a_small_copy(
     ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     source = make_movielens(tmp_path / "movielens", 3000)
@@ -32,7 +94,7 @@ def test_the_demo_compares_three_models_on_a_small_copy(
         assert done.returncode == 0, done.stderr[-3000:]
 
     monkeypatch.setattr(movielens, "launch", run_component)
-    rows = run(tmp_path / "demo", ranks)
+    rows = run(tmp_path / "demo", paper=True, ranks=ranks)
     printed = capsys.readouterr().out
     assert rows == json.loads((tmp_path / "demo" / "report.json").read_text())
     assert [row["model"] for row in rows] == ["DLRM", "random NASRecNet", "searched NASRecNet"]

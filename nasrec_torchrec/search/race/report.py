@@ -31,6 +31,7 @@ machine, multilayer perceptron</dd>
 def page(results: Mapping[str, Any]) -> str:
     """Returns the results of a race as HTML."""
     rows = results["rows"]
+    picture = base64.b64encode(figure(results)).decode()
     sections = [
         f"<h1>What the race found</h1><div class='verdict'>{_paragraphs(results['verdict'])}</div>",
         _WORDS,
@@ -38,7 +39,7 @@ def page(results: Mapping[str, Any]) -> str:
         f"{rows['validation']:,} that decided, and {rows['test']:,} that were read once, at the end.</p>",
         *_calibration(results["measured"]["winner"]),
         "<h2>The race</h2>",
-        f"<img alt='{_PICTURED}' src='data:image/png;base64,{_figure(results)}'>",
+        f"<img alt='{_PICTURED}' src='data:image/png;base64,{picture}'>",
         "<h2>Leaderboard</h2>",
         table(
             "Validation log loss of every model: mean and deviation over its seeds",
@@ -157,7 +158,8 @@ def _finite(trial: Mapping[str, Any]) -> list[float]:
     return [loss for loss in trial["losses"] if loss is not None]
 
 
-def _figure(results: Mapping[str, Any]) -> str:
+def figure(results: Mapping[str, Any]) -> bytes:
+    """Returns a picture of a race as PNG: losses over time, and losses against latency."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -195,4 +197,4 @@ def _figure(results: Mapping[str, Any]) -> str:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=100)
     plt.close(figure)
-    return base64.b64encode(stream.getvalue()).decode()
+    return stream.getvalue()

@@ -49,7 +49,7 @@ from nasrec_torchrec.training.guard import DivergedError
 
 # What remains of a budget for the last measurements and the report: so many seconds and what reading the rows takes,
 # but at most a share of the budget.
-_REPORT_SECONDS, _REPORT_SHARE = 3.0, 0.1
+_REPORT_SECONDS, _REPORT_SHARE = 2.0, 0.06
 # Share of it that the yardstick may take.
 _TREE_SHARE = 0.06
 # Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
