@@ -33,6 +33,7 @@ ELSEWHERE = {
     r"(git clone https://github\.com/facebookresearch/NasRec|python benchmarks/research_code\.py)": "tests/benchmarks/"
     "test_quick.py: def test_research_code",
     r"python benchmarks/generation_cost\.py": "tests/benchmarks/test_quick.py: def test_generation_cost",
+    r"python benchmarks/tables\.py": "tests/benchmarks/test_quick.py: def test_tables",
     r"python benchmarks/kernels\.py": "tests/benchmarks/test_quick.py: def test_kernels",
     r"python benchmarks/record\.py": "tests/test_figures.py: def test_a_benchmark_writes_its_figure",
     r"python docs/figures\.py": "tests/test_figures.py: def test_pages_show_what_the_benchmarks_wrote",
@@ -133,10 +134,25 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, count in {"train": 200, "valid": 60, "test": 60}.items():
         rows = [",".join([str(n % 2), *(f"{field}{n % 9}" for field in fields)]) for n in range(count)]
         (folder / "frappe" / f"{name}.csv").write_text("\n".join([",".join(["label", *fields]), *rows]) + "\n")
+    _write_flights(folder / "flights.csv")
     make_movielens(folder / "movielens")
     (folder / "docs").symlink_to(ROOT / "docs")
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
     return folder
+
+
+def _write_flights(file: Path) -> None:
+    """A few rows like those of the tutorial: the label is a number that some rows lack, and the latest come last."""
+    names = "month day sched_dep_time sched_arr_time arr_delay carrier flight tailnum origin dest distance hour minute"
+    lines = [",".join([*names.split(), "time_hour"])]
+    for n in range(3000):
+        month, day, hour = 1 + n // 270, 1 + n % 28, 5 + n % 17
+        delay = "" if n % 37 == 0 else f"{(n * 7) % 60 - 20 + 3 * (hour > 15)}.0"
+        carrier, origin, dest = ("UA", "B6", "EV")[n % 3], ("EWR", "JFK", "LGA")[n % 3], ("IAH", "ORD")[n % 2]
+        when = f"2013-{month:02d}-{day:02d}T{hour:02d}:00:00Z"
+        flight = f"{carrier},{n % 400},N{n % 90},{origin},{dest},{200 + n % 50}"
+        lines.append(f"{month},{day},{hour}15,{hour + 2}30,{delay},{flight},{hour},15,{when}")
+    file.write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="module")

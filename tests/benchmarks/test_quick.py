@@ -83,6 +83,17 @@ def test_auto_parts(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_tables(tmp_path: Path):
+    (tmp_path / "raw").mkdir()
+    rows = (f"{n % 30},{n % 7},{n % 5},{n * 7 % 3 // 2 * (n % 7)}" for n in range(2000))
+    (tmp_path / "raw" / "fair.csv").write_text("\n".join(["age,educ,religious,affairs", *rows]) + "\n")
+    flags = "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--tables", "fair"
+    printed = _run("tables", *flags)
+    row = r"^\| fair \| 2,000 \| \d+\.\d% \| [01]\.\d+ \| [01]\.\d+ \| [01]\.\d+ \| \w+"
+    assert re.search(row, printed, re.MULTILINE), printed
+
+
+@pytest.mark.slow
 def test_kernels():
     printed = _run("kernels")
     for name in ("attention, 16 tokens", "attention, 64 tokens"):
