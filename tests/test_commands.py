@@ -33,7 +33,6 @@ ELSEWHERE = {
     r"(git clone https://github\.com/facebookresearch/NasRec|python benchmarks/research_code\.py)": "tests/benchmarks/"
     "test_quick.py: def test_research_code",
     r"python benchmarks/generation_cost\.py": "tests/benchmarks/test_quick.py: def test_generation_cost",
-    r"python benchmarks/tables\.py": "tests/benchmarks/test_quick.py: def test_tables",
     r"python benchmarks/kernels\.py": "tests/benchmarks/test_quick.py: def test_kernels",
     r"python benchmarks/record\.py": "tests/test_figures.py: def test_a_benchmark_writes_its_figure",
     r"python docs/figures\.py": "tests/test_figures.py: def test_pages_show_what_the_benchmarks_wrote",
