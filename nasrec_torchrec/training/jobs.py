@@ -35,6 +35,8 @@ def run(
     seeds: tuple[int, ...] = (),
     drop_features: tuple[str, ...] = (),
     recipe: RecipeName = "fitted",
+    init_from: Path | str | None = None,
+    init_data: Path | str | None = None,
 ) -> dict[str, Any] | None:
     """Trains NASRecNets from scratch, or a baseline to compare with, and keeps the best.
 
@@ -58,6 +60,10 @@ def run(
         seeds: seeds to repeat every trial with, instead of the one seed.
         drop_features: dense and sparse features of the data that the model does not read; an exported model does not
             ask for them.
+        init_from: run folder of an earlier training whose weights are the initial ones, as far as tables and features
+            are the same; what is copied and what is new is printed.
+        init_data: folder of the prepared data that the earlier training read; unset, the one that its record names.
+            It is only read where the words of a dictionary have other ids now.
         recipe: what decides the settings that are not given: fitted derives them from the number of rows and the size
             of the tables, and prints them; paper takes those of the NASRec paper for Criteo.
 
@@ -79,8 +85,12 @@ def run(
     from nasrec_torchrec.models.description import ModelDescription
     from nasrec_torchrec.runs.paths import to_path
     from nasrec_torchrec.training.trials import Splits, Unreadable, train_best
+    from nasrec_torchrec.training.warm_start import WarmStart
 
     data, out = to_path(data), to_path(out)
+    initial = None
+    if init_from is not None:
+        initial = WarmStart(to_path(init_from), data, None if init_data is None else to_path(init_data))
     schema = load_schema(data, embedding_dim).without(drop_features)
     models = [
         found if isinstance(found, Unreadable) else ModelDescription(schema, found, use_layernorm)
@@ -90,7 +100,7 @@ def run(
         splits = Splits(*(open_split(data, split).without(drop_features) for split in SPLITS))
         settings = _settings(config, recipe, splits.train, learning_rates)
         rates, seeds = learning_rates or (settings.learning_rate,), seeds or (settings.seed,)
-        return train_best(models, rates, seeds, settings, out, device, splits)
+        return train_best(models, rates, seeds, settings, out, device, splits, initial)
 
 
 def run_supernet(

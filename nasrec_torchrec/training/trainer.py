@@ -39,6 +39,7 @@ from nasrec_torchrec.training.progress import Progress
 from nasrec_torchrec.training.schedules import LearningRate
 from nasrec_torchrec.training.step import TrainingStep
 from nasrec_torchrec.training.task import ClickTask
+from nasrec_torchrec.training.warm_start import WarmStart
 from nasrec_torchrec.training.watch import TrainingWatch
 
 Pause: TypeAlias = Callable[[float, ClickMetrics | None], bool]
@@ -77,12 +78,21 @@ class Trainer:
         config: how to train the model.
         run_dir: folder that receives the log, the checkpoints and the metrics.
         device: device of this rank.
+        initial: earlier run whose weights are the initial ones, as far as they fit; see
+            :mod:`nasrec_torchrec.training.warm_start`. Optimizer states start from scratch.
 
     Raises:
         ValueError: If options contradict each other, or the tables do not fit into memory.
     """
 
-    def __init__(self, description: ModelDescription, config: TrainConfig, run_dir: Path, device: torch.device) -> None:
+    def __init__(
+        self,
+        description: ModelDescription,
+        config: TrainConfig,
+        run_dir: Path,
+        device: torch.device,
+        initial: WarmStart | None = None,
+    ) -> None:
         self.description = description
         self.config = config
         self.run_dir = run_dir
@@ -99,13 +109,17 @@ class Trainer:
             # The whole tables, and this rank's shards of them with Adagrad's sums, or whole ones with Adam's moments.
             state = 12 if config.optimizer == "adam" else 8 / self.world_size
             require_memory(description.schema.tables(), 4 + state, rank_memory(device), "weights and optimizer state")
-        self.model = description.build(torch.device("cpu" if device.type == "cpu" else "meta"))
+        self.initial, self._copied = initial, list[str]()
+        on_host = device.type == "cpu" or initial is not None
+        self.model = description.build(torch.device("cpu" if on_host else "meta"))
         tables = self.model.sparse_arch.embedding_bag_collection
         self.paths = paths_of(self.model, tables, config)
         if config.embedding_std is not None:
             for table in tables.embedding_bag_configs():
                 table.init_fn = partial(nn.init.normal_, std=config.embedding_std)
             tables.reset_parameters()
+        if initial is not None:
+            self._copied = initial.copy_into(self.model, description)
         if config.optimizer == "adagrad":
             options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
             apply_optimizer_in_backward(torch.optim.Adagrad, tables.parameters(), options)
@@ -182,7 +196,8 @@ class Trainer:
             self.description.require_fits(validation)
         from_scratch = config.resume == "never"
         self.progress = Progress(total_steps=config.epochs * reader.steps_per_epoch)
-        self._inputs = inputs_of({"train": data, "validation": validation}, config, self.description)
+        more = {} if self.initial is None else self.initial.inputs()
+        self._inputs = inputs_of({"train": data, "validation": validation}, config, self.description, **more)
         with (
             writing(self.run_dir, "training"),
             Checkpoints(
@@ -197,6 +212,8 @@ class Trainer:
             found = None if from_scratch else checkpoints.newest()
             if found is not None:
                 self._resume(checkpoints, found, reader)
+            elif self.rank == 0 and self._copied:
+                print("\n".join(self._copied), file=sys.stderr)
             if self.rank == 0:
                 write_text(self.run_dir / names.PLAN, describe_plan(self.dmp))
             total = self.progress.total_steps

@@ -28,6 +28,7 @@ from nasrec_torchrec.training.config import TrainConfig, settings_of
 from nasrec_torchrec.training.guard import DivergedError
 from nasrec_torchrec.training.inputs import inputs_of
 from nasrec_torchrec.training.trainer import Trainer
+from nasrec_torchrec.training.warm_start import WarmStart
 
 _REMEDY = "choose another folder, or --resume never to start from scratch"
 
@@ -62,6 +63,7 @@ def train_best(
     run_dir: Path,
     device: torch.device,
     splits: Splits,
+    initial: WarmStart | None = None,
 ) -> dict[str, Any] | None:
     """Trains every model with every learning rate and seed. This call is collective.
 
@@ -80,6 +82,7 @@ def train_best(
         run_dir: folder that receives a folder per run and ``metrics.json``; the kept model is moved up into it.
         device: device of this rank.
         splits: splits of the data set. The test split takes no part in the choice and may have no rows.
+        initial: earlier run whose weights every trial begins with.
 
     Returns:
         dict | None: The winning trial as ``metrics.json`` records it, on rank 0; None elsewhere.
@@ -100,6 +103,7 @@ def train_best(
         models=[digest(_shown(model)) for model, _ in pairs],
         settings=settings_of(config) | {"learning_rates": rates, "seeds": list(seeds)},
         code=code_of(COMMAND.plugins),
+        **({} if initial is None else initial.inputs()),
     )
     if dist.get_rank() == 0:
         counts = {name: files.counts for name, files in vars(splits).items()}
@@ -113,7 +117,7 @@ def train_best(
                 return None
             print(f"{run_dir}: these trainings are finished; --resume never repeats them", file=sys.stderr)
             return finished["best"]
-        return _train_all(pairs, seeds, inputs, run_dir, device, splits)
+        return _train_all(pairs, seeds, inputs, run_dir, device, splits, initial)
 
 
 def _train_all(
@@ -123,6 +127,7 @@ def _train_all(
     run_dir: Path,
     device: torch.device,
     splits: Splits,
+    initial: WarmStart | None,
 ) -> dict[str, Any] | None:
     trials: list[dict[str, Any]] = []
     for number, (model, made) in enumerate(pairs, start=1):
@@ -134,7 +139,7 @@ def _train_all(
             trial["model"] = json.loads(model.to_json())["interaction"]
             for seed in seeds:
                 folder = run_dir / names.TRIAL.format(number, seed)
-                runs.append(_run(model, replace(made, seed=seed), folder, device, splits))
+                runs.append(_run(model, replace(made, seed=seed), folder, device, splits, initial))
             if errors := [run["error"] for run in runs if run["error"]]:
                 trial["error"] = errors[0]
             else:
@@ -164,28 +169,38 @@ def _train_all(
 
 
 def _run(
-    model: ModelDescription, config: TrainConfig, folder: Path, device: torch.device, splits: Splits
+    model: ModelDescription,
+    config: TrainConfig,
+    folder: Path,
+    device: torch.device,
+    splits: Splits,
+    initial: WarmStart | None,
 ) -> dict[str, Any]:
     """Returns the record of a run, which is trained now unless it was finished before."""
-    inputs = inputs_of(vars(splits), config, model)
+    inputs = inputs_of(vars(splits), config, model, **({} if initial is None else initial.inputs()))
     known = _read(folder / names.RESULT) if config.resume == "auto" else None
     if known is not None:
         require_same(folder, known.get("inputs"), inputs, _REMEDY)
         return {"error": None} | known["run"]
-    run = _train(model, config, folder, device, splits)
+    run = _train(model, config, folder, device, splits, initial)
     if dist.get_rank() == 0:
         write_text(folder / names.RESULT, json_text({"inputs": inputs, "run": run}))
     return run
 
 
 def _train(
-    model: ModelDescription, config: TrainConfig, folder: Path, device: torch.device, splits: Splits
+    model: ModelDescription,
+    config: TrainConfig,
+    folder: Path,
+    device: torch.device,
+    splits: Splits,
+    initial: WarmStart | None,
 ) -> dict[str, Any]:
     run: dict[str, Any] = {"folder": folder.name, "seed": config.seed, "error": None, "validation": None, "test": None}
     run["warnings"] = []
     started = time.perf_counter()
     try:
-        trainer = Trainer(model, config, folder, device)
+        trainer = Trainer(model, config, folder, device, initial)
     except ValueError as error:  # of this model alone: an operator that its tables do not suit, no layer to drop
         return run | {"error": str(error)}
     try:
