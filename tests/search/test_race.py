@@ -36,7 +36,7 @@ from nasrec_torchrec.search.race.trial import Trial
 from nasrec_torchrec.training.jobs import evaluate
 from nasrec_torchrec.training.trainer import Trainer
 
-_CONFIG = RaceConfig(trials=10, epochs=4, final_seeds=2, finalists=2, max_features=2, quiet=True)
+_CONFIG = RaceConfig(trials=12, epochs=5, final_seeds=2, finalists=2, max_features=2, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def _what_counts(results: dict[str, Any]) -> Any:
 
 def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undisturbed):
     out, results = undisturbed
-    assert len(results["trials"]) == 10
+    assert len(results["trials"]) == 12
     winner = results["trials"][results["winner"]]
     # The pair of user and item decides, and only an added feature shows it to models this small this fast.
     assert any("user_x_item" in name for name in winner["trial"]["features"])
@@ -237,7 +237,7 @@ def test_killed_five_times_a_race_ends_as_the_undisturbed_one(data: Path, undist
     rng, out = random.Random(0), tmp_path / "out"
     kills = 0
     while True:
-        process = forked().Process(target=_race, args=(str(data), str(out), 10))
+        process = forked().Process(target=_race, args=(str(data), str(out), 12))
         process.start()
         process.join(rng.uniform(2, 5) if kills < 5 else 120)
         if process.exitcode is not None:
@@ -318,7 +318,7 @@ def test_a_folder_of_others_is_not_dropped(data: Path, tmp_path: Path):
 
 def test_the_program(data: Path, undisturbed):
     out, results = undisturbed
-    flags = ["--data", data, "--out", out, "--trials", 10, "--epochs", 4, "--final_seeds", 2, "--finalists", 2]
+    flags = ["--data", data, "--out", out, "--trials", 12, "--epochs", 5, "--final_seeds", 2, "--finalists", 2]
     done = run_program("-m", "apps.auto", *flags, "--max_features", 2, "--quiet", "true")
     assert (done.returncode, done.stdout.strip()) == (0, results["verdict"])
     done = run_program("-m", "apps.auto", "--data", data, "--out", out, "--budget", "soon")

@@ -9,6 +9,7 @@ from support import SMALL_SPACE
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.schema import Schema, SparseFeature
 from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.search.race.chance import judgements
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.leaderboard import standings
 from nasrec_torchrec.search.race.planner import Planner, finalists, winner
@@ -149,8 +150,27 @@ def test_features_that_only_seem_to_help_are_repeated_and_then_left_out():
     tried = [(e.trial.features, e.trial.seed) for e in entries if e.trial.phase == "features"]
     assert tried[0] == (("history_of_a",), 0)
     assert {seed for features, seed in tried if features} == {0, 1, 2} == {0, *(s for f, s in tried if not f)}
-    after = [e.trial for e in entries if e.trial.phase in ("architectures", "polish", "finals")]
+    after = [e.trial for e in entries if e.trial.phase in ("architectures", "finals")]
     assert after and not any(trial.features for trial in after)
+    assert {judgement.verdict for judgement in judgements(entries, 40)} <= {"open", "rejected"}
+
+
+def test_features_that_the_cheap_model_could_not_use_are_tried_with_the_best_one():
+    def curve(trial: Trial) -> Curve:
+        """A feature that helps networks, and DLRM next to not at all."""
+        gain = 0.1 if isinstance(trial.interaction, Architecture) else 0.0001
+        plain = _curve(replace(trial, features=()))
+        return [(loss - gain * len(trial.features), auc, seconds) for loss, auc, seconds in plain]
+
+    entries = replay(_planner(features=True), curve, trials=40, features=[["history_of_a"]], combinations=40)
+    raced = [entry.trial for entry in entries if entry.trial.phase == "architectures"]
+    assert raced and not any(trial.features for trial in raced)
+    retried = next(entry.trial for entry in entries if entry.trial.phase == "polish")
+    assert retried.features == ("history_of_a",) and isinstance(retried.interaction, Architecture)
+    found = winner(entries)
+    assert found is not None and found.trial.features == ("history_of_a",)
+    (judgement,) = judgements(entries, 40)
+    assert judgement.verdict == "accepted" and judgement.gain > 0.09
 
 
 def test_features_are_tried_and_kept_where_they_help():

@@ -109,7 +109,8 @@ def judgements(entries: Sequence[Entry], combinations: int) -> list[Judgement]:
                 if candidate in group and (without := [e for e in group.get(smaller, ()) if e.number in whole])
             ]
             if pairs:
-                without, with_it = max(pairs, key=lambda pair: min(map(len, pair)))
+                # What the better of several models gains is what matters.
+                without, with_it = min(pairs, key=lambda pair: min(entry.loss for entry in pair[1]))
                 comparisons.append(_compared(without, with_it, threshold, deviation))
         if comparisons:
             worst = min(comparisons, key=lambda judgement: judgement.gain - judgement.needed)

@@ -350,10 +350,16 @@ class Planner:
         return self._propose_polish(situation)
 
     def _propose_polish(self, situation: Situation) -> Trial:
-        """Returns the recipe once more, around the best trial so far."""
+        """Returns features that the cheap model may be too weak for, then the recipe, around the best trial so far."""
         entries = situation.entries
         known = {entry.trial.configuration for entry in entries}
         best = situation.eligible[0].trial
+        unproven = [j for j in situation.judgements if j.verdict != "accepted" and j.gain > 0 and min(j.halves) > 0]
+        for judgement in sorted(unproven, key=lambda judgement: -judgement.gain):
+            if set(judgement.beside) == set(best.features):
+                trial = self._new("polish", "features", best, features=judgement.features)
+                if trial.configuration not in known:
+                    return trial
         adam = "embedding_l2" in self._choices(best.recipe)
         for recipe in neighbours(best.recipe, adam):
             trial = self._new("polish", "recipe", best, recipe=recipe)
