@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nasrec_torchrec.datasets import history, transform
+from nasrec_torchrec.datasets import buckets, history, transform
 from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.fitting import count_words
 from nasrec_torchrec.datasets.names import safe_name
@@ -92,7 +92,11 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
     dictionaries: dict[str, pa.Array] = {}
     training: dict[str, dict[int, pa.Array]] = {}
     for table, sharing in whole.features_by_table().items():
-        if not sharing[0].cross or sharing[0].ids == "hash":
+        if sharing[0] not in crosses or sharing[0].ids == "hash":
+            continue
+        if sharing[0].ids == "buckets":
+            edged = replace(sharing[0], edges=_edges(train, sharing[0]))
+            whole = replace(whole, sparse=tuple(edged if f == sharing[0] else f for f in whole.sparse))
             continue
         if sharing[0].ids == "dictionary":
             dictionaries[table] = _count(train, sharing)
@@ -109,13 +113,14 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
             words = pa.Table.from_struct_array(dictionaries[table])
         with atomic_path(temporary / DICTIONARIES / f"{safe_name(table)}.parquet") as file:
             pq.write_table(words, file)
+    added = [feature for feature in whole.crosses if feature.name in {cross.name for cross in crosses}]
     described: dict[str, Any] = {}
     counted: dict[str, Quality] = {}
     for split in SPLITS:
         files = []
         counted[split] = Quality(whole)
         for number, file in enumerate(sorted((data / split).glob("*.parquet"))):
-            rows_of = transform.add_crosses(pq.read_table(file), whole.crosses, dictionaries)
+            rows_of = transform.add_crosses(pq.read_table(file), added, dictionaries)
             for name, ids in training.items() if split == SPLITS[0] else ():
                 rows_of = rows_of.set_column(rows_of.schema.get_field_index(name), name, ids[number])
             counted[split].add(rows_of)
@@ -124,7 +129,7 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
     # What was counted of the other features before they were filled in is known already.
     measured = {feature.name: feature for feature in counted[SPLITS[0]].measured(whole).crosses}
     whole = replace(whole, sparse=tuple(measured.get(feature.name, feature) for feature in whole.sparse))
-    names = [feature.name for feature in whole.crosses]
+    names = [feature.name for feature in added]
     qualities = {
         split: manifest.get("quality", {}).get(split, {}) | {name: quality.to_json()[name] for name in names}
         for split, quality in counted.items()
@@ -153,6 +158,14 @@ def _count(files: Sequence[Path], crosses: Sequence[SparseFeature]) -> pa.Array:
     words = count_words(values, crosses, rows)
     largest = crosses[0].num_embeddings
     return words if largest is None else words[: largest - FIRST_WORD]
+
+
+def _edges(files: Sequence[Path], feature: SparseFeature) -> tuple[float, ...]:
+    """Returns the edges of a dense feature's buckets."""
+    assert feature.num_embeddings is not None
+    apart = -(-sum(pq.read_metadata(file).num_rows for file in files) // buckets.MOST_VALUES)
+    columns = [pq.read_table(file, columns=list(feature.cross)).column(0).to_numpy() for file in files]
+    return buckets.edges_of(np.concatenate(columns)[:: max(1, apart)], feature.num_embeddings - 2)
 
 
 def _labelled(files: Sequence[Path], cross: SparseFeature, label: str, number: int) -> tuple[pa.Array, np.ndarray]:

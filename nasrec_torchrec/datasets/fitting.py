@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nasrec_torchrec.datasets import splits, transform
+from nasrec_torchrec.datasets import buckets, splits, transform
 from nasrec_torchrec.datasets.pieces import Record
 from nasrec_torchrec.datasets.preparation_job import SPLIT_KEY, Job
 from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
@@ -61,6 +61,13 @@ def fit(job: Job, work: Path, parts: Sequence[Record]) -> Fitted:
         for feature in schema.dense:
             dense.append(_scaled(work, feature, train) if feature.transform == "standardize" else feature)
             bar.update()
+        by_name = {feature.name: feature for feature in dense}
+        edged = {
+            feature.name: replace(feature, edges=_edges(work, feature, by_name[feature.cross[0]], train))
+            for feature in schema.sparse
+            if feature.ids == "buckets"
+        }
+        schema = replace(schema, sparse=tuple(edged.get(feature.name, feature) for feature in schema.sparse))
         rows: dict[str, int] = {}
         for table, features in counted.items():
             known = replace(schema, sparse=tuple(_numbered(feature, rows) for feature in schema.sparse))
@@ -152,6 +159,18 @@ def _scaled(work: Path, feature: DenseFeature, train: Sequence[np.ndarray]) -> D
             print(f"warning: '{feature.name}': all training rows with a value have {mean:g}", file=sys.stderr)
         deviation = 1.0
     return replace(feature, mean=mean, deviation=deviation)
+
+
+def _edges(work: Path, feature: SparseFeature, dense: DenseFeature, train: Sequence[np.ndarray]) -> tuple[float, ...]:
+    """Returns the edges of a dense feature's buckets."""
+    assert feature.num_embeddings is not None
+    apart = max(1, -(-sum(int(rows.sum()) for rows in train) // buckets.MOST_VALUES))
+    parts = [read_part(work, number, [dense.name]).column(0).to_numpy()[rows] for number, rows in enumerate(train)]
+    numbers = np.concatenate(parts)[::apart]
+    if dense.transform == "standardize":
+        numbers = transform.standardized(dense, numbers)
+    numbers = transform.filled(numbers)
+    return buckets.edges_of(numbers[np.isfinite(numbers)], feature.num_embeddings - 2)
 
 
 def _say_what_is_odd(labels: np.ndarray, assigned: np.ndarray, times: np.ndarray | None) -> None:

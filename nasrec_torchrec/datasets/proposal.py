@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from nasrec_torchrec.datasets import values
+from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.names import check_column
 from nasrec_torchrec.datasets.profile import Column, profile
@@ -58,7 +59,7 @@ class Proposal:
     """A schema, and what it was made from.
 
     Args:
-        schema: can be prepared as it is.
+        schema: can be prepared as it is. Every dense feature is also there in buckets.
         choices: what each column is taken for, in the order of the columns.
         label: share of the rows with each value of the label.
         sample: rows that were looked at.
@@ -136,6 +137,8 @@ def propose(
             f"no column can be a sparse feature, and a model needs one; columns were left out because: "
             f"{ {name: choice.why for name, choice in choices.items() if choice.role != 'dense'} }"
         )
+    taken = {choice.column.name for choice in choices.values()}
+    sparse += tuple(bucketed for feature in dense if (bucketed := buckets_of(feature.name)).name not in taken)
     split = SplitConfig("time", split_column.name) if split_column is not None else SplitConfig()
     text = replace(sample.text, missing=tuple(dict.fromkeys(["", *marks]))) if sample.text else TextFormat()
     schema = Schema(label, dense, sparse, embedding_dim, text=text, split=split, **kind)  # type: ignore[arg-type]

@@ -73,6 +73,10 @@ def to_yaml(proposal: Proposal, then: str = "") -> str:
     for role in ("dense", "sparse"):
         lines += ["", f"{role}:" if any(choice.role == role for choice in proposal.choices) else f"{role}: []"]
         lines += [_entry(choice) for choice in proposal.choices if choice.role == role]
+    if buckets := [feature for feature in schema.sparse if feature.ids == "buckets"]:
+        lines += ["  # The numbers again, by the range in which they lie: an embedding for each of up to 65 ranges."]
+        for item in buckets:
+            lines.append(f"  - {_flow({'name': item.name, 'ids': item.ids, 'cross': list(item.cross)})}")
     out = [choice for choice in proposal.choices if choice.role in ("leak", "left out")]
     if out:
         lines += ["", "# Left out; move a line up to use its column:"]

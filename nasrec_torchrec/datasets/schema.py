@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -24,12 +25,14 @@ _EARLIER = "nasrec-torchrec/schema/2"
 # FBGEMM's lookups read four columns of a table at once.
 _COLUMNS_AT_ONCE = 4
 Transform = Literal["none", "log1p", "standardize"]
-IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "history"]
+IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "history", "buckets"]
 # Prepared ids below this are reserved: 0 is a missing value, 1 a value that is not in the dictionary.
 FIRST_WORD = 2
 # A history is one of 12 x 12 buckets of two counts; 0 is a missing value.
 HISTORY_LEVELS = 12
 HISTORY_IDS = 1 + HISTORY_LEVELS**2
+# Ids of a dense feature in buckets, unless the schema says otherwise: up to 64 edges, and the 0 that no number has.
+BUCKET_IDS = 66
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class SparseFeature:
             hexadecimal text and ``hash`` for a hash of the text. ``dictionary`` numbers the values of the training
             split from 2, the most frequent first, and maps all others to 1. ``history``, only for a cross, is how often
             the combination was seen with and without a click, see :mod:`nasrec_torchrec.datasets.history`.
+            ``buckets`` is the range in which a dense feature's number lies, see
+            :mod:`nasrec_torchrec.datasets.buckets`.
         min_count: smallest number of occurrences in the training split for a value to enter the dictionary.
         multi_hot: whether a row holds a list of values instead of one.
         separator: text between the values of a list in raw text.
@@ -88,7 +93,9 @@ class SparseFeature:
             ``+5`` and ``5.0`` as 5, and rejects what is not an integer.
         cross: names of two or more other features of the schema (one suffices for a ``history``). Such a feature has no
             raw column; its value is the combination of their prepared ids, which ``ids`` (``hash``, ``dictionary`` or
-            ``history``) maps to an id like any other text. See :mod:`nasrec_torchrec.datasets.crosses`.
+            ``history``) maps to an id like any other text. See :mod:`nasrec_torchrec.datasets.crosses`. For
+            ``buckets``, the name of a dense feature.
+        edges: prepared numbers at which a new bucket begins, in increasing order; preparation measures them.
         embedding_dim: width of its table, by default the schema's. Embeddings of another width than the schema's are
             projected to it.
         missing: fraction of the training rows without a value, which preparation measures.
@@ -106,6 +113,7 @@ class SparseFeature:
     table: str = ""
     values: Literal["text", "integer"] = "text"
     cross: tuple[str, ...] = ()
+    edges: tuple[float, ...] = ()
     embedding_dim: int | None = None
     missing: float | None = None
     unknown: float | None = None
@@ -123,6 +131,8 @@ class SparseFeature:
         least = {"id": 1, "dictionary": FIRST_WORD}.get(self.ids, 2)
         if self.ids == "history" and self.num_embeddings is None:
             object.__setattr__(self, "num_embeddings", HISTORY_IDS)
+        if self.ids == "buckets" and self.num_embeddings is None:
+            object.__setattr__(self, "num_embeddings", BUCKET_IDS)
         rows = self.num_embeddings
         if self.ids == "history" and rows != HISTORY_IDS:
             raise ValueError(f"{self.name}: num_embeddings: a history has {HISTORY_IDS} ids, found {rows!r}")
@@ -144,7 +154,10 @@ class SparseFeature:
         if not isinstance(self.cross, (list, tuple)):
             raise ValueError(f"{self.name}: cross: expected a list of names of features, found {self.cross!r}")
         object.__setattr__(self, "cross", tuple(self.cross))
-        least_crossed = 1 if self.ids == "history" else 2
+        self._check_edges()
+        if self.ids == "buckets" and len(self.cross) != 1:
+            raise ValueError(f"{self.name}: cross: buckets are those of one dense feature, found {list(self.cross)}")
+        least_crossed = 1 if self.ids in ("history", "buckets") else 2
         if (self.cross or self.ids == "history") and (
             len(self.cross) < least_crossed or len(set(self.cross)) != len(self.cross)
         ):
@@ -153,10 +166,25 @@ class SparseFeature:
                 f"found {list(self.cross)}"
             )
         one_text = not self.multi_hot and self.values == "text"
-        if self.cross and (self.ids not in ("hash", "dictionary", "history") or not one_text):
+        if self.cross and (self.ids not in ("hash", "dictionary", "history", "buckets") or not one_text):
             raise ValueError(
-                f"{self.name}: cross: expected ids hash, dictionary or history and one value a row, "
+                f"{self.name}: cross: expected ids hash, dictionary, history or buckets and one value a row, "
                 f"found ids {self.ids}, multi_hot {self.multi_hot}, values {self.values}"
+            )
+
+    def _check_edges(self) -> None:
+        if not isinstance(self.edges, (list, tuple)) or not all(
+            isinstance(edge, (int, float)) and math.isfinite(edge) for edge in self.edges
+        ):
+            raise ValueError(f"{self.name}: edges: expected a list of finite numbers, found {self.edges!r}")
+        edges = tuple(map(float, self.edges))
+        object.__setattr__(self, "edges", edges)
+        if any(left >= right for left, right in pairwise(edges)):
+            raise ValueError(f"{self.name}: edges: expected increasing numbers, found {list(edges)}")
+        if edges and (self.ids != "buckets" or len(edges) + 2 > (self.num_embeddings or 0)):
+            raise ValueError(
+                f"{self.name}: edges: only buckets have them, at most two fewer than num_embeddings; found "
+                f"{len(edges)} for ids {self.ids} and num_embeddings {self.num_embeddings}"
             )
 
     @property
@@ -232,7 +260,7 @@ class Schema:
 
     @property
     def crosses(self) -> list[SparseFeature]:
-        """Features that are computed from the prepared ids of others."""
+        """Features that are computed from the prepared values of others."""
         return [feature for feature in self.sparse if feature.cross]
 
     @property
@@ -250,6 +278,9 @@ class Schema:
     def _check_crosses(self) -> None:
         plain = {feature.name: feature for feature in self.sparse if not feature.cross}
         for feature in self.crosses:
+            if feature.ids == "buckets":
+                self._check_buckets(feature)
+                continue
             allowed = [name for name, other in plain.items() if not other.multi_hot]
             unknown = [name for name in feature.cross if name not in allowed]
             if unknown:
@@ -261,6 +292,15 @@ class Schema:
             if sharing:
                 raise ValueError(f"{feature.name}: cross: it cannot share the table {feature.table} with {sharing}")
 
+    def _check_buckets(self, feature: SparseFeature) -> None:
+        dense = [other.name for other in self.dense]
+        if feature.cross[0] not in dense:
+            raise ValueError(
+                f"{feature.name}: cross: expected a dense feature of the schema ({dense}), found {feature.cross[0]!r}"
+            )
+        if sharing := [other.name for other in self.sparse if other.table == feature.table and other != feature]:
+            raise ValueError(f"{feature.name}: buckets cannot share the table {feature.table} with {sharing}")
+
     def features_by_table(self) -> dict[str, list[SparseFeature]]:
         tables: dict[str, list[SparseFeature]] = {}
         for feature in self.sparse:
@@ -269,7 +309,7 @@ class Schema:
 
     def as_prepared(self) -> "Schema":
         """Returns a schema that reads prepared rows of this one as if they were raw, with all values as they are."""
-        rules = {"ids": "id", "min_count": 1, "values": "text", "cross": ()}
+        rules = {"ids": "id", "min_count": 1, "values": "text", "cross": (), "edges": ()}
         return replace(
             self,
             dense=tuple(replace(feature, transform="none") for feature in self.dense),
@@ -367,7 +407,7 @@ class Schema:
         if self.split is None:
             del document["split"]
         for feature in document["sparse"]:
-            for unused in ("cross", "embedding_dim"):
+            for unused in ("cross", "edges", "embedding_dim"):
                 if not feature[unused]:
                     del feature[unused]
         return document

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nasrec_torchrec.datasets import history, values
+from nasrec_torchrec.datasets import buckets, history, values
 from nasrec_torchrec.datasets.quality import NO_ROW, Quality
 from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
 from nasrec_torchrec.datasets.values import Rejects
@@ -96,10 +96,8 @@ def finish(
     rejects: Rejects = {}
     for dense in schema.dense:
         if dense.transform == "standardize":
-            assert dense.mean is not None and dense.deviation is not None
             raw = table.column(dense.name).to_numpy()
-            with np.errstate(over="ignore"):
-                scaled = ((raw - dense.mean) / dense.deviation).astype(np.float32)
+            scaled = standardized(dense, raw)
             for row in np.flatnonzero(np.isinf(scaled)):
                 reason = (
                     f"column '{dense.name}': {raw[row]:g} is too far from the mean of the training rows for float32"
@@ -115,8 +113,7 @@ def finish(
     table = _without(table, rejects)
     counted = table
     for dense in schema.dense:
-        filled = np.nan_to_num(table.column(dense.name).to_numpy(), nan=0.0).astype(np.float32)
-        table = _replace(table, dense.name, pa.array(filled))
+        table = _replace(table, dense.name, pa.array(filled(table.column(dense.name).to_numpy())))
     for sparse in schema.sparse:
         if sparse.ids == "id":
             ids = _elements(values.plain(table.column(sparse.name)), _known, sparse.name, {})
@@ -129,15 +126,31 @@ def finish(
     return table, rejects
 
 
+def standardized(feature: DenseFeature, numbers: np.ndarray) -> np.ndarray:
+    """Returns numbers less the mean, divided by the deviation; infinite where float32 cannot hold them."""
+    assert feature.mean is not None and feature.deviation is not None
+    with np.errstate(over="ignore"):
+        return ((numbers - feature.mean) / feature.deviation).astype(np.float32)
+
+
+def filled(numbers: np.ndarray) -> np.ndarray:
+    """Returns the prepared numbers: 0 where one is missing."""
+    return np.nan_to_num(numbers, nan=0.0).astype(np.float32)
+
+
 def add_crosses(table: pa.Table, crosses: Sequence[SparseFeature], dictionaries: Mapping[str, pa.Array]) -> pa.Table:
-    """Appends the columns of crosses to rows whose other ids are prepared.
+    """Appends the columns of crosses and buckets to rows whose other columns are prepared.
 
     Args:
-        table: rows with the prepared ids that the crosses combine.
+        table: rows with the prepared columns from which the crosses are computed.
         crosses: crosses to append.
         dictionaries: words of each table with a dictionary, for histories with their counts.
     """
     for feature in crosses:
+        if feature.ids == "buckets":
+            numbers = table.column(feature.cross[0]).to_numpy()
+            table = table.append_column(feature.name, buckets.ids(numbers, feature.edges))
+            continue
         combined = combine(table, feature)
         if feature.ids == "history":
             words = dictionaries[feature.table]

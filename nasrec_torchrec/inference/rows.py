@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from nasrec_torchrec.datasets import transform, values
+from nasrec_torchrec.datasets import buckets, transform, values
 from nasrec_torchrec.datasets.quality import NO_ROW, Counts
 from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema, SparseFeature
 from nasrec_torchrec.inference.predictor import Request
@@ -72,6 +72,7 @@ class RowReader:
         self._known = frozenset(self._columns)
         # Features that are transformed in the same way are transformed together, as one column.
         groups: dict[str, list[int]] = {}
+        self._places = {dense.name: place for place, dense in enumerate(schema.dense)}
         for place, dense in enumerate(schema.dense):
             groups.setdefault(dense.transform, []).append(place)
         self._groups = [_Numbers(schema, places) for places in groups.values()]
@@ -123,7 +124,9 @@ class RowReader:
         ones = [1] * count
         for feature in self.schema.sparse:
             name, size = feature.name, ones
-            if feature.cross:
+            if feature.ids == "buckets":
+                found = buckets.ids(dense[:, self._places[feature.cross[0]]], feature.edges).to_pylist()
+            elif feature.cross:
                 found = self._crosses[name].read([single[part] for part in feature.cross])
             elif feature.multi_hot:
                 bags = self._bags(name, columns[name], feature.separator)
@@ -268,7 +271,8 @@ class _Ids:
 
     def __init__(self, schema: Schema, feature: SparseFeature, dictionaries: Mapping[str, pa.Array]) -> None:
         self._feature = feature
-        rule = replace(feature, multi_hot=False, weighted=False, cross=(), ids="id" if feature.cross else feature.ids)
+        ids: Any = "id" if feature.cross else feature.ids
+        rule = replace(feature, multi_hot=False, weighted=False, cross=(), edges=(), ids=ids)
         self._schema = Schema(schema.label, (), (rule,))
         self._words = _index(dictionaries[feature.table]) if feature.ids == "dictionary" and not feature.cross else None
         # A list's values are what stands between separators, so none of them can be the text of a missing list.

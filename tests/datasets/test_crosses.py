@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,20 +7,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from nasrec_torchrec.datasets import history, transform
+from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, cross_of, history_of
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_dictionary
-from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
 
 _CROSSES = (
     cross_of(("user", "item")),
     SparseFeature("hashed", 50, "hash", cross=("user", "item")),
+    buckets_of("price"),
+    SparseFeature("few", 6, "buckets", cross=("weight",)),
     cross_of(("user", "item", "shop"), largest=12),
 )
 _SCHEMA = Schema(
     "clicked",
-    (),
+    (DenseFeature("price", "log1p"), DenseFeature("weight", "standardize")),
     (SparseFeature("user", ids="dictionary"), SparseFeature("item", ids="dictionary"), SparseFeature("shop", 5)),
 )
 
@@ -33,6 +37,8 @@ def _raw(folder: Path, schema: Schema) -> RawData:
             "user": [f"u{n}" if n else None for n in rng.integers(0, 12, rows)],
             "item": [f"i{n}" for n in rng.integers(0, 9, rows)],
             "shop": rng.integers(0, 5, rows),
+            "price": [None if n < 1 else max(0.0, n - 6) for n in rng.gamma(2.0, 3.0, rows)],
+            "weight": rng.normal(70, 9, rows),
         }
         files.append(str(folder / f"{name}.parquet"))
         pq.write_table(pa.table(table), files[-1])
@@ -44,7 +50,7 @@ def test_crosses_of_raw_and_of_prepared_data_are_the_same(tmp_path: Path):
     plain = _raw(tmp_path, _SCHEMA)
     prepare(plain, tmp_path / "plain")
     later = add_crosses(tmp_path / "plain", tmp_path / "later", _CROSSES)
-    whole = Schema("clicked", (), (*_SCHEMA.sparse, *_CROSSES))
+    whole = replace(_SCHEMA, sparse=(*_SCHEMA.sparse, *_CROSSES))
     first = prepare(_raw(tmp_path, whole), tmp_path / "first")
     assert later == first == load_schema(tmp_path / "later")
     for split in ("train", "validation", "test"):
@@ -77,7 +83,7 @@ def test_a_combination_is_known_by_the_training_split_alone(tmp_path: Path):
         assert cross == ids.get((user, item), 1)
         seen += (user, item) in pairs
     assert 0 < seen < test.num_rows
-    assert schema.sparse[5].num_embeddings == 12 == len(set(train["user_x_item_x_shop"].to_pylist())) + 1
+    assert schema.sparse[7].num_embeddings == 12 == len(set(train["user_x_item_x_shop"].to_pylist())) + 1
     assert add_crosses(tmp_path / "plain", tmp_path / "out", _CROSSES) == schema
     with pytest.raises(ValueError, match=r"holds another data set than .* with the crosses \['hashed'\]"):
         add_crosses(tmp_path / "plain", tmp_path / "out", _CROSSES[1:2])
@@ -99,7 +105,7 @@ def test_what_cannot_be_crossed_is_refused(cross: tuple[str, ...], message: str)
 
 
 def test_a_cross_has_no_id_of_its_own():
-    with pytest.raises(ValueError, match=r"cross: expected ids hash, dictionary or history .* found ids modulo"):
+    with pytest.raises(ValueError, match=r"cross: expected ids hash, .* or buckets and .* found ids modulo"):
         SparseFeature("pair", 9, "modulo", cross=("user", "item"))
 
 
@@ -151,3 +157,49 @@ def test_a_history_counts_the_training_rows_and_never_the_own_label(tmp_path: Pa
 def test_histories_are_added_to_prepared_data_alone(tmp_path: Path):
     with pytest.raises(ValueError, match=r"histories are added to prepared data .* found .*history_of_shop"):
         prepare(_raw(tmp_path, Schema("clicked", (), (*_SCHEMA.sparse, history_of(("shop",))))), tmp_path / "out")
+
+
+def test_buckets_follow_the_training_rows(tmp_path: Path):
+    prepare(_raw(tmp_path, _SCHEMA), tmp_path / "plain")
+    schema = add_crosses(tmp_path / "plain", tmp_path / "out", _CROSSES)
+    price, few = (next(f for f in schema.sparse if f.name == name) for name in ("price_buckets", "few"))
+    train = pq.read_table(tmp_path / "out" / "train")
+    prices = train.column("price").to_numpy()
+    assert np.mean(prices == 0) > 0.5  # so that 0 has a bucket of its own
+    assert price.edges[0] == prices[prices > 0].min() and len(price.edges) <= 64
+    found = train.column("price_buckets").to_numpy()
+    assert (found[prices == 0] == 1).all() and (found[prices > 0] > 1).all()
+    assert (np.diff(found[np.argsort(prices)]) >= 0).all()
+    assert len(few.edges) == 4
+    counts = np.bincount(train.column("few").to_numpy())[1:]
+    assert counts[0] == 0 and counts[1:].min() > 0.2 * len(prices)
+    # A data set that has buckets can have further features.
+    pair = SparseFeature("pair", ids="dictionary", cross=("user", "shop"))
+    further = add_crosses(tmp_path / "out", tmp_path / "further", [pair])
+    assert [feature.name for feature in further.crosses] == [*(cross.name for cross in _CROSSES), "pair"]
+    assert (
+        pq.read_table(tmp_path / "further" / "test")
+        .drop_columns(["pair"])
+        .equals(pq.read_table(tmp_path / "out" / "test").select(pq.read_table(tmp_path / "out" / "test").column_names))
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            "ids: buckets, cross: [shop]",
+            r"expected a dense feature of the schema \(\['price'\]\), found 'shop'",
+        ),
+        ("ids: buckets", "wide: cross: buckets are those of one dense feature, found"),
+        ("ids: buckets, cross: [price], edges: [1, 1]", "wide: edges: expected increasing numbers"),
+        ("ids: buckets, cross: [price], edges: [.nan]", "wide: edges: expected a list of finite numbers"),
+        ("ids: buckets, cross: [price], num_embeddings: 3, edges: [1, 2]", "at most two fewer than num_embeddings"),
+        ("ids: dictionary, edges: [1, 2]", "wide: edges: only buckets have them"),
+        ("ids: buckets, cross: [price], table: t_shop", "buckets cannot share the table t_shop"),
+    ],
+)
+def test_buckets_that_do_not_fit_are_refused(settings: str, message: str):
+    text = f"{{label: y, dense: [price], sparse: [{{name: shop, num_embeddings: 5}}, {{name: wide, {settings}}}]}}"
+    with pytest.raises(ValueError, match=message):
+        Schema.from_json(text)

@@ -44,7 +44,10 @@ def test_a_proposed_schema_is_prepared_as_it_is(tmp_path: Path, delimiter: str):
     found = Schema.read(schema)
     assert found.label_values == (("no", 0), ("yes", 1))
     assert [(feature.name, feature.transform) for feature in found.dense] == [("price", "log1p")]
-    assert [(feature.name, feature.multi_hot) for feature in found.sparse] == [("shop", False), ("tags", True)]
+    assert [(feature.name, feature.multi_hot) for feature in found.sparse] == [
+        *(("shop", False), ("tags", True)),
+        ("price_buckets", False),
+    ]
     assert found.text.delimiter == delimiter and "NA" in found.text.missing
     assert found.split is not None and (found.split.split, found.split.split_column) == ("time", "when")
     assert "#   country: always DE" in schema.read_text() and "#   paid: tells the label alone" in schema.read_text()
@@ -70,7 +73,7 @@ def test_a_label_that_does_not_say_what_a_click_is_is_refused(labels: list[str],
 
 def test_a_table_in_memory_has_a_schema_too():
     schema = Schema.infer(pa.table({"label": [0, 1] * 60, "shop": ["a", "b", "c"] * 40, "age": [0.5, 7.25, 3.5] * 40}))
-    assert schema.feature_names == ["shop"] and [feature.name for feature in schema.dense] == ["age"]
+    assert schema.feature_names == ["shop", "age_buckets"] and [feature.name for feature in schema.dense] == ["age"]
 
 
 def test_a_file_without_names_of_columns_is_refused_with_its_first_lines(tmp_path: Path):

@@ -38,6 +38,8 @@ HOSTILE = Schema(
         SparseFeature("tags", ids="dictionary", multi_hot=True),
         SparseFeature("both", 40, ids="hash", cross=("word", "folded")),
         SparseFeature("pair", ids="dictionary", cross=("hashed", "given")),
+        SparseFeature("price_range", 12, ids="buckets", cross=("price",)),
+        SparseFeature("age_range", ids="buckets", cross=("age",)),
     ),
     text=TextFormat(missing=("", "NA")),
 )

@@ -109,7 +109,7 @@ def train_tree(
     result = {
         "title": "LightGBM",
         "recipe": f"{best} trees, defaults, early stopping{sampled}",
-        "features": [feature.name for feature in schema.crosses],
+        "features": [feature.name for feature in schema.crosses if feature.ids != "buckets"],
         "seconds": round(now() - started, 2),
         "sha256": sha256(out / _MODEL),
     }
@@ -171,7 +171,7 @@ def _columns(schema: Schema) -> tuple[list[str], list[str]]:
     for feature in schema.sparse:
         if feature.ids == "history":
             columns += [f"{feature.name}_clicks", f"{feature.name}_others"]
-        elif not feature.multi_hot:
+        elif not feature.multi_hot and feature.ids != "buckets":  # a tree divides the numbers itself
             columns.append(feature.name)
             categories.append(feature.name)
     return columns, categories
@@ -181,7 +181,7 @@ def _rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
     """Columns for LightGBM and labels, in the order of the rows."""
     files.verify()
     schema = files.schema
-    single = [feature for feature in schema.sparse if not feature.multi_hot]
+    single = [feature for feature in schema.sparse if not feature.multi_hot and feature.ids != "buckets"]
     wanted = [schema.label, *(dense.name for dense in schema.dense), *(feature.name for feature in single)]
     parts: list[np.ndarray] = []
     count = 0
