@@ -116,8 +116,9 @@ class FinalMLPInteraction(nn.Module):
         columns = torch.cat([dense_features, embedded_features.flatten(1)], dim=1)
         first_gate, second_gate = self.gates()
         first, second = self.first(columns * first_gate), self.second(columns * second_gate)
-        heads = zip(self.bilinear, first.chunk(self.heads, 1), second.chunk(self.heads, 1), strict=True)
-        pairs = torch.cat([weigh(left) * right for weigh, left, right in heads], dim=1)
+        # A tracer can index the chunks but not iterate over them.
+        left, right = first.chunk(self.heads, 1), second.chunk(self.heads, 1)
+        pairs = torch.cat([weigh(left[head]) * right[head] for head, weigh in enumerate(self.bilinear)], dim=1)
         return self.over_arch(torch.cat([first, second], dim=1)) + pairs.sum(1, keepdim=True)
 
 

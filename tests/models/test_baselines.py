@@ -4,6 +4,7 @@ import pytest
 import torch
 from support import make_ebc, make_kjt
 from torch import nn
+from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
 from nasrec_torchrec.models.baselines import build_baseline
@@ -55,6 +56,8 @@ def test_finalmlp_fuses_two_streams_head_by_head():
         model.over_arch(torch.cat([first, second], 1)) + torch.einsum("bi,ji,bj->b", first, whole, second)[:, None]
     )
     torch.testing.assert_close(model(dense, tokens), expected)
+    # A training pipeline traces the model where its tables are replicated, as with Adam.
+    torch.testing.assert_close(symbolic_trace(model)(dense, tokens), expected)
 
 
 @pytest.mark.parametrize("dense", (0, DENSE))
