@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
+from torch.nn import functional as F
 from torchrec.models.dlrm import DLRM
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.feature_processor_ import PositionWeightedModule, PositionWeightedModuleCollection
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 
 from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.fusion import fuse
@@ -45,7 +49,7 @@ class ScoringModel(nn.Module):
         features: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        ebc, own = model.sparse_arch.embedding_bag_collection, feature_names(model)
+        ebc, own = tables_of(model), feature_names(model)
         given = list(features or own)
         if sorted(given) != sorted(own):
             raise ValueError(f"the model reads the features {own}, the schema has {given}")
@@ -53,7 +57,9 @@ class ScoringModel(nn.Module):
         self.tables = make_tables(ebc, given, self.precisions)
         interaction, self.dense_in_features = _interaction(model)
         self.has_dense = self.dense_in_features > 0
-        self.weighted: bool = ebc.is_weighted()
+        position_weights = _position_weights(model, given)
+        self.positions: PositionWeights | None = None if position_weights is None else PositionWeights(position_weights)
+        self.weighted: bool = ebc.is_weighted() and self.positions is None
         self.interaction_arch = fuse(interaction)
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self.interaction_arch.to(self.dtype)
@@ -82,13 +88,39 @@ class ScoringModel(nn.Module):
             Tensor: Logits ``(B,)`` in float32.
         """
         ids, lengths, *weights = inputs[1:] if self.has_dense else inputs
-        pooled = self.tables(ids, lengths, weights[0] if self.weighted else None)
+        by_id = weights[0] if self.weighted else None
+        if self.positions is not None:
+            by_id = self.positions(ids, lengths)
+        pooled = self.tables(ids, lengths, by_id)
         if self.projects:
             pooled = pooled.flatten(1)
         if self.reordered:
             pooled = pooled.index_select(1, self.order)
         dense = inputs[0] if self.has_dense else pooled.new_zeros(lengths.shape[1], 0)
         return self.interaction_arch(dense.to(self.dtype), pooled.to(self.dtype)).flatten().float()
+
+
+class PositionWeights(nn.Module):
+    """Weights of ids by their position in a bag, as a feature processor learnt them.
+
+    Args:
+        weights: Weights ``(F_sparse, positions)``. Ids beyond the last position, which training refuses, weigh nothing.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weights", F.pad(weights, (0, 1)))
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Returns a weight for each of the ids ``(T,)`` of bags of the given lengths ``(F_sparse, B)``."""
+        ends = lengths.flatten().cumsum(0)
+        places = torch.arange(ids.shape[0], device=ids.device)
+        bag = torch.bucketize(places, ends, right=True)
+        position = places - (ends - lengths.flatten())[bag]
+        feature = torch.bucketize(places, lengths.sum(1).cumsum(0), right=True)
+        return self.weights[feature, position.clamp(max=self.weights.shape[1] - 1)]
 
 
 class DlrmInteraction(nn.Module):
@@ -109,6 +141,49 @@ class DlrmInteraction(nn.Module):
         return self.over_arch(self.inter_arch(dense_features=embedded_dense, sparse_features=embedded_features))
 
 
+def tables_of(model: ClickModel) -> EmbeddingBagCollection:
+    """Returns the tables of a model, behind their feature processors.
+
+    Raises:
+        TypeError: If the model was built on another collection, or on a sharded one.
+    """
+    collection = model.sparse_arch.embedding_bag_collection
+    if isinstance(collection, FeatureProcessedEmbeddingBagCollection):
+        collection = collection.split()[1]
+    if not isinstance(collection, EmbeddingBagCollection):
+        raise TypeError(
+            f"a model on a {type(collection).__name__} cannot be exported; expected an EmbeddingBagCollection or a "
+            "FeatureProcessedEmbeddingBagCollection that is not sharded"
+        )
+    return collection
+
+
+def _position_weights(model: ClickModel, features: Sequence[str]) -> Tensor | None:
+    """Returns the weights ``(F_sparse, positions)`` of a model's feature processors, if it has any.
+
+    Raises:
+        TypeError: If they do more than weigh ids by their position.
+    """
+    collection = model.sparse_arch.embedding_bag_collection
+    if not isinstance(collection, FeatureProcessedEmbeddingBagCollection):
+        return None
+    found: dict[str, Tensor] = {}
+    processors = collection.split()[0]
+    if isinstance(processors, PositionWeightedModuleCollection):
+        found = {key: weight.detach() for key, weight in processors.position_weights.items()}
+    else:
+        for path, module in processors.named_modules():
+            if isinstance(module, PositionWeightedModule):
+                found[path.rpartition(".")[2]] = module.position_weight.detach()
+    if missing := [name for name in features if name not in found]:
+        raise TypeError(
+            f"feature processors: only position weights of all features can be exported; {type(processors).__name__} "
+            f"has none for {missing}"
+        )
+    longest = max(len(weight) for weight in found.values())
+    return torch.stack([F.pad(found[name], (0, longest - len(found[name]))) for name in features])
+
+
 def feature_names(model: ClickModel) -> list[str]:
     """Returns the sparse features of a model, in the order in which it stacks their embeddings."""
     sparse_arch = model.sparse_arch
@@ -127,7 +202,7 @@ def scoring_model(model: ClickModel, config: ExportConfig, features: Sequence[st
         ValueError: If a table or precision is unknown, or :class:`ScoringModel` refuses the model.
     """
     _interaction(model)
-    precisions = table_precisions(model.sparse_arch.embedding_bag_collection, config.tables, config.table_precisions)
+    precisions = table_precisions(tables_of(model), config.tables, config.table_precisions)
     return ScoringModel(model, precisions, config.dense == "bf16", features).eval()
 
 

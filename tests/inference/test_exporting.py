@@ -10,6 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference.conftest import build
 from support import SMALL_SPACE, make_click_data, make_click_files, make_schema
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 
 from nasrec_torchrec import NASREC_2026, PUBLISHED, Architecture, NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
@@ -338,3 +343,30 @@ def test_a_package_with_tables_of_different_dimensions_needs_pytorch_alone(tmp_p
     export(model, schema, tmp_path / "package")
     hidden = ("nasrec_torchrec", "torchrec", "fbgemm_gpu")
     _score_alone(tmp_path, tmp_path / "package", model, schema, hidden, 1e-5)
+
+
+def test_weights_by_position_are_part_of_the_package():
+    schema = _mixed_schema()
+    schema = replace(schema, sparse=tuple(replace(f, multi_hot=True, pooling="sum") for f in schema.sparse))
+    tables = EmbeddingBagCollection(tables=schema.tables(), is_weighted=True)
+    weights = PositionWeightedModuleCollection({feature: 3 + i % 2 for i, feature in enumerate(schema.feature_names)})
+    for weight in weights.parameters():
+        nn.init.uniform_(weight)
+    architecture = SMALL_SPACE.sample(torch.Generator().manual_seed(0))
+    collection = FeatureProcessedEmbeddingBagCollection(tables, weights)
+    model = NASRecNet(collection, 3, architecture, interaction_dim=16).eval()
+    request, expected = _request(model, schema, 40)
+    scoring = scoring_model(model, ExportConfig(), schema.feature_names)
+    assert scoring.input_names == ["dense", "ids", "lengths"]
+    with torch.no_grad():
+        torch.testing.assert_close(scoring(*_inputs(request)), expected)
+        torch.testing.assert_close(trace(scoring).module()(*_inputs(request)), expected)
+
+
+def test_what_cannot_be_exported_is_one_type_error():
+    sequences = EmbeddingCollection(
+        tables=[EmbeddingConfig(name="t", embedding_dim=16, num_embeddings=5, feature_names=["f"])]
+    )
+    model = NASRecNet(sequences, 3, SMALL_SPACE.sample(torch.Generator().manual_seed(0)))
+    with pytest.raises(TypeError, match="a model on a EmbeddingCollection cannot be exported; expected an"):
+        scoring_model(model, ExportConfig())
