@@ -1,0 +1,33 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _run(*words: object) -> str:
+    result = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_mixed_tables_from_two_ranks_to_a_package(tmp_path: Path):
+    script, out = "examples/mixed_tables.py", ("--out", tmp_path)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    printed = _run(*launcher, script, "train", *out, "--steps", 40) + _run(script, "resume", *out)
+    ranks, first, last = zip(*re.findall(r"on (\d) ranks: loss (\d\.\d+) to (\d\.\d+)", printed), strict=True)
+    assert ranks == ("2", "1"), printed
+    assert float(last[0]) < 0.9 * float(first[0]) and float(first[1]) < 0.9 * float(first[0]), printed
+    quantized, package = map(float, re.findall(r"differ by (\S+)", _run(script, "package", *out)))
+    assert quantized < 0.01 and package < 1e-5
