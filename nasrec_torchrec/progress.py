@@ -1,18 +1,36 @@
 """What programs show on a terminal: progress bars, and texts from data in a form that a terminal cannot obey."""
 
-import sys
-
 from tqdm import tqdm
 
-
-def update_interval() -> float:
-    """Returns the seconds between two updates of a progress bar, which are longer if it is written to a log file."""
-    return 0.5 if sys.stderr.isatty() else 10.0
+# Seconds between two updates of a bar.
+_INTERVAL = 0.5
 
 
-def progress_bar(total: int, what: str, unit: str, scale: bool = False) -> tqdm:
-    """Returns a bar with rate and remaining time; ``scale`` shows thousands as k and millions as M."""
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=scale, mininterval=update_interval(), disable=not total)
+def progress_bar(
+    total: int, what: str, unit: str, scale: bool = False, initial: int = 0, shown: bool = True, leave: bool = True
+) -> tqdm:
+    """Returns a bar with rate and remaining time, which is shown on a terminal alone: a log would repeat it.
+
+    Args:
+        total: number of units of the whole work; without any there is nothing to show.
+        what: title of the bar.
+        unit: what is counted.
+        scale: whether to show thousands as k and millions as M.
+        initial: number of units that were done before.
+        shown: whether there is a bar at all, which one rank of several shows.
+        leave: whether the bar stays when the work is done.
+    """
+    hidden = None if total and shown else True  # None: hidden unless standard error is a terminal
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        unit_scale=scale,
+        initial=initial,
+        leave=leave,
+        mininterval=_INTERVAL,
+        disable=hidden,
+    )
 
 
 def printable(text: str) -> str:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from iopath.common.file_io import get_cache_dir
-from tqdm import tqdm
 
-from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.paths import fetched, is_remote, remote
 
 _T = TypeVar("_T")
@@ -156,7 +155,12 @@ def local_copies(files: Sequence[Path]) -> list[Path]:
     """Returns the same for several files, with a progress bar for remote ones."""
     if not any(map(is_remote, files)):
         return list(files)
-    return [local_copy(file) for file in tqdm(files, "fetch", unit="file", mininterval=update_interval())]
+    found = []
+    with progress_bar(len(files), "fetch", "file") as bar:
+        for file in files:
+            found.append(local_copy(file))
+            bar.update()
+    return found
 
 
 def require_local(path: Path, use: str) -> None:

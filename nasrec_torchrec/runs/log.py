@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from nasrec_torchrec.finite import json_text
-from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.files import remove, upload, write_text
 from nasrec_torchrec.runs.names import LOG, TENSORBOARD
 from nasrec_torchrec.runs.paths import is_remote
@@ -46,14 +46,7 @@ class RunLog:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._writes = dist.get_rank() == 0
-        self._bar = tqdm(
-            total=total_steps,
-            initial=step,
-            desc=title,
-            unit="step",
-            disable=not self._writes,
-            mininterval=update_interval(),
-        )
+        self._bar = progress_bar(total_steps, title, "step", initial=step, shown=self._writes)
         self._title, self._start = title, time.monotonic()
         if self._writes:
             self._remote = run_dir if is_remote(run_dir) else None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch.distributed as dist
-from tqdm import tqdm
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.checksums import sha256
@@ -17,7 +16,7 @@ from nasrec_torchrec.datasets.prepared import MANIFEST, open_split
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.stored import read_description
 from nasrec_torchrec.models.supernet import SuperNet
-from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import require_local
 from nasrec_torchrec.runs.fingerprint import code_of
@@ -137,7 +136,7 @@ def search_supernet(
             request.listening(),
             evaluator,
             candidates.worker() as worker,
-            tqdm(total=evolution.evaluations, desc="search", unit="candidate", mininterval=update_interval()) as bar,
+            progress_bar(evolution.evaluations, "search", "candidate") as bar,
         ):
             # Measured on this rank alone; the evaluator ends the others with the same error.
             require_reachable(model.search_space, limits, evaluator.cost, evaluator.latency)

@@ -7,12 +7,11 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.modules.sparse_arch import SparseArch
-from nasrec_torchrec.progress import update_interval
+from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.search.config import EvaluationConfig
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -122,9 +121,7 @@ class RowCache:
         ends = torch.tensor(list(accumulate(rows_of_group for _, _, rows_of_group in files.groups)))
         per_group = torch.searchsorted(rows, ends).diff(prepend=torch.tensor([0]))
         start = 0
-        with tqdm(
-            total=len(rows), desc="look-up", unit="row", unit_scale=True, mininterval=update_interval(), leave=False
-        ) as bar:
+        with progress_bar(len(rows), "look-up", "row", scale=True, leave=False) as bar:
             for group, wanted in enumerate(per_group.tolist()):
                 if not wanted:
                     continue
