@@ -162,7 +162,7 @@ def test_damaged_rows_are_not_raced_on(data: Path, tmp_path: Path, trees: bool):
 
 
 def test_the_winner_can_be_trained_once_more_with_the_validation_rows(data: Path, tmp_path: Path):
-    config = RaceConfig(trials=3, epochs=3, final_seeds=1, features=False, trees=False, quiet=True, final_fit=True)
+    config = RaceConfig(trials=2, epochs=2, final_seeds=1, features=False, trees=False, quiet=True, final_fit=True)
     results = auto(data, tmp_path / "out", config)
     assert results is not None
     winner, final = results["trials"][results["winner"]], results["measured"]["final_fit"]

@@ -4,8 +4,7 @@ import fcntl
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ import torch.distributed as dist
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.crosses import add_crosses
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
-from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.runs import names
@@ -39,6 +37,7 @@ from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank
 from nasrec_torchrec.search.race.finish import compared, finish, predict, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation, winner
+from nasrec_torchrec.search.race.ranks import follow, ranks, tell
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
 from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, fit_finally, train_trial
 from nasrec_torchrec.search.race.tree import read_tree, train_tree, trees_are_installed
@@ -99,9 +98,9 @@ def auto(
     config = config or RaceConfig()
     require_local(out, "out: expected a folder on this machine, since trials are many small files")
     drop = partial(clear, out, "race") if resume == "never" else None
-    with _ranks() as device, writing(out, "race", workers=True, drop=drop):
+    with ranks() as device, writing(out, "race", workers=True, drop=drop):
         if dist.get_rank() != 0:
-            _follow(device)
+            follow(device)
             return None
         why: str | None = None
         try:
@@ -113,17 +112,7 @@ def auto(
             why = str(error)
             raise
         finally:
-            _tell(why)
-
-
-@contextmanager
-def _ranks() -> Iterator[torch.device]:
-    """The process group that there is, or that the launcher describes."""
-    if not dist.is_initialized():
-        with process_group() as device:
-            yield device
-        return
-    yield torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+            tell(why)
 
 
 class _Race:
@@ -380,7 +369,7 @@ class _Race:
         """A trial up to its next rung."""
         self.book.begin(entry.number, until)
         folder = self._folder(entry.number)
-        _tell((entry.trial, until, self.data, folder, False))
+        tell((entry.trial, until, self.data, folder, False))
         out_of_time = False
 
         def report(epoch: int, loss: float, auc: float, seconds: float) -> bool:
@@ -476,31 +465,6 @@ class _Race:
             return None
         folder = self.out / names.RACE_TRIALS / names.RACE_FINAL
         self._say(f"trial {best.number} is trained once more, with the validation rows too")
-        _tell((best.trial, best.best_epoch, self.data, folder, True))
+        tell((best.trial, best.best_epoch, self.data, folder, True))
         fit_finally(best.trial, best.best_epoch, self.data, folder, self.device)
         return folder
-
-
-def _tell(message: Any) -> None:
-    """Gives the other ranks their next task; None ends them, and a text with that error."""
-    if dist.get_world_size() > 1:
-        dist.broadcast_object_list([message], 0)
-
-
-def _follow(device: torch.device) -> None:
-    """The other ranks train what the leader says."""
-    while True:
-        message: list[Any] = [None]
-        dist.broadcast_object_list(message, 0)
-        if message[0] is None:
-            return
-        if isinstance(message[0], str):
-            raise ValueError(message[0])
-        trial, until, data, folder, finally_fit = message[0]
-        try:
-            if finally_fit:
-                fit_finally(trial, until, data, folder, device)
-            else:
-                train_trial(trial, until, data, folder, device, None)
-        except (DivergedError, UnbuildableError) as error:
-            print(f"{folder}: {error}", file=sys.stderr)
