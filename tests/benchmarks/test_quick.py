@@ -40,6 +40,20 @@ def test_quality(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_pool(tmp_path: Path):
+    data, pool = prepare_pairs(tmp_path / "data", 1500), tmp_path / "pool.json"
+    flags = "--data", str(data), "--out", str(tmp_path / "out"), "--pool", str(pool)
+    _run("pool", *flags)
+    found = json.loads(pool.read_text())
+    sources = {model["source"] for model in found["models"]}
+    assert sources == {"random", "searched", "mutation", "modern", "baseline"}
+    assert all(model["runs"]["0"]["test"]["log_loss"] > 0 for model in found["models"])
+    assert all(len(ranks) == 12 for supernet in found["supernets"] for ranks in supernet["ranks"].values())
+    # What was trained is not trained again.
+    assert _run("pool", *flags) == "" and json.loads(pool.read_text()) == found
+
+
+@pytest.mark.slow
 def test_throughput(tmp_path: Path):
     printed = _run("throughput", "--out", str(tmp_path / "raw.json"))
     (measured,) = json.loads((tmp_path / "raw.json").read_text())
