@@ -63,7 +63,7 @@ def test_everything_end_to_end_on_two_ranks_through_torchx(tmp_path: Path):
         _run([*scheduler, f"components/nasrec.py:{name}", *named, *ranks, *more])
 
     space = ["--num_blocks", "2", "--dense_widths", "[16,32]", "--sparse_widths", "[4,8]"]
-    fast = ["--batch_size", "40", "--learning_rate", "0.05"]
+    fast = ["--batch_size", "40", "--learning_rate", "0.05", "--epochs", "1"]
     launch("train_supernet", *space, *fast, "--full_path_steps", "5", data=data, out=tmp_path / "supernet")
     search = ["--population", "4", "--generations", "2", "--children", "2", "--tournament", "2", "--top_k", "2"]
     finetuning = ["--finetune_steps", "5", "--finetune_batch_size", "20"]
@@ -120,7 +120,6 @@ def test_any_table_is_prepared_and_described(tmp_path: Path):
     done = _app("prepare_data table", *flags, "--out", tmp_path / "data")
     report = json.loads(done.stdout)
     assert report["rejected"] == 1 and sum(split["rows"] for split in report["splits"].values()) == 299
-    assert "row/s" in done.stderr, "progress with a rate"
     text = _app("prepare_data describe", tmp_path / "data").stdout
     assert "shop 0" in text and (tmp_path / "data" / "statistics.png").exists()
 
