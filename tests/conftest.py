@@ -1,7 +1,9 @@
 import multiprocessing
+import os
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 import torch.distributed as dist
 from hypothesis import HealthCheck, settings
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
@@ -17,6 +19,13 @@ settings.load_profile("default")
 multiprocessing.set_forkserver_preload(
     [f"nasrec_torchrec.{name}" for name in ("cli.main", "training.trainer", "search.workers", "inference.exporting")]
 )
+
+# The code around a package's kernels is compiled without optimisation and line numbers, in half of the compiler's time;
+# the kernels themselves are compiled as for a service.
+for _option, _value in {"compile_wrapper_opt_level": "O0", "enable_line_tables": 0, "enable_frame_pointer": 0}.items():
+    if hasattr(inductor.aot_inductor, _option):  # not in every version of torch
+        setattr(inductor.aot_inductor, _option, _value)
+        os.environ.setdefault(f"AOT_INDUCTOR_{_option.upper()}", str(_value))  # for other processes
 
 
 @pytest.fixture(autouse=True)

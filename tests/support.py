@@ -265,6 +265,7 @@ def run_program(*words: object) -> Done:
                 runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
             else:
                 patch.setattr(sys, "argv", [program, *rest])
+                patch.syspath_prepend(str(Path(program).resolve().parent))
                 runpy.run_path(program, run_name="__main__")
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -2,12 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import make_movielens, prepare_pairs
+from support import make_movielens, prepare_pairs, run_process
 
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.run import auto
@@ -16,8 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _run(script: str, *flags: str) -> str:
-    command = [sys.executable, f"benchmarks/{script}.py", *flags, "--quick", "true"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    result = run_process(f"benchmarks/{script}.py", *flags, "--quick", "true", folder=ROOT, environment={})
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
@@ -159,8 +156,8 @@ def test_research_code(tmp_path: Path):
     printed = _run("research_code", "--checkout", str(tmp_path))
     for name in ("Criteo Full, training step", "Criteo Small, scoring", "NASRec-Full, sampled supernet step"):
         assert printed.count(f"\n{name} ") == 1, printed
-    command = [sys.executable, "benchmarks/research_code.py", "--checkout", str(tmp_path / "nasrec")]
-    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    command = "benchmarks/research_code.py", "--checkout", str(tmp_path / "nasrec")
+    refused = run_process(*command, folder=ROOT, environment={})
     assert refused.returncode == 2 and "expected a clone of facebookresearch/NasRec" in refused.stderr
 
 

@@ -1,7 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from iopath.common.file_io import file_lock
 from support import SMALL_SPACE, make_schema
 
 from nasrec_torchrec import NASRecNet
@@ -20,9 +22,44 @@ def build(schema: Schema, seed: int = 0, use_layernorm: bool = False) -> NASRecN
 
 
 @pytest.fixture(scope="session")
-def package(tmp_path_factory) -> tuple[Path, NASRecNet, Schema]:
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages that all workers of pytest-xdist share; use :func:`exported` to have one there."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "packages"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def exported(packages: Path, name: str, model: NASRecNet, schema: Schema, config: ExportConfig | None = None) -> Path:
+    """Returns the package of a name, compiled by the first test that needs it. It must not be changed: copy it."""
+    place = packages / name / "package"
+    with file_lock(str(packages / name)):
+        if not (place / "model.json").exists():
+            place.mkdir(parents=True, exist_ok=True)  # an empty folder is a place for a package
+            export(model, schema, place, config)
+    return place
+
+
+@pytest.fixture(scope="session")
+def package(packages: Path) -> tuple[Path, NASRecNet, Schema]:
     """A package with quantized tables, the model that it was made of, and its schema."""
     schema = make_schema()
-    model, folder = build(schema), tmp_path_factory.mktemp("package") / "int8"
-    export(model, schema, folder, ExportConfig(tables="int8", table_precisions={"t_f1": "fp32"}))
-    return folder, model, schema
+    model = build(schema)
+    config = ExportConfig(tables="int8", table_precisions={"t_f1": "fp32"})
+    return exported(packages, "int8", model, schema, config), model, schema
+
+
+@pytest.fixture(scope="session")
+def plain(packages: Path) -> Path:
+    """A package of another model with the same schema; it needs PyTorch alone, and is in the repository of a Triton."""
+    schema = make_schema()
+    config = ExportConfig(triton=str(packages / "triton"))
+    return exported(packages, "plain", build(schema, 7), schema, config)
+
+
+@pytest.fixture(scope="session")
+def product(packages: Path) -> tuple[Path, NASRecNet, Schema]:
+    """A package with a product over one input, which Inductor compiles for a few rows only; its model and schema."""
+    schema = make_schema(num_dense=1)
+    model = build(schema, 2)
+    return exported(packages, "product", model, schema), model, schema

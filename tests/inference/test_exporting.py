@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -77,14 +78,18 @@ def test_the_package_equals_the_model_in_a_process_with_pytorch_alone(tmp_path: 
     [
         (make_schema(weighted=True), ExportConfig(tables="int4"), 0.5),
         (make_schema(num_dense=0), ExportConfig(tables="fp16", dense="bf16"), 0.05),
-        # A product over one input, which Inductor compiles for a few rows only.
-        (make_schema(num_dense=1), ExportConfig(), 1e-5),
     ],
 )
 def test_other_forms_in_a_process_without_this_package(tmp_path: Path, schema, config, tolerance):
     model = build(schema, 2)
     export(model, schema, tmp_path / "package", config)
     _score_alone(tmp_path, tmp_path / "package", model, schema, ("nasrec_torchrec", "torchrec"), tolerance)
+
+
+@pytest.mark.slow
+def test_a_product_over_one_input_in_a_process_without_this_package(tmp_path: Path, product):
+    package, model, schema = product
+    _score_alone(tmp_path, package, model, schema, ("nasrec_torchrec", "torchrec"), 1e-5)
 
 
 def _baseline(kind: str, num_dense: int = 3) -> tuple[ClickModel, Schema]:
@@ -184,10 +189,9 @@ def test_a_folder_that_is_no_package_is_refused_before_anything_is_compiled(tmp_
 
 
 @pytest.mark.slow
-def test_an_earlier_package_is_replaced_and_what_is_not_ours_stays(tmp_path: Path):
-    schema, place = make_schema(num_dense=1), tmp_path / "package"
-    place.mkdir()
-    first = export(build(schema, 2), schema, place)
+def test_an_earlier_package_is_replaced_and_what_is_not_ours_stays(tmp_path: Path, product):
+    schema, place = product[2], tmp_path / "package"
+    first = Predictor(shutil.copytree(product[0], place))
     (place / "notes.txt").write_text("mine")
     # What a killed export leaves.
     left = tmp_path / ".package.export.nasrec-tmp" / "package"

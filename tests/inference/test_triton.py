@@ -12,23 +12,13 @@ import numpy as np
 import pytest
 import torch
 from inference.clients import CLIENTS, needs_clients
-from inference.conftest import build
 from torch._inductor.package import load_package
 
 from nasrec_torchrec.inference.config import ExportConfig
-from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.inference.predictor import Predictor
 from nasrec_torchrec.inference.triton import publish
 
 pytestmark = pytest.mark.slow  # for the package is compiled first
-
-
-@pytest.fixture(scope="module")
-def plain(package, tmp_path_factory) -> Path:
-    """A package that needs PyTorch alone."""
-    folder = tmp_path_factory.mktemp("plain") / "fp32"
-    export(build(package[2]), package[2], folder, ExportConfig(triton=str(folder.parent / "models")))
-    return folder
 
 
 def golden(folder: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -39,8 +29,8 @@ def golden(folder: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     }, torch.tensor(content["logits"])
 
 
-def test_the_compiled_model_is_the_next_version_of_a_model(plain, tmp_path):
-    repository = Path(shutil.copytree(plain.parent / "models", tmp_path / "models"))
+def test_the_compiled_model_is_the_next_version_of_a_model(plain, packages, tmp_path):
+    repository = Path(shutil.copytree(packages / "triton", tmp_path / "models"))
     # The first is there since the export.
     assert publish(plain, repository) == repository / "nasrec" / "2"
     found = sorted(file.relative_to(repository).as_posix() for file in repository.rglob("*") if file.is_file())
