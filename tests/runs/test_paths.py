@@ -199,7 +199,7 @@ def test_every_file_of_all_jobs_lies_in_a_bucket(s3: dict[str, str], tmp_path: P
         os.kill(int(pid), signal.SIGKILL)
     process.communicate()
     assert "training loss" in _run(s3, "status", str(run))
-    process = _start_ranks(s3, "train", *train)
+    process = _start_ranks(s3, "train", *train, "--json")
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
     kept = json.loads(output)["runs"][0]
