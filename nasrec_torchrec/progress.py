@@ -1,4 +1,4 @@
-"""What programs show on a terminal: progress bars, and texts from data in a form that a terminal cannot obey."""
+"""Progress bars."""
 
 from tqdm import tqdm
 
@@ -31,16 +31,3 @@ def progress_bar(
         mininterval=_INTERVAL,
         disable=hidden,
     )
-
-
-def printable(text: str) -> str:
-    r"""Returns a text from a file or a command line as a single line without control characters.
-
-    A terminal obeys control characters: they color, move and erase what it shows.
-
-    Example:
-        >>> printable("a\tb \x1b[31mred")
-        'a b \\x1b[31mred'
-    """
-    line = " ".join(text.split())
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)

@@ -1,6 +1,5 @@
 """Makes flags from a function: from its parameters, and from the fields of those that are dataclasses."""
 
-import difflib
 import functools
 import inspect
 import json
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from docstring_parser import parse as parse_docstring
+
+from nasrec_torchrec.messages import nearest
 
 _NO_DEFAULT = inspect.Parameter.empty
 _NAMES = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", Path: "PATH", dict: "JSON"}
@@ -141,7 +142,7 @@ def normalized(words: Iterable[str], flags: Sequence[Flag], extra: Sequence[str]
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if name not in known and name not in extra:
-            raise ValueError(f"--{word[2:].partition('=')[0]}: no such flag{nearest(name, [*known, *extra], '--')}")
+            raise ValueError(f"--{word[2:].partition('=')[0]}: no such flag{nearest(name, [*known, *extra], '--{}')}")
         following = given[number + 1] if number + 1 < len(given) else "--"
         if name in known and known[name].kind is bool and not equals and following.lower() not in ("true", "false"):
             equals, value = "=", "true"
@@ -149,12 +150,6 @@ def normalized(words: Iterable[str], flags: Sequence[Flag], extra: Sequence[str]
             value = _listed(value, known[name])
         found.append(f"--{name}{equals}{value}")
     return found
-
-
-def nearest(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """Returns the end of an error message: "; did you mean X?", or nothing if no name is close."""
-    close = difflib.get_close_matches(name, list(names), 1, 0.6)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _fields_of(kind: type, titles: Mapping[str, str], title: str) -> list[Flag]:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 from nasrec_torchrec import __version__
-from nasrec_torchrec.cli.flags import nearest
 from nasrec_torchrec.cli.program import Program, fail
+from nasrec_torchrec.messages import nearest
 
 # Each is a module beside this one, which is imported when the job is chosen.
 JOBS = {

@@ -19,9 +19,9 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentParser
 
 from nasrec_torchrec import __version__
-from nasrec_torchrec.cli.flags import Flag, dataclasses_of, flags_of, nearest, normalized, summary_of
+from nasrec_torchrec.cli.flags import Flag, dataclasses_of, flags_of, normalized, summary_of
 from nasrec_torchrec.finite import json_text
-from nasrec_torchrec.progress import printable
+from nasrec_torchrec.messages import nearest, printable
 from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.stopping import LostRankError
 

@@ -13,7 +13,7 @@ from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, Text
 from nasrec_torchrec.datasets.profile import Column
 from nasrec_torchrec.datasets.proposal import Choice, Proposal, accepted
 from nasrec_torchrec.datasets.schema import DenseFeature, SparseFeature
-from nasrec_torchrec.progress import printable
+from nasrec_torchrec.messages import printable
 
 _WIDE = 34
 

@@ -1,8 +1,7 @@
 """The names of known architectures."""
 
-from difflib import get_close_matches
-
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.messages import nearest
 from nasrec_torchrec.models.published import PUBLISHED
 from nasrec_torchrec.models.reference import REFERENCE
 
@@ -42,6 +41,5 @@ def architecture_named(
             "pass Architecture.from_json(text)"
         )
     names = [*PUBLISHED, *REFERENCE]
-    close = get_close_matches(architecture, names, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = nearest(architecture, names, "'{}'")
     raise ValueError(f"architecture: expected one of {', '.join(names)}, found {architecture!r}{hint}")

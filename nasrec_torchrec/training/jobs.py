@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.messages import nearest
 from nasrec_torchrec.models.config import BASELINES, Baseline
 from nasrec_torchrec.search_space import NASREC_FULL, SearchSpace
 from nasrec_torchrec.training.config import RecipeName, TrainConfig, TrainFlags
@@ -211,8 +212,6 @@ def _interactions(
     architecture: Architecture | Path | str | None, baseline: Baseline
 ) -> "list[Architecture | Baseline | Unreadable]":
     """Returns the models that a name, a file or a folder of files stands for."""
-    from difflib import get_close_matches
-
     from nasrec_torchrec.models.published import PUBLISHED
     from nasrec_torchrec.runs.paths import to_path
 
@@ -224,11 +223,10 @@ def _interactions(
         return [PUBLISHED[str(architecture)]]
     path = to_path(architecture)
     if not path.exists():
-        close = get_close_matches(str(architecture), [*PUBLISHED, *BASELINES], 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        known = [*PUBLISHED, *BASELINES]
         raise ValueError(
             f"architecture: {architecture}: cannot be read: it is neither a file or a folder, nor one of "
-            f"{', '.join([*PUBLISHED, *BASELINES])}{hint}"
+            f"{', '.join(known)}{nearest(str(architecture), known)}"
         )
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
