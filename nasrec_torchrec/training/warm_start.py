@@ -106,6 +106,8 @@ class WarmStart:
         for key in ("ids", "values", "cross"):
             if getattr(mine, key) != getattr(theirs, key):
                 return f"{key} was {getattr(theirs, key)} and is {getattr(mine, key)}"
+        if mine.edges != theirs.edges:
+            return "its buckets have other edges"
         if changed := [parent for parent in mine.cross if parent in renumbered]:
             return f"it crosses {', '.join(changed)}, whose ids have changed"
         if mine.ids in ("modulo", "hex", "hash") and mine.num_embeddings != theirs.num_embeddings:

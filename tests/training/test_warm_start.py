@@ -10,10 +10,11 @@ import pytest
 import torch
 from support import SMALL_SPACE, run_program
 
+from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, read_dictionary
-from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.training.warm_start import WarmStart
@@ -27,7 +28,9 @@ SPARSE = (
 )
 
 
-def _day(folder: Path, first: int, shops: int, pages: int, more: tuple[SparseFeature, ...] = ()) -> Path:
+def _day(
+    folder: Path, first: int, shops: int, pages: int, more: tuple[SparseFeature, ...] = (), dense: tuple[str, ...] = ()
+) -> Path:
     """A prepared day: users from ``first`` on, the last ones the most frequent, who click on every other shop."""
     rng = np.random.default_rng(first)
     files = []
@@ -39,6 +42,7 @@ def _day(folder: Path, first: int, shops: int, pages: int, more: tuple[SparseFea
         clicked = rng.random(count) < np.where((user + shop) % 2, 0.95, 0.05)
         columns = {"clicked": clicked.astype(int), "user": user, "shop": shop, "page": rng.integers(0, 90, count)}
         columns |= {"hour": rng.integers(0, 24, count)}
+        columns |= {"since": columns["hour"] + 100 * first}
         files.append(str(raw / f"{name}.parquet"))
         pq.write_table(pa.table(columns), files[-1])
     sparse = (
@@ -47,7 +51,7 @@ def _day(folder: Path, first: int, shops: int, pages: int, more: tuple[SparseFea
         replace(SPARSE[2], num_embeddings=pages),
         *SPARSE[3:],
     )
-    schema = Schema("clicked", (), (*more, *sparse), 8)
+    schema = Schema("clicked", tuple(map(DenseFeature, dense)), (*more, *sparse), 8)
     prepare(RawData(tuple(files), schema, split=SplitConfig("given")), folder)
     return folder
 
@@ -107,6 +111,20 @@ def test_a_new_feature_changes_nothing_until_it_is_learnt(days: tuple[Path, Path
     dense = torch.empty(6, 0)
     assert lines[-1].startswith("dense part: ") and "new: " not in lines[-1], lines
     torch.testing.assert_close(model.interaction_arch(dense, with_hour), earlier.interaction_arch(dense, embedded))
+
+
+def test_buckets_with_other_edges_begin_from_scratch(tmp_path: Path):
+    """The same id stands for another range of numbers."""
+    buckets = buckets_of("hour"), buckets_of("since")
+    first, second = (_day(tmp_path / str(day), day, 8, 50, buckets, ("hour", "since")) for day in (0, 4))
+    words = ["--data", first, "--out", tmp_path / "run", "--architecture", "mlp", "--epochs", 1, "--batch_size", 100]
+    done = run_program("nasrec", "train", *words, "--learning_rate", 0.1)
+    assert done.returncode == 0, done.stderr
+    theirs, _ = load_model(tmp_path / "run")
+    description = replace(theirs, schema=load_schema(second))
+    lines = WarmStart(tmp_path / "run", second, first).copy_into(description.build(), description)
+    assert "table t_hour_buckets: 66 of 66 rows copied, 0 new" in lines
+    assert "table t_since_buckets: new, because its buckets have other edges" in lines
 
 
 def test_the_command_begins_where_yesterday_ended_and_remembers_it(days: tuple[Path, Path, Path, Path], tmp_path: Path):
