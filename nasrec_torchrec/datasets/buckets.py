@@ -7,6 +7,7 @@ prepared as 0, it shares the bucket of 0.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow as pa
 from nasrec_torchrec.datasets.schema import SparseFeature
 
 # Values that are looked at; more of them move no edge by much.
-MOST_VALUES = 2_000_000
+_MOST_VALUES = 2_000_000
 
 
 def buckets_of(feature: str) -> SparseFeature:
@@ -22,13 +23,19 @@ def buckets_of(feature: str) -> SparseFeature:
     return SparseFeature(f"{feature}_buckets", ids="buckets", cross=(feature,))
 
 
-def edges_of(numbers: np.ndarray, most: int) -> tuple[float, ...]:
-    """Returns increasing edges between buckets, which are numbers of the training rows.
+def edged(feature: SparseFeature, numbers: np.ndarray) -> SparseFeature:
+    """Returns a feature with increasing edges between its buckets, which are numbers of the training rows.
 
     Args:
-        numbers: prepared numbers ``(N,)`` of the training rows, or a sample of them.
-        most: largest number of edges.
+        feature: a dense feature in buckets.
+        numbers: prepared numbers ``(N,)`` of the training rows.
     """
+    assert feature.num_embeddings is not None
+    sample = numbers[:: max(1, -(-len(numbers) // _MOST_VALUES))]
+    return replace(feature, edges=_edges(sample, feature.num_embeddings - 2))
+
+
+def _edges(numbers: np.ndarray, most: int) -> tuple[float, ...]:
     if not len(numbers):
         return ()
     found, counts = np.unique(numbers.astype(np.float32), return_counts=True)

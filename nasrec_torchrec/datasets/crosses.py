@@ -95,7 +95,8 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
         if sharing[0] not in crosses or sharing[0].ids == "hash":
             continue
         if sharing[0].ids == "buckets":
-            edged = replace(sharing[0], edges=_edges(train, sharing[0]))
+            columns = [pq.read_table(file, columns=list(sharing[0].cross)).column(0).to_numpy() for file in train]
+            edged = buckets.edged(sharing[0], np.concatenate(columns))
             whole = replace(whole, sparse=tuple(edged if f == sharing[0] else f for f in whole.sparse))
             continue
         if sharing[0].ids == "dictionary":
@@ -158,14 +159,6 @@ def _count(files: Sequence[Path], crosses: Sequence[SparseFeature]) -> pa.Array:
     words = count_words(values, crosses, rows)
     largest = crosses[0].num_embeddings
     return words if largest is None else words[: largest - FIRST_WORD]
-
-
-def _edges(files: Sequence[Path], feature: SparseFeature) -> tuple[float, ...]:
-    """Returns the edges of a dense feature's buckets."""
-    assert feature.num_embeddings is not None
-    apart = -(-sum(pq.read_metadata(file).num_rows for file in files) // buckets.MOST_VALUES)
-    columns = [pq.read_table(file, columns=list(feature.cross)).column(0).to_numpy() for file in files]
-    return buckets.edges_of(np.concatenate(columns)[:: max(1, apart)], feature.num_embeddings - 2)
 
 
 def _labelled(files: Sequence[Path], cross: SparseFeature, label: str, number: int) -> tuple[pa.Array, np.ndarray]:

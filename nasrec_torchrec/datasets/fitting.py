@@ -63,7 +63,7 @@ def fit(job: Job, work: Path, parts: Sequence[Record]) -> Fitted:
             bar.update()
         by_name = {feature.name: feature for feature in dense}
         edged = {
-            feature.name: replace(feature, edges=_edges(work, feature, by_name[feature.cross[0]], train))
+            feature.name: buckets.edged(feature, _prepared(work, by_name[feature.cross[0]], train))
             for feature in schema.sparse
             if feature.ids == "buckets"
         }
@@ -161,16 +161,11 @@ def _scaled(work: Path, feature: DenseFeature, train: Sequence[np.ndarray]) -> D
     return replace(feature, mean=mean, deviation=deviation)
 
 
-def _edges(work: Path, feature: SparseFeature, dense: DenseFeature, train: Sequence[np.ndarray]) -> tuple[float, ...]:
-    """Returns the edges of a dense feature's buckets."""
-    assert feature.num_embeddings is not None
-    apart = max(1, -(-sum(int(rows.sum()) for rows in train) // buckets.MOST_VALUES))
-    parts = [read_part(work, number, [dense.name]).column(0).to_numpy()[rows] for number, rows in enumerate(train)]
-    numbers = np.concatenate(parts)[::apart]
-    if dense.transform == "standardize":
-        numbers = transform.standardized(dense, numbers)
-    numbers = transform.filled(numbers)
-    return buckets.edges_of(numbers[np.isfinite(numbers)], feature.num_embeddings - 2)
+def _prepared(work: Path, feature: DenseFeature, train: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the prepared numbers of the training rows."""
+    parts = [read_part(work, number, [feature.name]).column(0).to_numpy()[rows] for number, rows in enumerate(train)]
+    numbers = np.concatenate(parts)
+    return transform.filled(transform.standardized(feature, numbers) if feature.transform == "standardize" else numbers)
 
 
 def _say_what_is_odd(labels: np.ndarray, assigned: np.ndarray, times: np.ndarray | None) -> None:
