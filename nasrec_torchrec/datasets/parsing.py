@@ -59,13 +59,8 @@ def _finished(work: Path, number: int) -> Record | None:
 def _parse_piece(
     job: Job, work: Path, number: int, piece: Piece, source: Source, index: int, names: Sequence[str]
 ) -> Record:
-    rows = job.reading.rows(piece, source, names)
-    try:
-        parsed, bad = job.parse(rows.table)
-    except ValueError as error:
-        raise ValueError(f"{rows.where}: {error}") from None
-    rejects = rows.rejects | {int(rows.lines[row]): reason for row, reason in bad.items()}
-    parsed = parsed.append_column(LINE, pa.array(np.delete(rows.lines, list(bad)).astype(np.int64)))
+    parsed, kept, rejects = job.parse_rows(job.reading.rows(piece, source, names))
+    parsed = parsed.append_column(LINE, pa.array(kept))
     if job.split.split == "column":
         parsed, unknown = _named_splits(parsed)
         rejects |= {line: f"column '{job.split.split_column}': {reason}" for line, reason in unknown.items()}

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from nasrec_torchrec.datasets import sources, splits, transform
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.contents import Content
 from nasrec_torchrec.datasets.names import INTERNAL
-from nasrec_torchrec.datasets.pieces import Reading
+from nasrec_torchrec.datasets.pieces import Reading, Rows
 from nasrec_torchrec.datasets.prepared import MANIFEST_FORMAT
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import Source
@@ -112,6 +113,22 @@ class Job:
         if self.raw.derivation:
             table = self.raw.derivation.add(table)
         return transform.parse(table, self.schema, self.extra)
+
+    def parse_rows(self, rows: Rows) -> tuple[pa.Table, np.ndarray, dict[int, str]]:
+        """Reads the rows of a piece.
+
+        Returns:
+            tuple: The rows that could be read, the line ``(N,)`` of each, and the reason for each line that is none.
+
+        Raises:
+            ValueError: If the type of a column can never fit. The message names the piece and the column.
+        """
+        try:
+            parsed, bad = self.parse(rows.table)
+        except ValueError as error:
+            raise ValueError(f"{rows.where}: {error}") from None
+        rejects = rows.rejects | {int(rows.lines[row]): reason for row, reason in bad.items()}
+        return parsed, np.delete(rows.lines, list(bad)).astype(np.int64), rejects
 
     def identity(self, contents: Sequence[Content]) -> str:
         """Returns a text that is equal for two preparations with the same result."""

@@ -38,11 +38,7 @@ def _try(job: Job, source: Source) -> None:
     labels: Counter[str] = Counter()
     for piece in _places(job, source, names, start):
         found = job.reading.rows(piece, source, names)
-        try:
-            _, bad = job.parse(found.table)
-        except ValueError as error:
-            raise ValueError(f"{found.where}: {error}") from None
-        reasons = found.rejects | {int(found.lines[row]): reason for row, reason in bad.items()}
+        _, _, reasons = job.parse_rows(found)
         rows, rejected = rows + found.table.num_rows + len(found.rejects), rejected + len(reasons)
         if not first and reasons:
             line = min(reasons)
