@@ -175,10 +175,7 @@ class Pool:
 
     def random(self) -> None:
         """Draws random architectures and trains them."""
-        samples = self._samples(_FULL, torch.Generator().manual_seed(0))
-        for number, found in enumerate(islice(samples, self.plan.random)):
-            self._model(f"random-{number:02d}", "random", (found, {}), _FULL)
-        self._train_all("random", self.plan.seeds[:1])
+        self._draw("random", self.plan.random, _FULL)
 
     def baselines(self) -> None:
         """Trains every kind of baseline in two sizes, and the better one with further seeds."""
@@ -245,10 +242,13 @@ class Pool:
 
     def modern(self) -> None:
         """Draws random architectures of NASREC_2026 within the same limit, and trains them."""
-        samples = self._samples(_MODERN, torch.Generator().manual_seed(0))
-        for number, found in enumerate(islice(samples, self.plan.modern)):
-            self._model(f"modern-{number:02d}", "modern", (found, {}), _MODERN)
-        self._train_all("modern", self.plan.seeds[:1])
+        self._draw("modern", self.plan.modern, _MODERN)
+
+    def _draw(self, source: str, count: int, space: str) -> None:
+        samples = self._samples(space, torch.Generator().manual_seed(0))
+        for number, found in enumerate(islice(samples, count)):
+            self._model(f"{source}-{number:02d}", source, (found, {}), space)
+        self._train_all(source, self.plan.seeds[:1])
 
     def seeds(self) -> None:
         """Repeats all architectures of NASRec's operators with further seeds, then the best three of both spaces."""

@@ -30,7 +30,7 @@ from nasrec_torchrec.search.cost_values import Cost, Latency
 from nasrec_torchrec.search.limits import require_reachable
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
-from nasrec_torchrec.search.race.chance import accepted_sets, eligible, judgements
+from nasrec_torchrec.search.race.chance import accepted_sets, eligible
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
 from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank_features
@@ -296,7 +296,7 @@ class _Race:
             return False
         # Again only after some of the newest were accepted, and all of them were tried.
         newest = {feature.name for feature in proposed(self.rankings[-1]) if feature.ids == "history"}
-        accepted = accepted_sets(judgements(situation.entries, self.combinations))
+        accepted = accepted_sets(situation.judgements)
         tried = any(e.status == "complete" and newest <= set(e.trial.features) for e in situation.entries)
         return tried and any(newest & names for names in accepted)
 

@@ -94,11 +94,7 @@ def train_trial(
         stop = report(epoch, loss, auc, 0.0)
     if _agreed(stop or len(done) >= until, device):
         return _trained_blocks(run_dir) if dist.get_rank() == 0 else ()
-    description = ModelDescription(data.schema(trial), trial.interaction)
-    try:
-        trainer = Trainer(description, trial.recipe.train_config(trial.seed), run_dir, device)
-    except ValueError as error:  # of this model alone: an operator that its tables do not suit, too little memory
-        raise UnbuildableError(str(error)) from None
+    trainer = _trainer(trial, data, run_dir, device)
     started = now()
 
     def pause(epochs: float, metrics: ClickMetrics | None) -> bool:
@@ -129,14 +125,18 @@ def fit_finally(trial: Trial, epochs: int, data: RaceData, run_dir: Path, device
     Raises:
         UnbuildableError: on every rank, if it cannot be trained.
     """
-    description = ModelDescription(data.schema(trial), trial.interaction)
     rows = data.open("train", trial).followed_by(data.open("validation", trial))
-    try:
-        trainer = Trainer(description, trial.recipe.train_config(trial.seed), run_dir, device)
-    except ValueError as error:
-        raise UnbuildableError(str(error)) from None
+    trainer = _trainer(trial, data, run_dir, device)
     if not _agreed(dist.get_rank() == 0 and _epochs_behind(run_dir) >= epochs, device):
         trainer.train(rows, None, lambda done, _: round(done) >= epochs)
+
+
+def _trainer(trial: Trial, data: RaceData, run_dir: Path, device: torch.device) -> Trainer:
+    description = ModelDescription(data.schema(trial), trial.interaction)
+    try:
+        return Trainer(description, trial.recipe.train_config(trial.seed), run_dir, device)
+    except ValueError as error:  # of this model alone: an operator that its tables do not suit, too little memory
+        raise UnbuildableError(str(error)) from None
 
 
 def _agreed(stop: bool, device: torch.device) -> bool:

@@ -15,7 +15,7 @@ import torch
 from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
-from nasrec_torchrec.datasets.schema import HISTORY_LEVELS, Schema
+from nasrec_torchrec.datasets.schema import HISTORY_LEVELS, Schema, SparseFeature
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.runs import names
@@ -168,20 +168,25 @@ def _columns(schema: Schema) -> tuple[list[str], list[str]]:
     """Names of the columns of :func:`_rows`, and those that are categories."""
     columns = [feature.name for feature in schema.dense]
     categories = []
-    for feature in schema.sparse:
+    for feature in _single(schema):
         if feature.ids == "history":
             columns += [f"{feature.name}_clicks", f"{feature.name}_others"]
-        elif not feature.multi_hot and feature.ids != "buckets":  # a tree divides the numbers itself
+        else:
             columns.append(feature.name)
             categories.append(feature.name)
     return columns, categories
+
+
+def _single(schema: Schema) -> list[SparseFeature]:
+    """The categorical features that a tree reads; it divides numbers itself, without buckets."""
+    return [feature for feature in schema.sparse if not feature.multi_hot and feature.ids != "buckets"]
 
 
 def _rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
     """Columns for LightGBM and labels, in the order of the rows."""
     files.verify()
     schema = files.schema
-    single = [feature for feature in schema.sparse if not feature.multi_hot and feature.ids != "buckets"]
+    single = _single(schema)
     wanted = [schema.label, *(dense.name for dense in schema.dense), *(feature.name for feature in single)]
     parts: list[np.ndarray] = []
     count = 0
