@@ -44,9 +44,10 @@ from nasrec_torchrec import Architecture, SearchSpace
 from nasrec_torchrec.cli.main import main
 from nasrec_torchrec.datasets.click_data import ClickData
 from nasrec_torchrec.datasets.config import SplitConfig
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.reader import ClickFiles
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.cost_values import Cost, Latency

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from nasrec_torchrec.datasets.schema import SparseFeature
+from nasrec_torchrec.datasets.features import SparseFeature
 
 # Values that are looked at; more of them move no edge by much.
 _MOST_VALUES = 2_000_000

@@ -10,7 +10,8 @@ from torch import Tensor
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.datasets.features import SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets import buckets, history, transform
 from nasrec_torchrec.datasets.checksums import sha256
+from nasrec_torchrec.datasets.features import FIRST_WORD, SparseFeature
 from nasrec_torchrec.datasets.fitting import count_words
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import (
@@ -35,7 +36,7 @@ from nasrec_torchrec.datasets.prepared import (
     write_rows,
 )
 from nasrec_torchrec.datasets.quality import Quality
-from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.runs.files import atomic_path, write_text
 

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nasrec_torchrec.datasets import buckets, splits, transform
+from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.pieces import Record
 from nasrec_torchrec.datasets.preparation_job import SPLIT_KEY, Job
-from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.values import is_list
 from nasrec_torchrec.datasets.work_folder import read_part
 from nasrec_torchrec.progress import progress_bar

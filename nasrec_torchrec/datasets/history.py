@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nasrec_torchrec.datasets.schema import HISTORY_LEVELS
+from nasrec_torchrec.datasets.features import HISTORY_LEVELS
 
 # Counts at which a new bucket begins.
 _EDGES = np.array([1, 2, 3, 4, 6, 10, 20, 50, 100, 300, 1000])

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets import preparation
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 _PACKAGE = "recbole==1.2.1"
 _FOLDER = "recbole/dataset_example/ml-100k"

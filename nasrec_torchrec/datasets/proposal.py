@@ -12,10 +12,11 @@ import pyarrow as pa
 from nasrec_torchrec.datasets import values
 from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.names import check_column
 from nasrec_torchrec.datasets.profile import Column, profile
 from nasrec_torchrec.datasets.sampling import Sample
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 Role = Literal["label", "dense", "sparse", "split", "left out", "leak"]
 # From this AUC on, a column alone knows the label, which only a copy or a consequence of it does.

@@ -10,9 +10,9 @@ import yaml
 from tabulate import tabulate
 
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.profile import Column
 from nasrec_torchrec.datasets.proposal import Choice, Proposal, accepted
-from nasrec_torchrec.datasets.schema import DenseFeature, SparseFeature
 from nasrec_torchrec.messages import printable
 
 _WIDE = 34

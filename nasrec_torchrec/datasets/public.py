@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 
 from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import Derivation, RawData
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import open_uri
 
 _CRITEO_KAGGLE = (

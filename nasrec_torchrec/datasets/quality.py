@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from nasrec_torchrec.datasets import values
-from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 # Stands for an id that its table does not have, until it is looked up as the missing one.
 NO_ROW = -1

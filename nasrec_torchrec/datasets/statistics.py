@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets.checksums import sha256
+from nasrec_torchrec.datasets.features import FIRST_WORD, SparseFeature
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_manifest
 from nasrec_torchrec.datasets.reader import ClickFiles
-from nasrec_torchrec.datasets.schema import FIRST_WORD, SparseFeature
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.files import atomic_path
 

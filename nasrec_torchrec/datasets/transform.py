@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nasrec_torchrec.datasets import buckets, history, values
+from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.quality import NO_ROW, Quality
-from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.values import Rejects
 
 _HEX = re.compile(r"-?[0-9a-fA-F]+")

@@ -29,8 +29,9 @@ import pyarrow as pa
 import torch
 
 from nasrec_torchrec.datasets import buckets, transform, values
+from nasrec_torchrec.datasets.features import FIRST_WORD, SparseFeature
 from nasrec_torchrec.datasets.quality import NO_ROW, Counts
-from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference.predictor import Request
 from nasrec_torchrec.inference.scoring import read_dictionaries
 

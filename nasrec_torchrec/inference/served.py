@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from nasrec_torchrec.datasets.schema import DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.metrics import FeatureCounts, ServerMetrics
 from nasrec_torchrec.inference.predictor import GOLDEN, MANIFEST, PACKAGE, Batcher, Predictor

@@ -13,10 +13,11 @@ from tabulate import tabulate
 from torch import Tensor
 
 from nasrec_torchrec.datasets import values
+from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary
 from nasrec_torchrec.datasets.reader import ClickFiles
-from nasrec_torchrec.datasets.schema import FIRST_WORD, DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.metrics.calibration import Calibration, calibration, confidence
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 

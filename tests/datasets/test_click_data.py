@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from support import click_table, make_click_data, make_schema
 
 from nasrec_torchrec.datasets.click_data import ClickData, join
-from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.datasets.features import SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 SCHEMA = Schema("y", ("d",), (SparseFeature("a", 5), SparseFeature("b", 7, multi_hot=True)), embedding_dim=8)
 LARGE = SparseFeature("a", 2**40)

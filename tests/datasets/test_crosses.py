@@ -10,9 +10,10 @@ from nasrec_torchrec.datasets import history, transform
 from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, cross_of, history_of
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_dictionary
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 _CROSSES = (
     cross_of(("user", "item")),

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from nasrec_torchrec.datasets.config import SplitConfig
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import read_manifest
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 SCHEMA = Schema("click", (DenseFeature("price", "standardize"),), (SparseFeature("shop", ids="dictionary"),))
 

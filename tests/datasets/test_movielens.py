@@ -6,8 +6,8 @@ import pytest
 from support import make_movielens
 
 from nasrec_torchrec.datasets import movielens
+from nasrec_torchrec.datasets.features import FIRST_WORD
 from nasrec_torchrec.datasets.prepared import open_split
-from nasrec_torchrec.datasets.schema import FIRST_WORD
 from nasrec_torchrec.datasets.splits import SPLITS
 
 

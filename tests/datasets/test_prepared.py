@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import check_dictionaries, check_files, load_schema, open_split, read_manifest
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 SCHEMA = Schema("click", (DenseFeature("price"),), (SparseFeature("shop", ids="dictionary", table="a.b"),))
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 SCHEMA = Schema("clicked", (DenseFeature("price"),), (SparseFeature("shop", 100, "hash"),), 8)
 ROWS = 60_000  # more than the probe looks at

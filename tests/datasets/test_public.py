@@ -13,9 +13,10 @@ from support import SHARED
 
 from nasrec_torchrec.datasets import public, transform
 from nasrec_torchrec.datasets.config import PreparationConfig
+from nasrec_torchrec.datasets.features import FIRST_WORD
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import open_split
-from nasrec_torchrec.datasets.schema import FIRST_WORD, Schema
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
 
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real rows are not on this machine")

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import read_manifest
 from nasrec_torchrec.datasets.quality import Counts, Quality
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 SCHEMA = Schema(
     "click",

@@ -13,9 +13,10 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
+from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import read_manifest
-from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 
 SCHEMA = Schema("click", (), (SparseFeature("shop", 20, "hash"),))
 TEXT = b"click,shop\n" + b"".join(b"%d,shop %d\n" % (n % 2, n % 9) for n in range(300))

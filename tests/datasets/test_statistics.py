@@ -4,8 +4,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nasrec_torchrec.datasets.config import SplitConfig
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.statistics import measure
 
 _LINES = {

@@ -14,9 +14,10 @@ from support import SHARED, SMALL_SPACE
 
 from nasrec_torchrec.datasets import public
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split
-from nasrec_torchrec.datasets.schema import DenseFeature, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference.config import ScoringConfig, ServingConfig
 from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.inference.predictor import Predictor, merge

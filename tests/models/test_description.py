@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from support import SMALL_SPACE, make_click_files, make_schema
 
-from nasrec_torchrec.datasets.schema import DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.models.description import ModelDescription
 
 SCHEMA = make_schema()

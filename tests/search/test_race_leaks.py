@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from nasrec_torchrec.datasets.config import SplitConfig
+from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import load_schema
-from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.search.race.features import Ranking, rank_features
 from nasrec_torchrec.search.race.leaks import signs
 

@@ -7,7 +7,8 @@ import pytest
 from support import SMALL_SPACE
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.datasets.features import SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.search.race.chance import judgements
 from nasrec_torchrec.search.race.config import RaceConfig

@@ -1,7 +1,8 @@
 import pytest
 from support import make_schema
 
-from nasrec_torchrec.datasets.schema import Schema, SparseFeature
+from nasrec_torchrec.datasets.features import SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.training.config import TrainConfig, TrainFlags
 from nasrec_torchrec.training.recipes import fitted, paper
 

@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets import history
 from nasrec_torchrec.datasets.crosses import cross_of, history_of
+from nasrec_torchrec.datasets.features import HISTORY_IDS, SparseFeature
 from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
-from nasrec_torchrec.datasets.schema import HISTORY_IDS, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.search.race.chance import BLOCKS, explained_by_rows
 from nasrec_torchrec.search.race.leaks import Signs, signs
 

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import torch
 
 from nasrec_torchrec.datasets.checksums import sha256
+from nasrec_torchrec.datasets.features import HISTORY_LEVELS, SparseFeature
 from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
-from nasrec_torchrec.datasets.schema import HISTORY_LEVELS, Schema, SparseFeature
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.runs import names
