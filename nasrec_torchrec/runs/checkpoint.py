@@ -264,6 +264,18 @@ def kept_checkpoint(run_dir: Path, collective: bool = False) -> Path:
     return found
 
 
+def keep_best(run_dir: Path) -> None:
+    """Removes every checkpoint of a finished run but the best one; of a run that records no best one, none.
+
+    Nothing reads the others again: a finished run is not resumed, and :func:`kept_checkpoint` returns the best one.
+    """
+    folder = run_dir / names.CHECKPOINTS
+    if (best := _best(folder)) is not None:
+        for other in folder.glob(names.CHECKPOINT_PATTERN):
+            if other != best:
+                remove(other)
+
+
 def find_damage(folder: Path, collective: bool = False) -> str | None:
     """Checks the files of a checkpoint against their checksums and returns what is wrong; None if nothing is.
 

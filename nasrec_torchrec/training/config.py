@@ -62,7 +62,8 @@ class TrainFlags:
         quantized_comms: whether to send embeddings and their gradients between ranks in 16 bits. Requires CUDA.
         log_every: number of steps between two log lines.
         checkpoint_every: number of steps between two checkpoints. A checkpoint is also written after every epoch.
-        keep_checkpoints: number of most recent checkpoints to keep, in addition to the best one.
+        keep_checkpoints: number of most recent checkpoints to keep, in addition to the best one. A finished run that
+            has a best one keeps that alone.
         resume: ``auto`` resumes from the newest checkpoint in the run folder if there is one; ``never`` starts from
             scratch.
         profile: range of steps, ``first:last``, that every rank profiles. Traces and tables are written to ``profile/``

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from nasrec_torchrec.datasets.split_counts import split_warnings
 from nasrec_torchrec.finite import json_text, order
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
 from nasrec_torchrec.runs import names
+from nasrec_torchrec.runs.checkpoint import keep_best
 from nasrec_torchrec.runs.files import read_json, write_text
 from nasrec_torchrec.runs.fingerprint import Fingerprint, code_of, digest, fingerprint, require_same
 from nasrec_torchrec.runs.folder import promote, remove_checkpoints
@@ -30,6 +31,7 @@ from nasrec_torchrec.training.inputs import inputs_of
 from nasrec_torchrec.training.trainer import Trainer
 from nasrec_torchrec.training.warm_start import WarmStart
 
+_T = TypeVar("_T")
 _REMEDY = "choose another folder, or --resume never to start from scratch"
 
 
@@ -110,109 +112,143 @@ def train_best(
         for warning in split_warnings({name: known for name, known in counts.items() if known}):
             print(f"warning: {warning}", file=sys.stderr)
     with writing(run_dir, "training"):
-        finished = _read(run_dir / names.METRICS) if config.resume == "auto" else None
+        finished = _read(run_dir / names.METRICS, _Record) if config.resume == "auto" else None
         if finished is not None:
-            require_same(run_dir, finished.get("inputs"), inputs, _REMEDY)
+            require_same(run_dir, finished.inputs, inputs, _REMEDY)
             if dist.get_rank() != 0:
                 return None
             print(f"{run_dir}: these trainings are finished; --resume never repeats them", file=sys.stderr)
-            return finished["best"]
-        return _train_all(pairs, seeds, inputs, run_dir, device, splits, initial)
+            _clean(run_dir, finished.trials)  # where the process that finished them was killed first
+            return finished.best
+        trainings = _Trainings(run_dir, device, splits, initial)
+        trials: list[dict[str, Any]] = []
+        for number, (model, made) in enumerate(pairs, start=1):
+            trials.append(trial := trainings.trial(number, model, made, seeds))
+            if trial.get("error") and dist.get_rank() == 0:
+                print(f"trial {number} of {len(pairs)} failed: {trial['error']}", file=sys.stderr)
+        dist.barrier()
+        best = _choose(trials)
+        if dist.get_rank() != 0:
+            return None
+        _publish(_Record(best, trials, inputs), run_dir)
+        _clean(run_dir, trials)
+        return json.loads(json_text(best))  # the same as when it is read again
 
 
-def _train_all(
-    pairs: Sequence[tuple[ModelDescription | Unreadable, TrainConfig]],
-    seeds: Sequence[int],
-    inputs: Fingerprint,
-    run_dir: Path,
-    device: torch.device,
-    splits: Splits,
-    initial: WarmStart | None,
-) -> dict[str, Any] | None:
-    trials: list[dict[str, Any]] = []
-    for number, (model, made) in enumerate(pairs, start=1):
-        trial: dict[str, Any] = {"model": None, "learning_rate": made.learning_rate, "dense_parameters": None}
+@dataclass(frozen=True)
+class _Record:
+    """The content of ``metrics.json``; an early version recorded no inputs."""
+
+    best: dict[str, Any]
+    trials: list[dict[str, Any]]
+    inputs: Fingerprint | None = None
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The content of ``result.json``; an early version recorded no inputs."""
+
+    run: dict[str, Any]
+    inputs: Fingerprint | None = None
+
+
+@dataclass(frozen=True)
+class _Trainings:
+    """Trains the trials of one folder.
+
+    Args:
+        run_dir: folder of all trials.
+        device: device of this rank.
+        splits: splits of the data set.
+        initial: earlier run whose weights every trial begins with.
+    """
+
+    run_dir: Path
+    device: torch.device
+    splits: Splits
+    initial: WarmStart | None
+
+    def trial(
+        self, number: int, model: ModelDescription | Unreadable, config: TrainConfig, seeds: Sequence[int]
+    ) -> dict[str, Any]:
+        """Returns the record of a pair of model and learning rate, trained with every seed."""
+        trial: dict[str, Any] = {"model": None, "learning_rate": config.learning_rate, "dense_parameters": None}
         runs: list[dict[str, Any]] = []
         if isinstance(model, Unreadable):
             trial |= {"file": model.file, "error": model.error}
         else:
             trial["model"] = json.loads(model.to_json())["interaction"]
             for seed in seeds:
-                folder = run_dir / names.TRIAL.format(number, seed)
-                runs.append(_run(model, replace(made, seed=seed), folder, device, splits, initial))
+                folder = self.run_dir / names.TRIAL.format(number, seed)
+                runs.append(self._finished_or_trained(model, replace(config, seed=seed), folder))
             if errors := [run["error"] for run in runs if run["error"]]:
                 trial["error"] = errors[0]
             else:
                 trial["dense_parameters"] = dense_parameters(model.build(torch.device("meta")))
         losses = [_validation_loss(run) for run in runs if not run["error"]]
-        trial |= {"mean_validation_log_loss": statistics.fmean(losses) if losses else None, "runs": runs}
-        if trial.get("error") and dist.get_rank() == 0:
-            print(f"trial {number} of {len(pairs)} failed: {trial['error']}", file=sys.stderr)
-        trials.append(trial)
-    dist.barrier()
+        return trial | {"mean_validation_log_loss": statistics.fmean(losses) if losses else None, "runs": runs}
+
+    def _finished_or_trained(self, model: ModelDescription, config: TrainConfig, folder: Path) -> dict[str, Any]:
+        """Returns the record of a run, which is trained now unless it was finished before."""
+        more = {} if self.initial is None else self.initial.inputs()
+        inputs = inputs_of(vars(self.splits), config, model, **more)
+        known = _read(folder / names.RESULT, _Result) if config.resume == "auto" else None
+        if known is not None:
+            require_same(folder, known.inputs, inputs, _REMEDY)
+            return {"error": None} | known.run
+        run = self._train(model, config, folder)
+        if dist.get_rank() == 0:
+            write_text(folder / names.RESULT, json_text(asdict(_Result(run, inputs))))
+        return run
+
+    def _train(self, model: ModelDescription, config: TrainConfig, folder: Path) -> dict[str, Any]:
+        run: dict[str, Any] = {"folder": folder.name, "seed": config.seed, "error": None}
+        run |= {"validation": None, "test": None, "warnings": []}
+        started = time.perf_counter()
+        try:
+            trainer = Trainer(model, config, folder, self.device, self.initial)
+        except ValueError as error:  # of this model alone: an operator that its tables do not suit, no layer to drop
+            return run | {"error": str(error)}
+        try:
+            validation = trainer.train(self.splits.train, self.splits.validation)
+        except DivergedError as error:
+            return run | {"error": str(error), "warnings": list(trainer.progress.warnings.values())}
+        assert validation is not None
+        run["warnings"] = list(trainer.progress.warnings.values())
+        run |= {"training_seconds": round(time.perf_counter() - started, 2), "validation": asdict(validation)}
+        if not math.isfinite(validation.log_loss):
+            return run | {"error": "the validation log loss is not a finite number after any epoch"}
+        return run | {"test": asdict(trainer.evaluate(self.splits.test)) if len(self.splits.test) else None}
+
+
+def _choose(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the best trial.
+
+    Raises:
+        ValueError: If all of them failed.
+    """
     best = min(trials, key=_standing)
     if best["mean_validation_log_loss"] is None:
         first = trials[0]["error"]
         raise ValueError(first if len(trials) == 1 else f"all {len(trials)} trials failed; the first one: {first}")
-    if dist.get_rank() != 0:
-        return None
-    kept = run_dir / min((run for run in best["runs"] if not run["error"]), key=_validation_loss)["folder"]
+    return best
+
+
+def _publish(record: _Record, run_dir: Path) -> None:
+    """Moves the run to keep up into the folder of all trials, and writes their record."""
+    kept = min((run for run in record.best["runs"] if not run["error"]), key=_validation_loss)["folder"]
     # Until the new record is there, nothing says that the folder is finished.
     (run_dir / names.METRICS).unlink(missing_ok=True)
-    promote(kept, run_dir)
-    record = json_text({"best": best, "trials": trials, "inputs": inputs}, indent=2)
-    write_text(run_dir / names.METRICS, record)
+    promote(run_dir / kept, run_dir)
+    write_text(run_dir / names.METRICS, json_text(asdict(record), indent=2))
+
+
+def _clean(run_dir: Path, trials: Sequence[dict[str, Any]]) -> None:
+    """Removes what finished trials no longer need: every checkpoint but the one that is used."""
+    keep_best(run_dir)
     for trial in trials:
         for run in trial["runs"]:
             remove_checkpoints(run_dir / run["folder"])
-    return json.loads(record)["best"]
-
-
-def _run(
-    model: ModelDescription,
-    config: TrainConfig,
-    folder: Path,
-    device: torch.device,
-    splits: Splits,
-    initial: WarmStart | None,
-) -> dict[str, Any]:
-    """Returns the record of a run, which is trained now unless it was finished before."""
-    inputs = inputs_of(vars(splits), config, model, **({} if initial is None else initial.inputs()))
-    known = _read(folder / names.RESULT) if config.resume == "auto" else None
-    if known is not None:
-        require_same(folder, known.get("inputs"), inputs, _REMEDY)
-        return {"error": None} | known["run"]
-    run = _train(model, config, folder, device, splits, initial)
-    if dist.get_rank() == 0:
-        write_text(folder / names.RESULT, json_text({"inputs": inputs, "run": run}))
-    return run
-
-
-def _train(
-    model: ModelDescription,
-    config: TrainConfig,
-    folder: Path,
-    device: torch.device,
-    splits: Splits,
-    initial: WarmStart | None,
-) -> dict[str, Any]:
-    run: dict[str, Any] = {"folder": folder.name, "seed": config.seed, "error": None, "validation": None, "test": None}
-    run["warnings"] = []
-    started = time.perf_counter()
-    try:
-        trainer = Trainer(model, config, folder, device, initial)
-    except ValueError as error:  # of this model alone: an operator that its tables do not suit, no layer to drop
-        return run | {"error": str(error)}
-    try:
-        validation = trainer.train(splits.train, splits.validation)
-    except DivergedError as error:
-        return run | {"error": str(error), "warnings": list(trainer.progress.warnings.values())}
-    assert validation is not None
-    run["warnings"] = list(trainer.progress.warnings.values())
-    run |= {"training_seconds": round(time.perf_counter() - started, 2), "validation": asdict(validation)}
-    if not math.isfinite(validation.log_loss):
-        return run | {"error": "the validation log loss is not a finite number after any epoch"}
-    return run | {"test": asdict(trainer.evaluate(splits.test)) if len(splits.test) else None}
 
 
 def _standing(trial: dict[str, Any]) -> tuple[bool, int, tuple[bool, float]]:
@@ -221,8 +257,8 @@ def _standing(trial: dict[str, Any]) -> tuple[bool, int, tuple[bool, float]]:
     return loss is None, sum(bool(run["error"]) for run in trial["runs"]), order(loss)
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    return read_json(file, dict[str, Any], "remove it to train again") if file.exists() else None
+def _read(file: Path, kind: type[_T]) -> _T | None:
+    return read_json(file, kind, "remove it to train again") if file.exists() else None
 
 
 def _shown(model: ModelDescription | Unreadable) -> Any:

@@ -17,12 +17,9 @@ from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs.checkpoint import latest_checkpoint
 from nasrec_torchrec.runs.record import COMMAND
-from nasrec_torchrec.runs.status import read_status
-from nasrec_torchrec.training import trainer as trainer_module
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.guard import DivergedError
 from nasrec_torchrec.training.trainer import Trainer
-from nasrec_torchrec.training.trials import Splits, Unreadable, train_best
 
 SCHEMA = make_schema()
 SUPERNET = ModelDescription(SCHEMA, SMALL_SPACE, use_layernorm=True)
@@ -442,72 +439,6 @@ def test_tables_larger_than_the_memory_are_refused_before_they_are_allocated(one
     with pytest.raises(ValueError, match=message):
         huge.build(torch.device("cpu"))
     assert huge.build(torch.device("meta"))
-
-
-def _splits() -> Splits:
-    return Splits(*(make_click_files(SCHEMA, rows, seed) for seed, rows in enumerate((ROWS, 100, 100))))
-
-
-def test_finished_trials_are_not_repeated(one_rank, tmp_path: Path, monkeypatch):
-    config, splits, device = replace(CONFIG, epochs=1), _splits(), torch.device("cpu")
-    arguments = ([NASRECNET, DLRM], (0.05, 0.1), (0, 1))
-    expected = train_best(*arguments, config, tmp_path / "a", device, splits)
-    started = []
-    original = Trainer.train
-
-    def train(self, *data):
-        started.append(self.run_dir.name)
-        if len(started) == 6:
-            raise RuntimeError("killed")
-        return original(self, *data)
-
-    monkeypatch.setattr(trainer_module.Trainer, "train", train)
-    with pytest.raises(RuntimeError, match="killed"):
-        train_best(*arguments, config, tmp_path / "b", device, splits)
-    best = train_best(*arguments, config, tmp_path / "b", device, splits)
-    assert len(started) == 9 and started[5] == started[6] == "trial-03-seed-1"
-    drop = {"training_seconds"}
-    for found, wanted in zip(best["runs"], expected["runs"], strict=True):
-        assert {k: v for k, v in found.items() if k not in drop} == {k: v for k, v in wanted.items() if k not in drop}
-    assert train_best(*arguments, config, tmp_path / "b", device, splits) == best and len(started) == 9
-    assert load_model(tmp_path / "b")[0] in (NASRECNET, DLRM)
-    with pytest.raises(
-        ValueError, match=r"other inputs \(models: .*; settings\.learning_rates: .* there, \[0.05\] here"
-    ):
-        train_best([NASRECNET], (0.05,), (0,), config, tmp_path / "b", device, splits)
-    train_best([NASRECNET], (0.05,), (0,), replace(config, resume="never"), tmp_path / "b", device, splits)
-    assert load_model(tmp_path / "b")[0] == NASRECNET
-
-
-def test_a_diverging_trial_and_an_unreadable_model_spoil_no_other(one_rank, tmp_path: Path, capsys):
-    config, splits, device = replace(CONFIG, epochs=1, max_skipped_steps=3), _splits(), torch.device("cpu")
-    broken = Unreadable("b.json", "block 0: no such operator")
-    for _ in range(2):  # the second time nothing is trained, and the same is found
-        best = train_best([NASRECNET, broken], (1e30, 0.05), (0, 1), config, tmp_path, device, splits)
-        assert best["learning_rate"] == 0.05 and best["model"] is not None
-    text = (tmp_path / "metrics.json").read_text()
-    found = json.loads(text)
-    assert found["best"] == best and "NaN" not in text and "Infinity" not in text
-    diverged, trained, *unreadable = found["trials"]
-    assert diverged["mean_validation_log_loss"] is None and "not finite in 3 steps" in diverged["error"]
-    assert [run["validation"] for run in diverged["runs"]] == [None, None]
-    assert trained["mean_validation_log_loss"] < 1 and "error" not in trained
-    assert [(trial["file"], trial["error"]) for trial in unreadable] == [(broken.file, broken.error)] * 2
-    errors = capsys.readouterr().err
-    assert "trial 1 of 4 failed: step " in errors and "trial 4 of 4 failed: block 0: no such operator" in errors
-    assert read_status(tmp_path / "trial-01-seed-0").state == "failed"
-    with pytest.raises(ValueError, match="all 2 trials failed; the first one: step 5: the loss or a gradient"):
-        train_best([NASRECNET], (1e30, 1e29), (0,), config, tmp_path / "none", device, splits)
-
-
-def test_splits_without_rows(one_rank, tmp_path: Path):
-    splits, device, config = _splits(), torch.device("cpu"), replace(CONFIG, epochs=1)
-    empty = make_click_files(SCHEMA, 0)
-    with pytest.raises(ValueError, match="validation: the split has no rows"):
-        train_best([DLRM], (0.05,), (0,), config, tmp_path, device, replace(splits, validation=empty))
-    assert not list(tmp_path.iterdir())
-    best = train_best([DLRM], (0.05,), (0,), config, tmp_path, device, replace(splits, test=empty))
-    assert best["runs"][0]["test"] is None and best["mean_validation_log_loss"] < 1
 
 
 @pytest.mark.parametrize("description", [SUPERNET, DLRM])

@@ -18,6 +18,7 @@ from nasrec_torchrec.metrics.paired import difference, row_losses
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs import names
+from nasrec_torchrec.runs.checkpoint import keep_best
 from nasrec_torchrec.runs.files import read_json, write_text
 from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.search.race.book import Book
@@ -139,6 +140,7 @@ def finish(
     _move(source, out)
     write_text(out / names.REPORT, page(results))
     write_text(out / names.RESULTS, json_text(results, indent=2))
+    keep_best(out)
     for entry in entries:  # of the winner too, if another training of it has taken its place
         remove_checkpoints(out / names.RACE_TRIALS / f"{entry.number:04d}")
     return results
