@@ -1,7 +1,7 @@
 """One step of gpu.sh: ``python benchmarks/gpu_steps.py STEP --out FOLDER``.
 
-It imports PyTorch, TorchRec, FBGEMM and those parts of this package that need nothing else, since such a machine may
-have nothing else. Every result is a line of JSON in ``FOLDER/STEP.jsonl`` as soon as it is known.
+Most steps import PyTorch, TorchRec, FBGEMM and those parts of this package that need nothing else, since such a machine
+may have nothing else. Every result is a line of JSON in ``FOLDER/STEP.jsonl`` as soon as it is known.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from nasrec_torchrec import NASREC_FULL, PUBLISHED, NASRecNet, SuperNet, load_re
 from nasrec_torchrec.distributed.sharding import parallelize
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.modules.attention import NUM_HEADS
+from nasrec_torchrec.modules.kernels.self_attention import has_kernel, self_attention
 from nasrec_torchrec.search.sharing import SharedFeatures
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 
@@ -111,28 +112,57 @@ def golden(quick: bool) -> Iterator[Result]:
 
 
 def attention(quick: bool) -> Iterator[Result]:
-    """Forward and backward passes of self-attention with narrow heads, by PyTorch's kernels in turns."""
+    """Forward and backward passes of self-attention with narrow heads: PyTorch's kernels and ours, in turns.
+
+    Each starts from the queries, keys and values side by side, as the model's linear emits them.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    kinds = {"efficient": SDPBackend.EFFICIENT_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
+    backends = {
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
     types = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    for rows in (8,) if quick else (512, 4096):
-        for tokens in (16, 32, 64):
-            for precision, dtype in types.items():
-                shape = 3, rows, NUM_HEADS, tokens, DIM // NUM_HEADS
-                qkv = torch.randn(shape, device=DEVICE, dtype=dtype, requires_grad=True)
+    for rows, tokens in [(8, 16)] if quick else [(rows, tokens) for rows in (512, 4096) for tokens in (16, 32, 48, 64)]:
+        for precision, dtype in types.items():
+            qkv = torch.randn(rows, tokens, 3 * DIM, device=DEVICE, dtype=dtype, requires_grad=True)
+            grad = torch.randn(rows, tokens, DIM, device=DEVICE, dtype=dtype)
 
-                def step(kind: SDPBackend, qkv: Tensor = qkv) -> None:
-                    with sdpa_kernel(kind):
-                        F.scaled_dot_product_attention(*qkv.unbind(0)).sum().backward()
+            def sdpa(qkv: Tensor, backend: SDPBackend) -> Tensor:
+                heads = qkv.unflatten(-1, (3, NUM_HEADS, DIM // NUM_HEADS)).permute(2, 0, 3, 1, 4).unbind(0)
+                with sdpa_kernel(backend):
+                    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
 
-                for name, kind in kinds.items():
-                    result = {"rows": rows, "tokens": tokens, "precision": precision, "kernel": name}
-                    try:
-                        seconds = _seconds({name: lambda kind=kind, step=step: step(kind)}, quick)[name]
-                        yield result | {"seconds": seconds}
-                    except RuntimeError as error:
-                        yield result | {"refused": str(error).splitlines()[0][:200]}
+            kernels: dict[str, Callable[[Tensor], Tensor]] = {
+                name: partial(sdpa, backend=backend) for name, backend in backends.items()
+            }
+            if has_kernel(DIM // NUM_HEADS, device=DEVICE.type, tokens=tokens):
+                kernels["ours"] = partial(self_attention, heads=NUM_HEADS)
+            result: Result = {"rows": rows, "tokens": tokens, "precision": precision}
+            calls: dict[str, Callable[[], object]] = {}
+            for name, kernel in kernels.items():
+                try:
+                    torch.autograd.grad(kernel(qkv), qkv, grad)
+                except RuntimeError as error:
+                    yield result | {"kernel": name, "refused": str(error).splitlines()[0][:200]}
+                    continue
+                calls[f"{name} forward"] = partial(_without_gradients, kernel, qkv)
+                calls[name] = lambda kernel=kernel, qkv=qkv, grad=grad: torch.autograd.grad(kernel(qkv), qkv, grad)
+            exact = qkv.detach().double().requires_grad_()
+            out = sdpa(exact, SDPBackend.MATH)
+            expected = out, *torch.autograd.grad(out, exact, grad.double())
+            difference = {}
+            for name in kernels.keys() & calls.keys():
+                out = kernels[name](qkv)
+                found = out, *torch.autograd.grad(out, qkv, grad)
+                difference[name] = [float((a - b).abs().max().detach()) for a, b in zip(found, expected, strict=True)]
+            yield result | {"difference": difference, "seconds": _seconds(calls, quick)}
+
+
+def _without_gradients(kernel: Callable[[Tensor], Tensor], qkv: Tensor) -> Tensor:
+    with torch.no_grad():
+        return kernel(qkv)
 
 
 def training(quick: bool) -> Iterator[Result]:
@@ -229,8 +259,43 @@ def tests(quick: bool) -> Iterator[Result]:
         raise RuntimeError(done.stdout[-3000:] + done.stderr[-1000:])
 
 
+def programs(quick: bool) -> Iterator[Result]:
+    """The commands of a user, one after the other, on rows of Criteo's shape: exit codes, seconds, metrics."""
+    from benchmarks.criteo_shaped import write_text
+
+    epochs = ["--epochs", "1"]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        text, data, supernet = folder / "train.txt", folder / "data", folder / "supernet"
+        search, model, package = folder / "search", folder / "model", folder / "package"
+        write_text(text, 20_000 if quick else 200_000)
+        batch = ["--batch_size", "512" if quick else "4096"]
+        network = ["--architecture", "criteo-small" if quick else "criteo-full"]
+        few = ["--population", 8, "--generations", 2, "--children", 4, "--tournament", 4, "--top_k", 1]
+        commands: dict[str, list[object]] = {
+            "doctor": [],
+            "prepare": ["criteo", "--source", text, "--out", data],
+            "supernet": ["--data", data, "--out", supernet, *epochs, *batch, "--log_every", 5],
+            "search": ["--supernet", supernet, "--data", data, "--out", search, *few],
+            "train": ["--data", data, "--out", model, *network, *epochs, *batch, "--log_every", 5],
+            "evaluate": ["--model", model, "--data", data, "--json", "true"],
+            "export": ["--model", model, "--data", data, "--out", package, "--device", DEVICE.type],
+            "score": ["--package", package, "--data", data, "--out", folder / "scores"],
+        }
+        for name, flags in list(commands.items())[: 2 if quick else None]:
+            started = time.perf_counter()
+            command = [sys.executable, "-m", "nasrec_torchrec", name, *map(str, flags)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            result = {"program": name, "status": done.returncode, "seconds": time.perf_counter() - started}
+            log = {"supernet": supernet, "train": model}.get(name, folder) / "log.jsonl"
+            last = log.read_text().splitlines()[-3:] if log.exists() else []
+            yield result | {"last": done.stdout.strip()[-1500:], "log": last}
+            if done.returncode:
+                raise RuntimeError(f"{name}: {done.stderr[-3000:]}")
+
+
 STEPS: dict[str, Callable[[bool], Iterator[Result]]] = {
-    step.__name__: step for step in (imports, lookup, golden, attention, training, search, export, tests)
+    step.__name__: step for step in (imports, lookup, golden, attention, training, search, export, programs, tests)
 }
 
 

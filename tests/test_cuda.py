@@ -15,6 +15,9 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from nasrec_torchrec import NASRecNet, SuperNet
 from nasrec_torchrec.distributed.sharding import parallelize
 from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.modules.attention import Attention
+from nasrec_torchrec.modules.kernels.self_attention import has_kernel, self_attention
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 
 pytestmark = [
@@ -92,6 +95,40 @@ def test_a_training_resumes_where_it_was(one_rank, kind: str):
     again.model.interaction_arch.load_state_dict(weights)
     again.optimizer.load_state_dict(state)
     assert again.run(3) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("tokens", (1, 17, 64, 128))
+def test_attention_equals_that_of_the_cpu(tokens: int, kind: torch.dtype):
+    assert has_kernel(2, device="cuda", tokens=tokens) and has_kernel(2)
+    results = []
+    for device in (CPU, CUDA):
+        generator = torch.Generator().manual_seed(tokens)
+        qkv = torch.randn(5, 48, tokens, generator=generator).to(device, kind).transpose(1, 2).requires_grad_()
+        out = self_attention(qkv, 8)
+        results.append((out.detach().cpu(), torch.autograd.grad(out.float().square().sum(), qkv)[0].cpu()))
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2}[kind]
+    torch.testing.assert_close(results[1], results[0], rtol=tolerance, atol=tolerance)
+
+
+def test_attention_is_an_operator_as_pytorch_expects_one():
+    torch.library.opcheck(
+        torch.ops.nasrec.self_attention.default, (torch.randn(3, 5, 48, device=CUDA, requires_grad=True), 8)
+    )
+    module = torch.compile(lambda qkv: self_attention(qkv, 8).sum(), fullgraph=True)
+    qkv = torch.randn(3, 5, 48, device=CUDA, requires_grad=True)
+    module(qkv).backward()
+    (expected,) = torch.autograd.grad(self_attention(qkv, 8).sum(), qkv)
+    torch.testing.assert_close(qkv.grad, expected)
+
+
+def test_networks_attend_with_it():
+    assert not has_kernel(2, True, "cuda") and not has_kernel(2, device="cuda", tokens=129)
+    attention = Attention(BlockShape({}, {}, {}, {"0": 6}, 16), 9).to(CUDA)
+    tokens = torch.randn(4, 6, 16, device=CUDA)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        attention(BlockInputs([], [], [], [tokens]))
+    assert "nasrec::self_attention" in {event.key for event in profile.key_averages()}
 
 
 def test_an_exported_package_equals_the_cpus_network(tmp_path: Path):

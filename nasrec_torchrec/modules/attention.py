@@ -76,7 +76,9 @@ class Attention(Operator):
 
     def _heads(self, tokens_BNE: Tensor) -> Tensor:
         qkv = self.project_qkv(tokens_BNE)
-        if _on_cpu(qkv) and has_kernel(self.head_dim, qkv.dtype == torch.float64):
+        if _ours_may_run(qkv) and has_kernel(
+            self.head_dim, qkv.dtype == torch.float64, qkv.device.type, tokens_BNE.shape[1]
+        ):
             return self_attention(qkv, self.num_heads)
         heads = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, head_dim)
@@ -114,11 +116,10 @@ class Attention(Operator):
         return torch.stack(heads, 2).flatten(1, 2).transpose(1, 2)
 
 
-def _on_cpu(tensor: Tensor) -> bool:
+def _ours_may_run(tensor: Tensor) -> bool:
     """Returns whether an operator of our own may run: not in a graph that is to run elsewhere, without this package."""
-    if not isinstance(tensor, Tensor) or torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return False  # torch.fx traces with stand-ins for tensors
-    return tensor.device.type == "cpu"
+    # torch.fx traces with stand-ins for tensors.
+    return isinstance(tensor, Tensor) and not torch.compiler.is_exporting() and not torch.jit.is_tracing()
 
 
 def power_of_two(exponents: Tensor) -> Tensor:

@@ -18,10 +18,11 @@ ROOT = Path(__file__).parents[2]
         ("imports", {"torch", "fbgemm_gpu", "device"}),
         ("lookup", {"rows", "difference", "bytes_per_second"}),
         ("golden", {"network", "float32", "float64"}),
-        ("attention", {"kernel", "tokens"}),
+        ("attention", {"tokens", "precision"}),
         ("training", {"model", "rows_per_second", "mfu"}),
         ("search", {"candidates", "computed_share", "seconds"}),
         ("export", {"what", "nodes"}),
+        ("programs", {"program", "status", "seconds"}),
     ],
 )
 def test_every_step_runs_on_a_cpu(one_rank, step: str, keys: set[str]):
@@ -30,6 +31,10 @@ def test_every_step_runs_on_a_cpu(one_rank, step: str, keys: set[str]):
     assert json.loads(json.dumps(results)) == results
     if step == "lookup":
         assert results[0]["difference"] < 1e-6
+    if step == "attention":
+        exact = next(result for result in results if result["precision"] == "fp32" and "difference" in result)
+        assert {"ours", "math"} <= set(exact["difference"])
+        assert max(max(values) for values in exact["difference"].values()) < 1e-5
     if step == "golden":
         assert results[0]["float32"] < 2e-5 and results[0]["float64"] < 1e-9
 

@@ -1,6 +1,7 @@
 """Self-attention with narrow heads as an operator of PyTorch: ``torch.ops.nasrec.self_attention``."""
 
 import ctypes
+import importlib.util
 import logging
 import os
 from functools import cache
@@ -16,21 +17,25 @@ from nasrec_torchrec.modules.kernels.compiled_library import CompilerError, comp
 MAX_HEAD_DIM = 8
 SWITCH = "NASREC_ATTENTION"
 _SCALARS = {torch.float32: "float", torch.float64: "double"}
+_CUDA_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _LOG = logging.getLogger(__name__)
 
 
 @torch.compiler.assume_constant_result
-def has_kernel(head_dim: int, double: bool = False) -> bool:
-    """Returns whether the operator can run on this machine's CPU; compiles its kernel, once per machine.
+def has_kernel(head_dim: int, double: bool = False, device: str = "cpu", tokens: int = 1) -> bool:
+    """Returns whether the operator can run on this machine.
 
-    Where there is no C++ compiler this is false, which is logged once, and callers use
-    ``scaled_dot_product_attention`` instead. The environment variable ``NASREC_ATTENTION=sdpa`` makes it false too: for
-    comparing a run, bit by bit, with one from before the kernel, or from a machine without a compiler.
+    On a CPU it compiles its kernel, once per machine; where there is no C++ compiler the result is false, which is
+    logged once. On a GPU it needs Triton, which comes with PyTorch, and has neither float64 nor more than 128 tokens.
+    Callers then use ``scaled_dot_product_attention`` instead. The environment variable ``NASREC_ATTENTION=sdpa`` makes
+    it false too: for comparing a run, bit by bit, with one from before the kernel or from a machine without a compiler.
 
     Args:
         head_dim: columns of a head.
         double: float64 instead of float32.
+        device: ``cpu`` or ``cuda``; there is no kernel for any other.
+        tokens: how many a row has.
 
     Raises:
         ValueError: If the environment variable is neither ``kernel`` nor ``sdpa``.
@@ -38,7 +43,18 @@ def has_kernel(head_dim: int, double: bool = False) -> bool:
     wanted = os.environ.get(SWITCH, "kernel")
     if wanted not in ("kernel", "sdpa"):
         raise ValueError(f"{SWITCH}: expected kernel or sdpa, found {wanted!r}")
-    return wanted == "kernel" and 1 <= head_dim <= MAX_HEAD_DIM and _kernel(head_dim, double) is not None
+    if wanted == "sdpa" or not 1 <= head_dim <= MAX_HEAD_DIM:
+        return False
+    if device == "cuda":
+        return not double and importlib.util.find_spec("triton") is not None and tokens <= _triton().MAX_TOKENS
+    return device == "cpu" and _kernel(head_dim, double) is not None
+
+
+@cache
+def _triton() -> Any:
+    from nasrec_torchrec.modules.kernels import self_attention_triton
+
+    return self_attention_triton
 
 
 @cache
@@ -72,9 +88,11 @@ def _threads(pairs: int) -> int:
 def _check(qkv: Tensor, heads: int) -> None:
     if qkv.dim() != 3 or heads < 1 or qkv.shape[2] % (3 * heads) or not qkv.shape[2]:
         raise ValueError(f"qkv: expected shape (B, N, 3 * heads * head_dim), found {tuple(qkv.shape)}, heads {heads}")
-    if qkv.dtype not in _SCALARS or qkv.shape[2] // (3 * heads) > MAX_HEAD_DIM:
+    types = _CUDA_TYPES if qkv.device.type == "cuda" else tuple(_SCALARS)
+    if qkv.dtype not in types or qkv.shape[2] // (3 * heads) > MAX_HEAD_DIM:
+        names = " or ".join(str(kind).removeprefix("torch.") for kind in types)
         raise ValueError(
-            f"qkv: expected float32 or float64 and heads of at most {MAX_HEAD_DIM} columns, found {qkv.dtype} and "
+            f"qkv: expected {names} and heads of at most {MAX_HEAD_DIM} columns, found {qkv.dtype} and "
             f"{qkv.shape[2] // (3 * heads)}"
         )
 
@@ -90,8 +108,16 @@ def _self_attention(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 def _outputs(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     _check(qkv, heads)
     rows, tokens, columns = qkv.shape
-    highest, inverse = qkv.new_empty(rows, tokens, heads), qkv.new_empty(rows, tokens, heads)
+    exact = qkv.dtype if qkv.dtype in _SCALARS else torch.float32
+    highest, inverse = (qkv.new_empty(rows, tokens, heads, dtype=exact) for _ in range(2))
     return qkv.new_empty(rows, tokens, columns // 3), highest, inverse
+
+
+@_self_attention.register_kernel("cuda")
+def _(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _outputs(qkv, heads)
+    _triton().forward(qkv, *outputs, heads)
+    return outputs
 
 
 @torch.library.custom_op("nasrec::self_attention_backward", mutates_args=(), device_types="cpu")
@@ -106,6 +132,13 @@ def _self_attention_backward(
 @_self_attention_backward.register_fake
 def _(grad: Tensor, qkv: Tensor, out: Tensor, highest: Tensor, inverse: Tensor, heads: int) -> Tensor:
     return qkv.new_empty(qkv.shape)
+
+
+@_self_attention_backward.register_kernel("cuda")
+def _(grad: Tensor, qkv: Tensor, out: Tensor, highest: Tensor, inverse: Tensor, heads: int) -> Tensor:
+    qkv_grad = qkv.new_empty(qkv.shape)
+    _triton().backward(grad, qkv, out, highest, inverse, qkv_grad, heads)
+    return qkv_grad
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -142,9 +175,9 @@ def _backward_flops(_: torch.Size, qkv_shape: torch.Size, *__: Any, **___: Any) 
 
 
 def self_attention(qkv: Tensor, heads: int) -> Tensor:
-    """``softmax(query key^T / sqrt(head_dim)) value`` for every head, on a CPU for which :func:`has_kernel` is true.
+    """``softmax(query key^T / sqrt(head_dim)) value`` for every head, where :func:`has_kernel` is true.
 
-    Computed in float32 or float64; other types are computed in float32 and returned as they came. Two runs on one
+    Computed in float32, or in float64 where the tensor is of it; other types are returned as they came. Two runs on one
     machine give the same bits, whatever the number of threads. Gradients can be taken once.
 
     Args:
@@ -158,6 +191,6 @@ def self_attention(qkv: Tensor, heads: int) -> Tensor:
     Raises:
         ValueError: for another shape.
     """
-    exact = qkv if qkv.dtype in _SCALARS else qkv.float()
+    exact = qkv if qkv.dtype in _SCALARS or qkv.device.type == "cuda" else qkv.float()
     out: Tensor = torch.ops.nasrec.self_attention(exact, heads)[0]
     return out.to(qkv.dtype)
