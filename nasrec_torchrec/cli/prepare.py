@@ -3,14 +3,17 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nasrec_torchrec.cli.program import Program
 from nasrec_torchrec.datasets import jobs
-from nasrec_torchrec.datasets.config import TextFlags
 
-_NO_FLAGS = TextFlags()
+if TYPE_CHECKING:
+    from nasrec_torchrec.datasets.proposal import Proposal
+
 _RESUME = "run the same command again to resume after the last finished piece"
 
 
@@ -27,46 +30,34 @@ def describe(folder: Path, /, split: str = "train", top: int = 5, picture: Path 
     return f"{text}\npicture: {file}"
 
 
-def init(
-    source: str,
-    out: Path | None = None,
-    label: str | None = None,
-    positive: str | None = None,
-    label_above: float | None = None,
-    sample_rows: int = 200_000,
-    embedding_dim: int = 16,
-    overwrite: bool = False,
-    as_json: bool = False,
-    text: TextFlags = _NO_FLAGS,
-) -> str:
-    """Looks at raw files, prints what each column holds, and writes a schema that can be prepared as it is.
+@dataclass(frozen=True)
+class _Proposed:
+    proposal: "Proposal"
+    source: str
+    out: Path | None
 
-    Columns that tell the label alone, keys and constants are left out. The file that is written says in comments what
-    was seen of each column.
 
-    Args:
-        source: files, patterns with * and URIs, several separated by commas; .gz is compressed text.
-        out: YAML file to write the schema to; unset, none is written.
-        label: column that says what was clicked; unset, one that is called label, clicked, target or the like.
-        positive: value of the label that is a click, for labels other than 0 and 1, yes and no, true and false.
-        label_above: number above which the label is a click, for a label of numbers.
-        sample_rows: number of rows to look at, spread over all files.
-        embedding_dim: width of the embedding tables.
-        overwrite: whether to replace a file at the same place.
-        as_json: whether to print JSON instead of a table.
-        text: how lines of text become columns, where that should not be found out.
-    """
-    from nasrec_torchrec.datasets import proposed
-
-    found = jobs.propose(source, out, label, positive, label_above, sample_rows, embedding_dim, overwrite, text)
+@wraps(jobs.propose)  # the flags and their help are those of the function
+def _init(source: str, out: Path | None = None, **more: Any) -> _Proposed:
+    found = jobs.propose(source, out, **more)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if as_json:
-        return json.dumps(proposed.as_document(found))
-    lines = [proposed.table(found), "", proposed.summary(found)]
-    if out is not None:
-        lines += [f"wrote {out}; next:", f"  {proposed.command(found, source, out)}"]
+    return _Proposed(found, source, out)
+
+
+def _described(found: _Proposed) -> str:
+    from nasrec_torchrec.datasets import proposed
+
+    lines = [proposed.table(found.proposal), "", proposed.summary(found.proposal)]
+    if found.out is not None:
+        lines += [f"wrote {found.out}; next:", f"  {proposed.command(found.proposal, found.source, found.out)}"]
     return "\n".join(lines)
+
+
+def _document(found: _Proposed) -> dict[str, Any]:
+    from nasrec_torchrec.datasets import proposed
+
+    return proposed.as_document(found.proposal)
 
 
 def _preparation(function: Callable[..., Any], example: str) -> Program:
@@ -86,10 +77,11 @@ def _as_indented_json(summary: dict[str, Any]) -> str:
 
 PROGRAMS = {
     "init": Program(
-        init,
+        _init,
         "nasrec prepare init --source 'logs/*.csv.gz' --label clicked --out schema.yaml",
         {"Text files": ("delimiter", "columns", "quoting", "missing")},
-        show=str,
+        show=_described,
+        document=_document,
         needs_torch=False,
         records=False,
     ),

@@ -1,5 +1,6 @@
 """What source files hold: the checksum decides, so that copied files are the same data and replaced ones are not."""
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from nasrec_torchrec.datasets import sources
 from nasrec_torchrec.datasets.pieces import in_order
 from nasrec_torchrec.datasets.sources import Source
 from nasrec_torchrec.progress import progress_bar
+from nasrec_torchrec.runs.files import remote_version
 from nasrec_torchrec.runs.redaction import redact
 
 
@@ -51,10 +53,11 @@ def contents(files: Sequence[Source], known: Sequence[Any], threads: int) -> lis
             earlier[entry["file"], entry["bytes"], entry["changed"]] = str(entry["sha256"])
 
     def look(source: Source) -> Content:
-        path = Path(source.uri)
-        if "://" in source.uri:
-            return Content(redact(source.uri), source.size, 0, sources.remote_version(source))
-        changed = path.stat().st_mtime_ns
+        if (version := remote_version(source.uri)) is not None:
+            # Its bytes are not read for a checksum alone.
+            state = f"{source.uri} {source.size} {version}"
+            return Content(redact(source.uri), source.size, 0, hashlib.sha256(state.encode()).hexdigest())
+        changed = Path(source.uri).stat().st_mtime_ns
         key = (source.uri, source.size, changed)
         return Content(*key, earlier.get(key) or sources.checksum(source.uri))
 

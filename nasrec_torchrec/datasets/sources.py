@@ -1,12 +1,9 @@
 """Raw files at any URI: text in several compressions, or Parquet, recognized by their content."""
 
 import bz2
-import glob
 import gzip
-import hashlib
 import io
 import lzma
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets.checksums import sha256_of
+from nasrec_torchrec.runs.files import identity, matching
 from nasrec_torchrec.runs.paths import to_path
 
 _BLOCK = 1 << 20
@@ -97,13 +94,10 @@ def find(patterns: Sequence[str]) -> list[Source]:
     """
     found: dict[Any, str] = {}
     for uri in expand(patterns):
-        path = Path(uri)
-        # Links and other spellings of a path are the same file; its rows must not be in train and in test.
-        stat = os.stat(path) if "://" not in uri and path.exists() else None
-        key = uri if stat is None else (stat.st_dev, stat.st_ino)
-        if key in found:
+        file = identity(uri)  # the rows of one file must not be in train and in test
+        if file in found:
             print(f"{uri}: is named more than once and read once", file=sys.stderr)
-        found.setdefault(key, uri)
+        found.setdefault(file, uri)
     return [inspect(uri) for uri in found.values()]
 
 
@@ -115,14 +109,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for pattern in patterns:
-        if "*" not in pattern:
-            matches = [pattern]
-        elif "://" in pattern:
-            start, star, rest = pattern.partition("*")
-            folder, _, name = start.rpartition("/")
-            matches = [str(file) for file in to_path(folder).glob(f"{name}{star}{rest}")]
-        else:
-            matches = glob.glob(pattern)
+        matches = matching(pattern) if "*" in pattern else [pattern]
         if not matches:
             raise ValueError(f"{pattern}: no file matches")
         found += sorted(matches, key=lambda name: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name)])
@@ -248,16 +235,6 @@ def checksum(uri: str) -> str:
     """
     with open_uri(uri) as file, reading(uri):
         return sha256_of(file)
-
-
-def remote_version(source: Source) -> str:
-    """Returns what stands for the content of a remote file: the version that its file system reports, and its size."""
-    try:
-        system, name = fsspec.core.url_to_fs(source.uri)
-        version = system.ukey(name)
-    except Exception:  # one that only a registered handler knows
-        version = ""
-    return hashlib.sha256(f"{source.uri} {source.size} {version}".encode()).hexdigest()
 
 
 def parquet_pieces(source: Source, piece_rows: int, start: int, columns: Sequence[str]) -> Iterator[Piece]:

@@ -1,20 +1,22 @@
 """Writes files, local or remote, so that a reader never sees half of one."""
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import fsspec
 from iopath.common.file_io import get_cache_dir
 
 from nasrec_torchrec.progress import progress_bar
-from nasrec_torchrec.runs.paths import fetched, is_remote, remote
+from nasrec_torchrec.runs.paths import fetched, is_remote, remote, to_path
 
 _T = TypeVar("_T")
 _TEMPORARY = re.compile(r"\..+\.nasrec-tmp")
@@ -81,6 +83,35 @@ def read_json(path: Path, kind: type[_T], remedy: str = "") -> _T:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
         raise ValueError(f"{path}: damaged, {where}: {first['msg']}{hint}") from None
+
+
+def matching(pattern: str) -> list[str]:
+    """Returns the files, local or remote, that a pattern with ``*`` matches, in no particular order."""
+    if not is_remote(to_path(pattern)):
+        return glob.glob(pattern.removeprefix("file://"))
+    start, star, rest = pattern.partition("*")
+    folder, _, name = start.rpartition("/")
+    return [str(file) for file in to_path(folder).glob(f"{name}{star}{rest}")]
+
+
+def identity(uri: str) -> Hashable:
+    """Returns a value that is equal for all names of one file: links to it, and other spellings of its path."""
+    path = to_path(uri)
+    if is_remote(path) or not path.exists():
+        return uri
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def remote_version(uri: str) -> str | None:
+    """Returns the version of a remote file that its file system reports; empty if it reports none, None if local."""
+    if not is_remote(to_path(uri)):
+        return None
+    try:
+        system, name = fsspec.core.url_to_fs(uri)
+        return str(system.ukey(name))
+    except Exception:  # one that only a registered handler knows
+        return ""
 
 
 def walk(folder: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+from fsspec import get_filesystem_class
 from iopath.common.file_io import file_lock, get_cache_dir
 from upath import UPath
 
@@ -36,6 +37,8 @@ def to_path(text: str | Path) -> Path:
     if scheme == "file":
         return Path(rest)
     try:
+        # Fails where nothing serves the scheme; UPath would take some of those texts for local paths.
+        get_filesystem_class(scheme.rpartition("::")[2])
         path: UPath = UPath(text, **_OPTIONS)
         _ = path.fs  # fails where the library of the scheme is not installed
     except (ImportError, ValueError) as error:

@@ -8,16 +8,15 @@ from pathlib import Path
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+
+from nasrec_torchrec.runs.files import require_local
+from nasrec_torchrec.runs.paths import to_path
+from nasrec_torchrec.runs.redaction import redact
 
 # Seconds between attempts to open a database.
 _PAUSES = (0.1, 0.3, 0.6, 1.0)
-
-
-def shown(storage: str | Path) -> str:
-    """Returns the location of a storage without the user name and password that a URL may contain."""
-    scheme, separator, rest = str(storage).partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 def open_storage(storage: str | Path) -> BaseStorage:
@@ -27,9 +26,10 @@ def open_storage(storage: str | Path) -> BaseStorage:
         ValueError: If it cannot be opened.
     """
     try:
-        if "://" in str(storage):
+        if _is_database(str(storage)):
             return _open_database(str(storage))
-        path = Path(storage)
+        path = to_path(storage)
+        require_local(path, "expected the URL of a database or the path of a local file")
         path.parent.mkdir(parents=True, exist_ok=True)
         # It is held for milliseconds; one that a killed process left behind expires after this many seconds.
         lock = JournalFileSymlinkLock(str(path), grace_period=5)
@@ -37,7 +37,16 @@ def open_storage(storage: str | Path) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path), lock))
     except (ImportError, ValueError, KeyError, TypeError, OSError, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"storage: {shown(storage)} cannot be opened: {reason}") from None
+        raise ValueError(f"storage: {redact(str(storage))} cannot be opened: {reason}") from None
+
+
+def _is_database(storage: str) -> bool:
+    """Returns whether SQLAlchemy reads the location as a URL, and not as the name of a file."""
+    try:
+        make_url(storage)
+    except ArgumentError:
+        return False
+    return True
 
 
 def _open_database(url: str) -> BaseStorage:

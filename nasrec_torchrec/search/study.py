@@ -17,10 +17,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState, create_trial
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.runs.redaction import redact
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import Objective
 from nasrec_torchrec.search.evolution import EvaluateBatch, Propose
-from nasrec_torchrec.search.storage import open_storage, shown
+from nasrec_torchrec.search.storage import open_storage
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 
@@ -62,7 +63,7 @@ class CandidateStudy:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._objective = space, objective or Objective()
-        self.place = shown(storage)
+        self.place = redact(str(storage))
         self._storage = open_storage(storage)
         self._workers = f"{name}.workers"
         settings = json.loads(json.dumps(settings | {"space": asdict(space), "objective": asdict(self._objective)}))

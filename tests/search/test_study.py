@@ -161,9 +161,12 @@ def test_other_candidates_are_not_mixed_in(tmp_path: Path):
     assert open_study(tmp_path / "journal", settings={"steps": 4}, from_scratch=True).candidates == []
 
 
-@pytest.mark.parametrize("storage", ("nodatabase://me:secret@host/db", "sqlite:////nowhere/at/all.db"))
+@pytest.mark.parametrize(
+    "storage",
+    ("nodatabase://me:secret@host/db", "sqlite:////nowhere/at/all.db", "post-gres://host/db", "memory://study.journal"),
+)
 def test_a_storage_that_cannot_be_opened(storage: str):
-    with pytest.raises(ValueError, match=f"storage: {storage.replace('me:secret@', '')} cannot be opened: "):
+    with pytest.raises(ValueError, match=f"storage: {storage.replace('me:secret', '[*]{3}')} cannot be opened: "):
         open_study(storage)
 
 

@@ -11,8 +11,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nasrec_torchrec.finite import finite
+from nasrec_torchrec.runs.redaction import redact
 from nasrec_torchrec.search.race.trial import Entry, Status, Trial
-from nasrec_torchrec.search.storage import open_storage, shown
+from nasrec_torchrec.search.storage import open_storage
 from nasrec_torchrec.search.workers import Worker
 
 _STUDY = "race"
@@ -52,7 +53,7 @@ class Book:
         elif theirs != settings:
             differing = sorted(key for key in settings.keys() | theirs.keys() if settings.get(key) != theirs.get(key))
             raise ValueError(
-                f"{shown(storage)}: holds a race with another {', '.join(differing)}; choose another --out, or "
+                f"{redact(str(storage))}: holds a race with another {', '.join(differing)}; choose another --out, or "
                 "--resume never to start from scratch"
             )
 
