@@ -1,39 +1,46 @@
-"""Gives whole procedures the same seconds on the same data, and compares what each would have shipped.
+"""Gives whole procedures the same seconds on the same data, so that what each would have shipped can be compared.
 
-    python benchmarks/equal_seconds.py --data DATA --out runs/equal-seconds --budget 15m --seeds '[0,1,2]'
+    python benchmarks/equal_seconds.py --data '[data/movielens100k]' --out runs/equal-seconds --budget 15m
+    python benchmarks/equal_seconds_report.py --runs runs/equal-seconds/movielens100k
 
-The procedures are `auto`; `auto` without added features; the same with random architectures alone; the baselines alone,
-tuned; and the paper's procedure: a supernet, evolution in it, and the training of its best architectures. LightGBM
-with its own early stopping stands beside them. Each procedure chooses on the validation split, and the one model that
-it would have shipped is measured on the test split. A run that was killed can be resumed.
+The procedures are `auto`; `auto` with the operators of NASREC_2026; `auto` without added features; the same with random
+architectures alone; the baselines alone, tuned; and the paper's procedure: a supernet, evolution in it, and the
+training of its best architectures. LightGBM with its own early stopping stands beside them. Each procedure chooses on
+the validation split, and the one model that it would have shipped is measured on the test split.
 
-Seconds are processor seconds of the one process, so that other work on the machine does not decide.
+Every run, which is a data set, a procedure and a seed, is written to a JSON file of its own once it is over, and is not
+repeated when the command is given again. Files from several machines may be put into one folder for the report, if the
+machines are alike. With `--parallel N`, N runs at a time have a core each. Seconds are then best those of the clock
+(`--clock wall`). Processor seconds of the one process, the default, do not depend on other work on the machine.
 """
 
 import json
-import math
-import statistics
+import os
+import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from scipy.stats import t as student
+from equal_seconds_report import TITLES, Procedure
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.cli import run
-from nasrec_torchrec.datasets.prepared import load_schema, open_split
+from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.runs.files import read_text, write_text
+from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig
 from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.evolution import evolve, one_by_one
-from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
+from nasrec_torchrec.search.race.config import RACE_SPACES, RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.finish import predict
 from nasrec_torchrec.search.race.recipe import Recipe, usual_batch_size
 from nasrec_torchrec.search.race.run import auto
@@ -45,91 +52,187 @@ from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.trainer import Trainer
 
-_CONFIDENCE = 0.95
-_PAPER, _TREE = "the paper's procedure", "LightGBM"
 # Shares of the budget after which the paper's supernet and its search end; the rest trains the best architectures.
 _SUPERNET_ENDS, _SEARCH_ENDS = 0.3, 0.6
 _FINALISTS, _EPOCHS = 3, 4
+# A run ends this much later than its budget at the latest, or is not begun before the limit.
+_OVERRUN = 1.1
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A procedure with a seed on a data set."""
+
+    data: Path
+    procedure: Procedure
+    seed: int
+
+    def folder(self, work: Path) -> Path:
+        """Returns the run folder."""
+        return work / self.data.name / f"{self.procedure}-{self.seed}"
+
+    def file(self, out: Path) -> Path:
+        """Returns the file of the result."""
+        return out / self.data.name / f"{self.procedure}-{self.seed}.json"
 
 
 def main(
-    data: Path,
+    data: list[Path],
     out: Path,
     budget: str = "15m",
     seeds: list[int] | None = None,
-    only: list[str] | None = None,
+    only: list[Procedure] | None = None,
+    clock: Literal["wall", "cpu"] = "cpu",
+    parallel: int = 0,
+    limit: str = "1d",
+    work: Path | None = None,
     quick: bool = False,
 ) -> None:
-    """Runs every procedure with every seed, and prints a table of test metrics.
+    """Runs every procedure with every seed on every data set.
 
     Args:
-        data: prepared data set.
-        out: receives a run folder for every procedure and seed, and ``equal-seconds.json``.
-        budget: of each of them, with s, m, h or d.
-        seeds: of the procedures; unset, 0, 1 and 2.
-        only: procedures to run, by parts of their titles; unset, all.
+        data: prepared data sets, whose folders have different names.
+        out: receives a folder for every data set, with a JSON file for every procedure and seed.
+        budget: seconds of each run, with s, m, h or d.
+        seeds: seeds of the procedures; unset, 0, 1 and 2.
+        only: procedures to run; unset, all.
+        clock: clock of the budget: ``wall`` time, or the processor time (``cpu``) of the process.
+        parallel: number of runs at a time, each on a core of its own and in a process of its own; 0 runs one after
+            another in this process.
+        limit: time after which everything ends with ``parallel``, with s, m, h or d; a run that would not end before
+            is not begun.
+        work: receives the run folders; unset, ``out``.
         quick: three trials of one epoch instead of the budget, and two seeds.
     """
-    whole = RaceConfig(budget=budget, clock="cpu", trees=trees_are_installed(), quiet=True)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a core of the CPU is what is shared out
+    torch.set_num_threads(1)
+    config = RaceConfig(budget=budget, clock=clock, trees=trees_are_installed(), quiet=True)
+    seconds = RaceConfig(budget=limit).budget_seconds
+    if len({folder.name for folder in data}) < len(data):
+        raise ValueError(f"data: expected folders with different names, found {[str(folder) for folder in data]}")
+    chosen = [name for name in TITLES if name in (only or TITLES) and (name != "lightgbm" or config.trees)]
+    wanted = seeds or ([0, 1] if quick else [0, 1, 2])
+    runs = [_Run(folder, name, seed) for seed in wanted for folder in data for name in chosen]
+    runs = [run for run in runs if not run.file(out).exists()]
+    if parallel:
+        flags = [
+            "--out",
+            str(out),
+            "--work",
+            str(work or out),
+            "--budget",
+            budget,
+            "--clock",
+            clock,
+            "--quick",
+            str(quick).lower(),
+        ]
+        _in_parallel(runs, out, flags, config.budget_seconds, parallel, seconds)
+        return
+    for one in runs:
+        found = _result(one, work or out, config, quick)
+        described = {"procedure": one.procedure, "seed": one.seed, "data": sha256(one.data / MANIFEST)}
+        write_text(one.file(out), json.dumps({**described, "budget": budget, "clock": clock, **_here(), **found}))
+
+
+def _result(job: _Run, work: Path, whole: RaceConfig, quick: bool) -> dict[str, Any]:
+    whole = replace(whole, seed=job.seed)
     if quick:
         whole = replace(whole, trials=3, epochs=1, final_seeds=1)
     plain = replace(whole, features=False, trees=False)
-    races = {
-        "auto": whole,
-        "auto, no added features": plain,
-        "random architectures alone": replace(plain, sources=("random",)),
-        "baselines alone, tuned": replace(plain, sources=("baseline",)),
-    }
-    procedures: dict[str, Callable[[Path, int], dict[str, Any]]] = {
-        title: partial(_race, data, config) for title, config in races.items()
-    }
-    procedures[_PAPER] = lambda folder, seed: _paper(data, folder, 5.0 if quick else whole.budget_seconds, seed)
-    if trees_are_installed():
-        procedures[_TREE] = lambda folder, seed: _tree(data, folder, seed)
-    file = out / "equal-seconds.json"
-    found: dict[str, Any] = json.loads(read_text(file)) if file.exists() else {"budget": budget, "shipped": {}}
-    if found["budget"] != budget:
-        raise ValueError(f"{file}: holds runs of {found['budget']}, not of {budget}")
-    torch.set_num_threads(1)
-    for seed in seeds or ([0, 1] if quick else [0, 1, 2]):
-        for title, procedure in procedures.items():
-            runs = found["shipped"].setdefault(title, {})
-            if str(seed) in runs or (only and not any(part in title for part in only)):
-                continue
-            folder = out / f"{title.replace(', ', '-').replace(' ', '-')}-{seed}"
-            runs[str(seed)] = procedure(folder, seed)
-            write_text(file, json.dumps(found, indent=2))
-    shipped = {title: runs for title, runs in found["shipped"].items() if runs}
-    print(table(shipped))
-    print("\nWhat each would have shipped, with its test log loss, and the seconds of training in each phase:\n")
-    for title, runs in shipped.items():
-        for seed, one in runs.items() if title != _TREE else ():
-            features = f" with {', '.join(one['features'])}" if one.get("features") else ""
-            spent = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in one["spent"].items())
-            print(f"- {title}, seed {seed}: {one['title']}{features}: {one['log_loss']:.4f} ({spent})")
+    folder = job.folder(work)
+    now = time.process_time if whole.clock == "cpu" else time.monotonic
+    match job.procedure:
+        case "auto":
+            return _race(job.data, whole, folder)
+        case "auto-2026":
+            return _race(job.data, whole, folder, RACE_SPACES["nasrec-2026"])
+        case "auto-plain":
+            return _race(job.data, plain, folder)
+        case "random":
+            return _race(job.data, replace(plain, sources=("random",)), folder)
+        case "baselines":
+            return _race(job.data, replace(plain, sources=("baseline",)), folder)
+        case "paper":
+            return _paper(job.data, folder, 5.0 if quick else whole.budget_seconds, job.seed, now)
+        case "lightgbm":
+            return _tree(job.data, folder, job.seed, now)
 
 
-def table(shipped: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The runs as Markdown."""
-    lines = [
-        "| procedure | test log loss | test AUC | log loss less that of auto, 95 % | seeds | trials | seconds |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    reference = shipped.get("auto", {})
-    for title, runs in shipped.items():
-        paired = [runs[seed]["log_loss"] - reference[seed]["log_loss"] for seed in runs if seed in reference]
-        difference = "" if title == "auto" or not paired else _interval(paired)
-        trials, seconds = (statistics.fmean(one[name] for one in runs.values()) for name in ("trials", "seconds"))
-        lines.append(
-            f"| {title} | {_interval([one['log_loss'] for one in runs.values()])} "
-            f"| {_interval([one['auc'] for one in runs.values()])} | {difference} | {len(runs)} | {trials:.0f} "
-            f"| {seconds:.0f} |"
+def _in_parallel(
+    runs: Sequence[_Run], out: Path, flags: Sequence[str], budget: float, parallel: int, limit: float
+) -> None:
+    """Does the runs in processes of their own, a core each, and ends those that are not over at the limit."""
+    cores = sorted(os.sched_getaffinity(0))
+    if parallel > len(cores):
+        raise ValueError(f"parallel: expected at most {len(cores)}, one for each core, found {parallel}")
+    started = time.monotonic()
+    waiting = list(runs)
+    free = cores[:parallel]
+    busy: dict[int, tuple[_Run, subprocess.Popen[bytes]]] = {}
+    try:
+        while busy or (waiting and time.monotonic() - started + _OVERRUN * budget < limit):
+            while waiting and free and time.monotonic() - started + _OVERRUN * budget < limit:
+                core = free.pop(0)
+                busy[core] = waiting[0], _start(waiting.pop(0), out, flags, core)
+            for core, (job, process) in list(busy.items()):
+                if process.poll() is not None:
+                    del busy[core]
+                    free.append(core)
+                    _say(job, out, started)
+            if time.monotonic() - started > limit:
+                break
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for _, process in busy.values():
+            process.kill()
+            process.wait()
+    if missing := [str(job.file(out)) for job in runs if not job.file(out).exists()]:
+        raise ValueError(f"{len(missing)} runs have failed or were not over at the limit: {', '.join(missing)}")
+
+
+def _start(job: _Run, out: Path, flags: Sequence[str], core: int) -> subprocess.Popen[bytes]:
+    one = ["--data", f"[{job.data}]", "--seeds", f"[{job.seed}]", "--only", f"[{job.procedure}]"]
+    log = job.file(out).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, __file__, *one, *flags],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         )
-    return "\n".join(lines)
+    with suppress(ProcessLookupError):
+        os.sched_setaffinity(process.pid, {core})
+    return process
 
 
-def _race(data: Path, config: RaceConfig, folder: Path, seed: int) -> dict[str, Any]:
-    results = auto(data, folder, replace(config, seed=seed), RaceSpace())
+def _say(job: _Run, out: Path, started: float) -> None:
+    file = job.file(out)
+    if file.exists():
+        found = json.loads(file.read_text())
+        what = f"test log loss {found['log_loss']:.5f}, {found['seconds']:.0f} s, {found.get('title', '')}"
+    else:
+        what = "failed: " + "".join(file.with_suffix(".log").read_text().splitlines()[-1:])
+    title = f"{job.data.name}, {TITLES[job.procedure]}, seed {job.seed}"
+    print(f"{time.monotonic() - started:4.0f} s: {title}: {what}", flush=True)
+
+
+def _here() -> dict[str, str]:
+    """Returns the machine and the versions, by which the runs of a report are compared."""
+    information = Path("/proc/cpuinfo")
+    names: Iterator[str] = iter(())
+    if information.exists():
+        names = (line.split(":")[1].strip() for line in information.read_text().splitlines() if "model name" in line)
+    return {
+        "machine": next(names, platform.machine()),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "torchrec")),
+    }
+
+
+def _race(data: Path, config: RaceConfig, folder: Path, space: RaceSpace | None = None) -> dict[str, Any]:
+    results = auto(data, folder, config, space)
     assert results is not None, "one rank"
     best = results["measured"]["winner"]
     place = best["seeds"].index(results["model"]["seed"])
@@ -153,9 +256,8 @@ def _race(data: Path, config: RaceConfig, folder: Path, seed: int) -> dict[str, 
     }
 
 
-def _tree(data: Path, folder: Path, seed: int) -> dict[str, Any]:
-    schema = load_schema(data)
-    tree = train_tree(data, schema, folder, None, seed, time.process_time)
+def _tree(data: Path, folder: Path, seed: int, now: Callable[[], float]) -> dict[str, Any]:
+    tree = train_tree(data, load_schema(data), folder, None, seed, now)
     test = measure_tree(folder, open_split(data, "test"))
     return {**_picked(test), "validation": tree["validation"][0]["log_loss"], "seconds": tree["seconds"], "trials": 1}
 
@@ -164,13 +266,13 @@ def _picked(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: metrics[name] for name in ("log_loss", "auc")}
 
 
-def _paper(data: Path, folder: Path, budget: float, seed: int) -> dict[str, Any]:
+def _paper(data: Path, folder: Path, budget: float, seed: int, now: Callable[[], float]) -> dict[str, Any]:
     """A supernet by the paper's kind of recipe, regularized evolution in it, and the training of its best."""
-    started = time.process_time()
+    started = now()
     spent: dict[str, float] = {}
 
     def seconds() -> float:
-        return time.process_time() - started
+        return now() - started
 
     schema, space = load_schema(data), SearchSpace(**asdict(RaceSpace()))
     train, validation = open_split(data, "train"), open_split(data, "validation")
@@ -178,9 +280,9 @@ def _paper(data: Path, folder: Path, budget: float, seed: int) -> dict[str, Any]
     with process_group() as device:
         supernet = ModelDescription(schema, space, use_layernorm=True)
         probe = TrainConfig(1, batch, 0.05, full_path_steps=1, resume="never", seed=seed)
-        began = time.process_time()
+        began = now()
         Trainer(supernet, probe, folder / "probe", device).train(train, None, lambda *_: True, (0.2,))
-        epoch = (time.process_time() - began) / 0.2
+        epoch = (now() - began) / 0.2
         epochs = max(1, int((_SUPERNET_ENDS * budget - seconds()) / epoch))
         config = TrainConfig(epochs, batch, 0.05, full_path_steps=100, seed=seed)
         Trainer(supernet, config, folder / "supernet", device).train(train, None)
@@ -208,7 +310,7 @@ def _paper(data: Path, folder: Path, budget: float, seed: int) -> dict[str, Any]
 
             if losses and seconds() + spent["first finalist"] > 1.1 * budget:
                 break
-            train_trial(trial, _EPOCHS, rows, folder / f"{number}", device, report, time.process_time)
+            train_trial(trial, _EPOCHS, rows, folder / f"{number}", device, report, now)
             losses[number] = min(loss for loss, _ in curve)
             spent.setdefault("first finalist", round(sum(took for _, took in curve), 1))
         best = min(losses, key=lambda number: losses[number])
@@ -225,15 +327,6 @@ def _paper(data: Path, folder: Path, budget: float, seed: int) -> dict[str, Any]
             "architecture": json.loads(architecture.to_json(None)),
             "spent": spent,
         }
-
-
-def _interval(values: list[float]) -> str:
-    """The mean and half of its confidence interval."""
-    mean = f"{statistics.fmean(values):.5f}"
-    if len(values) < 2:
-        return mean
-    quantile = float(student.ppf((1 + _CONFIDENCE) / 2, len(values) - 1))
-    return f"{mean} ± {quantile * statistics.stdev(values) / math.sqrt(len(values)):.5f}"
 
 
 if __name__ == "__main__":

@@ -163,13 +163,18 @@ def test_research_code(tmp_path: Path):
 
 @pytest.mark.slow
 def test_equal_seconds(tmp_path: Path):
-    flags = "--data", str(prepare_pairs(tmp_path / "data", 1500)), "--out", str(tmp_path / "out")
-    printed = _run("equal_seconds", *flags)
-    found = json.loads((tmp_path / "out" / "equal-seconds.json").read_text())["shipped"]
-    assert len(found) == 6
-    for title, runs in found.items():
-        assert set(runs) == {"0", "1"} and f"| {title} | " in printed
-        assert all(0 < one["log_loss"] < 2 for one in runs.values())
-    assert {row["source"] for row in found["baselines alone, tuned"]["0"]["sources"]} == {"baseline"}
+    data, out = prepare_pairs(tmp_path / "data", 1500), tmp_path / "out"
+    flags = "--data", f"[{data}]", "--out", str(out), "--work", str(tmp_path / "work"), "--seeds", "[0]"
+    printed = _run("equal_seconds", *flags, "--parallel", "2", "--clock", "wall")
+    assert len(printed.splitlines()) == 7 and "failed" not in printed
+    assert {file.suffix for file in (out / "data").iterdir()} == {".json", ".log"}
+    result = run_process("benchmarks/equal_seconds_report.py", "--runs", str(out / "data"), folder=ROOT, environment={})
+    assert result.returncode == 0, result.stderr[-3000:]
+    for file in (out / "data").glob("*.json"):
+        one = json.loads(file.read_text())
+        assert 0 < one["log_loss"] < 2 and one["clock"] == "wall"
+        assert one["procedure"] == "lightgbm" or f"seed 0: {one['title']}" in result.stdout
+        if one["procedure"] == "baselines":
+            assert {row["source"] for row in one["sources"]} == {"baseline"}
     # What is over is not repeated.
-    assert "step/s" not in _run("equal_seconds", *flags)
+    assert _run("equal_seconds", *flags) == ""
