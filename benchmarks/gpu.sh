@@ -20,7 +20,7 @@ while [ $# -gt 0 ]; do
     esac
 done
 # Seconds per step. Most take far less than that; together they have eight minutes.
-limits="imports=20 lookup=30 golden=30 attention=40 training=100 search=30 export=60 programs=120 tests=50"
+limits="imports=30 lookup=30 golden=30 attention=40 training=90 search=30 export=70 compiled=80 programs=150 tests=70"
 [ -n "$steps" ] || steps=$(echo "$limits" | sed 's/=[0-9]*//g; s/ /,/g')
 for step in ${steps//,/ }; do
     case " $limits " in *" $step="*) ;; *) echo "error: $step: expected steps among $limits" >&2 && exit 2 ;; esac

@@ -37,8 +37,6 @@ import torch.multiprocessing as mp
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from torchx.specs.builders import materialize_appdef
-from torchx.specs.finder import get_component
 
 from nasrec_torchrec import Architecture, SearchSpace
 from nasrec_torchrec.cli.main import main
@@ -289,6 +287,10 @@ def _run_process(words: tuple[object, ...], folder: Path, environment: dict[str,
 
 def component_program(name: str, words: Sequence[str]) -> list[str]:
     """What a torchx component with these arguments starts on every rank: ``-m MODULE`` and its flags."""
+    # Where only tests that need a GPU run, there is no torchx.
+    from torchx.specs.builders import materialize_appdef
+    from torchx.specs.finder import get_component
+
     (role,) = materialize_appdef(get_component(f"nasrec.{name}").fn, list(words)).roles
     # On several ranks torchrun is started by a shell.
     program = shlex.split(role.args[-1]) if role.entrypoint == "bash" else role.args
