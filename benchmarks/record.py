@@ -50,6 +50,12 @@ def main() -> None:
     """Runs the command and writes ``docs/figures/NAME.json`` when it has succeeded."""
     parser = argparse.ArgumentParser(description="Run a benchmark and keep its output as a figure of the pages.")
     parser.add_argument("--conditions", default="", help="what else matters, such as other work on the machine")
+    parser.add_argument(
+        "--measured",
+        type=json.loads,
+        default={},
+        help="date, machine and versions of results that the command only prints, as JSON",
+    )
     parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the figures")
     parser.add_argument("name", help="the figure's name: pages show it between <!-- figure: NAME --> and <!-- end -->")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="the benchmark, as one would type it")
@@ -75,6 +81,7 @@ def main() -> None:
         "machine": machine(),
         "conditions": flags.conditions,
         "versions": versions(),
+        **flags.measured,
         "output": lines,
     }
     file = flags.out / f"{flags.name}.json"
