@@ -306,9 +306,9 @@ def _paper(data: Path, folder: Path, budget: float, seed: int, now: Callable[[],
 
             def report(epoch: int, loss: float, auc: float, took: float, curve: list[Any] = curve) -> bool:
                 curve.append((loss, took))
-                return bool(losses) and seconds() + took > budget
+                return seconds() + took > budget
 
-            if losses and seconds() + spent["first finalist"] > 1.1 * budget:
+            if losses and seconds() + spent["first finalist"] > budget:
                 break
             train_trial(trial, _EPOCHS, rows, folder / f"{number}", device, report, now)
             losses[number] = min(loss for loss, _ in curve)

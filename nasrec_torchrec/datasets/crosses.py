@@ -9,7 +9,8 @@ pairs, ``score --raw`` computes them, and a package's ``dictionaries/`` holds th
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from nasrec_torchrec.datasets.prepared import (
     DICTIONARIES,
     MANIFEST,
     SCHEMA,
+    TIME,
     check_dictionaries,
     check_files,
     check_sum,
@@ -111,7 +113,7 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
             read = partial(_labelled, train, sharing[0], schema.label)
             dictionaries[table] = history.count(read(number) for number in range(len(train)))
             for feature in sharing:
-                training[feature.name] = history.training_ids(read, len(train), dictionaries[table])
+                training[feature.name] = _training_ids(train, manifest["split"], read, dictionaries[table])
             words = pa.Table.from_struct_array(dictionaries[table])
         with atomic_path(temporary / DICTIONARIES / f"{safe_name(table)}.parquet") as file:
             pq.write_table(words, file)
@@ -147,6 +149,31 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
     write_text(temporary / MANIFEST, json.dumps(manifest, indent=2))
     temporary.rename(out)
     return whole
+
+
+def _training_ids(
+    files: Sequence[Path],
+    split: Mapping[str, Any],
+    read: Callable[[int], tuple[pa.Array, np.ndarray]],
+    counts: pa.StructArray,
+) -> dict[int, pa.Array]:
+    """Returns what the training rows read of a history, by the time of each row if the data was split by time."""
+    if split["split"] != "time":
+        return history.shuffled_ids(read, len(files), counts)
+    if split["split_column"] is None:
+        return history.earlier_ids(read, len(files), counts)
+
+    def times(number: int) -> np.ndarray:
+        return pq.read_table(files[number], columns=[TIME]).column(0).to_numpy()
+
+    if any(TIME not in pq.read_schema(file).names for file in files):
+        print(
+            f"warning: {files[0].parent.parent}: was prepared by an earlier version, without the times of its rows; "
+            "histories count the rows in a shuffled order; to fix this, prepare the data again with --overwrite true",
+            file=sys.stderr,
+        )
+        return history.shuffled_ids(read, len(files), counts)
+    return history.earlier_ids(read, len(files), counts, times)
 
 
 def _count(files: Sequence[Path], crosses: Sequence[SparseFeature]) -> pa.Array:

@@ -1,9 +1,11 @@
 """Histories: how often a value or a combination of values was seen with and without a click in the training split.
 
 A history is a categorical feature of 12 x 12 buckets of the two counts, so that a model learns how much each is worth
-instead of trusting a rate from two rows as much as one from two thousand. A training row must not know its own label,
-so it only counts the training rows before it in a shuffled order (the ordered target statistics of CatBoost, arXiv
-1706.09516). All other rows, including those that are scored later, count the whole training split.
+instead of trusting a rate from two rows as much as one from two thousand. A training row must not know its own label.
+If the data was split by time, it only counts the training rows of earlier times, as it would have been counted then:
+rows of the same time, such as those of one page, do not count for each other. Otherwise, it counts the training rows
+before it in a shuffled order (the ordered target statistics of CatBoost, arXiv 1706.09516). All other rows, including
+those that are scored later, count the whole training split.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,7 +59,44 @@ def count(parts: Iterator[tuple[pa.Array, np.ndarray]]) -> pa.StructArray:
     return total.sort_by("word").combine_chunks().to_struct_array().combine_chunks()
 
 
-def training_ids(
+def earlier_ids(
+    read: Callable[[int], tuple[pa.Array, np.ndarray]],
+    parts: int,
+    counts: pa.StructArray,
+    times: Callable[[int], np.ndarray] | None = None,
+) -> dict[int, pa.Array]:
+    """Returns the ids of the training rows by part, each from the rows of earlier times.
+
+    All training rows are sorted in memory, at some 40 bytes a row.
+
+    Args:
+        read: function that returns a part's values as text, and its labels.
+        parts: number of parts.
+        counts: counts that :func:`count` returned.
+        times: function that returns the time of each row of a part; if unset, the rows are in chronological order, and
+            no two have the same time.
+    """
+    words, found = counts.field("word"), [read(part) for part in range(parts)]
+    ends = np.cumsum([len(labels) for _, labels in found])
+    index = [
+        pc.index_in(values, value_set=words).to_numpy(zero_copy_only=False).astype(np.int64) for values, _ in found
+    ]
+    word, clicked = np.concatenate(index), np.concatenate([labels for _, labels in found]) > 0
+    when = np.arange(len(word)) if times is None else np.concatenate([times(part) for part in range(parts)])
+    order = np.lexsort((when, word))
+    word, when, clicked = word[order], when[order], clicked[order]
+    new_word = np.append(True, word[1:] != word[:-1])[: len(word)]
+    new_time = new_word | np.append(True, when[1:] != when[:-1])[: len(word)]
+    # For every row: where the rows of its combination begin, and where among them those of its time do.
+    begin, now = (np.maximum.accumulate(np.where(new, np.arange(len(word)), 0)) for new in (new_word, new_time))
+    clicks_before = np.append(0, np.cumsum(clicked))
+    clicks, rows = clicks_before[now] - clicks_before[begin], now - begin
+    ids = np.empty(len(word), np.int32)
+    ids[order] = bucket(clicks, rows - clicks)
+    return {part: pa.array(of_part) for part, of_part in enumerate(np.split(ids, ends[:-1]))}
+
+
+def shuffled_ids(
     read: Callable[[int], tuple[pa.Array, np.ndarray]], parts: int, counts: pa.StructArray
 ) -> dict[int, pa.Array]:
     """Returns the ids of the training rows by part, each from the rows before it in a shuffled order.

@@ -137,6 +137,8 @@ class Job:
             "schema": self.schema.to_dict(),
             "split": asdict(self.split),
             "split_of_file": self.split_of_file,
+            # Without times, which earlier versions did not keep, histories cannot count what was earlier.
+            **({"times": True} if self.split.split == "time" and self.split.split_column else {}),
             "piece_mib": self.config.piece_mib,
             "derivation": self.raw.derivation.identity if self.raw.derivation else None,
             "files": self.raw.identity or [content.sha256 for content in contents],

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets.checksums import sha256
+from nasrec_torchrec.datasets.names import INTERNAL
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
@@ -28,6 +29,8 @@ SCHEMA, MANIFEST, DICTIONARIES, REJECTS = "schema.json", "manifest.json", "dicti
 PICTURE = "statistics.png"
 # What the folder of a data set holds; anything else in it belongs to someone else.
 OURS = frozenset((*SPLITS, SCHEMA, MANIFEST, DICTIONARIES, REJECTS, PICTURE, CONFIG))
+# Column of the training rows that holds the time of each row, if the data was split by one.
+TIME = f"{INTERNAL}time"
 MANIFEST_FORMAT = "nasrec-torchrec/dataset/2"
 # This version does not record what the source files held; everything else is the same.
 EARLIER_FORMAT = "nasrec-torchrec/dataset/1"

@@ -16,7 +16,7 @@ from nasrec_torchrec.datasets import transform
 from nasrec_torchrec.datasets.fitting import Fitted
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.pieces import Record, in_order, write_rejects
-from nasrec_torchrec.datasets.preparation_job import LINE, Job
+from nasrec_torchrec.datasets.preparation_job import LINE, SPLIT_KEY, Job
 from nasrec_torchrec.datasets.prepared import (
     DICTIONARIES,
     MANIFEST,
@@ -24,6 +24,7 @@ from nasrec_torchrec.datasets.prepared import (
     OURS,
     REJECTS,
     SCHEMA,
+    TIME,
     sha256,
     write_rows,
 )
@@ -145,6 +146,8 @@ def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted)
         return known
     rows = read_part(work, number)
     lines, assigned = rows.column(LINE).to_numpy(), fitted.assigned[number]
+    # Histories of the training rows count what was earlier.
+    times = [SPLIT_KEY] if job.split.split == "time" and job.split.split_column else []
     record: dict[str, Any] = {}
     rejects: dict[int, str] = {}
     for index, split in enumerate(SPLITS):
@@ -153,13 +156,16 @@ def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted)
             continue
         quality = Quality(fitted.schema)
         table, bad = transform.finish(
-            rows.filter(pa.array(chosen)).select(job.schema.raw_columns), fitted.schema, fitted.dictionaries, quality
+            rows.filter(pa.array(chosen)).select([*job.schema.raw_columns, *times]),
+            *(fitted.schema, fitted.dictionaries, quality),
         )
         rejects |= {int(line): reason for line, reason in zip(lines[chosen][list(bad)], bad.values(), strict=True)}
         # An empty split still has a file, which says what its columns are.
         if table.num_rows or number == 0:
             name = folder / split / f"part-{number:06d}.parquet"
             columns = table.select(fitted.schema.columns)
+            if times and index == 0:
+                columns = columns.append_column(TIME, table.column(SPLIT_KEY))
             record[split] = {"file": write_rows(name, columns, fitted.schema.label), "quality": quality.to_json()}
     if rejects:
         write_rejects(work / "splits" / f"{number:06d}.rejects", job.files[part.file].uri, rejects)

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, cross_of, history_of
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_dictionary
+from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_dictionary, write_rows
 from nasrec_torchrec.datasets.schema import Schema
 
 _CROSSES = (
@@ -153,6 +154,49 @@ def test_a_history_counts_the_training_rows_and_never_the_own_label(tmp_path: Pa
     offline = pq.read_table(tmp_path / "out" / "test")
     for name in (pair.name, alone.name):
         assert online.column(name).to_pylist() == offline.column(name).to_pylist()
+
+
+def _timed(folder: Path, column: str | None) -> list[dict[str, int]]:
+    """Prepares and crosses rows whose last two lie in the later splits; returns the training rows in their order."""
+    rows = {
+        "clicked": [1, 0, 1, 1, 0, 1, 0, 1, 0, 1],
+        "shop": [1, 1, 2, 1, 1, 1, 2, 2, 1, 1],
+        "second": [50, 10, 30, 20, 20, 40, 35, 5, 90, 91],
+    }
+    pq.write_table(pa.table(rows), folder / "rows.parquet")
+    schema = Schema("clicked", (), (SparseFeature("shop", 5),))
+    raw = RawData((str(folder / "rows.parquet"),), schema, split=SplitConfig("time", column))
+    prepare(raw, folder / "plain")
+    add_crosses(folder / "plain", folder / "out", [history_of(("shop",))])
+    return pq.read_table(folder / "out" / "train").to_pylist()
+
+
+def test_a_history_of_data_split_by_time_counts_earlier_rows_alone(tmp_path: Path):
+    train = _timed(tmp_path, "second")
+    assert [row["clicked"] for row in train] == [1, 0, 1, 1, 0, 1, 0, 1]
+    # Shop 1 by seconds: 10 without a click, 20 one of each, which do not count for each other, 40 and 50.
+    seen = [(2, 2), (0, 0), (1, 0), (0, 1), (0, 1), (1, 2), (2, 0), (0, 0)]  # clicks, others
+    assert [divmod(row["history_of_shop"] - 1, 12) for row in train] == seen
+    for split in ("validation", "test"):  # and what is scored counts all of them
+        (row,) = pq.read_table(tmp_path / "out" / split).to_pylist()
+        assert divmod(row["history_of_shop"] - 1, 12) == (3, 2)
+
+
+def test_rows_without_a_column_of_times_are_in_the_order_of_time(tmp_path: Path):
+    seen = [(0, 0), (1, 0), (0, 0), (1, 1), (2, 1), (2, 2), (1, 0), (1, 1)]
+    assert [divmod(row["history_of_shop"] - 1, 12) for row in _timed(tmp_path, None)] == seen
+
+
+def test_times_that_an_earlier_version_did_not_keep_are_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The rows are then in a shuffled order, which the order of the file does not change."""
+    _timed(tmp_path, "second")
+    file = tmp_path / "plain" / "train" / "part-000000.parquet"
+    manifest = json.loads((tmp_path / "plain" / "manifest.json").read_text())
+    manifest["splits"]["train"]["files"] = [write_rows(file, pq.read_table(file).drop_columns("//time"), "clicked")]
+    (tmp_path / "plain" / "manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    add_crosses(tmp_path / "plain", tmp_path / "again", [history_of(("shop",))])
+    assert "without the times of its rows" in capsys.readouterr().err
 
 
 def test_histories_are_added_to_prepared_data_alone(tmp_path: Path):
