@@ -43,4 +43,4 @@ RACE_JOURNAL = "race.journal"
 RACE_TRIALS = "trials"
 RACE_FINAL = "final"  # among the trials: the winner, trained on the validation rows too
 RACE_TREE = "tree"  # the yardstick
-RACE_DATA = "data"  # with the added features of round 1, 2, ...: data-1, data-2
+RACE_DATA = "data"  # with buckets of dense features, and the features of round 1, 2, ...: data-0, data-1

@@ -17,7 +17,7 @@ from support import forked, prepare_pairs, run_program, run_ranks
 
 from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, cross_of
-from nasrec_torchrec.datasets.features import SparseFeature
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.datasets.schema import Schema
@@ -324,3 +324,24 @@ def test_the_program(data: Path, undisturbed):
     assert (done.returncode, done.stdout.strip()) == (0, results["verdict"])
     done = run_program("-m", "apps.auto", "--data", data, "--out", out, "--budget", "soon")
     assert done.returncode == 2 and "budget: expected a number with s, m, h or d" in done.stderr
+
+
+def test_numbers_race_as_buckets_too(tmp_path: Path):
+    """Where clicks depend on a range of a number, its buckets win, and the model that is left reads them."""
+    rng = np.random.default_rng(0)
+    files = []
+    for name, count in (("train", 3000), ("validation", 1500), ("test", 500)):
+        price, shop = rng.random(count) * 8, rng.integers(0, 4, count)
+        clicked = rng.random(count) < np.where(price.astype(int) % 4 < 2, 0.95, 0.05)
+        files.append(str(tmp_path / f"{name}.parquet"))
+        pq.write_table(pa.table({"clicked": clicked.astype(int), "price": price, "shop": shop}), files[-1])
+    schema = Schema("clicked", (DenseFeature("price", "standardize"),), (SparseFeature("shop", 4),), 8)
+    prepare(RawData(tuple(files), schema, split=SplitConfig("given")), tmp_path / "data")
+    results = auto(tmp_path / "data", tmp_path / "out", replace(_CONFIG, trials=4, final_seeds=1, trees=False))
+    assert results is not None
+    first = next(trial["trial"] for trial in results["trials"] if trial["trial"]["phase"] == "features")
+    assert first["features"] == ["price_buckets"]
+    assert results["measured"]["winner"]["features"] == ["price_buckets"]
+    description, _ = load_model(tmp_path / "out")
+    (buckets,) = (feature for feature in description.schema.sparse if feature.ids == "buckets")
+    assert buckets.cross == ("price",) and len(buckets.edges) == 64

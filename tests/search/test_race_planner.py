@@ -189,6 +189,29 @@ def test_features_are_tried_and_kept_where_they_help():
     assert least.trial.phase != "features"
 
 
+def test_buckets_are_judged_together_before_histories_and_beside_them():
+    planner, buckets = _planner(features=True), ["x_buckets", "y_buckets"]
+    entries = replay(planner, _curve, trials=40, features=[["history_of_a"]], buckets=buckets)
+    tried = [e.trial.features for e in entries if e.trial.phase == "features"]
+    assert tried[:2] == [tuple(buckets), (*buckets, "history_of_a")]
+    assert ("x_buckets",) not in tried and ("history_of_a",) not in tried
+
+    def harmful(trial: Trial) -> Curve:
+        """Buckets that cost as much as a history gains."""
+        histories = tuple(name for name in trial.features if name not in buckets)
+        losses = _curve(replace(trial, features=histories))
+        return [(loss + 0.02 * len(set(trial.features) & set(buckets)), auc, took) for loss, auc, took in losses]
+
+    entries = replay(planner, harmful, trials=40, features=[["history_of_a"]], buckets=buckets)
+    assert [e.trial.features for e in entries if e.trial.phase == "features"][:2] == [tuple(buckets), ("history_of_a",)]
+    found = winner(entries)
+    assert found is not None and found.trial.features == ("history_of_a",)
+    # Where no history was found, buckets are still judged.
+    entries = replay(planner, _curve, trials=40, buckets=buckets)
+    found = winner(entries)
+    assert found is not None and found.trial.features == tuple(buckets)
+
+
 def test_rungs_are_where_losses_order_the_end():
     orderly = [_entry(n, *(n + 10.0 - epoch for epoch in range(10))) for n in range(5)]
     assert set(fidelity(orderly).values()) == {1.0} and calibrated_shares(orderly, False) == (0.15,)

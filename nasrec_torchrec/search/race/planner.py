@@ -76,6 +76,7 @@ class Situation:
         features: names of the added features, for each time that they were ranked the most promising first.
         crosses: those among them that are crosses by dictionary.
         combinations: number of combinations of columns among which they were chosen.
+        buckets: names of the buckets of dense features, which are tried together before all other added features.
     """
 
     entries: Sequence[Entry]
@@ -85,6 +86,7 @@ class Situation:
     features: Sequence[Sequence[str]] = ()
     crosses: Collection[str] = ()
     combinations: int = 0
+    buckets: Sequence[str] = ()
 
     @cached_property
     def judgements(self) -> list[Judgement]:
@@ -262,28 +264,35 @@ class Planner:
                 return trial
 
     def _propose_features(self, situation: Situation) -> Trial | None:
-        """Proposes the best feature alone, then all found features, then sets that differ from the best set in one.
+        """Proposes the buckets of dense features, then the best history, all of them, and sets that differ in one.
 
         A set whose gain may be luck is repeated with further seeds first, and so is what it is compared with. Where
-        neither the best feature nor all together are better than chance explains, one cross is still tried.
+        neither the best history nor all together are better than chance explains, one cross is still tried.
         """
-        if not situation.features:
+        if not situation.features and not situation.buckets:
             return None
         if (repeated := self._repeat_undecided(situation)) is not None:
             return repeated
         known = {entry.trial.configuration for entry in situation.entries}
-        ranked = [name for found in situation.features for name in found]
-        without = [entry for entry in situation.eligible if not entry.trial.features]
-        plain = next((entry for entry in without if entry.status == "complete"), without[0]).trial
-        best = situation.eligible[0].trial
-        together = [[name for name in found if name not in situation.crosses] for found in situation.features]
-        sets = [(plain, together[0][:1]), (plain, together[0])]
-        if any(judgement.verdict == "accepted" for judgement in situation.judgements):
-            sets += [(best, [*best.features, *names]) for names in together[1:]]
-            sets += [(best, [*best.features, name]) for name in ranked]
-            sets += [(best, [name for name in best.features if name != dropped]) for dropped in reversed(best.features)]
-        else:
-            sets += [(plain, [name]) for name in ranked if name in situation.crosses][:1]
+        buckets = set(situation.buckets)
+        ranked = [*situation.buckets, *(name for found in situation.features for name in found)]
+
+        def best_of(allowed: Collection[str]) -> Trial:
+            found = [entry for entry in situation.eligible if set(entry.trial.features) <= set(allowed)]
+            return next((entry for entry in found if entry.status == "complete"), found[0]).trial
+
+        sets: list[tuple[Trial, list[str]]] = [(best_of(()), list(situation.buckets))] if buckets else []
+        if situation.features:
+            plain, best = best_of(buckets), situation.eligible[0].trial
+            together = [[name for name in found if name not in situation.crosses] for found in situation.features]
+            sets += [(plain, [*plain.features, *names]) for names in (together[0][:1], together[0])]
+            if any(one.verdict == "accepted" and set(one.features) - buckets for one in situation.judgements):
+                sets += [(best, [*best.features, *names]) for names in together[1:]]
+                sets += [(best, [*best.features, name]) for name in ranked if name not in buckets]
+                dropped = [name for name in reversed(best.features) if name not in buckets]
+                sets += [(best, [name for name in best.features if name != without]) for without in dropped]
+            else:
+                sets += [(plain, [*plain.features, name]) for name in ranked if name in situation.crosses][:1]
         for like, names in sets:
             found = self._new("features", "features", like, features=tuple(n for n in ranked if n in names))
             if found.configuration not in known:

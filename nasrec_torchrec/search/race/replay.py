@@ -19,6 +19,7 @@ def replay(
     features: Sequence[Sequence[str]] = (),
     crosses: Collection[str] = (),
     combinations: int = 0,
+    buckets: Sequence[str] = (),
 ) -> list[Entry]:
     """Races one worker.
 
@@ -30,6 +31,7 @@ def replay(
         features: ranked before the race.
         crosses: those of them that are crosses by dictionary.
         combinations: number of combinations of columns among which they were chosen.
+        buckets: names of the buckets of dense features.
 
     Returns:
         list[Entry]: all trials.
@@ -39,12 +41,13 @@ def replay(
     entries: list[Entry] = []
     spent = 0.0
     while True:
+        left: float | None
         if seconds is None:
-            situation = Situation(entries, len(entries) / (trials or 1), (), None, features, crosses, combinations)
+            share, left = len(entries) / (trials or 1), None
         else:
             left = seconds - spent
             share = spent / seconds if left > 0 else 1.0
-            situation = Situation(entries, share, (), left, features, crosses, combinations)
+        situation = Situation(entries, share, (), left, features, crosses, combinations, buckets)
         match planner.next(situation):
             case New(trial):
                 entries.append(Entry(len(entries), trial))

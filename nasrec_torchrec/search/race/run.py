@@ -14,8 +14,11 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.crosses import add_crosses
+from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.runs import names
@@ -150,6 +153,7 @@ class _Race:
         require_reachable(self.space, limits, self._counted)
         self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)}, from_scratch)
         self.before = self.book.seconds()
+        self.buckets = _missing_buckets(self.base) if config.features else []
         self.rankings: list[tuple[Ranked, ...]] = []
         self.combinations = 0
         self.left_out: list[Ranked] = []
@@ -163,6 +167,7 @@ class _Race:
         with self.book.worker() as worker:
             self.worker = worker
             self._prepare(worker)
+            self._add_features(self.buckets)
             self._grow_tree(worker)
             self._race(worker)
             return self._finish(worker)
@@ -273,11 +278,12 @@ class _Race:
         added = [[feature.name for feature in proposed(found)] for found in self.rankings if found]
         crosses = [f.name for found in self.rankings for f in proposed(found) if f.ids != "history"]
         if self.config.trials is not None:
-            spent = len(entries) / self.config.trials
-            return Situation(entries, spent, busy, None, added, crosses, self.combinations)
-        left = self.seconds_left - self._final_seconds(entries)
-        spent = self.seconds / self.training_seconds
-        return Situation(entries, spent if left > 0 else 1.0, busy, left, added, crosses, self.combinations)
+            left, spent = None, len(entries) / self.config.trials
+        else:
+            left = self.seconds_left - self._final_seconds(entries)
+            spent = self.seconds / self.training_seconds if left > 0 else 1.0
+        buckets = [feature.name for feature in self.buckets]
+        return Situation(entries, spent, busy, left, added, crosses, self.combinations, buckets)
 
     def _final_seconds(self, entries: Sequence[Entry]) -> float:
         """Returns what training the best trial once more, on all rows, would take."""
@@ -291,6 +297,10 @@ class _Race:
         if not self.config.features or self.config.phase(situation.spent) == "recipes":
             return False
         if not self.rankings:
+            # By the errors of a model that has the buckets already, if they help.
+            buckets = {feature.name for feature in self.buckets}
+            if buckets:
+                return any(buckets <= set(e.trial.features) and e.status != "running" for e in situation.entries)
             return any(entry.measured for entry in situation.entries)
         if not self.rankings[-1] or sum(map(len, self.rankings)) >= self.config.max_features:
             return False
@@ -327,15 +337,19 @@ class _Race:
         ]
         if not found:
             return
+        self._add_features([*self.buckets, *(feature for ranked in self.rankings for feature in proposed(ranked))])
+        for ranked in found:
+            self._say(f"feature {' x '.join(ranked.columns)}: its history would save {ranked.gain:.5f} of log loss")
+
+    def _add_features(self, features: Sequence[SparseFeature]) -> None:
+        """Adds features to a copy of the data, unless there are none; several workers wait for the one that does it."""
+        if not features:
+            return
         folder = self.out / f"{names.RACE_DATA}-{len(self.rankings)}"
         with folder.with_name(f".{folder.name}.lock").open("w") as crossing:
             fcntl.flock(crossing, fcntl.LOCK_EX)
-            add_crosses(
-                self.data.folders[0], folder, [feature for ranked in self.rankings for feature in proposed(ranked)]
-            )
+            add_crosses(self.data.folders[0], folder, features)
         self.data = RaceData((*self.data.folders, folder), self.base)
-        for ranked in found:
-            self._say(f"feature {' x '.join(ranked.columns)}: its history would save {ranked.gain:.5f} of log loss")
 
     def _race(self, worker: Worker) -> None:
         busy: set[int] = set()
@@ -468,3 +482,10 @@ class _Race:
         tell((best.trial, best.best_epoch, self.data, folder, True))
         fit_finally(best.trial, best.best_epoch, self.data, folder, self.device)
         return folder
+
+
+def _missing_buckets(schema: Schema) -> list[SparseFeature]:
+    """Returns the buckets of all dense features that the data has none of."""
+    have = {feature.cross[0] for feature in schema.sparse if feature.ids == "buckets"}
+    found = [buckets_of(dense.name) for dense in schema.dense if dense.name not in have]
+    return [feature for feature in found if feature.name not in schema.feature_names]
