@@ -504,7 +504,11 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
     file = folder / MANIFEST
     document = _read(file)
     if document.get("format") != FORMAT:
-        raise ValueError(f"{file}: expected a manifest of format '{FORMAT}', found {document.get('format')!r:.80}")
+        found = document.get("format")
+        raise ValueError(
+            f"{file}: expected a manifest of format '{FORMAT}', found {found!r:.80}: export the model again with this "
+            "version"
+        )
     try:
         schema, inputs, sums = document["schema"], document["inputs"], document["sha256"]
         names = [*(["dense"] if schema["dense"] else []), "ids", "lengths"]
