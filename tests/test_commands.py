@@ -35,6 +35,7 @@ ELSEWHERE = {
     r"python benchmarks/generation_cost\.py": "tests/benchmarks/test_quick.py: def test_generation_cost",
     r"python benchmarks/kernels\.py": "tests/benchmarks/test_quick.py: def test_kernels",
     r"python benchmarks/record\.py": "tests/test_figures.py: def test_a_benchmark_writes_its_figure",
+    r"python examples/incremental\.py": "tests/examples/test_incremental_days.py: def test_a_model_that_saw_all_days",
     r"python docs/figures\.py": "tests/test_figures.py: def test_pages_show_what_the_benchmarks_wrote",
     r"(cmake|build/score|python examples/cpp)": "tests/inference/test_cpp.py: def test_the_example_reproduces",
     r"(curl|nasrec serve)": "tests/inference/test_server.py: def test_it_speaks_the_open_inference_protocol",

@@ -1,7 +1,9 @@
 """The flags of a training, in the groups that the help shows."""
 
 TRAINING = {
-    "Model": ("architecture", "use_layernorm", "embedding_dim", "drop_features", "init_from", "init_data"),
+    "Model": (
+        *("architecture", "use_layernorm", "embedding_dim", "drop_features", "init_from", "init_data", "from_scratch"),
+    ),
     "Baseline": ("kind", "dense_layers", "over_layers", "cross_layers", "cross_rank"),
     "Search space of a supernet, and how its paths are drawn": (
         *("num_blocks", "dense_operators", "sparse_operators", "dense_widths", "sparse_widths", "max_inputs"),

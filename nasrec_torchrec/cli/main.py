@@ -15,6 +15,7 @@ JOBS = {
     "supernet": "train a supernet that holds the weights of every architecture of a search space",
     "search": "search a trained supernet for the best architectures",
     "train": "train NASRecNets or baselines from scratch and keep the best",
+    "incremental": "train one model day after day, and measure it on each day before it is trained on it",
     "evaluate": "measure a trained model on a split",
     "export": "compile a trained model into a package that scores without this project",
     "score": "score the rows of files with a package",

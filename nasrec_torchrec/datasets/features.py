@@ -12,7 +12,7 @@ _COLUMNS_AT_ONCE = 4
 Transform = Literal["none", "log1p", "standardize"]
 IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "history", "buckets"]
 # Prepared ids below this are reserved: 0 is a missing value, 1 a value that is not in the dictionary.
-FIRST_WORD = 2
+UNKNOWN, FIRST_WORD = 1, 2
 # A history is one of 12 x 12 buckets of two counts; 0 is a missing value.
 HISTORY_LEVELS = 12
 HISTORY_IDS = 1 + HISTORY_LEVELS**2

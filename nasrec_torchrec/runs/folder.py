@@ -35,6 +35,11 @@ IN_PLACE: dict[str, tuple[str, ...]] = {
         *(f"{names.TENSORBOARD}/events.out.tfevents.*", f"{names.PROFILE}/*"),
         *(f"{names.CHECKPOINTS}/{names.BEST}", f"{names.CHECKPOINTS}/step-????????/*"),
     ),
+    "incremental": (
+        *(names.CONFIG, names.LOG, names.PLAN, names.RESULTS, names.PROGRESSIVE, f"{names.DAYS}/*"),
+        f"{names.TENSORBOARD}/events.out.tfevents.*",
+        *(f"{names.CHECKPOINTS}/{names.BEST}", f"{names.CHECKPOINTS}/step-????????/*"),
+    ),
     "search": (
         *(names.CONFIG, names.JOURNAL, names.CANDIDATES, names.RESULTS, names.PICTURE, names.REPORT, names.FINALISTS),
         *(f"{names.ARCHITECTURES}/{kind}-??.{ending}" for kind in ("rank", "front") for ending in ("json", "svg")),

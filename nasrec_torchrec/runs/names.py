@@ -29,6 +29,10 @@ TRIAL_PATTERN = "trial-*-seed-*"
 RESULT = "result.json"  # of one trial
 METRICS = "metrics.json"  # of all of them
 
+# An incremental training; its record has the name RESULTS.
+DAYS = "days"  # a folder for each day
+PROGRESSIVE = "progressive.png"
+
 # A search.
 JOURNAL = "study.journal"
 CANDIDATES = "candidates.parquet"

@@ -1,4 +1,5 @@
-"""Training as functions: what ``nasrec train``, ``supernet`` and ``evaluate`` do, for notebooks and scripts.
+"""Training as functions, for notebooks and scripts: what ``nasrec train``, ``incremental``, ``supernet`` and
+``evaluate`` do.
 
 They join the process group that a launcher describes in the environment, or make one of a single process; PyTorch is
 imported when one of them is called.
@@ -102,6 +103,88 @@ def run(
         settings = _settings(config, recipe, splits.train, learning_rates)
         rates, seeds = learning_rates or (settings.learning_rate,), seeds or (settings.seed,)
         return train_best(models, rates, seeds, settings, out, device, splits, initial)
+
+
+def run_incremental(
+    data: Path | str,
+    out: Path | str,
+    config: TrainFlags = _NO_FLAGS,
+    baseline: Baseline = _DEFAULT_BASELINE,
+    architecture: Architecture | Path | str | None = None,
+    use_layernorm: bool = False,
+    embedding_dim: int | None = None,
+    drop_features: tuple[str, ...] = (),
+    recipe: RecipeName = "fitted",
+    init_from: Path | str | None = None,
+    init_data: Path | str | None = None,
+    from_scratch: bool = False,
+) -> dict[str, Any] | None:
+    """Trains one model day after day, and measures it on each day's rows before it is trained on them.
+
+    The rows of a day are those of all its splits. A day begins with the weights of the day before, as far as tables
+    and features are the same; a word that is new begins as the row of unknown words, so that a day is measured as
+    yesterday's package would have scored it. The optimizer starts afresh every day. The file results.json and the
+    picture progressive.png show AUC, log loss and normalized entropy by day. Run the same command again when a day has
+    been added, or after a kill: it resumes where it ended.
+
+    Args:
+        data: folder of the days, each a folder of prepared data whose name sorts by date, such as 2026-11-01.
+        out: run folder; receives results.json, progressive.png, and the checkpoint of the last day.
+        config: how each day is trained; what it leaves open follows from the first day's rows. Unset, a day is passed
+            over once.
+        baseline: the model to train where no architecture is given.
+        architecture: JSON file of an architecture, the name of a published architecture such as criteo-small, or a
+            baseline such as dlrm, dcn or finalnet (--kind lists all). Unset, --kind names a baseline.
+        use_layernorm: normalize after each linear layer of a NASRecNet.
+        embedding_dim: embedding dimension of all tables; unset, the data set's schema decides.
+        drop_features: dense and sparse features of the data that the model does not read; an exported model does not
+            ask for them.
+        recipe: what decides the settings that are not given: fitted derives them from the number of rows and the size
+            of the tables, and prints them; paper takes those of the NASRec paper for Criteo.
+        init_from: run folder of an earlier training whose weights the first day begins with.
+        init_data: folder of the prepared data that the earlier training read; unset, the one that its record names.
+        from_scratch: whether every day's model is trained from scratch, on the rows of that day alone, to see what the
+            earlier days are worth.
+
+    Returns:
+        What results.json holds, on rank 0; None on all other ranks.
+
+    Raises:
+        ValueError: If the days, the architecture or the settings are not usable, or the folder holds another run.
+
+    Example::
+
+        from nasrec_torchrec import training
+        days = training.run_incremental("data/days", "runs/daily", architecture="criteo-small")["days"]
+        print([day["progressive"] for day in days])
+    """
+    from nasrec_torchrec.distributed.process_group import process_group
+    from nasrec_torchrec.runs.paths import to_path
+    from nasrec_torchrec.training.incremental import IncrementalTraining
+    from nasrec_torchrec.training.trials import Unreadable
+
+    models = _interactions(architecture, baseline)
+    if len(models) != 1:
+        raise ValueError(f"architecture: expected one, found {len(models)} files in {architecture}")
+    if isinstance(models[0], Unreadable):
+        raise ValueError(models[0].error)
+    initial = None
+    if init_from is not None:
+        initial = to_path(init_from), None if init_data is None else to_path(init_data)
+    training = IncrementalTraining(
+        to_path(data),
+        to_path(out),
+        models[0],
+        use_layernorm,
+        embedding_dim,
+        drop_features,
+        config,
+        recipe,
+        initial,
+        from_scratch,
+    )
+    with process_group() as device:
+        return training.run(device)
 
 
 def run_supernet(

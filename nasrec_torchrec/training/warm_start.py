@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from nasrec_torchrec.datasets.features import FIRST_WORD, SparseFeature
+from nasrec_torchrec.datasets.features import FIRST_WORD, UNKNOWN, SparseFeature
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, check_sum, read_dictionary, read_manifest
 from nasrec_torchrec.models.description import ClickModel, ModelDescription
@@ -37,11 +37,14 @@ class WarmStart:
         data: Folder of the prepared data that it is continued on.
         earlier_data: Folder of the data that the earlier run was trained on. It is needed where the words of a
             dictionary have other ids now; by default, the folder that the run's record names.
+        unknown_rows: Whether the row of a word that the earlier run did not know begins as its row of unknown words, so
+            that the model predicts what the earlier one would have. By default, it begins with its initial weights.
     """
 
     run: Path
     data: Path
     earlier_data: Path | None = None
+    unknown_rows: bool = False
 
     def inputs(self) -> dict[str, str]:
         """Returns what identifies the earlier weights, for the fingerprint of a run that begins with them."""
@@ -88,6 +91,8 @@ class WarmStart:
             if not torch.equal(rows, torch.arange(len(rows))):
                 renumbered.update(feature.name for feature in features)
             weight[: len(rows)][known] = old[rows[known]]
+            if self.unknown_rows and feature.ids == "dictionary":
+                weight[: len(rows)][~known] = old[UNKNOWN]
             copied = int(known.sum())
             lines.append(f"table {table}: {copied:,} of {len(weight):,} rows copied, {len(weight) - copied:,} new")
         return lines + self._copy_dense(model, description, earlier, theirs)
