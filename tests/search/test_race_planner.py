@@ -189,6 +189,14 @@ def test_features_are_tried_and_kept_where_they_help():
     assert least.trial.phase != "features"
 
 
+@pytest.mark.parametrize("budget", [24, 30, 45])
+def test_features_are_tried_even_if_recipes_took_their_time(budget: int):
+    planner = _planner(trials=None, budget=f"{budget}s", features=True)
+    entries = replay(planner, _curve, seconds=budget, features=[["history_of_a"]])
+    found = winner(entries)
+    assert found is not None and found.trial.features == ("history_of_a",)
+
+
 def test_buckets_are_judged_together_before_histories_and_beside_them():
     planner, buckets = _planner(features=True), ["x_buckets", "y_buckets"]
     entries = replay(planner, _curve, trials=40, features=[["history_of_a"]], buckets=buckets)

@@ -200,6 +200,8 @@ class Planner:
         if phase not in ("recipes", "finals") and not self._fits_whole(situation):
             phase = "finals"
         generator = torch.Generator().manual_seed((self._config.seed << 20) + len(entries))
+        if phase in ("architectures", "polish") and not any(entry.trial.phase == "features" for entry in entries):
+            phase = "features"  # the recipes took so long that the time for features had passed
         if phase == "features":
             trial = self._propose_features(situation)
             if trial is not None:
