@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from optuna.distributions import BaseDistribution
 from support import SMALL_SPACE
 
 from nasrec_torchrec.architecture import Architecture
@@ -11,13 +12,13 @@ from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.search.race.chance import judgements
-from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.config import RACE_SPACES, RaceConfig
 from nasrec_torchrec.search.race.leaderboard import standings
 from nasrec_torchrec.search.race.planner import Planner, finalists, winner
 from nasrec_torchrec.search.race.promotion import calibrated_shares, fidelity, kendall_tau, promotable, rung_epochs
 from nasrec_torchrec.search.race.recipe import Recipe, recipe_space, starting_recipes
 from nasrec_torchrec.search.race.replay import Curve, replay
-from nasrec_torchrec.search.race.sources import USUAL
+from nasrec_torchrec.search.race.sources import USUAL, reference_architectures
 from nasrec_torchrec.search.race.surrogate import Surrogate
 from nasrec_torchrec.search.race.trial import Entry, Trial
 
@@ -218,6 +219,30 @@ def test_buckets_are_judged_together_before_histories_and_beside_them():
     entries = replay(planner, _curve, trials=40, buckets=buckets)
     found = winner(entries)
     assert found is not None and found.trial.features == tuple(buckets)
+
+
+def test_known_models_that_the_space_holds_race_and_have_children():
+    space = RACE_SPACES["nasrec-2026"]
+    known = reference_architectures(space, (3, 5, 8))
+    assert {len(one.blocks) for one in known} == {3, 4, 5, 6, 7} and len(known) == 8
+    assert not reference_architectures(RACE_SPACES["nasrec-full"], (3, 5, 8)), "they do not read the last block alone"
+    config, recipes = RaceConfig(trials=60, features=False), starting_recipes(_SCHEMA, 10_000, _EPOCHS)
+
+    def choices(recipe: Recipe) -> dict[str, BaseDistribution]:
+        return recipe_space(_SCHEMA, recipe, _EPOCHS)
+
+    def curve(trial: Trial) -> Curve:
+        """Known models are better than what is drawn, and their children are better than they."""
+        gain = {"reference": 0.1, "mutation": 0.2}.get(trial.source, 0.0)
+        return [(loss - gain, auc, seconds) for loss, auc, seconds in _curve(trial)]
+
+    planner = Planner(config, space, recipes, choices, 8, lambda one: len(one.blocks) != 7, known)
+    entries = replay(planner, curve, trials=60)
+    raced = [e.trial.interaction for e in entries if e.trial.source == "reference" and e.trial.phase != "finals"]
+    allowed = [one for one in known if len(one.blocks) != 7]
+    assert {*raced} == {*allowed}, "each once, without those that the limits forbid"
+    children = [e.trial.interaction for e in entries if e.trial.source == "mutation"]
+    assert any(isinstance(child, Architecture) and len(child.blocks) > space.num_blocks for child in children)
 
 
 def test_rungs_are_where_losses_order_the_end():

@@ -8,7 +8,7 @@ from nasrec_torchrec.search_space import NASREC_2026, SearchSpace
 
 Phase = Literal["recipes", "features", "architectures", "polish", "finals"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-Source = Literal["baseline", "random", "mutation", "surrogate"]
+Source = Literal["baseline", "reference", "random", "mutation", "surrogate"]
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 # Shares of the budget after which a phase ends.
@@ -33,8 +33,8 @@ class RaceConfig:
         max_features: largest number of added features.
         candidate_features: largest number of sparse features of the data that are combined; those with the largest
             tables come first.
-        sources: sources of models: ``baseline``, ``random``, ``mutation``, ``surrogate``. Recipes and features are
-            judged by a small DLRM in any case.
+        sources: sources of models: ``baseline``, ``reference`` (known models that the search space holds), ``random``,
+            ``mutation``, ``surrogate``. Recipes and features are judged by a small DLRM in any case.
         finalists: number of models that are repeated with further seeds.
         final_seeds: number of seeds of every finalist.
         trees: whether to train LightGBM as a yardstick, which takes at most 6 % of the budget; if unset, it is trained

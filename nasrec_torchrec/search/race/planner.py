@@ -111,6 +111,7 @@ class Planner:
         recipe_choices: gives what a sampler may choose around a recipe.
         embedding_dim: embedding dimension of the tables.
         allowed: whether an architecture is within the limits.
+        references: known models that the search space holds.
     """
 
     def __init__(
@@ -121,9 +122,11 @@ class Planner:
         recipe_choices: Callable[[Recipe], dict[str, BaseDistribution]],
         embedding_dim: int,
         allowed: sources.Allowed,
+        references: Sequence[Architecture] = (),
     ) -> None:
         self._config, self._space, self._recipes = config, space, list(recipes)
         self._choices, self._embedding_dim, self._allowed = recipe_choices, embedding_dim, allowed
+        self._references = references
 
     def next(self, situation: Situation) -> Action:
         """Returns what a free worker does now."""
@@ -335,8 +338,10 @@ class Planner:
         trained = [entry for entry in entries if isinstance(entry.trial.interaction, Architecture)]
         drawn = {e.trial.interaction.canonical() for e in trained if isinstance(e.trial.interaction, Architecture)}
         surrogate = Surrogate.fit(trained)
-        # Chance comes first, and the others once there is something to learn from.
+        references = [found for found in self._references if found.canonical() not in drawn]
+        # Known models and chance come first, and the others once there is something to learn from.
         ready: dict[Source, bool] = {
+            "reference": bool(references),
             "random": True,
             "mutation": sum(entry.measured for entry in trained) >= 3,
             "surrogate": surrogate is not None,
@@ -348,7 +353,9 @@ class Planner:
             found: Architecture | None
             if name == "baseline":
                 return untried[0]
-            if name == "random":
+            if name == "reference":
+                found = next((one for one in references if self._allowed(one)), None)
+            elif name == "random":
                 found = sources.random_architecture(self._space, generator, drawn, self._allowed)
             elif name == "mutation":
                 found = sources.mutated_architecture(self._space, generator, trained, drawn, self._allowed)

@@ -231,6 +231,7 @@ class _Race:
             lambda recipe: recipe_space(self.base, recipe, epochs),
             self.base.embedding_dim,
             self._allowed,
+            sources.reference_architectures(self.space, self._sizes),
         )
 
     def _grow_tree(self, worker: Worker) -> None:
@@ -256,8 +257,12 @@ class _Race:
     def _counted(self, architecture: Architecture) -> Cost:
         sparse_arch = ModelDescription(self.base, architecture).build(torch.device("meta")).sparse_arch
         assert isinstance(sparse_arch, SparseArch)
-        sizes = len(self.base.dense), len(self.base.sparse), self.base.embedding_dim
-        return cost(architecture, *sizes, tables=sparse_arch.tables)
+        return cost(architecture, *self._sizes, tables=sparse_arch.tables)
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        """The numbers of dense features and of tokens, and the embedding dimension."""
+        return len(self.base.dense), len(self.base.sparse), self.base.embedding_dim
 
     def _latency(self, architecture: Architecture) -> Latency:
         return Latency(measured_costs(self._describe(architecture), self.latency_batch, self.device)["latency_us"], 0.0)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.models.config import Baseline, BaselineKind
+from nasrec_torchrec.models.reference import REFERENCE
 from nasrec_torchrec.search.race.surrogate import Surrogate
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search_space import SearchSpace
@@ -41,6 +43,28 @@ def baselines(embedding_dim: int) -> list[Baseline]:
     return [Baseline(kind, (64, embedding_dim), layers) for kind, layers in kinds]
 
 
+def reference_architectures(space: SearchSpace, sizes: tuple[int, int, int]) -> list[Architecture]:
+    """Returns the known models that a space holds, each with as many blocks as it has, at the space's widths.
+
+    Args:
+        space: search space.
+        sizes: number of dense features, number of tokens and embedding dimension of the data.
+    """
+    found = []
+    for make in REFERENCE.values():
+        architecture = make(*sizes)
+        try:
+            found.append(_of_blocks(space, architecture).fitted(architecture))
+        except ValueError:  # the space lacks an operator, or reads its last block alone
+            continue
+    return found
+
+
+def _of_blocks(space: SearchSpace, architecture: Architecture) -> SearchSpace:
+    """Returns the space with as many blocks as an architecture has: known models may have more than random ones."""
+    return replace(space, num_blocks=len(architecture.blocks))
+
+
 def random_architecture(
     space: SearchSpace, generator: torch.Generator, known: set[Architecture], allowed: Allowed
 ) -> Architecture | None:
@@ -68,7 +92,7 @@ def mutated_architecture(
     for _ in range(_ATTEMPTS if parents else 0):
         parent = parents[int(torch.randint(len(parents), (), generator=generator))]
         assert isinstance(parent, Architecture)
-        child = space.mutate(parent, generator)
+        child = _of_blocks(space, parent).mutate(parent, generator)
         if child.canonical() not in known and allowed(child):
             return child
     return None
