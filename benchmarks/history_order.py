@@ -77,7 +77,6 @@ def main(data: Path, out: Path, epochs: int = 5, seeds: list[int] | None = None,
             raise ValueError(f"{data}: no history says anything about the errors of a DLRM")
         histories = [history_of(one.columns) for one in ranked]
         names = tuple(feature.name for feature in histories)
-        print(f"histories: {', '.join(names)}\n")
         shuffled = out / "shuffled-plain"
         shutil.copytree(data, shuffled)
         manifest = json.loads(read_text(shuffled / MANIFEST))
@@ -90,6 +89,7 @@ def main(data: Path, out: Path, epochs: int = 5, seeds: list[int] | None = None,
     print("| histories | validation log loss | test log loss |\n|---|---:|---:|")
     for title, pairs in results.items():
         print(f"| {title} | {' | '.join(map(_spread, zip(*pairs, strict=True)))} |")
+    print(f"\nThe histories, the first one first: {', '.join(names)}. Means and deviations of {len(chosen)} seeds.")
 
 
 def _spread(values: tuple[float, ...]) -> str:
