@@ -330,7 +330,7 @@ def test_numbers_race_as_buckets_too(tmp_path: Path):
     """Where clicks depend on a range of a number, its buckets win, and the model that is left reads them."""
     rng = np.random.default_rng(0)
     files = []
-    for name, count in (("train", 3000), ("validation", 1500), ("test", 500)):
+    for name, count in (("train", 1600), ("validation", 800), ("test", 200)):
         price, shop = rng.random(count) * 8, rng.integers(0, 4, count)
         clicked = rng.random(count) < np.where(price.astype(int) % 4 < 2, 0.95, 0.05)
         files.append(str(tmp_path / f"{name}.parquet"))
