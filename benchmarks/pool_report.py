@@ -4,9 +4,10 @@
 
 It trains nothing. The first table shows the trainings by source. The second one shows, for the architectures of
 NASRec's operators, how cheap predictors and supernets rank them: Kendall's tau with the validation loss after training,
-the same on the better half, and regret@k, which is how far the best of a ranking's first k is from the best of all. The
-third one replays procedures on the random architectures: each spends the seconds of k whole trainings, chooses by the
-validation loss, and the mean and the middle 95 % of the test loss over all replays are shown.
+the same on the better half, and regret@k, which is how far the best of a ranking's first k is from the best of all.
+Below it stands how well two seeds of the same training agree, which bounds what any ranking can do. The third table
+replays procedures on the random architectures: each spends the seconds of k whole trainings, chooses by the validation
+loss, and the mean and the middle 95 % of the test loss over all replays are shown.
 """
 
 import json
@@ -36,6 +37,8 @@ def main(pool: Path) -> None:
     print("\n".join(by_source(trained)))
     ranked = [model for model in trained if model["space"] == "nasrec-full"]
     print("\n" + "\n".join(trust(ranked, found["supernets"])))
+    if (said := noise(ranked)) is not None:
+        print(f"\n{said}")
     print("\n" + "\n".join(replays([model for model in ranked if model["source"] == "random"])))
 
 
@@ -104,6 +107,20 @@ def trust(models: list[dict[str, Any]], supernets: list[dict[str, Any]]) -> list
     chance = [[regret(rng.random(len(truth)), truth, k) for k in places] for _ in range(_REPLAYS)]
     lines.append(f"| chance (mean of {_REPLAYS:,}) | 0 | 0 | {_numbers(list(np.mean(chance, axis=0)))} |")
     return lines
+
+
+def noise(models: list[dict[str, Any]]) -> str | None:
+    """Says how much of the spread between architectures is that of seeds; None if not all have a second seed."""
+    if len(models) < 2 or not all({"0", "1"} <= set(model["runs"]) for model in models):
+        return None
+    one, other = (np.array([min(model["runs"][seed]["losses"]) for model in models]) for seed in "01")
+    seeds = float(np.var(one - other, ddof=1)) / 2
+    architectures = max(0.0, float(np.var((one + other) / 2, ddof=1)) - seeds / 2)
+    return (
+        f"Two seeds of the same training order the {len(models)} architectures with tau "
+        f"{kendalltau(one, other).statistic:.2f}. The validation losses of seeds deviate by {seeds**0.5:.5f}, those of "
+        f"architectures beyond that by {architectures**0.5:.5f}."
+    )
 
 
 def regret(guess: np.ndarray, truth: np.ndarray, first: int) -> float:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,3 +45,17 @@ def test_a_perfect_supernet_has_tau_one_and_no_regret():
     (tuned,) = (line for line in lines if "4 epochs, fine-tuned" in line)
     assert tuned.endswith("| 1.00 | 1.00 | 0.00000 | 0.00000 |")
     assert "| -1.00 | -1.00 | 0.09000 | 0.02000 |" in inherited
+
+
+def test_what_seeds_explain_is_told_from_what_architectures_do():
+    def models(arch: float, seed: float) -> list[dict[str, Any]]:
+        sign = [1, -1, -1, 1]  # of the seeds, which tells nothing of the architecture
+        return [
+            {"runs": {name: {"losses": [1 + arch * n + way * seed * sign[n]]} for name, way in (("0", 1), ("1", -1))}}
+            for n in range(4)
+        ]
+
+    said = report.noise(models(0.1, 0.001))
+    assert "tau 1.00" in said and "deviate by 0.00163" in said and "beyond that by 0.12909" in said
+    assert "beyond that by 0.00000" in report.noise(models(0.0, 0.1))
+    assert report.noise([{"runs": {"0": {"losses": [1.0]}}}] * 3) is None
