@@ -1,7 +1,8 @@
 """Counts what the tests that docs/reliability.md names have shown in a run of the suite.
 
 python -m pytest -n 2 --dist loadfile --junitxml build/tests.xml
-python benchmarks/promises.py --junit build/tests.xml
+python benchmarks/record.py promises python benchmarks/promises.py --junit build/tests.xml
+python docs/figures.py
 """
 
 import argparse
@@ -18,9 +19,10 @@ NAMED = re.compile(r"`(tests/[\w/]+\.py)`")
 def main() -> None:
     """Prints a table: a line for each test file that the page names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--junit", type=Path, required=True, help="what pytest wrote by --junitxml")
+    parser.add_argument("--junit", type=Path, required=True, nargs="+", help="files that pytest wrote by --junitxml")
     cases: dict[str, list[str]] = {}
-    for case in ElementTree.parse(parser.parse_args().junit).iter("testcase"):
+    files = parser.parse_args().junit
+    for case in (case for file in files for case in ElementTree.parse(file).iter("testcase")):
         kinds = {child.tag for child in case}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         cases.setdefault(case.get("classname", "").replace(".", "/") + ".py", []).append(outcome)

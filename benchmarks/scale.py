@@ -93,7 +93,7 @@ def _ranks(ranks: int, rounds: int) -> list[float]:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
         file = Path(folder) / "seconds.json"
         free.close()
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
         workers = [
             context.Process(target=_rank, args=(address | {"RANK": str(rank)}, rounds, file)) for rank in range(ranks)
         ]

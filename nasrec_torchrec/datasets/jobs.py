@@ -32,8 +32,8 @@ def propose(
 ) -> "Proposal":
     """Looks at raw files and proposes a schema that can be prepared as it is; see docs/data.md.
 
-    Columns that tell the label alone, keys and constants are left out. The file that is written says in comments what
-    was seen of each column.
+    Columns that reveal the label by themselves, keys and constants are left out. Comments in the file that is written
+    say what was seen of each column.
 
     Args:
         source: files, patterns with * and URIs, several separated by commas; .gz is compressed text.
@@ -50,7 +50,7 @@ def propose(
         The schema, and what was seen of every column.
 
     Raises:
-        ValueError: when a file cannot be read, there is no label of two values, or a file is in the way.
+        ValueError: If a file cannot be read, there is no label of two values, or a file is in the way.
 
     Example::
 

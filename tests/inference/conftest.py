@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.models.description import ModelDescription
 
 
-def build(schema: Schema, seed: int = 0, use_layernorm: bool = False) -> NASRecNet:
+def build(schema: Schema, seed: int = 0, use_layernorm: bool = False, num_blocks: int = 3) -> NASRecNet:
+    """A network with random weights; one of fewer blocks is compiled faster."""
     torch.manual_seed(seed)
-    architecture = SMALL_SPACE.sample(torch.Generator().manual_seed(seed))
+    space = replace(SMALL_SPACE, num_blocks=num_blocks)
+    architecture = space.sample(torch.Generator().manual_seed(seed))
     model = ModelDescription(schema, architecture, use_layernorm).build()
     assert isinstance(model, NASRecNet)
     return model.eval()
@@ -54,7 +57,7 @@ def plain(packages: Path) -> Path:
     """A package of another model with the same schema; it needs PyTorch alone, and is in the repository of a Triton."""
     schema = make_schema()
     config = ExportConfig(triton=str(packages / "triton"))
-    return exported(packages, "plain", build(schema, 7), schema, config)
+    return exported(packages, "plain", build(schema, 7, num_blocks=1), schema, config)
 
 
 @pytest.fixture(scope="session")
