@@ -85,6 +85,9 @@ class EvolutionConfig:
         tournament: number of members that are drawn for each generation; the best of them is the parent. If costs are
             traded off, every child has two parents instead, each the better of two members.
         seed: seed of the whole search.
+        asynchronous: whether a free worker draws its next children at once, from the candidates that are finished then,
+            instead of waiting for the end of the generation. It keeps many workers busy; but what is drawn depends on
+            who finishes first, so that only the log of a search can be repeated, not the search.
     """
 
     population: int = 128
@@ -92,6 +95,7 @@ class EvolutionConfig:
     children: int = 8
     tournament: int = 64
     seed: int = 0
+    asynchronous: bool = False
 
     def __post_init__(self) -> None:
         for name in ("population", "children", "tournament"):

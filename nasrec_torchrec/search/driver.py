@@ -23,6 +23,7 @@ from nasrec_torchrec.runs.fingerprint import code_of
 from nasrec_torchrec.runs.names import JOURNAL
 from nasrec_torchrec.runs.ranks import on_first_rank, writing
 from nasrec_torchrec.runs.record import COMMAND, record_start
+from nasrec_torchrec.search.asynchronous import Litters, evolve_asynchronously
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
 from nasrec_torchrec.search.cost import cost_in_supernet
@@ -140,8 +141,14 @@ def search_supernet(
         ):
             # Measured on this rank alone; the evaluator ends the others with the same error.
             require_reachable(model.search_space, limits, evaluator.cost, evaluator.latency)
-            batches = candidates.evaluating(worker, evaluate, [asdict(evolution), asdict(limits)], evaluation.together)
-            for candidate in evolve(model.search_space, batches, evolution, objective, allowed):
+            search, space = [asdict(evolution), asdict(limits)], model.search_space
+            if evolution.asynchronous:
+                litters = Litters(space, evolution, objective, allowed)
+                proceeding = evolve_asynchronously(candidates, worker, evaluate, search, litters, evaluation.together)
+            else:
+                batches = candidates.evaluating(worker, evaluate, search, evaluation.together)
+                proceeding = evolve(space, batches, evolution, objective, allowed)
+            for candidate in proceeding:
                 found.append(candidate)
                 pending.pop(candidate.architecture, None)
                 bar.update()
@@ -157,7 +164,7 @@ def search_supernet(
                 )
             write_results(SearchResults(tuple(found), objective, limits, top_k), out)
             write_report(out)
-    if len(found) < evolution.evaluations:
+    if request.signal and len(found) < evolution.evaluations:
         print(
             f"{out}: asked to end; {len(found)} of {evolution.evaluations} candidates are evaluated and in the report; "
             "run the same command again to resume",

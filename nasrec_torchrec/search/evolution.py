@@ -4,7 +4,7 @@ Regularized evolution (E. Real et al., arXiv 1802.01548) removes the oldest memb
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -51,32 +51,15 @@ def evolve(
         ValueError: If the space holds fewer architectures than the search has evaluations, or no further architecture
             is found that is new and allowed.
     """
-    if space.cardinality < config.evaluations:
-        raise ValueError(
-            f"the search space holds {space.cardinality} architectures, the search wants {config.evaluations}"
-        )
-    objective = objective or Objective()
+    drawing = Drawing(space, config, objective or Objective(), allowed)
     seen: set[Architecture] = set()
     alive: list[Candidate] = []
     best: Candidate | None = None
 
     def draw(batch: int) -> list[Architecture]:
-        rng = random.Random(f"{config.seed} {batch}")
-        generator = torch.Generator().manual_seed(rng.getrandbits(62))
         if batch == 0:
-            return _novel(lambda _: space.sample(generator), config.population, seen, allowed)
-        breed = _from_fronts if objective.trade_off else _from_tournament
-        parents = breed(alive, objective, config, rng)
-        mutations = num_mutations(batch - 1, config.generations)
-
-        def child(attempt: int) -> Architecture:
-            architecture = parents()
-            # Mutate further when the neighbourhood is exhausted.
-            for _ in range(mutations + attempt // 10):
-                architecture = space.mutate(architecture, generator)
-            return architecture
-
-        return _novel(child, config.children, seen, allowed)
+            return drawing.at_random(batch, config.population, seen)
+        return drawing.children(batch, batch - 1, alive, config.children, seen)
 
     for batch in range(1 + config.generations):
         found = []
@@ -84,9 +67,72 @@ def evolve(
             found.append(candidate)
             yield candidate
         seen.update(candidate.architecture.canonical() for candidate in found)
-        alive = _survivors(alive + found, objective, config.population)
-        sound = [one for one in (best, *found) if one is not None and not one.stopped and not one.failed]
-        best = min(sound, key=lambda candidate: candidate.loss, default=None)
+        alive = drawing.survivors(alive + found)
+        best = best_of([*([best] if best else []), *found])
+
+
+def best_of(candidates: Iterable[Candidate]) -> Candidate | None:
+    """Returns the candidate with the lowest loss among those that saw all rows they were to see."""
+    sound = (candidate for candidate in candidates if not candidate.stopped and not candidate.failed)
+    return min(sound, key=lambda candidate: candidate.loss, default=None)
+
+
+class Drawing:
+    """Draws architectures that are allowed and new.
+
+    Args:
+        space: search space to sample from.
+        config: how the search proceeds.
+        objective: what it minimizes.
+        allowed: whether an architecture may be a candidate at all.
+
+    Raises:
+        ValueError: If the space holds fewer architectures than the search has evaluations.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        config: EvolutionConfig,
+        objective: Objective,
+        allowed: Callable[[Architecture], bool],
+    ) -> None:
+        if space.cardinality < config.evaluations:
+            raise ValueError(
+                f"the search space holds {space.cardinality} architectures, the search wants {config.evaluations}"
+            )
+        self._space, self._config, self._objective, self._allowed = space, config, objective, allowed
+
+    def at_random(self, number: int, count: int, seen: Collection[Architecture]) -> list[Architecture]:
+        """Returns random architectures, which follow from the number, and whose canonical forms are not in ``seen``."""
+        generator = self._generators(number)[1]
+        return _novel(lambda _: self._space.sample(generator), count, seen, self._allowed)
+
+    def children(
+        self, number: int, generation: int, alive: list[Candidate], count: int, seen: Collection[Architecture]
+    ) -> list[Architecture]:
+        """Returns children of the population ``alive``, with the mutations of a generation."""
+        rng, generator = self._generators(number)
+        breed = _from_fronts if self._objective.trade_off else _from_tournament
+        parents = breed(alive, self._objective, self._config, rng)
+        mutations = num_mutations(generation, self._config.generations)
+
+        def child(attempt: int) -> Architecture:
+            architecture = parents()
+            # Mutate further when the neighbourhood is exhausted.
+            for _ in range(mutations + attempt // 10):
+                architecture = self._space.mutate(architecture, generator)
+            return architecture
+
+        return _novel(child, count, seen, self._allowed)
+
+    def survivors(self, members: list[Candidate]) -> list[Candidate]:
+        """Returns the population: the youngest members or, if costs are traded off, the best."""
+        return _survivors(members, self._objective, self._config.population)
+
+    def _generators(self, number: int) -> tuple[random.Random, torch.Generator]:
+        rng = random.Random(f"{self._config.seed} {number}")
+        return rng, torch.Generator().manual_seed(rng.getrandbits(62))
 
 
 def one_by_one(evaluate: Callable[[Architecture], Candidate]) -> EvaluateBatch:
@@ -96,13 +142,13 @@ def one_by_one(evaluate: Callable[[Architecture], Candidate]) -> EvaluateBatch:
 
 def num_mutations(generation: int, generations: int) -> int:
     """Returns the number of mutations: more at the start, one at the end, as in the research code."""
-    return (generations - generation) // max(20, generations // 5) + 1
+    return max(0, generations - generation) // max(20, generations // 5) + 1
 
 
 def _novel(
     draw: Callable[[int], Architecture],
     count: int,
-    seen: set[Architecture],
+    seen: Collection[Architecture],
     allowed: Callable[[Architecture], bool],
 ) -> list[Architecture]:
     """Returns ``count`` architectures that are allowed, new, and different from each other."""
@@ -126,7 +172,7 @@ def _from_tournament(
     alive: Sequence[Candidate], objective: Objective, config: EvolutionConfig, rng: random.Random
 ) -> Callable[[], Architecture]:
     """Returns a function that mutates one parent, which is the same for the whole generation."""
-    parent = min(rng.sample(alive, config.tournament), key=objective.values)
+    parent = min(rng.sample(alive, min(config.tournament, len(alive))), key=objective.values)
     return lambda: parent.architecture
 
 

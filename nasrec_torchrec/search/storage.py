@@ -19,12 +19,14 @@ from nasrec_torchrec.runs.redaction import redact
 _PAUSES = (0.1, 0.3, 0.6, 1.0)
 
 
-def open_storage(storage: str | Path) -> BaseStorage:
-    """Opens a storage, and creates a journal file if there is none.
+def open_storage(storage: str | Path | BaseStorage) -> BaseStorage:
+    """Opens a storage, and creates a journal file if there is none; one that is open already is returned.
 
     Raises:
         ValueError: If it cannot be opened.
     """
+    if isinstance(storage, BaseStorage):
+        return storage
     try:
         if _is_database(str(storage)):
             return _open_database(str(storage))

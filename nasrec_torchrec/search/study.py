@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
 from nasrec_torchrec.architecture import Architecture
@@ -28,7 +30,7 @@ from nasrec_torchrec.search_space import SearchSpace
 EvaluateTogether = Callable[[list[Architecture], Candidate | None], Iterable[Candidate]]
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-_POLL_SECONDS = 0.2
+POLL_SECONDS = 0.2
 
 
 class CandidateStudy:
@@ -40,8 +42,8 @@ class CandidateStudy:
     agree on who evaluates what.
 
     Args:
-        storage: path of a journal file, or any database URL that Optuna supports (``sqlite:///...``,
-            ``postgresql://...``).
+        storage: path of a journal file, any database URL that Optuna supports (``sqlite:///...``,
+            ``postgresql://...``), or an open storage of Optuna's.
         name: name of the study.
         space: search space of the candidates.
         settings: JSON values that all candidates of a study must share for their losses to be comparable.
@@ -54,7 +56,7 @@ class CandidateStudy:
 
     def __init__(
         self,
-        storage: str | Path,
+        storage: str | Path | BaseStorage,
         name: str,
         space: SearchSpace,
         settings: dict[str, Any],
@@ -110,16 +112,12 @@ class CandidateStudy:
             together: largest number of candidates that this worker evaluates in one call. It takes fewer where there
                 are more workers than such groups.
         """
-        digest = hashlib.sha256(json.dumps(search, sort_keys=True).encode()).hexdigest()[:16]
+        digest = digest_of(search)
         numbers = count()
 
         def batch(propose: Propose, incumbent: Candidate | None) -> Iterator[Candidate]:
-            def proposal() -> list[Any]:
-                return [json.loads(architecture.to_json()) for architecture in propose()]
-
-            members = worker.agree(f"{digest}/{next(numbers)}", proposal)
-            architectures = [Architecture.from_json(json.dumps(member)) for member in members]
-            waiting = {architecture.canonical(): architecture for architecture in architectures}
+            agreed = worker.agree(f"{digest}/{next(numbers)}", partial(documents_of, propose))
+            waiting = {architecture.canonical(): architecture for architecture in architectures_of(agreed)}
             order = list(waiting)
             while order:
                 self._read()
@@ -129,7 +127,7 @@ class CandidateStudy:
                 left = [waiting[form] for form in order if form not in self._known]
                 share = min(together, math.ceil(len(left) / worker.count())) if together > 1 else 1
                 if not self._evaluate(worker, left, share, evaluate, incumbent):
-                    time.sleep(_POLL_SECONDS)
+                    time.sleep(POLL_SECONDS)
 
         return batch
 
@@ -187,6 +185,21 @@ class CandidateStudy:
                 candidate = _candidate(trial)
                 # If a worker that was presumed dead finishes after all, the first record counts.
                 self._known.setdefault(candidate.architecture.canonical(), candidate)
+
+
+def digest_of(search: Any) -> str:
+    """Returns what distinguishes a search, given as JSON values, from others in the same study."""
+    return hashlib.sha256(json.dumps(search, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def documents_of(propose: Propose) -> list[Any]:
+    """Returns proposed architectures as JSON values."""
+    return [json.loads(architecture.to_json()) for architecture in propose()]
+
+
+def architectures_of(documents: Iterable[Any]) -> list[Architecture]:
+    """Returns the architectures that :func:`documents_of` has made JSON values of."""
+    return [Architecture.from_json(json.dumps(document)) for document in documents]
 
 
 def _candidate(trial: optuna.trial.FrozenTrial) -> Candidate:

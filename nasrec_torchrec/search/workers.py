@@ -62,14 +62,35 @@ class Worker:
         self._lock_file.close()
         _lock_path(self._id).unlink(missing_ok=True)
 
-    def agree(self, key: str, propose: Callable[[], list[Any]]) -> list[Any]:
-        """Returns the JSON values that were proposed first under ``key``, those of ``propose`` if there are none."""
+    def agree(self, key: str, propose: Callable[[], list[Any]], **facts: Any) -> list[Any]:
+        """Returns the JSON values that were proposed first under ``key``, those of ``propose`` if there are none.
+
+        Args:
+            key: what they are proposed as.
+            propose: returns this worker's proposal.
+            facts: further JSON values to store with it.
+        """
         if (found := self._batch(key)) is None:
             # Each in a value of its own, because MySQL stores at most 64 KB in one.
-            self._add(batch=key, **{f"member{index}": member for index, member in enumerate(propose())})
+            self._add(batch=key, **{f"member{index}": member for index, member in enumerate(propose())}, **facts)
             found = self._batch(key)
             assert found is not None
         return found
+
+    def batches(self, prefix: str) -> dict[int, list[Any]]:
+        """Returns what was agreed on under all keys that are ``prefix`` and a number."""
+        found: dict[int, list[Any]] = {}
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            key = trial.user_attrs.get("batch", "")
+            if key.startswith(prefix):
+                found.setdefault(int(key.removeprefix(prefix)), _members(trial))
+        return found
+
+    def claimed(self) -> set[str]:
+        """Returns what live workers claim."""
+        claims, workers = self._running()
+        alive = {worker for worker in {trial.user_attrs["by"] for trial in claims} if self._alive(worker, workers)}
+        return {trial.user_attrs["claim"] for trial in claims if trial.user_attrs["by"] in alive}
 
     def claim(self, candidate: str) -> int | None:
         """Returns a number to pass to :meth:`release`, or None if another live worker evaluates the candidate."""
@@ -87,25 +108,29 @@ class Worker:
 
     def count(self) -> int:
         """Returns the number of workers that are alive, of which this is one."""
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        workers = {trial.user_attrs["worker"]: trial for trial in running if "worker" in trial.user_attrs}
+        _, workers = self._running()
         return max(1, sum(self._alive(worker, workers) for worker in workers))
 
     def _batch(self, key: str) -> list[Any] | None:
         for trial in self._study.get_trials(deepcopy=False):
             if trial.user_attrs.get("batch") == key:
-                return [trial.user_attrs[f"member{index}"] for index in range(len(trial.user_attrs) - 1)]
+                return _members(trial)
         return None
 
     def _claimed_before(self, candidate: str, mine: int | None) -> bool:
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        workers = {trial.user_attrs["worker"]: trial for trial in running if "worker" in trial.user_attrs}
-        for trial in running:
+        claims, workers = self._running()
+        for trial in claims:
             if trial._trial_id == mine:
                 return False
-            if trial.user_attrs.get("claim") == candidate and self._alive(trial.user_attrs["by"], workers):
+            if trial.user_attrs["claim"] == candidate and self._alive(trial.user_attrs["by"], workers):
                 return True
         return False
+
+    def _running(self) -> tuple[list[FrozenTrial], dict[str, FrozenTrial]]:
+        """Returns the claims in the order in which they were made, and the workers by their names."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        workers = {trial.user_attrs["worker"]: trial for trial in running if "worker" in trial.user_attrs}
+        return [trial for trial in running if "claim" in trial.user_attrs], workers
 
     def _alive(self, worker: str, workers: dict[str, FrozenTrial]) -> bool:
         if worker not in workers:
@@ -138,6 +163,11 @@ class Worker:
         value = 0.0 if state is TrialState.COMPLETE else None
         trial = create_trial(state=state, value=value, user_attrs=attributes)
         return self._storage.create_new_trial(self._study._study_id, template_trial=trial)
+
+
+def _members(batch: FrozenTrial) -> list[Any]:
+    members = sum(name.startswith("member") for name in batch.user_attrs)
+    return [batch.user_attrs[f"member{index}"] for index in range(members)]
 
 
 def _lock_path(worker: str) -> Path:

@@ -94,6 +94,12 @@ def test_auto_parts(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_many_workers():
+    printed = _run("many_workers")
+    assert len(re.findall(r"^\| [28] +\| (?:generations of 8|asynchronous) +\|.*%", printed, re.MULTILINE)) == 4
+
+
+@pytest.mark.slow
 def test_tables(tmp_path: Path):
     (tmp_path / "raw").mkdir()
     rows = (f"{n % 30},{n % 7},{n % 5},{n * 7 % 3 // 2 * (n % 7)}" for n in range(2000))

@@ -133,6 +133,16 @@ def test_a_stopped_search_gives_its_report_and_resumes(
     assert json.loads((out / "results.json").read_text())["evaluated"] == 124
 
 
+def test_an_asynchronous_search_is_resumed_like_any_other(supernet: Path, data: Path, tmp_path: Path):
+    evolution = EvolutionConfig(4, 3, 2, 2, asynchronous=True)
+    found = []
+    for _ in range(2):  # the second finds everything done
+        arguments = supernet, data, tmp_path, evolution, _EVALUATION, Objective(), Limits()
+        found.append(search_supernet(*arguments, top_k=2))
+    assert found[0] is not None and len(found[0]) == 10 and found[1] == found[0]
+    assert json.loads((tmp_path / "results.json").read_text())["evaluated"] == 10
+
+
 def test_data_of_another_preparation_is_refused(supernet: Path, data: Path, tmp_path: Path):
     others = {
         prepare_clicks(tmp_path / "clicks"): "label is 'clicked' here and 'label' there",
