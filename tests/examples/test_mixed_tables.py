@@ -5,13 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import run_process
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _run(*words: object) -> str:
+SCRIPT = "examples/mixed_tables.py"
+
+
+def _launch(*words: object) -> str:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT]
     result = subprocess.run(
-        [sys.executable, *map(str, words)],
+        [*launcher, *map(str, words)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -21,13 +26,18 @@ def _run(*words: object) -> str:
     return result.stdout
 
 
+def _run(*words: object) -> str:
+    done = run_process(SCRIPT, *words, folder=ROOT, environment={})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_mixed_tables_from_two_ranks_to_a_package(tmp_path: Path):
-    script, out = "examples/mixed_tables.py", ("--out", tmp_path)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    printed = _run(*launcher, script, "train", *out, "--steps", 40) + _run(script, "resume", *out)
+    out = "--out", tmp_path
+    printed = _launch("train", *out, "--steps", 40) + _run("resume", *out)
     ranks, first, last = zip(*re.findall(r"on (\d) ranks: loss (\d\.\d+) to (\d\.\d+)", printed), strict=True)
     assert ranks == ("2", "1"), printed
     assert float(last[0]) < 0.9 * float(first[0]) and float(first[1]) < 0.9 * float(first[0]), printed
-    quantized, package = map(float, re.findall(r"differ by (\S+)", _run(script, "package", *out)))
+    quantized, package = map(float, re.findall(r"differ by (\S+)", _run("package", *out)))
     assert quantized < 0.01 and package < 1e-5
