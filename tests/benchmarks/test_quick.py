@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support import make_movielens, prepare_pairs, run_process
 
+from nasrec_torchrec.datasets import movielens
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.run import auto
 
@@ -97,6 +98,17 @@ def test_auto_parts(tmp_path: Path):
 def test_many_workers():
     printed = _run("many_workers")
     assert len(re.findall(r"^\| [28] +\| (?:generations of 8|asynchronous) +\|.*%", printed, re.MULTILINE)) == 4
+
+
+@pytest.mark.slow
+def test_added_features(tmp_path: Path):
+    movielens.prepare(tmp_path / "data", make_movielens(tmp_path / "raw", 3000))
+    printed = _run("added_features", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"))
+    for title in ("none", "buckets"):
+        assert re.search(rf"^\| {title} \| 0\.\d{{5}} \| 0\.\d{{5}} \|$", printed, re.MULTILINE), printed
+    flags = "--data", str(prepare_pairs(tmp_path / "pairs")), "--out", str(tmp_path / "refused")
+    refused = run_process("benchmarks/added_features.py", *flags, folder=ROOT, environment={})
+    assert refused.returncode == 2 and "expected data that was split by time, found the rule 'given'" in refused.stderr
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
-"""Compares histories that count earlier rows with histories in a shuffled order, on data that was split by time.
+"""What buckets and histories gain where the data was split by time, and in which order histories should count.
 
-    python benchmarks/history_order.py --data data/movielens100k --out runs/history-order
+    python benchmarks/added_features.py --data data/movielens100k --out runs/added-features
 
-The histories are those that `auto` ranks first by the errors of a DLRM. It is then trained without them, with the
-first one, and with all, in both orders and with every seed.
+A DLRM is trained without added features; with all dense features in buckets too; and with the histories that `auto`
+ranks first by its errors, the first one alone and all together. The histories of training rows count the rows before
+them in a shuffled order, or the rows of earlier times.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 from nasrec_torchrec.cli import run
+from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.crosses import add_crosses, history_of
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split
 from nasrec_torchrec.distributed.process_group import process_group
@@ -27,10 +29,12 @@ from nasrec_torchrec.search.race.recipe import starting_recipes
 from nasrec_torchrec.search.race.training import RaceData, train_trial
 from nasrec_torchrec.search.race.trial import Trial
 
-_HISTORIES, _COLUMNS = 4, 12
+_COLUMNS = 12
 
 
-def main(data: Path, out: Path, epochs: int = 5, seeds: list[int] | None = None, quick: bool = False) -> None:
+def main(
+    data: Path, out: Path, epochs: int = 5, seeds: list[int] | None = None, histories: int = 4, quick: bool = False
+) -> None:
     """Trains all of them, and prints a table.
 
     Args:
@@ -38,6 +42,7 @@ def main(data: Path, out: Path, epochs: int = 5, seeds: list[int] | None = None,
         out: folder for copies of the data and for checkpoints.
         epochs: epochs of every training.
         seeds: seeds of every training; unset, 0, 1 and 2.
+        histories: largest number of histories; 0 leaves them out.
         quick: one epoch and one seed.
     """
     torch.set_num_threads(1)
@@ -69,27 +74,32 @@ def main(data: Path, out: Path, epochs: int = 5, seeds: list[int] | None = None,
 
     with process_group() as device:
         train("none", data, ())
+        if buckets := [buckets_of(dense.name) for dense in base.dense]:
+            add_crosses(data, out / "buckets", buckets)
+            train("buckets", out / "buckets", tuple(feature.name for feature in buckets))
         plain = RaceData((data,), base)
         trial = Trial("features", "features", sources.cheap_baseline(base.embedding_dim), recipe, (), chosen[0])
         logits, _ = predict(out / "runs" / f"0-{chosen[0]}", plain.open("validation", trial))
-        ranked = rank_features(data, base, logits.numpy(), _HISTORIES, _COLUMNS).chosen
-        if not ranked:
-            raise ValueError(f"{data}: no history says anything about the errors of a DLRM")
-        histories = [history_of(one.columns) for one in ranked]
-        names = tuple(feature.name for feature in histories)
+        ranked = rank_features(data, base, logits.numpy(), histories, _COLUMNS).chosen if histories else ()
+        features = [history_of(one.columns) for one in ranked]
+        names = tuple(feature.name for feature in features)
         shuffled = out / "shuffled-plain"
         shutil.copytree(data, shuffled)
         manifest = json.loads(read_text(shuffled / MANIFEST))
         manifest["split"] = {"split": "given", "split_column": None}  # whose rows have no order
         write_text(shuffled / MANIFEST, json.dumps(manifest))
         for title, source in (("shuffled", shuffled), ("earlier rows", data)):
-            add_crosses(source, out / title.replace(" ", "-"), histories)
-            for features in dict.fromkeys((names[:1], names)):
-                train(f"{len(features)}, {title}", out / title.replace(" ", "-"), features)
-    print("| histories | validation log loss | test log loss |\n|---|---:|---:|")
+            folder = out / title.replace(" ", "-")
+            if features:
+                add_crosses(source, folder, features)
+            for chosen_names in dict.fromkeys((names[:1], names)) if features else ():
+                plural = "history" if len(chosen_names) == 1 else "histories"
+                train(f"{len(chosen_names)} {plural}, {title}", folder, chosen_names)
+    print("| added features | validation log loss | test log loss |\n|---|---:|---:|")
     for title, pairs in results.items():
         print(f"| {title} | {' | '.join(map(_spread, zip(*pairs, strict=True)))} |")
-    print(f"\nThe histories, the first one first: {', '.join(names)}. Means and deviations of {len(chosen)} seeds.")
+    ranking = f"The histories, the first one first: {', '.join(names)}. " if names else ""
+    print(f"\n{ranking}Means and deviations of {len(chosen)} seeds.")
 
 
 def _spread(values: tuple[float, ...]) -> str:
