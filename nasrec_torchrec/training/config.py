@@ -16,7 +16,7 @@ _FREE = (
 Monitor = Literal["log_loss", "auc"]
 Optimizer = Literal["adagrad", "adam"]
 RecipeName = Literal["fitted", "paper"]
-TrainPrecision = Literal["fp32", "bf16"]
+TrainPrecision = Literal["fp32", "tf32", "bf16"]
 _RANGE = re.compile(r"(\d+):(\d+)")
 
 
@@ -52,6 +52,7 @@ class TrainFlags:
         full_path_steps: number of steps over which the probability of a supernet's full path decays from 1 to 0. If
             unset, 15,000 steps or a quarter of the run's steps, whichever is less.
         precision: precision of the dense part. ``bf16`` runs it under autocast; weights and tables stay in float32.
+            ``tf32`` rounds the factors of matrix products on a GPU. Either is worth it for large batches only.
         compile: whether to compile the dense part with torch.compile. Not available for a supernet, whose path changes
             from step to step.
         sharding_type: sharding type of all tables. If unset, the planner chooses.

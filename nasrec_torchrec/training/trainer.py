@@ -34,6 +34,7 @@ from nasrec_torchrec.training.guard import DivergedError, StepGuard
 from nasrec_torchrec.training.inputs import inputs_of
 from nasrec_torchrec.training.meter import CountedBatches, StepMeter
 from nasrec_torchrec.training.paths import paths_of
+from nasrec_torchrec.training.precision import check_precision, matmul_precision
 from nasrec_torchrec.training.profiling import StepProfiler
 from nasrec_torchrec.training.progress import Progress
 from nasrec_torchrec.training.schedules import LearningRate
@@ -102,6 +103,7 @@ class Trainer:
         self.guard = StepGuard()
         self._skipped_in_a_row = 0
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._slow = check_precision(config.precision, device)
         # On the CPU the weights start alike whatever the number of ranks. On CUDA, where the tables may not fit into
         # one host's memory, each rank initialises its own shards.
         torch.manual_seed(config.seed if device.type == "cpu" else config.seed + self.rank)
@@ -234,8 +236,8 @@ class Trainer:
                 watch,
                 StepProfiler(config.profile, self.run_dir / names.PROFILE, self.rank, self.device),
             )
-            with session.log, session.profiler, self.guard.request.listening():
-                session.warn(self.progress.step, watch.at_start())
+            with session.log, session.profiler, self.guard.request.listening(), matmul_precision(config.precision):
+                session.warn(self.progress.step, [*self._slow, *watch.at_start()])
                 session.log.warn(self.progress.step, watch.of_splits(data.counts), aloud=False)
                 while not self._ended(reader):
                     if self._train_epoch(session):
