@@ -72,7 +72,7 @@ def test_the_same_trials_follow_from_the_same_curves():
 def test_recipes_come_first_then_architectures_then_seeds():
     entries = replay(_planner(), _curve, trials=40)
     phases = [entry.trial.phase for entry in entries]
-    assert phases == sorted(phases, key=["recipes", "architectures", "polish", "finals"].index)
+    assert phases == sorted(phases, key=["recipes", "architectures", "polish", "finals"].index) and "polish" in phases
     assert {entry.trial.interaction for entry in entries if entry.trial.phase == "recipes"} == {_DLRM}
     # Every usual baseline is in, at the recipe that was best.
     best = min((e for e in entries if e.trial.phase == "recipes"), key=lambda e: e.loss)
@@ -196,6 +196,9 @@ def test_features_are_tried_even_if_recipes_took_their_time(budget: int):
     entries = replay(planner, _curve, seconds=budget, features=[["history_of_a"]])
     found = winner(entries)
     assert found is not None and found.trial.features == ("history_of_a",)
+    entries = replay(planner, _curve, seconds=2 * budget, features=[["history_of_a"]], buckets=["x_buckets"])
+    tried = [entry.trial.features for entry in entries if entry.trial.phase == "features"]
+    assert tried[:2] == [("x_buckets",), ("x_buckets", "history_of_a")]
 
 
 def test_buckets_are_judged_together_before_histories_and_beside_them():

@@ -203,12 +203,12 @@ class Planner:
         if phase not in ("recipes", "finals") and not self._fits_whole(situation):
             phase = "finals"
         generator = torch.Generator().manual_seed((self._config.seed << 20) + len(entries))
-        if phase in ("architectures", "polish") and not any(entry.trial.phase == "features" for entry in entries):
-            phase = "features"  # the recipes took so long that the time for features had passed
-        if phase == "features":
+        late = phase in ("architectures", "polish") and self._missed_features(situation)
+        if phase == "features" or late:
             trial = self._propose_features(situation)
             if trial is not None:
                 return trial
+        if phase == "features":
             phase = "architectures"
         if phase == "recipes":
             return self._propose_recipe(entries, "recipes")
@@ -217,6 +217,11 @@ class Planner:
         if phase == "polish":
             return self._propose_polish(situation)
         return self._propose_final(situation)
+
+    def _missed_features(self, situation: Situation) -> bool:
+        """Returns whether recipes took so long that the time for features passed before a history was tried."""
+        tried = {name for entry in situation.entries for name in entry.trial.features}
+        return not tried or (bool(situation.features) and tried <= set(situation.buckets))
 
     def _fits_whole(self, situation: Situation) -> bool:
         """Returns whether a training as long as the best one fits into the time that is left."""
