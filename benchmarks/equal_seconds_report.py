@@ -37,7 +37,7 @@ def main(runs: Path) -> None:
     """
     shipped = read(runs)
     first = next(one for found in shipped.values() for one in found.values())
-    clock = "processor seconds" if first["clock"] == "cpu" else "seconds of the clock"
+    clock = "processor time" if first["clock"] == "cpu" else "wall-clock time"
     lines = [table(shipped), ""]
     lines += [
         f"Each run had {first['budget']} of {clock} on one core of an {first['machine']} with {first['versions']}."
