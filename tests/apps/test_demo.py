@@ -17,7 +17,7 @@ from nasrec_torchrec.training.jobs import evaluate
 def test_the_demo_gives_three_races_the_same_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    source = make_movielens(tmp_path / "movielens", 3000)
+    source = make_movielens(tmp_path / "movielens", 1500)
     prepare = datasets.prepare_movielens100k
     monkeypatch.setattr(datasets, "prepare_movielens100k", lambda out, overwrite: prepare(out, source, 16, overwrite))
     config = replace(races.CONFIG, trials=3, epochs=1, final_seeds=1, quiet=True, trees=True)
@@ -78,7 +78,7 @@ def test_workers_of_the_demo_are_the_command(tmp_path: Path, monkeypatch: pytest
 def test_the_paper_s_demo_compares_three_models_on_a_small_copy(
     ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    source = make_movielens(tmp_path / "movielens", 3000)
+    source = make_movielens(tmp_path / "movielens", 1500)
     prepare = datasets.prepare_movielens100k
     monkeypatch.setattr(datasets, "prepare_movielens100k", lambda out, overwrite: prepare(out, source, 16, overwrite))
     for name in ("SUPERNET", "TRAINING"):
