@@ -16,8 +16,11 @@ def evaluate(
     split: Literal["train", "validation", "test"] = "test",
     batch_size: int = 4096,
     slice: tuple[str, ...] = (),
-) -> "tuple[str, Evaluation]":
-    """Measures a trained model in one process, whatever number of ranks trained it.
+    sharding_type: str | None = None,
+) -> "tuple[str, Evaluation] | None":
+    """Measures a trained model, whatever number of ranks trained it.
+
+    With several ranks of torchrun, each holds a part of the tables alone, and the memory of each is printed.
 
     Args:
         model: run folder of a training.
@@ -25,8 +28,10 @@ def evaluate(
         split: split to measure on.
         batch_size: number of rows in a forward pass.
         slice: features by whose values the rows are divided, to measure each part; numbers are divided into five parts.
+        sharding_type: sharding type of all tables on several ranks; unset, the planner chooses.
     """
-    return split, jobs.evaluate(model, data, split, batch_size, slice)
+    found = jobs.evaluate(model, data, split, batch_size, slice, sharding_type)
+    return None if found is None else (split, found)
 
 
 def _document(result: "tuple[str, Evaluation]") -> dict[str, Any]:

@@ -1,7 +1,46 @@
 """``nasrec score``."""
 
+from pathlib import Path
+
 from nasrec_torchrec.cli.program import Program, as_json
-from nasrec_torchrec.inference.jobs import score
+from nasrec_torchrec.datasets.config import TextFlags
+from nasrec_torchrec.inference import jobs
+from nasrec_torchrec.inference.config import ScoringConfig
+
+
+def score(
+    data: str,
+    out: Path,
+    config: ScoringConfig,
+    text: TextFlags,
+    package: Path | None = None,
+    model: Path | None = None,
+    words: Path | None = None,
+    sharding_type: str | None = None,
+) -> dict[str, int] | None:
+    """Writes the click probability of every row of files; a scoring that was killed resumes when it is started again.
+
+    With a package, one process scores. With the run folder of a training, all ranks of torchrun do, each with a part of
+    the tables.
+
+    Args:
+        data: files, patterns with * and URIs, several separated by commas, or folders of Parquet files.
+        out: folder that receives part-000000.parquet, ... with file, line and probability of each row.
+        config: how the rows are scored.
+        text: how lines of raw text become columns, if that differs from the training data.
+        package: folder of an exported model.
+        model: run folder of a training, to score without an export where the tables fit into no single machine.
+        words: folder of the prepared data that the model was trained on, which --model needs for the words of its
+            dictionaries if rows are raw; unset, the one that the run's record names.
+        sharding_type: sharding type of all tables with --model; unset, the planner chooses.
+    """
+    if (package is None) == (model is None):
+        raise ValueError("expected either --package, an exported model, or --model, the run folder of a training")
+    if model is not None:
+        return jobs.score_on_ranks(model, data, out, config, text, words, sharding_type)
+    assert package is not None
+    return jobs.score(package, data, out, config, text)
+
 
 PROGRAM = Program(
     score,

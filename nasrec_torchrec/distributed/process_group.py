@@ -60,3 +60,8 @@ def process_group() -> Iterator[torch.device]:
 def rank_and_ranks() -> tuple[int, int]:
     """This process's rank and how many there are; without a group it is alone."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def launched_ranks() -> int:
+    """The number of ranks of the group, or of the one that a launcher describes in the environment."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))

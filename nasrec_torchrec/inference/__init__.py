@@ -1,9 +1,18 @@
-"""Inference: :func:`export`, :func:`score` and :func:`serve` do what the commands do; PyTorch loads when called.
+"""Inference: :func:`export`, :func:`score`, :func:`score_on_ranks` and :func:`serve` do what the commands do.
 
 A package scores in a process without this project: copy :mod:`nasrec_torchrec.inference.predictor` there.
 """
 
 from nasrec_torchrec.inference.config import ExportConfig, ScoringConfig, ServingConfig
-from nasrec_torchrec.inference.jobs import ExportedPackage, export, score, serve
+from nasrec_torchrec.inference.jobs import ExportedPackage, export, score, score_on_ranks, serve
 
-__all__ = ["ExportConfig", "ExportedPackage", "ScoringConfig", "ServingConfig", "export", "score", "serve"]
+__all__ = [
+    "ExportConfig",
+    "ExportedPackage",
+    "ScoringConfig",
+    "ServingConfig",
+    "export",
+    "score",
+    "score_on_ranks",
+    "serve",
+]

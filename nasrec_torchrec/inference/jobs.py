@@ -3,6 +3,7 @@
 PyTorch is imported when one of them is called.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,6 +126,79 @@ def score(
     files = data.split(",") if isinstance(data, str) else data
     with local_folder(to_path(package)) as folder:
         return score_files(folder, files, to_path(out), config, text)
+
+
+def score_on_ranks(
+    model: Path | str,
+    data: str | Sequence[str],
+    out: Path | str,
+    config: ScoringConfig = _DEFAULT_SCORING,
+    text: TextFlags = _NO_FLAGS,
+    words: Path | str | None = None,
+    sharding_type: str | None = None,
+) -> dict[str, int] | None:
+    """Does the same as :func:`score` with the ranks of a launcher, straight from the sharded checkpoint of a run.
+
+    Every rank holds a part of the tables alone, so that they may be larger than the memory of any machine. The memory
+    of each rank is printed.
+
+    Args:
+        model: run folder of a training, of any number of ranks.
+        data: files, patterns with * and URIs, several separated by commas, or folders of Parquet files.
+        out: folder that receives part-000000.parquet, ... with file, line and probability of each row.
+        config: how the rows are scored.
+        text: how lines of raw text become columns, if that differs from the training data.
+        words: folder of the prepared data that the model was trained on, which raw rows need for the words of its
+            dictionaries; unset, the one that the run's record names.
+        sharding_type: sharding type of all tables; unset, the planner chooses.
+
+    Returns:
+        The numbers of scored and of rejected rows, on rank 0; None on all other ranks.
+
+    Raises:
+        ValueError: If the run or a file cannot be read, or the folder holds scores of something else.
+    """
+    import torch.distributed as dist
+
+    from nasrec_torchrec.datasets.prepared import DICTIONARIES, check_sum
+    from nasrec_torchrec.distributed.process_group import process_group
+    from nasrec_torchrec.distributed.sharded_model import describe_memory
+    from nasrec_torchrec.inference.scoring import score_with
+    from nasrec_torchrec.inference.sharded import ShardedPredictor
+    from nasrec_torchrec.models.stored import recorded_data
+    from nasrec_torchrec.runs.checkpoint import kept_checkpoint
+    from nasrec_torchrec.runs.files import read_text
+    from nasrec_torchrec.runs.fingerprint import digest
+    from nasrec_torchrec.runs.names import DIGESTS
+    from nasrec_torchrec.runs.paths import to_path
+
+    files = data.split(",") if isinstance(data, str) else data
+    run = to_path(model)
+    with process_group() as device:
+        predictor = ShardedPredictor(run, device, sharding_type)
+        error, counts = None, None
+        if dist.get_rank() == 0:
+            try:
+                prepared = recorded_data(run) if words is None else to_path(words)
+                for name, checksum in predictor.description.dictionaries if config.raw else ():
+                    if prepared is None or not (prepared / DICTIONARIES / name).exists():
+                        raise ValueError(
+                            f"{run}: {name}, with the words of its ids, is not in {prepared}; pass --words"
+                        )
+                    check_sum(prepared / DICTIONARIES / name, checksum)
+                identity = digest(read_text(kept_checkpoint(run) / DIGESTS))
+                counts = score_with(predictor, identity, prepared or run, files, to_path(out), config, text)
+            except ValueError as failed:
+                error = str(failed)
+                raise
+            finally:
+                predictor.end(error)
+        else:
+            predictor.follow()
+        memory = describe_memory(predictor.dmp)
+        if dist.get_rank() == 0:
+            print(memory, file=sys.stderr)
+    return counts
 
 
 def serve(package: Path | str, config: ServingConfig = _DEFAULT_SERVING) -> None:

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from nasrec_torchrec.datasets import pieces, prepared, sources, transform, values
 from nasrec_torchrec.datasets.checksums import sha256
@@ -38,8 +39,47 @@ FILE, LINE, PROBABILITY = "file", "line", "probability"
 _KEY = b"nasrec-torchrec"
 
 
+class Scorer(Protocol):
+    """What scores requests: the predictor of a package, or all ranks together.
+
+    Args:
+        manifest: document with the ``schema`` of the model, and ``sha256`` of its dictionaries.
+        dense_features: names of the dense features.
+    """
+
+    manifest: dict[str, Any]
+    dense_features: list[str]
+
+    def predict(self, request: Request) -> Tensor:
+        """Returns the click probabilities, ``(B,)`` float32."""
+
+
 def score(
     package: Path,
+    files: Sequence[str],
+    out: Path,
+    config: ScoringConfig,
+    text: TextFormat | TextFlags | None = None,
+) -> dict[str, int]:
+    """Scores rows with a package, see :func:`score_with`.
+
+    Args:
+        package: folder that ``nasrec export`` wrote.
+        files: see :func:`score_with`.
+        out: see :func:`score_with`.
+        config: see :func:`score_with`.
+        text: see :func:`score_with`.
+
+    Raises:
+        ValueError: If the package cannot be read, or as :func:`score_with` does.
+    """
+    return score_with(Predictor(package), sha256(package / MANIFEST), package, files, out, config, text)
+
+
+def score_with(
+    scorer: Scorer,
+    identity: str,
+    words: Path,
     files: Sequence[str],
     out: Path,
     config: ScoringConfig,
@@ -53,7 +93,9 @@ def score(
     rows causes a warning on stderr. An id that its table does not have is unknown and looked up as 0, the missing id.
 
     Args:
-        package: folder that ``nasrec export`` wrote.
+        scorer: model that scores them.
+        identity: tells the model from others.
+        words: folder with the model's dictionaries, which raw rows need.
         files: paths and URIs, which may contain ``*``, or folders of Parquet files.
         out: folder that receives ``part-000000.parquet``, ...
         config: how the rows are scored.
@@ -63,10 +105,10 @@ def score(
         dict: The numbers of scored and of rejected rows.
 
     Raises:
-        ValueError: If the package or a file cannot be read, prepared rows come from another preparation than the
+        ValueError: If a file cannot be read, prepared rows come from another preparation than the
             model's, no row can be scored, or ``out`` holds something else.
     """
-    job = _Job(package, files, out, config, text)
+    job = _Job(scorer, identity, words, files, out, config, text)
     job.check_types()
     with lock(out):
         remove_leftovers(out)
@@ -116,7 +158,7 @@ def read_dictionaries(package: Path, schema: Schema) -> dict[str, pa.Array]:
     return found
 
 
-def requests(data: ClickData, predictor: Predictor, batch_size: int) -> Iterator[Request]:
+def requests(data: ClickData, predictor: Scorer, batch_size: int) -> Iterator[Request]:
     """Yields requests of successive rows."""
     for rows in torch.arange(len(data)).split(batch_size):
         batch = data.select(rows)
@@ -134,15 +176,17 @@ class _Job:
 
     def __init__(
         self,
-        package: Path,
+        scorer: Scorer,
+        identity: str,
+        words: Path,
         patterns: Sequence[str],
         out: Path,
         config: ScoringConfig,
         text: TextFormat | TextFlags | None,
     ) -> None:
-        self.predictor, self.out, self.config = Predictor(package), out, config
+        self.predictor, self.out, self.config = scorer, out, config
         self.schema = Schema.from_json(json.dumps(self.predictor.manifest["schema"]))
-        self.dictionaries = read_dictionaries(package, self.schema) if config.raw else {}
+        self.dictionaries = read_dictionaries(words, self.schema) if config.raw else {}
         # Prepared rows are read by the same rules, with numbers and ids that are used as they are.
         self.rules = self.schema if config.raw else self.schema.as_prepared()
         if isinstance(text, TextFlags):
@@ -157,7 +201,7 @@ class _Job:
             if not config.raw:
                 self._check_preparation(to_path(file.uri))
         self.reading = Reading(self.files, self.wanted, text or self.schema.text, config.piece_mib)
-        self._manifest = sha256(package / MANIFEST)
+        self._manifest = identity
 
     def begin(self) -> None:
         """Checks the content of the output folder, and records there what is scored."""

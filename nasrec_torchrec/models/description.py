@@ -69,11 +69,12 @@ class ModelDescription:
                 f"{data.files[0].parent}: the model was trained on data of another preparation: {difference}"
             )
 
-    def build(self, device: torch.device | None = None) -> ClickModel:
+    def build(self, device: torch.device | None = None, tables: torch.device | None = None) -> ClickModel:
         """Builds the model.
 
         Args:
-            device: Device of the tables and the dense part; ``meta`` is allowed.
+            device: Device of the dense part and, by default, the tables; ``meta`` is allowed.
+            tables: Device of the tables, if it is another one.
 
         Returns:
             The model with initial weights.
@@ -81,9 +82,10 @@ class ModelDescription:
         Raises:
             ValueError: If the tables do not fit into this machine's memory.
         """
-        if device is None or device.type == "cpu":
+        tables = device if tables is None else tables
+        if tables is None or tables.type == "cpu":
             require_memory(self.schema.tables(), 4, host_memory(), "their weights")
-        ebc = EmbeddingBagCollection(tables=self.schema.tables(), is_weighted=self.schema.weighted, device=device)
+        ebc = EmbeddingBagCollection(tables=self.schema.tables(), is_weighted=self.schema.weighted, device=tables)
         dense, width = len(self.schema.dense), self.schema.embedding_dim
         match self.interaction:
             case Architecture():

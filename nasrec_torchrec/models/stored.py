@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torchrec.models.dlrm import DLRMTrain
 
 from nasrec_torchrec.models.description import ClickModel, ModelDescription
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
-from nasrec_torchrec.runs.files import read_json
-from nasrec_torchrec.runs.names import DESCRIPTION
+from nasrec_torchrec.runs.files import read_json, read_text
+from nasrec_torchrec.runs.names import CONFIG, DESCRIPTION
+from nasrec_torchrec.runs.paths import to_path
 from nasrec_torchrec.runs.tensors import load_tensors
 
 
@@ -32,6 +34,14 @@ def read_description(folder: Path) -> ModelDescription:
         return ModelDescription.from_json(json.dumps(document))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not a model description: {error}") from None
+
+
+def recorded_data(run_dir: Path) -> Path | None:
+    """Returns the folder of prepared data that a run's record says it was trained on; None if it names none."""
+    record = run_dir / CONFIG
+    recorded = yaml.safe_load(read_text(record)) if record.exists() else None
+    given = recorded.get("data") if isinstance(recorded, dict) else None
+    return to_path(given) if isinstance(given, str) else None
 
 
 def load_model(run_dir: Path) -> tuple[ModelDescription, ClickModel]:

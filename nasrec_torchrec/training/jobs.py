@@ -17,6 +17,8 @@ from nasrec_torchrec.search_space import NASREC_FULL, SearchSpace
 from nasrec_torchrec.training.config import RecipeName, TrainConfig, TrainFlags
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nasrec_torchrec.datasets.reader import ClickFiles
     from nasrec_torchrec.training.evaluation import Evaluation
     from nasrec_torchrec.training.trials import Unreadable
@@ -237,8 +239,12 @@ def evaluate(
     split: Literal["train", "validation", "test"] = "test",
     batch_size: int = 4096,
     slices: tuple[str, ...] = (),
-) -> "Evaluation":
-    """Measures a trained model in one process, whatever number of ranks trained it.
+    sharding_type: str | None = None,
+) -> "Evaluation | None":
+    """Measures a trained model, whatever number of ranks trained it.
+
+    With several ranks, in a process group or under a launcher, each loads a part of the tables alone, and the memory of
+    each is printed.
 
     Args:
         model: run folder of a training.
@@ -246,9 +252,11 @@ def evaluate(
         split: rows to measure on.
         batch_size: rows of a forward pass.
         slices: features by whose values the rows are divided, to measure each part.
+        sharding_type: sharding type of all tables on several ranks; unset, the planner chooses.
 
     Returns:
-        AUC, log loss, normalized entropy and calibration over all rows of the split, and the metrics of its slices.
+        AUC, log loss, normalized entropy and calibration over all rows of the split, and the metrics of its slices, on
+        rank 0; None on all other ranks.
 
     Raises:
         ValueError: If there is no complete checkpoint, or the data set is not usable.
@@ -259,16 +267,42 @@ def evaluate(
         print(training.evaluate("runs/model", "data/criteo").auc)
     """
     from nasrec_torchrec.datasets.prepared import open_split
+    from nasrec_torchrec.distributed.process_group import launched_ranks
     from nasrec_torchrec.metrics.click_metrics import predict
     from nasrec_torchrec.models.stored import load_model
     from nasrec_torchrec.runs.paths import to_path
     from nasrec_torchrec.training.evaluation import evaluation, slices_of
 
     folder = to_path(data)
-    description, trained = load_model(to_path(model))
     rows = open_split(folder, split)
+    if launched_ranks() > 1:
+        predicted = _predict_on_ranks(to_path(model), rows, batch_size, sharding_type)
+    else:
+        description, trained = load_model(to_path(model))
+        predicted = predict(trained, description.read(rows), batch_size)
+    if predicted is None:
+        return None
     divided = {column: slices_of(folder, rows, rows.schema, column) for column in slices}
-    return evaluation(*predict(trained, description.read(rows), batch_size), divided)
+    return evaluation(*predicted, divided)
+
+
+def _predict_on_ranks(
+    model: Path, rows: "ClickFiles", batch_size: int, sharding_type: str | None
+) -> "tuple[Tensor, Tensor] | None":
+    """Returns logits and labels on rank 0, and None on all others."""
+    import torch.distributed as dist
+
+    from nasrec_torchrec.distributed.process_group import process_group
+    from nasrec_torchrec.distributed.sharded_model import describe_memory, load_sharded, predict_on_ranks
+
+    with process_group() as device:
+        description, dmp = load_sharded(model, device, sharding_type)
+        predicted = predict_on_ranks(dmp, description.read(rows), batch_size, device)
+        memory = describe_memory(dmp)
+        if dist.get_rank() != 0:
+            return None
+        print(memory, file=sys.stderr)
+        return predicted
 
 
 def _settings(

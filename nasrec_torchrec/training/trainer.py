@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
-from nasrec_torchrec.distributed.gather import gather_rows
+from nasrec_torchrec.distributed.sharded_model import predict_on_ranks
 from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, rank_memory
 from nasrec_torchrec.memory import require_memory
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, block_losses, click_metrics
@@ -261,16 +261,7 @@ class Trainer:
     def _predict(self, data: ClickFiles) -> tuple[Tensor, Tensor]:
         """Returns logits and labels of all rows of a split, in their order, on every rank."""
         self.description.require_fits(data)
-        self.dmp.eval()
-        logits, labels = [], []
-        for batch in data.evaluation_batches(8 * self.config.batch_size, self.rank, self.world_size):
-            _, (_, batch_logits, batch_labels) = self.dmp(batch.to(self.device))
-            logits.append(batch_logits.float())
-            labels.append(batch_labels.float())
-        if not logits:
-            raise ValueError("a split without rows has no metrics")
-        predicted, observed = (data.restore(gather_rows(torch.cat(rows))).cpu() for rows in (logits, labels))
-        return predicted, observed
+        return predict_on_ranks(self.dmp, data, 8 * self.config.batch_size, self.device)
 
     def _ended(self, reader: TrainingReader) -> bool:
         return reader.epoch >= self.config.epochs or self.learning_rate.ended

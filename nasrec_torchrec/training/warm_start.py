@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
-import yaml
 from torch import Tensor
 
 from nasrec_torchrec.datasets.features import FIRST_WORD, UNKNOWN, SparseFeature
@@ -19,13 +18,12 @@ from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, check_sum, read_dictionary, read_manifest
 from nasrec_torchrec.models.description import ClickModel, ModelDescription
 from nasrec_torchrec.models.nasrecnet import NASRecNet
-from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.models.stored import load_model, recorded_data
 from nasrec_torchrec.modules.linear import MultiSourceLinear
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import read_text
 from nasrec_torchrec.runs.fingerprint import digest
-from nasrec_torchrec.runs.names import CONFIG, DIGESTS
-from nasrec_torchrec.runs.paths import to_path
+from nasrec_torchrec.runs.names import DIGESTS
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,7 @@ class WarmStart:
         return torch.where(rows < theirs.num_embeddings, rows, -1)
 
     def _earlier_words(self, file: str, their_sums: Mapping[str, str]) -> Any:
-        folder = self.earlier_data
-        if folder is None:
-            record = self.run / CONFIG
-            recorded = yaml.safe_load(read_text(record)) if record.exists() else None
-            given = recorded.get("data") if isinstance(recorded, dict) else None
-            folder = to_path(given) if isinstance(given, str) else None
+        folder = self.earlier_data or recorded_data(self.run)
         if folder is None or not (folder / DICTIONARIES / file).exists():
             raise ValueError(
                 f"{self.run}: the words of {file} have other ids now, and the data that it was trained on is not at "
