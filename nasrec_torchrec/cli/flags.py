@@ -118,7 +118,7 @@ def normalized(words: Iterable[str], flags: Sequence[Flag], extra: Sequence[str]
     """Rewrites a command line into the one form that the parser reads.
 
     Hyphens in names of flags become underscores, a bare ``--flag`` of a boolean becomes ``--flag=true``, and lists may
-    be written as ``a,b``.
+    be written as ``a,b``, mappings as ``a=1,b=2``.
 
     Args:
         words: words of the command line.
@@ -201,7 +201,11 @@ def _shown(value: Any) -> str:
 
 
 def _listed(value: str, flag: Flag) -> str:
-    """Converts ``a,b`` to JSON if the flag is a list."""
+    """Converts ``a,b`` to JSON if the flag is a list, and ``a=1,b=2`` if it is a mapping."""
+    if get_origin(flag.kind) is dict and "=" in value and not value.strip().startswith("{"):
+        pairs = [entry.strip().partition("=") for entry in value.split(",")]
+        numbers = get_args(flag.kind)[1] in (int, float)
+        return "{" + ", ".join(f"{json.dumps(key)}: {it if numbers else json.dumps(it)}" for key, _, it in pairs) + "}"
     if flag.element is None or value.strip().startswith(("[", "(")) or value == "null":
         return value
     entries = [entry.strip() for entry in value.split(",")] if value else []

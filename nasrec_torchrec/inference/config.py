@@ -97,9 +97,14 @@ class ServingConfig:
     """How requests are served, and the limits on what a client may ask for.
 
     Args:
-        name: name of the model in URLs.
+        name: name of the model in URLs, and of all models of a split together.
+        models: folders of packages by the name of the model, to serve several.
+        split: shares of the requests for ``name``, by the name of the model that answers them; their sum is 1.
+        shadow: name of a model that scores all requests for others too, without an answer to the client.
+        shadow_log: file that receives a line of JSON for every request that the shadow model scored.
         host: address to listen on; 0.0.0.0 for all.
         port: port to listen on.
+        grpc_port: port to listen on for gRPC; if unset, the server speaks HTTP only.
         max_batch_size: largest number of rows that are scored together.
         max_delay_ms: longest time in milliseconds that a request waits for others while the server is idle.
         max_waiting: largest number of waiting rows; further requests get status 429.
@@ -122,8 +127,13 @@ class ServingConfig:
     """
 
     name: str = "nasrec"
+    models: dict[str, str] = field(default_factory=dict)
+    split: dict[str, float] = field(default_factory=dict)
+    shadow: str | None = None
+    shadow_log: str | None = None
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int | None = None
     max_batch_size: int = 512
     max_delay_ms: float = 1.0
     max_waiting: int = 8192
@@ -140,11 +150,15 @@ class ServingConfig:
     drain_s: float = 30.0
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ValueError(f"name: {_NAMES}, found {self.name!r}")
+        for kind, name in (("name", self.name), *(("models", name) for name in self.models)):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{kind}: {_NAMES}, found {name!r}")
+        self._check_split()
         for name in ("max_batch_size", "max_waiting", "max_rows", "max_ids", "max_body_mib", "max_held_mib", "threads"):
             self._check(name, 1, 2**31 - 1)
         self._check("port", 0, 65_535)
+        if self.grpc_port is not None:
+            self._check("grpc_port", 0, 65_535)
         self._check("max_connections", 1, 2**20)
         for name in ("header_seconds", "body_seconds"):
             self._check(name, 0.01, 86_400)
@@ -154,6 +168,20 @@ class ServingConfig:
             raise ValueError(
                 f"max_held_mib: expected at least max_body_mib, {self.max_body_mib}, found {self.max_held_mib}"
             )
+
+    def _check_split(self) -> None:
+        known = sorted(self.models)
+        for flag, names in (("split", self.split), ("shadow", [] if self.shadow is None else [self.shadow])):
+            for name in names:
+                if name not in self.models:
+                    raise ValueError(f"{flag}: expected names of --models, {known}, found {name!r}")
+        if self.split and self.name in self.models:
+            raise ValueError(f"name: {self.name!r} names all models of the split together, but is one of --models too")
+        shares = list(self.split.values())
+        if shares and not (all(0 <= share <= 1 for share in shares) and abs(sum(shares) - 1) < 1e-6):
+            raise ValueError(f"split: expected shares from 0 to 1 that add up to 1, found {self.split}")
+        if self.shadow_log is not None and self.shadow is None:
+            raise ValueError("shadow_log: there is no shadow model; name one with --shadow")
 
     def _check(self, name: str, least: float, most: float) -> None:
         value = getattr(self, name)

@@ -19,7 +19,15 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.inference.config import ExportConfig
-from nasrec_torchrec.inference.predictor import FORMAT, GOLDEN, MANIFEST, PACKAGE, Predictor, manifest_sha256
+from nasrec_torchrec.inference.predictor import (
+    FORMAT,
+    GOLDEN,
+    MANIFEST,
+    PACKAGE,
+    Predictor,
+    manifest_sha256,
+    version_of,
+)
 from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model, trace
 from nasrec_torchrec.inference.tables import FloatTables
 from nasrec_torchrec.inference.triton import publish
@@ -68,7 +76,7 @@ def export(
         config: how to export.
         metrics: metrics of the model as JSON values, for the reader of the package.
         dictionaries: local folder with the words of the data set.
-        origin: JSON values that say where the model comes from.
+        origin: JSON values that say where the model comes from; ``parent``, the version that it replaces, is added.
 
     Returns:
         Predictor: The package, loaded and verified.
@@ -100,7 +108,8 @@ def export(
         write_text(package / GOLDEN, json.dumps(_golden(scoring, schema)))
         if dictionaries is not None and dictionaries.exists():
             shutil.copytree(dictionaries, package / DICTIONARIES)
-        document = _manifest(scoring, schema, model, config, metrics or {}, origin or {}, package)
+        known = {"parent": _version_at(folder), **(origin or {})}
+        document = _manifest(scoring, schema, model, config, metrics or {}, known, package)
         write_text(package / MANIFEST, json_text(document, indent=2))
         # A package that does not reproduce the golden response must not replace one that did.
         predictor = Predictor(package)
@@ -120,6 +129,14 @@ def check_place(folder: Path) -> None:
     """
     recover(folder)
     check_replaceable(folder, KIND)
+
+
+def _version_at(folder: Path) -> str | None:
+    """Returns the version of the package that a new one replaces; None if there is none, or a damaged one."""
+    try:
+        return version_of(json.loads((folder / MANIFEST).read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager

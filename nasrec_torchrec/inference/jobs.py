@@ -88,7 +88,8 @@ def export(
     metrics = {} if drift is None else asdict(drift)
     with ExitStack() as stack:
         words = None if data is None else stack.enter_context(local_folder(data / DICTIONARIES))
-        predictor = exporting.export(trained, description.schema, out, config, metrics, words)
+        origin = {} if data is None else {"training_data": open_split(data, "train").digest}
+        predictor = exporting.export(trained, description.schema, out, config, metrics, words, origin)
     return ExportedPackage(out, predictor.manifest["bytes"], tuple(predictor.manifest["requires"]), drift)
 
 
@@ -201,20 +202,24 @@ def score_on_ranks(
     return counts
 
 
-def serve(package: Path | str, config: ServingConfig = _DEFAULT_SERVING) -> None:
+def serve(package: Path | str | None = None, config: ServingConfig = _DEFAULT_SERVING) -> None:
     """Serves an exported model by the Open Inference Protocol until SIGTERM, then answers what it has accepted.
 
     /v2/models/NAME describes the model, /v2/models/NAME/infer scores, /docs shows the API, /metrics is for Prometheus.
     A new package in the same folder is verified and then takes the traffic.
 
     Args:
-        package: folder of an exported model; a remote one is fetched once, at the start.
+        package: folder of an exported model; a remote one is fetched once, at the start. To serve several, leave it out
+            and name them in ``models``.
         config: how requests are served.
 
     Raises:
-        ValueError: If the package cannot be used.
+        ValueError: If a package cannot be used, or both or none of ``package`` and ``models`` are given.
     """
+    if (package is None) != bool(config.models):
+        raise ValueError("expected either --package or --models, found " + ("both" if config.models else "none"))
     from nasrec_torchrec.inference import server
     from nasrec_torchrec.runs.paths import to_path
 
-    server.serve(to_path(package), config)
+    folders = config.models if package is None else {config.name: package}
+    server.serve({name: to_path(folder) for name, folder in folders.items()}, config)

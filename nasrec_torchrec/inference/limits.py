@@ -23,7 +23,9 @@ from nasrec_torchrec.inference.metrics import ServerMetrics
 _LOG = logging.getLogger("nasrec.serve")
 _CLOSE = {"connection": "close"}
 # Of which inference requests are counted.
-_INFER = re.compile(r"/v2/models/.*/infer")
+_INFER = re.compile(r"/v2/models/.*/(infer|rows)")
+# Key of a connection's scope under which the name of the model stands that answers.
+MODEL = "nasrec.model"
 
 
 def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
@@ -128,7 +130,7 @@ class CountedAnswers:
                 status = str(message["status"])
                 self._metrics.responses.labels(status).inc()
                 if scope["method"] == "POST" and _INFER.fullmatch(scope["path"]):
-                    self._metrics.requests.labels(status).inc()
+                    self._metrics.requests.labels(scope.get(MODEL, ""), status).inc()
                 if self._draining.draining:
                     MutableHeaders(scope=message)["connection"] = "close"
             await send(message)

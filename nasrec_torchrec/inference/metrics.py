@@ -1,7 +1,8 @@
 """The metrics of a server for Prometheus."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -24,7 +25,26 @@ class FeatureCounts:
     unknown: float | None
 
 
+class Followed(Protocol):
+    """A model whose counts stand in the metrics."""
+
+    name: str
+
+    def ids(self) -> tuple[dict[str, int], dict[str, int]]:
+        """How many ids, and how many unknown ones, of each feature were looked up."""
+
+    def features(self) -> dict[str, FeatureCounts]:
+        """What was found in raw rows by feature."""
+
+    def origin(self) -> dict[str, str]:
+        """Version, parent and training data."""
+
+    def waiting(self) -> int:
+        """How many rows wait or are being scored."""
+
+
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 class ServerMetrics:
@@ -33,98 +53,145 @@ class ServerMetrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
-            "nasrec_requests", "Inference requests by the status of their answer.", ["status"], registry=registry
+            "nasrec_requests",
+            "Number of inference requests, by the model that answered and the status of the answer.",
+            ["model", "status"],
+            registry=registry,
         )
         self.responses = Counter(
-            "nasrec_responses", "Answers by status, of every address and method.", ["status"], registry=registry
+            "nasrec_responses", "Number of HTTP answers of every address, by status.", ["status"], registry=registry
         )
         self.refused = Counter(
-            "nasrec_connections_refused", "Connections that were closed, by reason.", ["reason"], registry=registry
+            "nasrec_connections_refused",
+            "Number of connections that the server closed, by reason.",
+            ["reason"],
+            registry=registry,
         )
         self.latency = Histogram(
             "nasrec_request_seconds",
-            "Seconds from the headers of an inference request to its answer.",
+            "Seconds between the headers of an inference request and its answer.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_seconds = Histogram(
+            "nasrec_queue_seconds",
+            "Seconds that a request waited for the batch that scored it.",
+            ["model"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.batch_rows = Histogram(
             "nasrec_batch_rows",
-            "Rows that were scored together.",
+            "Number of rows that were scored together.",
+            ["model"],
             buckets=[2**power for power in range(14)],
             registry=registry,
         )
         self.batch_seconds = Histogram(
-            "nasrec_batch_seconds", "Seconds that a batch took to compute.", buckets=_SECONDS, registry=registry
+            "nasrec_batch_seconds",
+            "Seconds that a batch took to compute.",
+            ["model"],
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.reloads = Counter(
             "nasrec_reloads",
-            "New packages that were found in the folder, by what became of them.",
-            ["result"],
+            "Number of new packages that the server found in a model's folder, by what became of them.",
+            ["model", "result"],
             registry=registry,
         )
         self.extra_values = Counter(
             "nasrec_extra_values",
-            "Values of raw rows that were passed over, because the model does not read their columns.",
+            "Number of raw values that were passed over, because the model does not read their columns.",
+            ["model"],
             registry=registry,
         )
-        self.waiting = Gauge("nasrec_waiting_rows", "Rows that wait or are being scored.", registry=registry)
-        self.held = Gauge("nasrec_held_bytes", "Bytes of the bodies of requests in progress.", registry=registry)
+        self.shadow = Counter(
+            "nasrec_shadow_requests",
+            "Number of requests that a shadow model got, by what became of them.",
+            ["model", "result"],
+            registry=registry,
+        )
+        self.shadow_difference = Histogram(
+            "nasrec_shadow_difference",
+            "Absolute difference between the probability of a shadow model and the one that was sent.",
+            ["model"],
+            buckets=_DIFFERENCES,
+            registry=registry,
+        )
+        self.held = Gauge(
+            "nasrec_held_bytes", "Number of bytes in the bodies of requests in progress.", registry=registry
+        )
 
-    def observe_batch(self, rows: int, seconds: float) -> None:
-        self.batch_rows.observe(rows)
-        self.batch_seconds.observe(seconds)
+    def observe_batch(self, model: str, rows: int, seconds: float) -> None:
+        self.batch_rows.labels(model).observe(rows)
+        self.batch_seconds.labels(model).observe(seconds)
 
-    def follow(
-        self,
-        served: Callable[[], tuple[str, str, dict[str, int], dict[str, int]]],
-        features: Callable[[], dict[str, FeatureCounts]],
-    ) -> None:
-        """Adds metrics of the served model.
+    def observe_wait(self, model: str, seconds: float) -> None:
+        self.queue_seconds.labels(model).observe(seconds)
 
-        Args:
-            served: gives the model's name, its version, and ids and unknown ids by feature.
-            features: gives what was found in raw rows by feature.
-        """
-        self.registry.register(_OfModel(served, features))
+    def follow(self, models: Sequence[Followed]) -> None:
+        """Adds metrics of the served models."""
+        self.registry.register(_OfModels(models))
 
 
-class _OfModel:
-    def __init__(
-        self,
-        served: Callable[[], tuple[str, str, dict[str, int], dict[str, int]]],
-        features: Callable[[], dict[str, FeatureCounts]],
-    ) -> None:
-        self._served, self._features = served, features
+class _OfModels:
+    def __init__(self, models: Sequence[Followed]) -> None:
+        self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        name, version, ids, unknown = self._served()
-        info = GaugeMetricFamily("nasrec_model_info", "The model that is served.", labels=["model", "version"])
-        info.add_metric([name, version], 1)
+        info = GaugeMetricFamily(
+            "nasrec_model_info",
+            "A constant 1, labelled with what is served: its version, the version that it replaced, and what "
+            "identifies its training data.",
+            labels=["model", "version", "parent", "training_data"],
+        )
+        waiting = GaugeMetricFamily(
+            "nasrec_waiting_rows", "Number of rows that wait or are being scored.", labels=["model"]
+        )
+        for model in self._models:
+            origin = model.origin()
+            info.add_metric([model.name, *(origin[name] for name in ("version", "parent", "training_data"))], 1)
+            waiting.add_metric([model.name], model.waiting())
         yield info
-        for metric, text, counts in (
-            ("nasrec_ids", "Ids that were looked up, by feature.", ids),
-            ("nasrec_unknown_ids", "Ids that no table has and that counted as missing, by feature.", unknown),
+        yield waiting
+        looked_up = {model.name: model.ids() for model in self._models}
+        for place, (metric, text) in enumerate(
+            (
+                ("nasrec_ids", "Number of ids that were looked up, by feature."),
+                ("nasrec_unknown_ids", "Number of ids that no table has and that counted as missing, by feature."),
+            )
         ):
-            family = CounterMetricFamily(metric, text, labels=["feature"])
-            for feature, count in counts.items():
-                family.add_metric([feature], count)
+            family = CounterMetricFamily(metric, text, labels=["model", "feature"])
+            for name, counts in looked_up.items():
+                for feature, count in counts[place].items():
+                    family.add_metric([name, feature], count)
             yield family
-        yield from self._of_rows(version)
+        yield from self._of_rows()
 
-    def _of_rows(self, version: str) -> Iterator[Metric]:
-        found = self._features()
+    def _of_rows(self) -> Iterator[Metric]:
+        found = {
+            (model.name, feature, model.origin()["version"]): seen
+            for model in self._models
+            for feature, seen in model.features().items()
+        }
         for metric, text, value in (
-            ("nasrec_feature_rows", "Raw rows that were read, by feature.", lambda seen: seen.counts.rows),
-            ("nasrec_missing_values", "Raw rows without a value, by feature.", lambda seen: seen.counts.missing),
+            ("nasrec_feature_rows", "Number of raw rows that were read, by feature.", lambda seen: seen.counts.rows),
+            (
+                "nasrec_missing_values",
+                "Number of raw rows without a value, by feature.",
+                lambda seen: seen.counts.missing,
+            ),
             (
                 "nasrec_unknown_values",
-                "Values of raw rows that the training data did not have, by feature.",
+                "Number of raw values that the training data did not have, by feature.",
                 lambda seen: seen.counts.unknown,
             ),
         ):
-            counter = CounterMetricFamily(metric, text, labels=["feature", "version"])
-            for feature, seen in found.items():
-                counter.add_metric([feature, version], value(seen))
+            counter = CounterMetricFamily(metric, text, labels=["model", "feature", "version"])
+            for labels, seen in found.items():
+                counter.add_metric(labels, value(seen))
             yield counter
         for metric, text, share in (
             (
@@ -145,11 +212,11 @@ class _OfModel:
                 ),
             ),
         ):
-            gauge = GaugeMetricFamily(metric, text, labels=["feature", "version"])
-            for feature, seen in found.items():
+            gauge = GaugeMetricFamily(metric, text, labels=["model", "feature", "version"])
+            for labels, seen in found.items():
                 known = share(seen) if seen.counts.rows else None
                 if known is not None:
-                    gauge.add_metric([feature, version], known)
+                    gauge.add_metric(labels, known)
             yield gauge
 
 

@@ -103,7 +103,7 @@ class Predictor:
         self._free = threading.BoundedSemaphore(runners)
         self._counting = threading.Lock()
         sums = self.manifest["sha256"]
-        self.version = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:12]
+        self.version = version_of(self.manifest)
         self._model, folder_and_lock = _load(folder / PACKAGE, sums[PACKAGE] if verify else "", runners)
         # If nobody calls it, the garbage collector does, or the end of the process.
         self.close = weakref.finalize(self, _remove, os.getpid(), *folder_and_lock)
@@ -285,7 +285,7 @@ class QueueFull(Exception):  # noqa: N818  as queue.Full is named
     """Too many rows are waiting already."""
 
 
-_Waiting = tuple[Request, "Future[Tensor]"]
+_Waiting = tuple[Request, "Future[Tensor]", float]
 
 
 class Batcher:
@@ -297,6 +297,7 @@ class Batcher:
         max_delay: longest time in seconds that a request waits for others while nothing runs.
         max_waiting: largest number of waiting rows; further requests are refused.
         observe: function that is called with the number of rows and the seconds of every batch.
+        waited: function that is called with the seconds that each request waited for its batch.
     """
 
     def __init__(
@@ -306,8 +307,9 @@ class Batcher:
         max_delay: float = 0.001,
         max_waiting: int = 4096,
         observe: Callable[[int, float], None] | None = None,
+        waited: Callable[[float], None] | None = None,
     ) -> None:
-        self._predictor, self._observe = predictor, observe
+        self._predictor, self._observe, self._waited = predictor, observe, waited
         self._max_batch_size, self._max_delay, self._max_waiting = max_batch_size, max_delay, max_waiting
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -332,7 +334,7 @@ class Batcher:
             if self.waiting and self.waiting + _weight(request) > self._max_waiting:
                 raise QueueFull(f"{self.waiting} rows wait already, {self._max_waiting} may")
             self.waiting += _weight(request)
-            self._queue.put((request, future))
+            self._queue.put((request, future, time.perf_counter()))
         return future
 
     def close(self) -> None:
@@ -370,7 +372,8 @@ class Batcher:
     def _score(self, batch: "list[_Waiting]") -> None:
         started = time.perf_counter()
         # From here on a future can no longer be cancelled.
-        wanted = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
+        waits = [started - since for _, _, since in batch]
+        wanted = [(request, future) for request, future, _ in batch if future.set_running_or_notify_cancel()]
         rows = sum(len(request) for request, _ in wanted)
         try:
             scores = self._predictor.predict(merge([request for request, _ in wanted])) if wanted else torch.empty(0)
@@ -384,10 +387,14 @@ class Batcher:
                 except Exception as error:
                     future.set_exception(error)
         with self._lock:
-            self.waiting -= sum(_weight(request) for request, _ in batch)
-        if self._observe is not None and wanted:
+            self.waiting -= sum(_weight(request) for request, _, _ in batch)
+        if wanted:
             try:
-                self._observe(rows, time.perf_counter() - started)
+                if self._observe is not None:
+                    self._observe(rows, time.perf_counter() - started)
+                if self._waited is not None:
+                    for seconds in waits:
+                        self._waited(seconds)
             except Exception:
                 _LOG.exception("the observer of batches failed")
 
@@ -535,6 +542,11 @@ def manifest_sha256(document: Mapping[str, Any]) -> str:
     """Returns the checksum of a manifest without its list of checksums, which cover the other files."""
     content = {key: value for key, value in document.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def version_of(manifest: Mapping[str, Any]) -> str:
+    """Returns the version of a package, which differs if any of its files does."""
+    return hashlib.sha256(json.dumps(manifest["sha256"], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _inside(name: str) -> bool:

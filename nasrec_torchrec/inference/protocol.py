@@ -2,11 +2,15 @@
 
 A body is JSON, or JSON followed by the bytes of some tensors (the binary tensor extension). Cheap checks come first:
 the frame, then shapes and limits. Numbers become objects only if there are as many of them as the shape says.
+
+The inputs are either the tensors of the model, or columns of raw values, named as in the training files and read by the
+package's own transform.
 """
 
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -20,9 +24,15 @@ OUTPUT = "probability"
 _DATATYPES: dict[str, Any] = {"FP32": np.float32, "INT64": np.int64}
 _PYTHON: dict[str, Any] = {"FP32": float, "INT64": int}
 _UNSUPPORTED = ("shared_memory_region", "classification")
+# The types of a column of raw values: text as it stands in files, or numbers.
+_COLUMNS: dict[str, Any] = {"BYTES": None, "FP32": np.float32, "FP64": np.float64, "INT32": np.int32, "INT64": np.int64}
+_OF_COLUMN: dict[str, Any] = {"BYTES": str, "FP32": float, "FP64": float, "INT32": int, "INT64": int}
+_OF_COLUMN = {name: kind | None for name, kind in _OF_COLUMN.items()}
 
 
-class _Input(msgspec.Struct):
+class Input(msgspec.Struct):
+    """One input of a request."""
+
     name: str
     shape: list[int]
     datatype: str
@@ -30,16 +40,44 @@ class _Input(msgspec.Struct):
     parameters: dict[str, Any] | None = None
 
 
-class _Output(msgspec.Struct):
+class Output(msgspec.Struct):
+    """One output that a request asks for."""
+
     name: str
     parameters: dict[str, Any] | None = None
 
 
 class _Body(msgspec.Struct):
-    inputs: list[_Input]
+    inputs: list[Input]
     id: str | None = None
     parameters: dict[str, Any] | None = None
-    outputs: list[_Output] | None = None
+    outputs: list[Output] | None = None
+
+
+class Contents(Protocol):
+    """The values of inputs, in the order in which they are asked for."""
+
+    def tensor(self, part: Input, count: int) -> torch.Tensor:
+        """Returns the values of a tensor, whose shape fits."""
+
+    def column(self, part: Input, count: int) -> list[Any]:
+        """Returns the values of a column of raw values."""
+
+    def end(self) -> None:
+        """Checks that no values are left over."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a request may hold.
+
+    Args:
+        rows: largest number of rows.
+        ids: largest number of ids, and of raw values.
+    """
+
+    rows: int
+    ids: int
 
 
 class _Rows(msgspec.Struct):
@@ -60,16 +98,75 @@ class Inference:
         id: identifier that the answer repeats, if the client gave one.
         binary: whether the client wants the output as bytes after the JSON.
         names: names of the requested outputs.
+        extra: number of raw values that were passed over.
     """
 
     request: Request
     id: str | None
     binary: bool
     names: tuple[str, ...]
+    extra: int = 0
+
+    def encode(self, model: str, version: str, scores: torch.Tensor) -> tuple[bytes, dict[str, str]]:
+        """Returns the body of the answer, and its headers."""
+        output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)]}
+        tail = b""
+        if self.binary:
+            tail = scores.numpy().astype("<f4").tobytes()
+            output["parameters"] = {"binary_data_size": len(tail)}
+        else:
+            output["data"] = scores.tolist()
+        document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
+        if self.id is not None:
+            document["id"] = self.id
+        header = msgspec.json.encode(document)
+        if not tail:
+            return header, {"content-type": "application/json"}
+        return header + tail, {
+            "content-type": "application/octet-stream",
+            "inference-header-content-length": str(len(header)),
+        }
+
+
+@dataclass(frozen=True)
+class RowsInference:
+    """Raw rows of which a client asks for the probabilities.
+
+    Args:
+        read: what was read.
+        id: identifier that the answer repeats, if the client gave one.
+        unknown: whether the client wants to know of unknown values.
+    """
+
+    read: RawRows
+    id: str | None
+    unknown: bool
+
+    @property
+    def request(self) -> Request:
+        return self.read.request
+
+    @property
+    def extra(self) -> int:
+        return self.read.extra
+
+    def encode(self, model: str, version: str, scores: torch.Tensor) -> tuple[bytes, dict[str, str]]:
+        """Returns the body of the answer, and its headers."""
+        output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
+        document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
+        if self.id is not None:
+            document["id"] = self.id
+        if self.unknown:
+            document["unknown"] = self.read.unknown
+        return msgspec.json.encode(document), {"content-type": "application/json"}
 
 
 def decode(
-    body: bytes | bytearray | memoryview, header_length: int | None, predictor: Predictor, max_rows: int, max_ids: int
+    body: bytes | bytearray | memoryview,
+    header_length: int | None,
+    predictor: Predictor,
+    reader: RowReader | ValueError,
+    limits: Limits,
 ) -> Inference:
     """Reads the body of an inference request.
 
@@ -77,8 +174,8 @@ def decode(
         body: body of the request.
         header_length: number of bytes of the JSON before binary tensors; None if the whole body is JSON.
         predictor: model that the request is for.
-        max_rows: largest number of rows in a request.
-        max_ids: largest number of ids in a request.
+        reader: reader of the model's raw rows, or why there is none.
+        limits: how much the request may hold.
 
     Raises:
         ValueError: If the body is not valid. The message says what was found and what is expected.
@@ -89,110 +186,111 @@ def decode(
             f"inference-header-content-length: expected 1 to {len(view)}, the bytes of the body, found {header_length}"
         )
     parsed = _parse(view if header_length is None else view[:header_length])
-    _check_id(parsed.id)
-    binary, names = _outputs(parsed)
+    check_id(parsed.id)
+    binary, names = read_outputs(parsed.outputs, parsed.parameters)
+    contents = _Data(view[len(view) if header_length is None else header_length :], limits)
+    request, extra = read_inputs(parsed.inputs, contents, predictor, reader, limits)
+    return Inference(request, parsed.id, binary, names, extra)
+
+
+def read_inputs(
+    parts: Sequence[Input], contents: Contents, predictor: Predictor, reader: RowReader | ValueError, limits: Limits
+) -> tuple[Request, int]:
+    """Reads the inputs of a request: the tensors of the model, or columns of raw values.
+
+    Args:
+        parts: names, types and shapes of the inputs.
+        contents: their values.
+        predictor: model that the request is for.
+        reader: reader of the model's raw rows, or why there is none.
+        limits: how much the request may hold.
+
+    Returns:
+        The request, and the number of raw values that were passed over.
+
+    Raises:
+        ValueError: If something does not fit; the message says what was found and what is expected.
+    """
     expected = {entry["name"]: entry for entry in describe_inputs(predictor)}
-    given = {part.name: part for part in parsed.inputs}
-    if list(given) != [part.name for part in parsed.inputs] or set(given) != set(expected):
-        found = [part.name for part in parsed.inputs]
-        raise ValueError(f"inputs: expected {list(expected)}, each once, found {_short(found)}")
-    tensors, tail = {}, view[len(view) if header_length is None else header_length :]
-    limits = {"dense": max_rows * max(1, len(predictor.dense_features)), "lengths": max_rows * len(predictor.features)}
-    for part in parsed.inputs:
-        count = _check_shape(part, expected[part.name], limits.get(part.name, max_ids))
+    names = [part.name for part in parts]
+    for part in parts:
         for unsupported in _UNSUPPORTED:
             if unsupported in (part.parameters or {}):
                 raise ValueError(f"{part.name}: parameters: {unsupported} is not supported")
-        size = (part.parameters or {}).get("binary_data_size")
-        if size is None:
-            tensors[part.name] = _from_json(part, count)
-            continue
-        kind = np.dtype(_DATATYPES[part.datatype]).newbyteorder("<")
-        if bytes(part.data) or size != count * kind.itemsize or len(tail) < size:
-            raise ValueError(
-                f"{part.name}: binary_data_size: expected {count * kind.itemsize} for shape {part.shape} and as many "
-                f"bytes behind the JSON instead of data, found {_short(size)}, of which {len(tail)} bytes are left"
-            )
-        tensors[part.name] = torch.from_numpy(
-            np.frombuffer(tail[:size], kind).reshape(part.shape).astype(_DATATYPES[part.datatype])
+    once = len(set(names)) == len(names)
+    if once and set(names) == set(expected):
+        most = {
+            "dense": limits.rows * max(1, len(predictor.dense_features)),
+            "lengths": limits.rows * len(predictor.features),
+        }
+        tensors = {
+            part.name: contents.tensor(part, _check_shape(part, expected[part.name], most.get(part.name, limits.ids)))
+            for part in parts
+        }
+        contents.end()
+        request = Request(**tensors)
+        predictor.check(request)
+        return request, 0
+    columns = frozenset() if isinstance(reader, ValueError) else reader.columns
+    if once and names and columns.issuperset(names):
+        assert isinstance(reader, RowReader)
+        read = _read_columns(parts, contents, reader, limits)
+        return read.request, read.extra
+    raise ValueError(
+        f"inputs: expected {list(expected)}, each once, found {_short(names)}; or columns of raw values, each once, "
+        + (
+            f"which this package cannot read: {reader}"
+            if isinstance(reader, ValueError)
+            else f"of {_short(sorted(columns))}"
         )
-        tail = tail[size:]
-    if len(tail):
-        raise ValueError(f"body: {len(tail)} bytes are left over behind the last tensor")
-    request = Request(**tensors)
-    predictor.check(request)
-    return Inference(request, parsed.id, binary, names)
+    )
 
 
-def encode(inference: Inference, model: str, version: str, scores: torch.Tensor) -> tuple[bytes, dict[str, str]]:
-    """Returns the body of an answer, and its headers."""
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)]}
-    tail = b""
-    if inference.binary:
-        tail = scores.numpy().astype("<f4").tobytes()
-        output["parameters"] = {"binary_data_size": len(tail)}
-    else:
-        output["data"] = scores.tolist()
-    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
-    if not inference.names:
-        document["outputs"] = []
-    if inference.id is not None:
-        document["id"] = inference.id
-    header = msgspec.json.encode(document)
-    if not tail:
-        return header, {"content-type": "application/json"}
-    return header + tail, {
-        "content-type": "application/octet-stream",
-        "inference-header-content-length": str(len(header)),
-    }
+def read_outputs(outputs: Sequence[Output] | None, parameters: dict[str, Any] | None) -> tuple[bool, tuple[str, ...]]:
+    """Returns whether the output is requested as bytes, and which outputs are requested.
+
+    Raises:
+        ValueError: If an output is requested that the model does not have, or in a form that is not supported.
+    """
+    binary = bool((parameters or {}).get("binary_data_output", False))
+    for wanted in outputs or ():
+        if wanted.name != OUTPUT:
+            raise ValueError(f"outputs: expected {OUTPUT!r}, found {_short(wanted.name)}")
+        for unsupported in _UNSUPPORTED:
+            if unsupported in (wanted.parameters or {}):
+                raise ValueError(f"{wanted.name}: parameters: {unsupported} is not supported")
+        binary = bool((wanted.parameters or {}).get("binary_data", binary))
+    return binary, (OUTPUT,)
 
 
-def decode_rows(
-    body: bytes | bytearray | memoryview, reader: RowReader, max_rows: int, max_ids: int
-) -> tuple[RawRows, str | None, bool]:
+def decode_rows(body: bytes | bytearray | memoryview, reader: RowReader | ValueError, limits: Limits) -> RowsInference:
     """Reads the body of a request with raw rows.
 
     Args:
         body: body of the request.
-        reader: reader of the model's raw rows.
-        max_rows: rows of a request.
-        max_ids: values of a request, and ids.
-
-    Returns:
-        What was read, the request's id, and whether the client wants to know of unknown values.
+        reader: reader of the model's raw rows, or why there is none.
+        limits: how much the request may hold.
 
     Raises:
         ValueError: If something does not fit; the message says what, and what is expected.
     """
+    if isinstance(reader, ValueError):
+        raise reader
     # Values have one comma less than there are: counted before they become objects.
-    if bytes(body).count(b",") >= max_ids:
-        raise ValueError(f"rows: expected {max_ids} values at most")
+    if bytes(body).count(b",") >= limits.ids:
+        raise ValueError(f"rows: expected {limits.ids} values at most")
     try:
         parsed = _ROWS.decode(body)
-        _check_id(parsed.id)
-        if len(parsed.rows) > max_rows:
-            raise ValueError(f"rows: expected {max_rows} at most, found {len(parsed.rows)}")
+        check_id(parsed.id)
+        if len(parsed.rows) > limits.rows:
+            raise ValueError(f"rows: expected {limits.rows} at most, found {len(parsed.rows)}")
         read = reader.read([_ROW.decode(row) for row in parsed.rows])
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ValueError(f"body: {error}") from None
     except RecursionError:
         raise ValueError("body: nested too deeply") from None
-    if read.request.ids.numel() > max_ids:
-        raise ValueError(f"rows: expected {max_ids} ids at most, found {read.request.ids.numel()}")
-    return read, parsed.id, bool((parsed.parameters or {}).get("unknown", False))
-
-
-def encode_rows(
-    read: RawRows, id: str | None, unknown: bool, model: str, version: str, scores: torch.Tensor
-) -> tuple[bytes, dict[str, str]]:
-    """Returns the body of an answer to raw rows, and its headers."""
-    output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
-    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
-    if id is not None:
-        document["id"] = id
-    if unknown:
-        document["unknown"] = read.unknown
-    return msgspec.json.encode(document), {"content-type": "application/json"}
+    _check_ids(read, limits)
+    return RowsInference(read, parsed.id, bool((parsed.parameters or {}).get("unknown", False)))
 
 
 def describe_inputs(predictor: Predictor) -> list[dict[str, Any]]:
@@ -219,27 +317,133 @@ def _parse(text: memoryview) -> _Body:
     return parsed
 
 
-def _check_id(text: str | None) -> None:
+def check_id(text: str | None) -> None:
+    """Checks the identifier of a request.
+
+    Raises:
+        ValueError: If it is too long.
+    """
     if text is not None and len(text) > 1024:
         raise ValueError(f"id: expected 1024 characters at most, found {len(text)}")
 
 
-def _outputs(parsed: _Body) -> tuple[bool, tuple[str, ...]]:
-    """Returns whether the output is requested as bytes, and which outputs are requested."""
-    binary = bool((parsed.parameters or {}).get("binary_data_output", False))
-    if parsed.outputs is None:
-        return binary, (OUTPUT,)
-    for wanted in parsed.outputs:
-        if wanted.name != OUTPUT:
-            raise ValueError(f"outputs: expected {OUTPUT!r}, found {_short(wanted.name)}")
-        for unsupported in _UNSUPPORTED:
-            if unsupported in (wanted.parameters or {}):
-                raise ValueError(f"{wanted.name}: parameters: {unsupported} is not supported")
-        binary = bool((wanted.parameters or {}).get("binary_data", binary))
-    return binary, tuple(wanted.name for wanted in parsed.outputs) or (OUTPUT,)
+def _read_columns(parts: Sequence[Input], contents: Contents, reader: RowReader, limits: Limits) -> RawRows:
+    rows = parts[0].shape[0] if parts[0].shape else -1
+    for part in parts:
+        if part.datatype not in _COLUMNS:
+            raise ValueError(f"{part.name}: datatype: expected one of {list(_COLUMNS)}, found {_short(part.datatype)}")
+        if part.shape not in ([rows], [rows, 1]) or not 0 <= rows <= limits.rows:
+            raise ValueError(
+                f"{part.name}: shape: expected [rows] or [rows, 1], equally many in all columns and {limits.rows} at "
+                f"most, found {_short(part.shape)}"
+            )
+    if rows * len(parts) > limits.ids:
+        raise ValueError(f"inputs: expected {limits.ids} values at most, found {rows * len(parts)}")
+    columns = [contents.column(part, rows) for part in parts]
+    contents.end()
+    names = [part.name for part in parts]
+    read = reader.read([dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
+    _check_ids(read, limits)
+    return read
 
 
-def _check_shape(part: _Input, wanted: dict[str, Any], most: int) -> int:
+def _check_ids(read: RawRows, limits: Limits) -> None:
+    if read.request.ids.numel() > limits.ids:
+        raise ValueError(f"rows: expected {limits.ids} ids at most, found {read.request.ids.numel()}")
+
+
+def text_of(part: Input, values: Sequence[bytes]) -> list[str]:
+    """Returns the text of an input of BYTES.
+
+    Raises:
+        ValueError: If it is no UTF-8.
+    """
+    try:
+        return [bytes(value).decode() for value in values]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{part.name}: expected text in UTF-8: {error}") from None
+
+
+def text_from_bytes(part: Input, data: memoryview, count: int) -> list[str]:
+    """Returns the text of an input of BYTES, of which each value follows its length in 4 bytes.
+
+    Raises:
+        ValueError: If there is more or less of it.
+    """
+    found: list[memoryview] = []
+    place = 0
+    while len(found) < count and place + 4 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "little")
+        found.append(data[place + 4 : place + 4 + size])
+        place += 4 + size
+    if len(found) != count or place != len(data):
+        raise ValueError(
+            f"{part.name}: expected {count} values, each behind its length in 4 bytes, in {len(data)} bytes"
+        )
+    return text_of(part, found)  # type: ignore[arg-type]
+
+
+def numbers_from_bytes(part: Input, data: memoryview | bytes, count: int) -> np.ndarray:
+    """Returns the numbers of an input as they lie in memory, in the order of their bytes that x86 uses.
+
+    Raises:
+        ValueError: If there are more or fewer of them.
+    """
+    kind = np.dtype(_COLUMNS[part.datatype]).newbyteorder("<")
+    if len(data) != count * kind.itemsize:
+        raise ValueError(
+            f"{part.name}: expected {count * kind.itemsize} bytes for shape {part.shape}, found {len(data)}"
+        )
+    return np.frombuffer(data, kind).astype(_COLUMNS[part.datatype])
+
+
+class _Data:
+    """The values in a body: JSON, or bytes behind it."""
+
+    def __init__(self, tail: memoryview, limits: Limits) -> None:
+        self._tail, self._limits = tail, limits
+
+    def tensor(self, part: Input, count: int) -> torch.Tensor:
+        data = self._binary(part, count * np.dtype(_DATATYPES[part.datatype]).itemsize)
+        if data is None:
+            return _from_json(part, count)
+        return torch.from_numpy(numbers_from_bytes(part, data, count).reshape(part.shape))
+
+    def column(self, part: Input, count: int) -> list[Any]:
+        kind = _COLUMNS[part.datatype]
+        data = self._binary(part, None if kind is None else count * np.dtype(kind).itemsize)
+        if data is not None:
+            read = text_from_bytes if kind is None else _listed_numbers
+            return read(part, data, count)
+        if bytes(part.data).count(b",") >= self._limits.ids:
+            raise ValueError(f"{part.name}: data: expected {count} values for shape {part.shape}")
+        return _json_values(part, count, _OF_COLUMN[part.datatype], len(part.shape) == 2)
+
+    def end(self) -> None:
+        if len(self._tail):
+            raise ValueError(f"body: {len(self._tail)} bytes are left over behind the last tensor")
+
+    def _binary(self, part: Input, expected: int | None) -> memoryview | None:
+        """Takes the bytes of an input; None if it is JSON."""
+        size = (part.parameters or {}).get("binary_data_size")
+        if size is None:
+            return None
+        fits = type(size) is int and 0 <= size <= len(self._tail) and expected in (None, size)
+        if bytes(part.data) or not fits:
+            wanted = "a size" if expected is None else f"{expected} for shape {part.shape}"
+            raise ValueError(
+                f"{part.name}: binary_data_size: expected {wanted} and as many bytes behind the JSON instead of data, "
+                f"found {_short(size)}, of which {len(self._tail)} bytes are left"
+            )
+        data, self._tail = self._tail[:size], self._tail[size:]
+        return data
+
+
+def _listed_numbers(part: Input, data: memoryview, count: int) -> list[Any]:
+    return numbers_from_bytes(part, data, count).tolist()
+
+
+def _check_shape(part: Input, wanted: dict[str, Any], most: int) -> int:
     """Returns the number of values of a tensor, after checking that the model accepts its type and shape."""
     if part.datatype != wanted["datatype"]:
         raise ValueError(f"{part.name}: datatype: expected {wanted['datatype']}, found {_short(part.datatype)}")
@@ -255,13 +459,24 @@ def _check_shape(part: _Input, wanted: dict[str, Any], most: int) -> int:
     return count
 
 
-def _from_json(part: _Input, count: int) -> torch.Tensor:
+def _from_json(part: Input, count: int) -> torch.Tensor:
     text, kind = bytes(part.data), _PYTHON[part.datatype]
     # Numbers in lists have one comma less than there are, flat or nested: counted before they become objects.
     if not text or text.count(b",") + 1 != max(count, 1):
         found = text.count(b",") + 1 if text else 0
         raise ValueError(f"{part.name}: data: expected {count} values for shape {part.shape}, found {found}")
-    nested = len(part.shape) == 2 and text[1:].lstrip()[:1] == b"["
+    values = _json_values(part, count, kind, len(part.shape) == 2)
+    try:
+        with np.errstate(over="ignore"):
+            return torch.from_numpy(np.array(values, _DATATYPES[part.datatype]).reshape(part.shape))
+    except OverflowError:
+        raise ValueError(f"{part.name}: data: expected integers of 64 bits") from None
+
+
+def _json_values(part: Input, count: int, kind: type, matrix: bool) -> list[Any]:
+    """Returns the values of an input's JSON, which are nested in rows or flat."""
+    text = bytes(part.data)
+    nested = matrix and text[1:].lstrip()[:1] == b"["
     try:
         values = msgspec.json.decode(text, type=list[list[kind]] if nested else list[kind])  # type: ignore[valid-type]
         if nested:
@@ -270,14 +485,11 @@ def _from_json(part: _Input, count: int) -> torch.Tensor:
             values = [value for row in values for value in row]
         if len(values) != count:
             raise ValueError(f"expected {count} values for shape {part.shape}, found {len(values)}")
-        with np.errstate(over="ignore"):
-            return torch.from_numpy(np.array(values, _DATATYPES[part.datatype]).reshape(part.shape))
-    except (msgspec.MsgspecError, ValueError) as error:
+        return values
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
         raise ValueError(f"{part.name}: data: {error}") from None
     except RecursionError:
         raise ValueError(f"{part.name}: data: nested too deeply") from None
-    except OverflowError:
-        raise ValueError(f"{part.name}: data: expected integers of 64 bits") from None
 
 
 def _short(value: Any) -> str:

@@ -95,6 +95,11 @@ class RowReader:
         return cls(schema, read_dictionaries(folder, schema))
 
     @property
+    def columns(self) -> frozenset[str]:
+        """The raw columns that the model reads."""
+        return self._known
+
+    @property
     def counts(self) -> dict[str, Counts]:
         """What was found of each feature so far, as file scoring counts it."""
         with self._counting:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
@@ -24,6 +25,7 @@ class Served:
     """A loaded package that a newer one in the same folder may replace.
 
     Args:
+        name: name of the model.
         folder: folder of the package.
         config: how to serve it.
         metrics: metrics that record batches and reloads.
@@ -32,25 +34,34 @@ class Served:
         ValueError: If the package is damaged.
     """
 
-    def __init__(self, folder: Path, config: ServingConfig, metrics: ServerMetrics) -> None:
+    def __init__(self, name: str, folder: Path, config: ServingConfig, metrics: ServerMetrics) -> None:
+        self.name = name
         self._folder, self._config, self._metrics = folder, config, metrics
         self._stopped = threading.Event()
         self._ids: Counter[str] = Counter()
         self._unknown_ids: Counter[str] = Counter()
         self._seen = self._stamp()
-        self._load()
+        self._load(None)
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
-    def counts(self) -> tuple[str, str, dict[str, int], dict[str, int]]:
-        """Returns the model's name and version, and how many ids and unknown ids of each feature were looked up."""
-        predictor, _, version, _ = self.current
+    def ids(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Returns how many ids, and how many unknown ones, of each feature were looked up."""
+        predictor = self.current[0]
         return (
-            self._config.name,
-            version,
             {name: count + self._ids[name] for name, count in predictor.ids.items()},
             {name: count + self._unknown_ids[name] for name, count in predictor.unknown_ids.items()},
         )
+
+    def waiting(self) -> int:
+        """Returns how many rows wait or are being scored."""
+        return self.current[1].waiting
+
+    def origin(self) -> dict[str, str]:
+        """Returns the version, the version that it replaced, and what identifies the training data; "" if unknown."""
+        predictor, _, version, _ = self.current
+        known = predictor.manifest.get("origin", {})
+        return {"version": version, **{name: str(known.get(name) or "") for name in ("parent", "training_data")}}
 
     def features(self) -> dict[str, FeatureCounts]:
         """Returns the counts of each feature in the raw rows that the current package has read."""
@@ -72,15 +83,18 @@ class Served:
         batcher.close()
         predictor.close()
 
-    def _load(self) -> None:
+    def _load(self, old: Predictor | None) -> None:
         predictor = Predictor(self._folder)
         config = self._config
+        if old is not None:
+            _require_same_features(old, predictor)
         batcher = Batcher(
             predictor,
             config.max_batch_size,
             config.max_delay_ms / 1000,
             config.max_waiting,
-            self._metrics.observe_batch,
+            partial(self._metrics.observe_batch, self.name),
+            partial(self._metrics.observe_wait, self.name),
         )
         try:
             reader: RowReader | ValueError = RowReader.of_package(self._folder, predictor.manifest)
@@ -114,15 +128,27 @@ class Served:
                 continue
             old_predictor, old_batcher, _, _ = self.current
             try:
-                self._load()
+                self._load(old_predictor)
             except Exception as error:
                 refused, again = stamp, time.monotonic() + _RETRY_SECONDS
-                self._metrics.reloads.labels("refused").inc()
+                self._metrics.reloads.labels(self.name, "refused").inc()
                 _LOG.error("the new package is not served, the old one stays: %s", error)
             else:
                 self._seen, refused = stamp, None
-                self._metrics.reloads.labels("served").inc()
+                self._metrics.reloads.labels(self.name, "served").inc()
                 old_batcher.close()
                 self._ids.update(old_predictor.ids)
                 self._unknown_ids.update(old_predictor.unknown_ids)
                 old_predictor.close()
+
+
+def _require_same_features(old: Predictor, new: Predictor) -> None:
+    """Refuses a package that would read other tensors from the requests that clients already send."""
+    for kind, found, expected in (
+        ("inputs", new.manifest["inputs"], old.manifest["inputs"]),
+        ("dense features", new.dense_features, old.dense_features),
+        ("sparse features", new.features, old.features),
+    ):
+        if found != expected:
+            new.close()
+            raise ValueError(f"its {kind} are {found}, but clients send {expected}; serve it under another name")

@@ -10,13 +10,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import uvicorn
@@ -24,21 +24,18 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from nasrec_torchrec.inference import protocol
+from nasrec_torchrec import __version__
+from nasrec_torchrec.inference import grpc_service, protocol
 from nasrec_torchrec.inference.config import ServingConfig
-from nasrec_torchrec.inference.limits import Bodies, BoundedProtocol, CountedAnswers, error_response
+from nasrec_torchrec.inference.limits import MODEL, Bodies, BoundedProtocol, CountedAnswers, error_response
 from nasrec_torchrec.inference.metrics import ServerMetrics
+from nasrec_torchrec.inference.models import KEY, Models, Reader, UnknownModelError, describe
 from nasrec_torchrec.inference.predictor import Predictor, QueueFull
-from nasrec_torchrec.inference.predictor import Request as Scored
-from nasrec_torchrec.inference.rows import RowReader
-from nasrec_torchrec.inference.served import Served
 from nasrec_torchrec.runs.files import local_folder
 
 _LOG = logging.getLogger("nasrec.serve")
 # A body of up to this many bytes is decoded in about a millisecond, so it needs no thread.
 _SMALL = 2**16
-Reader: TypeAlias = RowReader | ValueError
-Answer: TypeAlias = Callable[[str, torch.Tensor], tuple[bytes, dict[str, str]]]
 _FAILURES: dict[int | str, dict[str, Any]] = {
     400: {"description": "The request does not fit the model; the reason is in `error`."},
     404: {"description": "There is no such model or version."},
@@ -101,29 +98,36 @@ _INFER = {
 }
 
 
-def create_app(folder: Path, config: ServingConfig | None = None, metrics: ServerMetrics | None = None) -> FastAPI:
+def create_app(
+    folder: Path | Mapping[str, Path], config: ServingConfig | None = None, metrics: ServerMetrics | None = None
+) -> FastAPI:
     """Returns the service as an ASGI application.
 
     Args:
-        folder: package that ``nasrec export`` wrote. It is checked repeatedly; a new package is verified before it
-            receives the traffic.
+        folder: package that ``nasrec export`` wrote, or the packages of several models by their names. They are checked
+            repeatedly; a new package is verified before it receives the traffic.
         config: how requests are served.
         metrics: metrics to update.
 
     Raises:
-        ValueError: If the package is damaged.
+        ValueError: If a package is damaged.
     """
     config, metrics = config or ServingConfig(), metrics or ServerMetrics()
     torch.set_num_threads(config.threads)
-    served, bodies = Served(folder, config, metrics), Bodies(config)
-    metrics.waiting.set_function(lambda: served.current[1].waiting)
+    models = Models(folder if isinstance(folder, Mapping) else {config.name: folder}, config, metrics)
+    bodies, limits = Bodies(config), protocol.Limits(config.max_rows, config.max_ids)
     metrics.held.set_function(lambda: bodies.held)
-    metrics.follow(served.counts, served.features)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        served.close()
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        try:
+            if config.grpc_port is None:
+                yield
+            else:
+                async with grpc_service.running(models, config, metrics, app.state):
+                    yield
+        finally:
+            models.close()
 
     app = FastAPI(
         title="nasrec-torchrec",
@@ -139,11 +143,9 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
     async def refused(_: Request, error: StarletteHTTPException) -> Response:
         return error_response(error.status_code, str(error.detail), dict(error.headers or {}))
 
-    def known(name: str, version: str | None = None) -> None:
-        if name != config.name:
-            raise HTTPException(404, f"unknown model {name!r:.100}; this server has {config.name!r}")
-        if version is not None and version != served.current[2]:
-            raise HTTPException(404, f"unknown version {version!r:.100}; this server has {served.current[2]!r}")
+    @app.exception_handler(UnknownModelError)
+    async def unknown(_: Request, error: UnknownModelError) -> Response:
+        return error_response(404, str(error))
 
     def readable(*paths: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def add(endpoint: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,32 +161,28 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
             raise HTTPException(503, "shutting down")
 
     async def answer(
-        request: Request, read: Callable[[bytearray, Predictor, Reader], Awaitable[tuple[Scored, Answer]]]
+        request: Request,
+        name: str,
+        version: str | None,
+        read: Callable[[bytearray, Predictor, Reader], Awaitable[protocol.Inference | protocol.RowsInference]],
     ) -> Response:
         started = time.perf_counter()
+        served = models.choose(name, version, request.headers.get(KEY))
+        request.scope[MODEL] = served.name
         async with bodies.read(request) as body:
             try:
-                while True:
-                    # Taken at once, so that a request is never checked by one package and answered by another.
-                    predictor, batcher, current, reader = served.current
-                    tensors, encode = await read(body, predictor, reader)
-                    try:
-                        future = batcher.submit(tensors)
-                        break
-                    except RuntimeError:  # a new package has taken over since
-                        continue
-                scores = await asyncio.wrap_future(future)
+                asked, answered, scores = await models.score(served, partial(read, body))
             except QueueFull as error:
                 raise HTTPException(429, f"busy: {error}") from None
             except ValueError as error:
                 raise HTTPException(400, str(error)) from None
-        content, headers = encode(current, scores)
-        metrics.latency.observe(time.perf_counter() - started)
+        content, headers = asked.encode(served.name, answered, scores)
+        metrics.latency.labels(served.name).observe(time.perf_counter() - started)
         return Response(content, headers=headers)
 
     @readable("/v2", "/v2/")
     async def server_metadata() -> dict[str, Any]:
-        return {"name": "nasrec-torchrec", "version": "2", "extensions": protocol.EXTENSIONS}
+        return {"name": "nasrec-torchrec", "version": __version__, "extensions": protocol.EXTENSIONS}
 
     @readable("/v2/health/live")
     async def server_live() -> dict[str, bool]:
@@ -197,49 +195,33 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
 
     @readable("/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/ready")
     async def model_ready(name: str, version: str | None = None) -> dict[str, Any]:
-        known(name, version)
+        models.find(name, version)
         ready()
         return {"name": name, "ready": True}
 
     @readable("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
     async def model_metadata(name: str, version: str | None = None) -> dict[str, Any]:
-        known(name, version)
-        predictor, _, current, _ = served.current
-        return {
-            "name": name,
-            "versions": [current],
-            "platform": "pytorch_aotinductor",
-            "inputs": protocol.describe_inputs(predictor),
-            "outputs": [{"name": protocol.OUTPUT, "datatype": "FP32", "shape": [-1]}],
-        }
+        return describe(models, name, version)
 
     @app.post("/v2/models/{name}/infer", responses=_FAILURES, openapi_extra=_INFER)
     @app.post("/v2/models/{name}/versions/{version}/infer", responses=_FAILURES, openapi_extra=_INFER)
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        known(name, version)
         header_length = _header_length(request)
 
-        async def read(body: bytearray, predictor: Predictor, _: Reader) -> tuple[Scored, Answer]:
-            inference = protocol.decode(body, header_length, predictor, config.max_rows, config.max_ids)
-            return inference.request, partial(protocol.encode, inference, name)
+        async def read(body: bytearray, predictor: Predictor, reader: Reader) -> protocol.Inference:
+            return protocol.decode(body, header_length, predictor, reader, limits)
 
-        return await answer(request, read)
+        return await answer(request, name, version, read)
 
     @app.post("/v2/models/{name}/rows", responses=_FAILURES, openapi_extra=_ROWS)
     @app.post("/v2/models/{name}/versions/{version}/rows", responses=_FAILURES, openapi_extra=_ROWS)
     async def rows(request: Request, name: str, version: str | None = None) -> Response:
-        known(name, version)
-
-        async def read(body: bytearray, _: Predictor, reader: Reader) -> tuple[Scored, Answer]:
-            if isinstance(reader, ValueError):
-                raise reader
-            decode = partial(protocol.decode_rows, body, reader, config.max_rows, config.max_ids)
+        async def read(body: bytearray, _: Predictor, reader: Reader) -> protocol.RowsInference:
             # Other requests continue while a large body is decoded.
-            found, id, unknown = await asyncio.to_thread(decode) if len(body) > _SMALL else decode()
-            metrics.extra_values.inc(found.extra)
-            return found.request, partial(protocol.encode_rows, found, id, unknown, name)
+            decode = partial(protocol.decode_rows, body, reader, limits)
+            return await asyncio.to_thread(decode) if len(body) > _SMALL else decode()
 
-        return await answer(request, read)
+        return await answer(request, name, version, read)
 
     @app.get("/metrics")
     async def prometheus() -> Response:
@@ -248,22 +230,29 @@ def create_app(folder: Path, config: ServingConfig | None = None, metrics: Serve
     return app
 
 
-def serve(package: Path, config: ServingConfig) -> None:
-    """Serves a package until SIGTERM or Ctrl-C, then answers the accepted requests.
+def serve(packages: Path | Mapping[str, Path], config: ServingConfig) -> None:
+    """Serves packages until SIGTERM or Ctrl-C, then answers the accepted requests.
 
     Args:
-        package: folder that ``nasrec export`` wrote; a remote one is copied once, at the start.
+        packages: folder that ``nasrec export`` wrote, or those of several models by their names; a remote one is copied
+            once, at the start.
         config: how requests are served.
 
     Raises:
-        ValueError: If the port is taken, or the package is damaged.
+        ValueError: If a port is taken, or a package is damaged.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     _LOG.setLevel(logging.INFO)
     # Bind first, because loading the package may take long.
-    with _bind(config) as listener, local_folder(package) as folder:
+    with ExitStack() as stack:
+        listener = stack.enter_context(_bind(config.host, config.port, "port"))
+        if config.grpc_port:
+            # gRPC binds when it starts, but would not say in a line why it cannot.
+            _bind(config.host, config.grpc_port, "grpc_port").close()
+        named = packages if isinstance(packages, Mapping) else {config.name: packages}
+        folders = {name: stack.enter_context(local_folder(package)) for name, package in named.items()}
         metrics = ServerMetrics()
-        app = create_app(folder, config, metrics)
+        app = create_app(folders, config, metrics)
         bounds = replace(config, max_connections=_connections(config.max_connections))
         options = uvicorn.Config(
             app,
@@ -302,18 +291,16 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _bind(config: ServingConfig) -> socket.socket:
+def _bind(host: str, port: int, flag: str) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, proto)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise ValueError(
-            f"port: cannot listen at {config.host} port {config.port}: {error.strerror or error}"
-        ) from None
+        raise ValueError(f"{flag}: cannot listen at {host} port {port}: {error.strerror or error}") from None
     return listener
 
 

@@ -199,6 +199,7 @@ def test_an_earlier_package_is_replaced_and_what_is_not_ours_stays(tmp_path: Pat
     (left / "model.pt2").write_text("half")
     second = export(*_baseline("mlp"), place)
     assert first.version != second.version == Predictor(place).version
+    assert second.manifest["origin"]["parent"] == first.version
     assert (place / "notes.txt").read_text() == "mine" and list(tmp_path.iterdir()) == [place]
 
 

@@ -244,8 +244,9 @@ def test_files_python_and_http_score_raw_rows_alike(tmp_path: Path):
             answer = client.post("/v2/models/nasrec/rows", json=body)
             assert answer.status_code == 400 and message in answer.json()["error"], answer.text
         text = client.get("/metrics").text
-        assert f'nasrec_feature_rows_total{{feature="word",version="{predictor.version}"}} {len(rows) + 1}.0' in text
-        assert f"nasrec_extra_values_total {len(rows) + 1}.0" in text
+        labels = f'feature="word",model="nasrec",version="{predictor.version}"'
+        assert f"nasrec_feature_rows_total{{{labels}}} {len(rows) + 1}.0" in text
+        assert f'nasrec_extra_values_total{{model="nasrec"}} {len(rows) + 1}.0' in text
         for name in (
             "nasrec_unknown_values_total",
             "nasrec_missing_drift",
@@ -253,7 +254,7 @@ def test_files_python_and_http_score_raw_rows_alike(tmp_path: Path):
             "nasrec_mean_drift",
         ):
             feature = "price" if "mean" in name else "word"
-            assert f'{name}{{feature="{feature}"' in text
+            assert f'{name}{{feature="{feature}",model="nasrec"' in text
     (package / "dictionaries" / "t_word.parquet").unlink()
     with pytest.raises(ValueError, match="export with --data to have it"):
         Predictor(package, verify=False).rows(rows)

@@ -176,16 +176,16 @@ def test_every_answer_is_counted_under_its_status(package):
         client.get("/elsewhere")
         text = client.get("/metrics").text
         for line in (
-            'nasrec_requests_total{status="200"} 3.0',
-            'nasrec_requests_total{status="400"} 1.0',
-            'nasrec_requests_total{status="413"} 1.0',
-            'nasrec_requests_total{status="404"} 1.0',
+            'nasrec_requests_total{model="nasrec",status="200"} 3.0',
+            'nasrec_requests_total{model="nasrec",status="400"} 1.0',
+            'nasrec_requests_total{model="nasrec",status="413"} 1.0',
+            'nasrec_requests_total{model="",status="404"} 1.0',
             'nasrec_responses_total{status="404"} 2.0',
-            'nasrec_ids_total{feature="f0"} 6.0',
-            'nasrec_unknown_ids_total{feature="f0"} 1.0',
-            'nasrec_unknown_ids_total{feature="f1"} 2.0',
-            'nasrec_unknown_ids_total{feature="f2"} 0.0',
-            "nasrec_request_seconds_count 3.0",
+            'nasrec_ids_total{feature="f0",model="nasrec"} 6.0',
+            'nasrec_unknown_ids_total{feature="f0",model="nasrec"} 1.0',
+            'nasrec_unknown_ids_total{feature="f1",model="nasrec"} 2.0',
+            'nasrec_unknown_ids_total{feature="f2",model="nasrec"} 0.0',
+            'nasrec_request_seconds_count{model="nasrec"} 3.0',
             "nasrec_held_bytes 0.0",
         ):
             assert line in text, line
@@ -349,7 +349,7 @@ def test_a_new_package_is_verified_before_it_takes_the_traffic(server, plain, tm
     # As cp -r does it, with a pause in which nothing fits together, and a damaged file in between.
     shutil.copyfile(newer / "golden.json", server.folder / "golden.json")
     shutil.copyfile(newer / "model.json", server.folder / "model.json")
-    _until(lambda: 'nasrec_reloads_total{result="refused"}' in server.metrics())
+    _until(lambda: 'nasrec_reloads_total{model="nasrec",result="refused"}' in server.metrics())
     (server.folder / "model.pt2").write_bytes(b"broken")
     time.sleep(0.6)
     assert server.version() == version
@@ -364,8 +364,9 @@ def test_a_new_package_is_verified_before_it_takes_the_traffic(server, plain, tm
     predictor = Predictor(newer)
     for number, answer in clients.answers.items():
         assert answer == pytest.approx(expected(predictor, body(3, number)), abs=1e-6)
-    assert 'nasrec_reloads_total{result="served"} 1.0' in server.metrics()
-    assert f'nasrec_model_info{{model="nasrec",version="{predictor.version}"}} 1.0' in server.metrics()
+    assert 'nasrec_reloads_total{model="nasrec",result="served"} 1.0' in server.metrics()
+    info = f'nasrec_model_info{{model="nasrec",parent="",training_data="",version="{predictor.version}"}} 1.0'
+    assert info in server.metrics()
     # One copy of the model is left, and the log says what is served.
     _until(lambda: len([path for path in (tmp_path / "unpacked").iterdir() if path.is_dir()]) == 1)
     assert f"serving {server.folder}, version {predictor.version}" in server.log.read_text()
