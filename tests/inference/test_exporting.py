@@ -163,7 +163,7 @@ def test_a_baseline_leaves_as_a_network_does(tmp_path: Path, kind):
     predictor = export(model, schema, tmp_path / "package", origin={"run": "baseline", "loss": float("nan")})
     assert predictor.manifest["architecture"] is None
     assert predictor.manifest["model"] == {"dcn": "DLRM_DCN", "deepfm": "FlatModel"}[kind]
-    assert predictor.manifest["origin"] == {"run": "baseline", "loss": None}
+    assert predictor.manifest["origin"] == {"parent": None, "run": "baseline", "loss": None}
     _score_alone(tmp_path, tmp_path / "package", model, schema, ("nasrec_torchrec", "torchrec", "fbgemm_gpu"), 1e-5)
 
 
