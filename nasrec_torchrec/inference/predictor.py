@@ -592,11 +592,12 @@ def _make_folder() -> tuple[Path, IO[str]]:
     try:
         fcntl.flock(gate, fcntl.LOCK_EX)
         for left in home.glob(f"{prefix}*"):
-            if left.is_symlink() or left.lstat().st_uid != os.getuid():
-                continue
-            with suppress(OSError), (left / ".lock").open("w") as held:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
+            with suppress(OSError):  # another process may be removing its own at this moment
+                if left.is_symlink() or left.lstat().st_uid != os.getuid():
+                    continue
+                with (left / ".lock").open("w") as held:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=prefix))
         lock = (folder / ".lock").open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)

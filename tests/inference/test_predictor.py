@@ -226,6 +226,12 @@ def test_one_request_of_a_batch_concerns_no_other(predictor):
         batcher.submit(requests[0])
 
 
+def test_a_folder_that_its_process_removes_meanwhile_stops_nobody(package, monkeypatch: pytest.MonkeyPatch):
+    gone = Path(tempfile.gettempdir()) / "nasrec-aotinductor-gone"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter([gone]))
+    Predictor(package[0])
+
+
 def test_damaged_packages_are_refused(package, tmp_path: Path):
     def copy(name: str) -> Path:
         return Path(shutil.copytree(package[0], tmp_path / name))
