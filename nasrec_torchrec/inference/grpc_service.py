@@ -158,7 +158,7 @@ class _Service:
             code = grpc.StatusCode.CANCELLED
             raise
         finally:
-            self._metrics.requests.labels(name, code.name).inc()
+            self._metrics.count_request(name, code.name)
         response = message("ModelInferResponse")(model_name=name, model_version=version, id=inference.id or "")
         output = response.outputs.add(name=protocol.OUTPUT, datatype="FP32", shape=[len(scores)])
         if inference.binary:

@@ -130,7 +130,7 @@ class CountedAnswers:
                 status = str(message["status"])
                 self._metrics.responses.labels(status).inc()
                 if scope["method"] == "POST" and _INFER.fullmatch(scope["path"]):
-                    self._metrics.requests.labels(scope.get(MODEL, ""), status).inc()
+                    self._metrics.count_request(scope.get(MODEL, ""), status)
                 if self._draining.draining:
                     MutableHeaders(scope=message)["connection"] = "close"
             await send(message)

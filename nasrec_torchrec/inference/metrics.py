@@ -54,6 +54,12 @@ class ServerMetrics:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "nasrec_requests",
+            "Number of inference requests, by the status of the answer.",
+            ["status"],
+            registry=registry,
+        )
+        self.model_requests = Counter(
+            "nasrec_model_requests",
             "Number of inference requests, by the model that answered and the status of the answer.",
             ["model", "status"],
             registry=registry,
@@ -123,6 +129,11 @@ class ServerMetrics:
         self.held = Gauge(
             "nasrec_held_bytes", "Number of bytes in the bodies of requests in progress.", registry=registry
         )
+
+    def count_request(self, model: str, status: str) -> None:
+        """Counts an answered inference request; ``model`` is empty for a model that the server does not have."""
+        self.requests.labels(status).inc()
+        self.model_requests.labels(model, status).inc()
 
     def observe_batch(self, model: str, rows: int, seconds: float) -> None:
         self.batch_rows.labels(model).observe(rows)

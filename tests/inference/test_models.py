@@ -50,7 +50,7 @@ def test_a_key_keeps_its_model_and_the_shares_hold(package, plain):
         counted = {
             name: float(text.partition(f'nasrec_{metric}{{model="{name}"')[2].split("\n")[0].split()[-1])
             for name in models
-            for metric in ("requests_total", "queue_seconds_count")
+            for metric in ("model_requests_total", "queue_seconds_count")
         }
         # Each key twice, those without a key, and each model by its own name.
         assert sum(counted.values()) == 200 + 200 + 60 + 2 and counted["b"] >= 40

@@ -176,10 +176,12 @@ def test_every_answer_is_counted_under_its_status(package):
         client.get("/elsewhere")
         text = client.get("/metrics").text
         for line in (
-            'nasrec_requests_total{model="nasrec",status="200"} 3.0',
-            'nasrec_requests_total{model="nasrec",status="400"} 1.0',
-            'nasrec_requests_total{model="nasrec",status="413"} 1.0',
-            'nasrec_requests_total{model="",status="404"} 1.0',
+            'nasrec_requests_total{status="200"} 3.0',
+            'nasrec_requests_total{status="404"} 1.0',
+            'nasrec_model_requests_total{model="nasrec",status="200"} 3.0',
+            'nasrec_model_requests_total{model="nasrec",status="400"} 1.0',
+            'nasrec_model_requests_total{model="nasrec",status="413"} 1.0',
+            'nasrec_model_requests_total{model="",status="404"} 1.0',
             'nasrec_responses_total{status="404"} 2.0',
             'nasrec_ids_total{feature="f0",model="nasrec"} 6.0',
             'nasrec_unknown_ids_total{feature="f0",model="nasrec"} 1.0',
