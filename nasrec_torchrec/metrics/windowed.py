@@ -13,6 +13,8 @@ from torchrec.metrics.metrics_config import (
 )
 
 _SHORT_NAMES = {"window_ne": "ne", "window_auc": "auc"}
+# Steps whose rows the metrics take in at once, since taking them in costs as much as a small layer.
+_STEPS_AT_ONCE = 10
 
 
 class WindowedMetrics:
@@ -40,17 +42,29 @@ class WindowedMetrics:
             state_metrics_mapping={},
             device=device,
         )
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Adds this rank's ``(B,)`` logits and labels of a step."""
-        probabilities = logits.float().sigmoid().nan_to_num(0.5)
-        self._metrics.update({"prediction": probabilities, "label": labels, "weight": torch.ones_like(labels)})
+        self._waiting.append((logits.detach(), labels))
+        if len(self._waiting) == _STEPS_AT_ONCE:
+            self._take_in()
 
     def compute(self) -> dict[str, float]:
         """Returns the values in the window as ``ne`` and ``auc``. This call is collective."""
+        self._take_in()
         return {
             short: float(value)
             for name, value in self._metrics.compute().items()
             for suffix, short in _SHORT_NAMES.items()
             if name.endswith(f"|{suffix}")
         }
+
+    def _take_in(self) -> None:
+        """Hands the rows that are waiting to TorchRec's metrics."""
+        if not self._waiting:
+            return
+        logits, labels = map(torch.cat, zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        probabilities = logits.float().sigmoid().nan_to_num(0.5)
+        self._metrics.update({"prediction": probabilities, "label": labels, "weight": torch.ones_like(labels)})

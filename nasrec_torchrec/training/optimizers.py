@@ -86,7 +86,9 @@ def adam(
         # Adam's weight decay is the gradient of half the sum of squares.
         {"params": [p for p in parameters if id(p) in regularised], "weight_decay": embedding_l2},
     ]
-    optimizer = torch.optim.Adam(groups, lr)
+    # One kernel for a whole parameter on the CPU; on a GPU, PyTorch chooses one for many parameters by itself.
+    on_host = all(parameter.device.type == "cpu" for parameter in parameters)
+    optimizer = torch.optim.Adam(groups, lr, fused=on_host or None)
     for parameter in parameters:
         moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": torch.tensor(0.0), **moments}

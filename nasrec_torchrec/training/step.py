@@ -92,7 +92,12 @@ class TrainingStep:
         """
         if self._config.dropout:
             # The seed depends on the step alone, so that a resumed run drops the same outputs as an uninterrupted one.
-            torch.manual_seed((self._config.seed << 40) + (step << 12) + self._rank)
+            seed = (self._config.seed << 40) + (step << 12) + self._rank
+            # torch.manual_seed seeds every kind of device there may be, which takes longer than a small layer.
+            if self._device.type == "cuda":
+                torch.cuda.manual_seed(seed)
+            else:
+                torch.default_generator.manual_seed(seed)
         self._paths.draw(step)
         self._set_learning_rate(learning_rate)
         return self._pipeline.progress(batches)  # zero_grad, forward, loss, backward of the dense part; then step

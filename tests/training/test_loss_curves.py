@@ -2,7 +2,7 @@
 
 On the machine that recorded them (see :func:`platform_key`) every loss, gradient norm and weight is equal to the last
 bit; elsewhere, where matrix products round differently, losses agree closely. After a change that is meant to change
-numbers, record again: ``python tests/training/test_loss_curves.py``.
+numbers, record again: ``PYTHONPATH=tests python tests/training/test_loss_curves.py``.
 """
 
 import hashlib
