@@ -1,6 +1,7 @@
 """Sharding a model with TorchRec's planner and DistributedModelParallel."""
 
 import os
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -15,9 +16,12 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs, ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from nasrec_torchrec.distributed.config import QuantizedComms, TableMemory
+from nasrec_torchrec.distributed.managed_tables import ManagedTableSharder
 from nasrec_torchrec.memory import gib, host_memory
+from nasrec_torchrec.modules.dynamic_ids import DynamicIds
 
 # A float32 weight and Adagrad's float32 sum.
 _BYTES = 8
@@ -60,6 +64,14 @@ class TableSharder(EmbeddingBagCollectionSharder):
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         memory = self._table_memory if compute_device_type == "cuda" else "device"
         return [kernel.value for kernel in _KERNELS[memory]]
+
+
+def table_sharders(
+    qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None, table_memory: TableMemory = "device"
+) -> list[ModuleSharder[nn.Module]]:
+    """Returns the sharders of the collections of tables that our trainings know, see :class:`TableSharder`."""
+    tables = TableSharder(qcomm_codecs_registry, table_memory)
+    return [cast(ModuleSharder[nn.Module], sharder) for sharder in (tables, ManagedTableSharder(tables))]
 
 
 class BroadcastWrapper(DataParallelWrapper):
@@ -126,7 +138,12 @@ def parallelize(
             )
         kind = CommType(quantized_comms)
         codecs = get_qcomm_codecs_registry(QCommsConfig(forward_precision=kind, backward_precision=kind), device)
-    sharders: list[ModuleSharder[nn.Module]] = [TableSharder(codecs, table_memory)]
+    sharders = table_sharders(codecs, table_memory)
+    managed = any(isinstance(module, ManagedCollisionEmbeddingBagCollection) for module in model.modules())
+    if managed and replicate:
+        raise ValueError("optimizer: adam holds all tables on every rank, which dynamic ids cannot be; choose adagrad")
+    if managed and sharding_type not in (None, ShardingType.ROW_WISE.value):
+        raise ValueError(f"sharding_type: expected row_wise, which dynamic ids need, or none; found {sharding_type!r}")
     if replicate and sharding_type is not None:
         raise ValueError(f"sharding_type: expected none where every rank holds all tables, found {sharding_type!r}")
     weights = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
@@ -220,6 +237,13 @@ def plan_tables(
     Raises:
         ValueError: If none fits the machines. It says how much the tables need.
     """
+    for module in model.modules():
+        if isinstance(module, DynamicIds) and module.buckets() % topology.world_size:
+            raise ValueError(
+                f"dynamic ids: a table of {module.rows:,} rows has {module.buckets()} buckets, which "
+                f"{topology.world_size} ranks cannot share; expected a number of ranks that divides it, or "
+                "num_embeddings that a larger power of two divides"
+            )
     # No constraint where none is asked for: with several types in one the planner tries them in the order of a set, and
     # plans differ from run to run. It takes grid_shard, wrong for means, only where a constraint names it.
     only = ParameterConstraints(sharding_types=[sharding_type])

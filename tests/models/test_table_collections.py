@@ -26,7 +26,9 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec import PUBLISHED, NASRecNet, SuperNet
+from nasrec_torchrec.distributed.sharding import table_sharders
 from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.modules.dynamic_ids import DynamicIds, with_dynamic_ids
 from nasrec_torchrec.search.cost import cost, cost_in_supernet
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 
@@ -65,7 +67,7 @@ def _processed() -> FeatureProcessedEmbeddingBagCollection:
 def _managed() -> ManagedCollisionEmbeddingBagCollection:
     tables = _mixed()
     modules = {
-        name: MCHManagedCollisionModule(ROWS, torch.device("cpu"), DistanceLFU_EvictionPolicy(), 2, 2**40)
+        name: MCHManagedCollisionModule(ROWS, torch.device("cpu"), DistanceLFU_EvictionPolicy(), 2, 2**40, buckets=2)
         for name in DIMS
     }
     return ManagedCollisionEmbeddingBagCollection(
@@ -82,11 +84,19 @@ def _sequences() -> EmbeddingCollection:
     )
 
 
+def _dynamic() -> ManagedCollisionEmbeddingBagCollection:
+    """The first table's ids are not known beforehand, those of the others are rows."""
+    tables = _tables()
+    tables[0].num_embeddings = 512
+    return with_dynamic_ids(EmbeddingBagCollection(tables=tables), {"t0": DynamicIds(512)})
+
+
 COLLECTIONS = {
     "mixed": _mixed,
     "weighted": lambda: _mixed(is_weighted=True),
     "processed": _processed,
     "managed": _managed,
+    "dynamic": _dynamic,
     "sequences": _sequences,
 }
 
@@ -290,13 +300,17 @@ def test_architectures_by_name():
 
 
 def _train(kind: str) -> list[float]:
-    """Trains in TorchRec's own idiom, with its default planner, sharders and pipeline."""
+    """Trains in TorchRec's own idiom, with its default planner, sharders and pipeline.
+
+    TorchRec's sharder of managed collisions has no sharding type for the CPU.
+    """
     torch.manual_seed(0)
     device, collection = torch.device("cpu"), COLLECTIONS[kind]()
     model = DLRMTrain(NASRecNet(collection, 3, ARCHITECTURE, interaction_dim=16))
     tables = [parameter for name, parameter in collection.named_parameters() if "position" not in name]
     apply_optimizer_in_backward(torch.optim.Adagrad, tables, {"lr": 0.02})
-    dmp = DistributedModelParallel(model, device=device)
+    sharders = table_sharders() if kind in ("managed", "dynamic") else None
+    dmp = DistributedModelParallel(model, device=device, sharders=sharders)
     dense = KeyedOptimizerWrapper(
         dict(in_backward_optimizer_filter(dmp.named_parameters())), lambda p: torch.optim.Adagrad(p, lr=0.02)
     )
@@ -314,10 +328,8 @@ def _train_all(kinds: list[str]) -> dict[str, list[float]]:
 
 
 def test_collections_train_in_torchrecs_pipeline_on_two_ranks():
-    # TorchRec's sharder of managed collisions has no sharding type for the CPU.
-    kinds = [kind for kind in COLLECTIONS if kind != "managed"]
-    for losses in run_ranks(2, _train_all, kinds):
-        for kind in kinds:
+    for losses in run_ranks(2, _train_all, list(COLLECTIONS)):
+        for kind in COLLECTIONS:
             assert losses[kind][-1] < 0.5 * losses[kind][0], kind
 
 
