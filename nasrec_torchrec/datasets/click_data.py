@@ -180,7 +180,7 @@ def _copy(array: pa.Array, out: Tensor, what: str, order: np.ndarray | None = No
 
 def _id_type(schema: Schema) -> torch.dtype:
     """Returns the ids as int32 where that suffices, since it halves the bytes to shuffle."""
-    return torch.int32 if max(feature.num_embeddings or 0 for feature in schema.sparse) < 2**31 else torch.int64
+    return torch.int32 if max(feature.id_limit for feature in schema.sparse) <= 2**31 else torch.int64
 
 
 def _bags(
@@ -228,14 +228,13 @@ def _lengths(array: pa.Array) -> Tensor:
 
 
 def _require_ids(array: pa.Array, feature: SparseFeature, what: str, ends: np.ndarray | None = None) -> None:
-    assert feature.num_embeddings is not None
     if not pa.types.is_integer(array.type):
         raise ValueError(f"{what}: expected integers, found {array.type}")
     raw = array.to_numpy()
-    if len(raw) and (raw.min() < 0 or raw.max() >= feature.num_embeddings):
-        position = int(np.argmax((raw < 0) | (raw >= feature.num_embeddings)))
+    if len(raw) and (raw.min() < 0 or raw.max() >= feature.id_limit):
+        position = int(np.argmax((raw < 0) | (raw >= feature.id_limit)))
         row = position if ends is None else int(np.searchsorted(ends, position, side="right"))
-        raise ValueError(f"{what}: row {row}: id {raw[position]} is outside of 0..{feature.num_embeddings - 1}")
+        raise ValueError(f"{what}: row {row}: id {raw[position]} is outside of 0..{feature.id_limit - 1}")
 
 
 def _require_finite(raw: np.ndarray, what: str) -> None:

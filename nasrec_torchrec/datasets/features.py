@@ -6,16 +6,19 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from nasrec_torchrec.datasets.names import check_column, check_name
+from nasrec_torchrec.id_space import ID_SPACE
 
 # FBGEMM's lookups read four columns of a table at once.
 _COLUMNS_AT_ONCE = 4
 Transform = Literal["none", "log1p", "standardize"]
-IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "history", "buckets"]
+IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "dynamic", "history", "buckets"]
 # Prepared ids below this are reserved: 0 is a missing value, 1 a value that is not in the dictionary.
 UNKNOWN, FIRST_WORD = 1, 2
 # A history is one of 12 x 12 buckets of two counts; 0 is a missing value.
 HISTORY_LEVELS = 12
 HISTORY_IDS = 1 + HISTORY_LEVELS**2
+# Rows of a table whose ids are dynamic.
+_LEAST_DYNAMIC = 16
 # Ids of a dense feature in buckets, unless the schema says otherwise: up to 64 edges, and the 0 that no number has.
 BUCKET_IDS = 66
 
@@ -54,7 +57,7 @@ class DenseFeature:
 
 @dataclass(frozen=True)
 class SparseFeature:
-    """A categorical feature. Prepared ids are 0..num_embeddings-1; 0 means missing.
+    """A categorical feature. Prepared ids are 0..num_embeddings-1, or 0..2**62-1 if they are dynamic; 0 means missing.
 
     Args:
         name: name of the raw column, the prepared column and the feature.
@@ -63,7 +66,9 @@ class SparseFeature:
         ids: how a raw value becomes an id. ``id`` uses the value itself. ``modulo`` computes
             value % (num_embeddings - 1) + 1 of an integer, where -1 counts as missing; ``hex`` does the same for
             hexadecimal text and ``hash`` for a hash of the text. ``dictionary`` numbers the values of the training
-            split from 2, the most frequent first, and maps all others to 1. ``history``, only for a cross, is how often
+            split from 2, the most frequent first, and maps all others to 1. ``dynamic`` keeps a 62-bit hash of the
+            text; training gives rows of the table to the values that it sees, and takes them from those that it sees
+            less, see :mod:`nasrec_torchrec.modules.dynamic_ids`. ``history``, only for a cross, is how often
             the combination was seen with and without a click, see :mod:`nasrec_torchrec.datasets.history`.
             ``buckets`` is the range in which a dense feature's number lies, see
             :mod:`nasrec_torchrec.datasets.buckets`.
@@ -74,8 +79,8 @@ class SparseFeature:
         pooling: ``sum`` or ``mean`` of a row's embeddings.
         table: name of the embedding table, by default ``t_<name>``. Features that name the same table share it and its
             dictionary.
-        values: how ``hash`` and ``dictionary`` read a value. ``text`` uses a text as it is; ``integer`` reads `` 5``,
-            ``+5`` and ``5.0`` as 5, and rejects what is not an integer.
+        values: how ``hash``, ``dictionary`` and ``dynamic`` read a value. ``text`` uses a text as it is; ``integer``
+            reads `` 5``, ``+5`` and ``5.0`` as 5, and rejects what is not an integer.
         cross: names of two or more other features of the schema (one suffices for a ``history``). Such a feature has no
             raw column; its value is the combination of their prepared ids, which ``ids`` (``hash``, ``dictionary`` or
             ``history``) maps to an id like any other text. See :mod:`nasrec_torchrec.datasets.crosses`. For
@@ -125,6 +130,10 @@ class SparseFeature:
             raise ValueError(f"{self.name}: num_embeddings: only a dictionary can do without")
         if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or not least <= rows < 2**63):
             raise ValueError(f"{self.name}: num_embeddings: expected an integer, {least} or more, found {rows!r}")
+        if self.ids == "dynamic" and (self.num_embeddings or 0) < _LEAST_DYNAMIC:
+            raise ValueError(
+                f"{self.name}: num_embeddings: dynamic ids need {_LEAST_DYNAMIC} rows or more, found {rows!r}"
+            )
         if self.embedding_dim is not None:
             check_width(self.embedding_dim, f"{self.name}: embedding_dim")
         if not isinstance(self.min_count, int) or self.min_count < 1:
@@ -171,6 +180,12 @@ class SparseFeature:
                 f"{self.name}: edges: only buckets have them, at most two fewer than num_embeddings; found "
                 f"{len(edges)} for ids {self.ids} and num_embeddings {self.num_embeddings}"
             )
+
+    @property
+    def id_limit(self) -> int:
+        """The prepared ids are less than this; it is the number of rows unless the ids are dynamic."""
+        assert self.num_embeddings is not None
+        return ID_SPACE if self.ids == "dynamic" else self.num_embeddings
 
     @property
     def weights_column(self) -> str | None:

@@ -78,8 +78,7 @@ class Quality:
                 ids = column.to_numpy(zero_copy_only=False)
                 missing = int(np.count_nonzero(ids == 0))
                 given = len(ids) - missing
-            assert sparse.num_embeddings is not None
-            unknown = np.count_nonzero((ids < 0) | (ids >= sparse.num_embeddings))
+            unknown = np.count_nonzero((ids < 0) | (ids >= sparse.id_limit))
             if sparse.ids == "dictionary":
                 unknown += np.count_nonzero(ids == FIRST_WORD - 1)
             self._plus(sparse.name, Counts(len(column), missing, given, int(unknown)))

@@ -133,6 +133,11 @@ class Schema:
         if sharing := [other.name for other in self.sparse if other.table == feature.table and other != feature]:
             raise ValueError(f"{feature.name}: buckets cannot share the table {feature.table} with {sharing}")
 
+    @property
+    def dynamic(self) -> bool:
+        """Whether a feature has ids that are not known beforehand."""
+        return any(feature.ids == "dynamic" for feature in self.sparse)
+
     def features_by_table(self) -> dict[str, list[SparseFeature]]:
         tables: dict[str, list[SparseFeature]] = {}
         for feature in self.sparse:
@@ -145,7 +150,10 @@ class Schema:
         return replace(
             self,
             dense=tuple(replace(feature, transform="none") for feature in self.dense),
-            sparse=tuple(replace(feature, **rules) for feature in self.sparse),  # type: ignore[arg-type]
+            sparse=tuple(
+                replace(feature, **rules, num_embeddings=feature.id_limit)  # type: ignore[arg-type]
+                for feature in self.sparse
+            ),
         )
 
     def without(self, names: Collection[str]) -> "Schema":

@@ -199,7 +199,8 @@ def _moments(files: ClickFiles, column: str) -> tuple[float, float, float, float
 
 def _count(folder: Path, files: ClickFiles, feature: SparseFeature, top: int) -> Column:
     assert feature.num_embeddings is not None
-    counts = np.zeros(feature.num_embeddings, np.int64)
+    known = np.arange(feature.num_embeddings if feature.ids != "dynamic" else 0)
+    counts = np.zeros(len(known), np.int64)
     rows = missing = 0
     for chunk in _chunks(files, feature.name):
         rows += len(chunk)
@@ -209,7 +210,11 @@ def _count(folder: Path, files: ClickFiles, feature: SparseFeature, top: int) ->
         else:
             missing += int(np.count_nonzero(chunk.to_numpy() == 0))
         found, times = np.unique(chunk.to_numpy(), return_counts=True)
-        counts[found] += times
+        if feature.ids == "dynamic":
+            known, places = np.unique(np.concatenate([known, found]), return_inverse=True)
+            counts = np.bincount(places, np.concatenate([counts, times]), len(known)).astype(np.int64)
+        else:
+            counts[found] += times
     values = max(1, int(counts.sum()))
     words: list[Any] | None = None
     if feature.ids == "dictionary":
@@ -224,5 +229,9 @@ def _count(folder: Path, files: ClickFiles, feature: SparseFeature, top: int) ->
         missing / max(1, rows),
         None if words is None else float(counts[FIRST_WORD - 1]) / values,
         float(counts.sum()) / max(1, rows),
-        tuple((str(words[i]) if words else f"id {i}" if i else "(missing)", float(counts[i]) / values) for i in best),
+        tuple((str(words[i]) if words else _name(int(known[i])), float(counts[i]) / values) for i in best),
     )
+
+
+def _name(number: int) -> str:
+    return f"id {number}" if number else "(missing)"

@@ -22,6 +22,7 @@ from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFe
 from nasrec_torchrec.datasets.quality import NO_ROW, Quality
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.values import Rejects
+from nasrec_torchrec.id_space import ID_SPACE
 
 _HEX = re.compile(r"-?[0-9a-fA-F]+")
 
@@ -172,7 +173,10 @@ def combine(table: pa.Table, cross: SparseFeature) -> pa.Array:
 
 
 def hash_text(value: bytes) -> int:
-    """Computes the hash for ``hash`` ids: the first 8 bytes of BLAKE2b, little-endian. It never changes."""
+    """Computes the hash for ``hash`` and ``dynamic`` ids: the first 8 bytes of BLAKE2b, little-endian.
+
+    It never changes.
+    """
     return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")
 
 
@@ -302,7 +306,7 @@ def _float32(flat: pa.Array, numbers: pa.Array, refused: Rejects) -> pa.Array:
 
 def _ids(feature: SparseFeature, scoring: bool, flat: pa.Array, refused: Rejects) -> pa.Array:
     """Reads values as ids, or as text if a dictionary will number them; missing ones are 0, or null as text."""
-    if feature.ids in ("dictionary", "hash"):
+    if feature.ids in ("dictionary", "hash", "dynamic"):
         if feature.values == "integer":
             text = values.whole(flat, refused, "an integer")
         else:
@@ -316,6 +320,11 @@ def _ids(feature: SparseFeature, scoring: bool, flat: pa.Array, refused: Rejects
     match feature.ids:
         case "hash":
             ids = values.per_distinct(text, lambda word: hash_text(word.encode()) % modulus + 1, kind, refused, "text")
+        case "dynamic":
+            modulus = ID_SPACE - 1
+            ids = values.per_distinct(
+                text, lambda word: hash_text(word.encode()) % modulus + 1, pa.int64(), refused, "text"
+            )
         case "hex":
             ids = _hexadecimal(flat, modulus, kind, refused)
         case "modulo":

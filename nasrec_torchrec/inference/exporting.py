@@ -246,7 +246,7 @@ def _manifest(
         "inputs": scoring.input_names,
         "input_types": {"dense": "float32", "ids": "int64", "lengths": "int64", "weights": "float32"},
         "ids": "of all features, feature by feature in the order of the schema; one that a table does not have is "
-        "looked up as 0, the missing id",
+        "looked up as 0, the missing id. Ids of a feature whose ids are dynamic are the 62-bit hashes of the values",
         "output": "logits, float32 (batch,); the probability of a click is their sigmoid",
         "device": config.device,
         "requires": ["torch", "fbgemm_gpu"] if quantized else ["torch"],
@@ -275,10 +275,12 @@ def _golden(scoring: ScoringModel, schema: Schema) -> dict[str, Any]:
     lengths = torch.ones(len(schema.sparse), rows, dtype=torch.int64)
     ids = []
     for index, feature in enumerate(schema.sparse):
-        assert feature.num_embeddings is not None
         if feature.multi_hot:
             lengths[index] = torch.randint(0, 4, (rows,), generator=generator)
-        ids.append(torch.randint(-1, feature.num_embeddings + 1, (int(lengths[index].sum()),), generator=generator))
+        ids.append(torch.randint(-1, feature.id_limit + 1, (int(lengths[index].sum()),), generator=generator))
+        if scoring.id_map is not None:
+            known = scoring.id_map.known(index)[: len(ids[-1]) // 2]
+            ids[-1][: len(known)] = known
     request = {
         "dense": torch.randn(rows, len(schema.dense), generator=generator),
         "ids": torch.cat(ids),

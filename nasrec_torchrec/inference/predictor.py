@@ -98,7 +98,7 @@ class Predictor:
         self.dense_features: list[str] = [feature["name"] for feature in schema["dense"]]
         self.weighted = "weights" in self.manifest["inputs"]
         self.device = torch.device(self.manifest["device"])
-        self._rows = torch.tensor([feature["num_embeddings"] for feature in schema["sparse"]])
+        self._rows = torch.tensor([_id_limit(feature) for feature in schema["sparse"]])
         self._chunk_size = chunk_size if self.device.type == "cpu" else 2**30
         self._free = threading.BoundedSemaphore(runners)
         self._counting = threading.Lock()
@@ -620,6 +620,11 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError(f"{file}: expected a JSON object")
     return document
+
+
+def _id_limit(feature: Mapping[str, Any]) -> int:
+    # As nasrec_torchrec.id_space has it, which may not be installed here.
+    return 2**62 if feature.get("ids") == "dynamic" else feature["num_embeddings"]
 
 
 def _sha256(opened: IO[bytes]) -> str:

@@ -15,11 +15,13 @@ from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCo
 
 from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.inference.id_map import IdMap, has_known_maps
 from nasrec_torchrec.inference.tables import make_tables, table_precisions
 from nasrec_torchrec.models.baselines import FlatModel
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.modules.sparse_arch import SparseArch
+from nasrec_torchrec.modules.table_collection import bags_of
 
 
 class ScoringModel(nn.Module):
@@ -27,7 +29,8 @@ class ScoringModel(nn.Module):
 
     Inputs are dense features ``(B, F_dense)`` (left out when there are none), ``ids`` ``(T,)`` int64 of all features,
     feature by feature, ``lengths`` ``(F_sparse, B)`` int64, and for weighted collections ``weights`` ``(T,)``.
-    Ids outside of a feature's table are looked up as 0, the missing id.
+    Ids outside of a feature's table are looked up as 0, the missing id; dynamic ids, as they were at the end of
+    training.
 
     Args:
         model: unsharded NASRecNet or baseline; it is not changed.
@@ -55,6 +58,7 @@ class ScoringModel(nn.Module):
             raise ValueError(f"the model reads the features {own}, the schema has {given}")
         self.precisions = dict(precision or table_precisions(ebc, "fp32", {}))
         self.tables = make_tables(ebc, given, self.precisions)
+        self.id_map = IdMap.of(model, self.tables)
         interaction, self.dense_in_features = _interaction(model)
         self.has_dense = self.dense_in_features > 0
         position_weights = _position_weights(model, given)
@@ -88,6 +92,8 @@ class ScoringModel(nn.Module):
             Tensor: Logits ``(B,)`` in float32.
         """
         ids, lengths, *weights = inputs[1:] if self.has_dense else inputs
+        if self.id_map is not None:
+            ids = self.id_map(ids, lengths)
         by_id = weights[0] if self.weighted else None
         if self.positions is not None:
             by_id = self.positions(ids, lengths)
@@ -148,12 +154,13 @@ def tables_of(model: ClickModel) -> EmbeddingBagCollection:
         TypeError: If the model was built on another collection, or on a sharded one.
     """
     collection = model.sparse_arch.embedding_bag_collection
-    if isinstance(collection, FeatureProcessedEmbeddingBagCollection):
-        collection = collection.split()[1]
+    if isinstance(collection, FeatureProcessedEmbeddingBagCollection) or has_known_maps(collection):
+        collection = bags_of(collection)
     if not isinstance(collection, EmbeddingBagCollection):
         raise TypeError(
-            f"a model on a {type(collection).__name__} cannot be exported; expected an EmbeddingBagCollection or a "
-            "FeatureProcessedEmbeddingBagCollection that is not sharded"
+            f"a model on a {type(collection).__name__} cannot be exported; expected an EmbeddingBagCollection, a "
+            "FeatureProcessedEmbeddingBagCollection or a ManagedCollisionEmbeddingBagCollection whose ids are "
+            "DynamicIds, that is not sharded"
         )
     return collection
 

@@ -43,8 +43,7 @@ class ShardedPredictor:
             "sha256": {f"{DICTIONARIES}/{name}": checksum for name, checksum in self.description.dictionaries},
         }
         self._device, self._weighted, self._names = device, schema.weighted, schema.feature_names
-        rows = [feature.num_embeddings for feature in schema.sparse]
-        self._rows = torch.tensor([number for number in rows if number is not None])
+        self._rows = torch.tensor([feature.id_limit for feature in schema.sparse])
 
     def predict(self, request: Request) -> Tensor:
         """Returns the click probabilities ``(B,)`` in float32; only rank 0 calls it.

@@ -15,6 +15,7 @@ from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.streams import FinalMLPInteraction, FinalNetInteraction
 from nasrec_torchrec.modules.sparse_arch import SparseArch
+from nasrec_torchrec.modules.table_collection import bags_of
 from nasrec_torchrec.modules.token_projection import TokenProjection
 
 
@@ -40,11 +41,12 @@ def build_baseline(
     dense, over = list(baseline.dense_layers), list(baseline.over_layers)
     sparse_arch = SparseArch(embedding_bag_collection, interaction_dim)
     embedding_dim, num_fields = sparse_arch.embedding_dim, len(sparse_arch.feature_names)
-    projection = None
+    # What TorchRec's models read by themselves.
+    plain = isinstance(embedding_bag_collection, EmbeddingBagCollection) and not sparse_arch.tables
     if baseline.kind in ("dlrm", "dcn"):
         layers = dense_in_features, dense, over
-        tables = embedding_bag_collection
-        if sparse_arch.tables:
+        tables = bags_of(embedding_bag_collection)
+        if not plain:
             # TorchRec's models read the width from their tables, and then stack the embeddings in their inter_arch.
             configs = [replace(c, embedding_dim=embedding_dim) for c in tables.embedding_bag_configs()]
             tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
@@ -52,9 +54,10 @@ def build_baseline(
             model = DLRM(tables, *layers, device)
         else:
             model = DLRM_DCN(tables, *layers, baseline.cross_layers, baseline.cross_rank, device)
+        if not plain:
+            model.sparse_arch = sparse_arch
         if sparse_arch.tables:
             projection = TokenProjection(sparse_arch.tables, embedding_dim, device)
-            model.sparse_arch = sparse_arch
             model.inter_arch = ProjectedInteraction(projection, model.inter_arch)
         return model
     *hidden, last = over
@@ -80,8 +83,10 @@ def build_baseline(
     else:
         columns, with_machine = num_fields * embedding_dim, baseline.kind == "deepfm"
         interaction_arch = FlatInteraction(dense_in_features, columns, hidden, last, with_machine, device)
-    if not sparse_arch.tables:
+    if plain:
         return FlatModel(torchrec_dlrm.SparseArch(embedding_bag_collection), interaction_arch)
+    if not sparse_arch.tables:
+        return FlatModel(sparse_arch, interaction_arch)
     projection = TokenProjection(sparse_arch.tables, embedding_dim, device)
     return FlatModel(sparse_arch, ProjectedInteraction(projection, interaction_arch))
 

@@ -10,6 +10,7 @@ from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.memory import host_memory, require_memory
@@ -17,6 +18,7 @@ from nasrec_torchrec.models.baselines import FlatModel, build_baseline
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.modules.dynamic_ids import DynamicIds, with_dynamic_ids
 from nasrec_torchrec.search_space import SearchSpace
 
 ClickModel: TypeAlias = NASRecNet | SuperNet | DLRM | FlatModel
@@ -85,7 +87,7 @@ class ModelDescription:
         tables = device if tables is None else tables
         if tables is None or tables.type == "cpu":
             require_memory(self.schema.tables(), 4, host_memory(), "their weights")
-        ebc = EmbeddingBagCollection(tables=self.schema.tables(), is_weighted=self.schema.weighted, device=tables)
+        ebc = self._tables(tables)
         dense, width = len(self.schema.dense), self.schema.embedding_dim
         match self.interaction:
             case Architecture():
@@ -94,6 +96,18 @@ class ModelDescription:
                 return SuperNet(ebc, dense, self.interaction, self.use_layernorm, device, width)
             case Baseline():
                 return build_baseline(self.interaction, ebc, dense, device, width)
+
+    def _tables(self, device: torch.device | None) -> nn.Module:
+        """Returns the tables, with a map of ids for those whose ids are not known beforehand."""
+        schema = self.schema
+        tables = EmbeddingBagCollection(tables=schema.tables(), is_weighted=schema.weighted, device=device)
+        if not schema.dynamic:
+            return tables
+        dynamic = {name for name, features in schema.features_by_table().items() if features[0].ids == "dynamic"}
+        rows = {config.name: config.num_embeddings for config in tables.embedding_bag_configs()}
+        return with_dynamic_ids(
+            tables, {safe_name(name): DynamicIds(rows[safe_name(name)], device) for name in dynamic}
+        )
 
     def to_json(self) -> str:
         """Converts the description to a JSON document."""

@@ -37,6 +37,7 @@ class DynamicIds(ManagedCollisionModule):
             unknown ids are looked up in when the model is used.
         buckets: Number of buckets of the whole table; by default :func:`~nasrec_torchrec.id_space.buckets_of` its rows.
         first_row: The first of this rank's rows.
+        bucket_rows: Number of rows of a bucket, where ``rows`` are a rank's part.
 
     Raises:
         ValueError: If the rows are no multiple of the buckets' size, or a bucket has no rows for ids.
@@ -74,7 +75,7 @@ class DynamicIds(ManagedCollisionModule):
             )
         super().__init__(device, [bucket * size for bucket in range(buckets + 1)])
         self.rows, self.first_row, self.bucket_rows, self.admit_every = rows, first_row, size, admit_every
-        self._buckets, self._shift = buckets, ID_BITS - (buckets.bit_length() - 1)
+        self._buckets, self.shift = buckets, ID_BITS - (buckets.bit_length() - 1)
         self.register_buffer("_ids", torch.full((rows,), _EMPTY, dtype=torch.int64, device=device))
         for name in ("_counts", "_seen", "_evictions"):
             self.register_buffer(name, torch.zeros(rows, dtype=torch.int64, device=device))
@@ -171,13 +172,16 @@ class DynamicIds(ManagedCollisionModule):
     ) -> "DynamicIds":
         """Returns the module of a rank that has a range of the rows."""
         first, end = output_id_range
-        return DynamicIds(
+        part = DynamicIds(
             end - first, device or self.device, self.admit_every, self._buckets, first, bucket_rows=self.bucket_rows
         )
+        if not self._current_iter_tensor.is_meta:
+            part._current_iter_tensor.copy_(self._current_iter_tensor)
+        return part
 
     def _bucket(self, ids: Tensor) -> Tensor:
         """Returns the bucket of each id, counted from this rank's first one."""
-        return (ids >> self._shift) - self.first_row // self.bucket_rows
+        return (ids >> self.shift) - self.first_row // self.bucket_rows
 
     def _find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Returns this rank's row for each id, and whether it is the id's own."""

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchrec.modules.embedding_configs import BaseEmbeddingConfig
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
@@ -50,7 +49,7 @@ class SparseArch(nn.Module):
         if any(config.embedding_dim != self.embedding_dim for config in configs):
             self.tables = tuple((config.name, config.embedding_dim) for config, names in by_table for _ in names)
         self._sequences, self._managed, self._longest = collection.sequences, collection.managed, collection.longest
-        self._rows: dict[str, int] = _rows_by_feature(configs)
+        self._limits = dict.fromkeys(self.feature_names, torch.iinfo(torch.int64).max) | dict(collection.limits)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -84,7 +83,8 @@ class SparseArch(nn.Module):
     def check(self, features: KeyedJaggedTensor) -> None:
         """Checks that a batch has every feature and, on the CPU, that every id has a row in its table.
 
-        A managed collision collection takes any id. Bags that are weighted by position must not be too long.
+        Ids that are not known beforehand may be any in their range. Bags that are weighted by position must not be too
+        long.
 
         Args:
             features: Ids of each sparse feature.
@@ -92,15 +92,13 @@ class SparseArch(nn.Module):
         Raises:
             ValueError: If a feature is missing, an id is outside of its table, or a bag has more ids than positions.
         """
-        missing = [name for name in self._rows if name not in features.keys()]
+        missing = [name for name in self._limits if name not in features.keys()]
         if missing:
             raise ValueError(f"sparse_features: missing {missing}; found the keys {features.keys()}")
         if features.values().device.type != "cpu" or torch.compiler.is_compiling():
             return  # there the check would stall the device, or cannot be traced
         self._check_lengths(features)
-        if self._managed:
-            return
-        rows = torch.tensor([self._rows.get(key, torch.iinfo(torch.int64).max) for key in features.keys()])
+        rows = torch.tensor([self._limits.get(key, torch.iinfo(torch.int64).max) for key in features.keys()])
         ids = features.values()
         limit = torch.repeat_interleave(rows, torch.tensor(features.length_per_key()), output_size=ids.numel())
         outside = (ids < 0) | (ids >= limit)
@@ -109,7 +107,7 @@ class SparseArch(nn.Module):
             ends = torch.tensor(features.offset_per_key()[1:])
             key = features.keys()[int(torch.searchsorted(ends, position, right=True))]
             raise ValueError(
-                f"sparse_features: feature '{key}': id {int(ids[position])} is outside of 0..{self._rows[key] - 1}"
+                f"sparse_features: feature '{key}': id {int(ids[position])} is outside of 0..{self._limits[key] - 1}"
             )
 
     def _check_lengths(self, features: KeyedJaggedTensor) -> None:
@@ -120,11 +118,3 @@ class SparseArch(nn.Module):
                     f"sparse_features: feature '{key}': a bag has {longest} ids, and its feature processor has weights "
                     f"for {most} positions"
                 )
-
-
-def _rows_by_feature(configs: list[BaseEmbeddingConfig]) -> dict[str, int]:
-    rows: dict[str, int] = {}
-    for config in configs:
-        for name in config.feature_names:
-            rows[name] = min(rows.get(name, config.num_embeddings), config.num_embeddings)
-    return rows

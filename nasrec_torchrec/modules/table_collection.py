@@ -10,10 +10,14 @@ from torchrec.distributed.fp_embeddingbag import ShardedFeatureProcessedEmbeddin
 from torchrec.distributed.mc_embeddingbag import ShardedManagedCollisionEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import BaseEmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.feature_processor_ import PositionWeightedModule, PositionWeightedModuleCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import ManagedCollisionModule
+
+from nasrec_torchrec.id_space import ID_SPACE
+from nasrec_torchrec.modules.dynamic_ids import DynamicIds, KnownIds
 
 SUPPORTED = (
     "EmbeddingBagCollection",
@@ -36,6 +40,7 @@ class TableCollection:
         sequences: Whether the module returns an embedding for each id instead of pooled ones.
         managed: Whether the module maps raw ids to rows by itself, and returns its output in a tuple.
         longest: The most ids that a bag may have, for features that are weighted by position.
+        limits: The number of ids of each feature, which are 0 to one less. Features that take any id are left out.
     """
 
     module: nn.Module
@@ -43,6 +48,7 @@ class TableCollection:
     sequences: bool = False
     managed: bool = False
     longest: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 def describe_collection(collection: nn.Module) -> TableCollection:
@@ -66,9 +72,26 @@ def describe_collection(collection: nn.Module) -> TableCollection:
             f"embedding_bag_collection: a {type(collection).__name__} is not supported; expected one of "
             f"{', '.join(SUPPORTED)}, or one of these sharded by DistributedModelParallel"
         )
-    return TableCollection(
-        module, configs, isinstance(module, _SEQUENCES), isinstance(module, _MANAGED), _longest(module)
-    )
+    sequences, managed = isinstance(module, _SEQUENCES), isinstance(module, _MANAGED)
+    return TableCollection(module, configs, sequences, managed, _longest(module), _limits(module, configs, managed))
+
+
+def bags_of(collection: nn.Module) -> EmbeddingBagCollection:
+    """Returns the tables of a collection that is not sharded, behind its feature processors and maps of ids.
+
+    Args:
+        collection: An ``EmbeddingBagCollection``, or one of the collections around it.
+
+    Returns:
+        The ``EmbeddingBagCollection``.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    found = [module for module in collection.modules() if isinstance(module, EmbeddingBagCollection)]
+    if len(found) != 1:
+        raise TypeError(f"expected a collection around one EmbeddingBagCollection, found a {type(collection).__name__}")
+    return found[0]
 
 
 def _configs(module: nn.Module) -> list[BaseEmbeddingConfig] | None:
@@ -81,6 +104,21 @@ def _configs(module: nn.Module) -> list[BaseEmbeddingConfig] | None:
     if isinstance(module, ShardedEmbeddingCollection):
         return list(module._embedding_configs)
     return None
+
+
+def _limits(collection: nn.Module, configs: Iterable[BaseEmbeddingConfig], managed: bool) -> dict[str, int]:
+    limits: dict[str, int] = {}
+    modules = {
+        path.rpartition(".")[2]: module
+        for path, module in collection.named_modules()
+        if isinstance(module, ManagedCollisionModule)
+    }
+    for config in configs:
+        ids = modules.get(config.name)
+        rows = ID_SPACE if isinstance(ids, DynamicIds) else config.num_embeddings
+        for name in config.feature_names if not managed or isinstance(ids, DynamicIds | KnownIds) else ():
+            limits[name] = min(limits.get(name, rows), rows)
+    return limits
 
 
 def _longest(collection: nn.Module) -> dict[str, int]:

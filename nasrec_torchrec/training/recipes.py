@@ -20,8 +20,8 @@ _ROWS_SEEN, _MOST_EPOCHS, _SUPERNET_EPOCHS = 1_500_000, 10, 6
 
 
 def adam_fits(schema: Schema) -> bool:
-    """Returns whether the tables are small enough for Adam."""
-    return _table_bytes(schema) <= _ADAM_BYTES
+    """Returns whether the tables are small enough for Adam, whose ranks hold them whole, and all ids are known."""
+    return _table_bytes(schema) <= _ADAM_BYTES and not schema.dynamic
 
 
 def usual_batch_size(rows: int) -> int:

@@ -22,6 +22,7 @@ from nasrec_torchrec.memory import require_memory
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, block_losses, click_metrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
+from nasrec_torchrec.modules.table_collection import bags_of
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.checkpoint import Checkpoints, read_progress
 from nasrec_torchrec.runs.files import atomic_path, write_text
@@ -114,7 +115,7 @@ class Trainer:
         self.initial, self._copied = initial, list[str]()
         on_host = device.type == "cpu" or initial is not None
         self.model = description.build(torch.device("cpu" if on_host else "meta"))
-        tables = self.model.sparse_arch.embedding_bag_collection
+        tables = bags_of(self.model.sparse_arch.embedding_bag_collection)
         self.paths = paths_of(self.model, tables, config)
         if config.embedding_std is not None:
             for table in tables.embedding_bag_configs():

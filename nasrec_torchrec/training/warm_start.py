@@ -19,7 +19,9 @@ from nasrec_torchrec.datasets.prepared import DICTIONARIES, check_sum, read_dict
 from nasrec_torchrec.models.description import ClickModel, ModelDescription
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.stored import load_model, recorded_data
+from nasrec_torchrec.modules.dynamic_ids import DynamicIds
 from nasrec_torchrec.modules.linear import MultiSourceLinear
+from nasrec_torchrec.modules.table_collection import bags_of
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import read_text
 from nasrec_torchrec.runs.fingerprint import digest
@@ -67,8 +69,10 @@ class WarmStart:
         my_sums = read_manifest(self.data)["dictionaries"]
         mine = description.schema.features_by_table()
         their_tables = theirs.schema.features_by_table()
-        tables = model.sparse_arch.embedding_bag_collection.embedding_bags
-        earlier_tables = earlier.sparse_arch.embedding_bag_collection.embedding_bags
+        tables, earlier_tables = (
+            bags_of(one.sparse_arch.embedding_bag_collection).embedding_bags for one in (model, earlier)
+        )
+        ids, earlier_ids = (_id_maps(one) for one in (model, earlier))
         renumbered: set[str] = set()
         # A cross is made of the ids of other features, so that it comes after them.
         for table, features in sorted(mine.items(), key=lambda item: bool(item[1][0].cross)):
@@ -89,6 +93,8 @@ class WarmStart:
             if not torch.equal(rows, torch.arange(len(rows))):
                 renumbered.update(feature.name for feature in features)
             weight[: len(rows)][known] = old[rows[known]]
+            if feature.ids == "dynamic":
+                ids[name].load_state_dict(earlier_ids[name].state_dict())
             if self.unknown_rows and feature.ids == "dictionary":
                 weight[: len(rows)][~known] = old[UNKNOWN]
             copied = int(known.sum())
@@ -115,6 +121,8 @@ class WarmStart:
             return f"it crosses {', '.join(changed)}, whose ids have changed"
         if mine.ids in ("modulo", "hex", "hash") and mine.num_embeddings != theirs.num_embeddings:
             return f"its ids are taken modulo {mine.num_embeddings - 1:,} and were modulo {theirs.num_embeddings - 1:,}"
+        if mine.ids == "dynamic" and mine.num_embeddings != theirs.num_embeddings:
+            return f"its ids share {mine.num_embeddings:,} rows, and shared {theirs.num_embeddings:,}"
         file = f"{name}.parquet"
         if mine.ids != "dictionary" or my_sums.get(file) == their_sums.get(file) is not None:
             return torch.arange(min(mine.num_embeddings, theirs.num_embeddings))
@@ -175,6 +183,11 @@ def _inputs(description: ModelDescription) -> tuple[list[str], list[str]]:
     schema = description.schema
     tokens = [feature.name for features in schema.features_by_table().values() for feature in features]
     return [feature.name for feature in schema.dense], tokens
+
+
+def _id_maps(model: ClickModel) -> dict[str, DynamicIds]:
+    """Returns the maps of ids that are not known beforehand, by table."""
+    return {name.rpartition(".")[2]: part for name, part in model.named_modules() if isinstance(part, DynamicIds)}
 
 
 def _is_table(name: str) -> bool:

@@ -179,8 +179,11 @@ def _columns(schema: Schema) -> tuple[list[str], list[str]]:
 
 
 def _single(schema: Schema) -> list[SparseFeature]:
-    """The categorical features that a tree reads; it divides numbers itself, without buckets."""
-    return [feature for feature in schema.sparse if not feature.multi_hot and feature.ids != "buckets"]
+    """The categorical features that a tree reads.
+
+    It divides numbers itself, without buckets, and cannot hold a category for each hash of dynamic ids.
+    """
+    return [feature for feature in schema.sparse if not feature.multi_hot and feature.ids not in ("buckets", "dynamic")]
 
 
 def _rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
