@@ -205,11 +205,9 @@ class Planner:
         generator = torch.Generator().manual_seed((self._config.seed << 20) + len(entries))
         late = phase in ("architectures", "polish") and self._missed_features(situation)
         if phase == "features" or late:
-            trial = self._propose_features(situation)
-            if trial is not None:
+            if (trial := self._propose_features(situation)) is not None:
                 return trial
-        if phase == "features":
-            phase = "architectures"
+            phase = "architectures" if phase == "features" else phase
         if phase == "recipes":
             return self._propose_recipe(entries, "recipes")
         if phase == "architectures":

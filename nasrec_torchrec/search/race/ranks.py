@@ -1,26 +1,13 @@
 """The ranks of one worker: the leader tells the others what they train together."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.search.race.training import UnbuildableError, fit_finally, train_trial
 from nasrec_torchrec.training.guard import DivergedError
-
-
-@contextmanager
-def ranks() -> Iterator[torch.device]:
-    """The process group that there is, or that the launcher describes."""
-    if not dist.is_initialized():
-        with process_group() as device:
-            yield device
-        return
-    yield torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def tell(message: Any) -> None:

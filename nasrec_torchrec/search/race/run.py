@@ -19,6 +19,7 @@ from nasrec_torchrec.datasets.crosses import add_crosses
 from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.runs import names
@@ -40,7 +41,7 @@ from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank
 from nasrec_torchrec.search.race.finish import compared, finish, predict, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation, winner
-from nasrec_torchrec.search.race.ranks import follow, ranks, tell
+from nasrec_torchrec.search.race.ranks import follow, tell
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
 from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, fit_finally, train_trial
 from nasrec_torchrec.search.race.tree import read_tree, train_tree, trees_are_installed
@@ -101,7 +102,7 @@ def auto(
     config = config or RaceConfig()
     require_local(out, "out: expected a folder on this machine, since trials are many small files")
     drop = partial(clear, out, "race") if resume == "never" else None
-    with ranks() as device, writing(out, "race", workers=True, drop=drop):
+    with process_group() as device, writing(out, "race", workers=True, drop=drop):
         if dist.get_rank() != 0:
             follow(device)
             return None
