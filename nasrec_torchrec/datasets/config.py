@@ -1,7 +1,7 @@
 """Settings of data preparation, which can be imported without PyTorch and PyArrow."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 SplitRule = Literal["stratified", "time", "column", "given"]
 
@@ -81,6 +81,9 @@ class SplitConfig:
         split_seed: seed of ``stratified``.
         validation_share: fraction of the rows that ``time`` puts into validation.
         test_share: fraction of the rows that ``time`` puts into test.
+        keep_negatives: share of the training rows without a click that are kept, drawn at random by ``split_seed``. The
+            model learns the click rate of all rows all the same, see
+            :attr:`~nasrec_torchrec.datasets.reader.ClickFiles.log_odds_added`.
     """
 
     split: SplitRule = "stratified"
@@ -88,6 +91,7 @@ class SplitConfig:
     split_seed: int = 2018
     validation_share: float = 0.1
     test_share: float = 0.1
+    keep_negatives: float = 1.0
 
     def __post_init__(self) -> None:
         if self.split not in get_args(SplitRule):
@@ -101,6 +105,15 @@ class SplitConfig:
                 raise ValueError(f"{name}: expected 0 or more and less than 1, found {getattr(self, name)}")
         if self.validation_share + self.test_share >= 1:
             raise ValueError("validation_share and test_share: nothing is left for train")
+        if not 0 < self.keep_negatives <= 1:
+            raise ValueError(f"keep_negatives: expected more than 0 and at most 1, found {self.keep_negatives}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON values; what is not used looks the same as in older versions."""
+        document = asdict(self)
+        if self.keep_negatives == 1:
+            del document["keep_negatives"]
+        return document
 
 
 @dataclass(frozen=True)
@@ -119,6 +132,9 @@ class SplitFlags:
         split_seed: seed of ``stratified``.
         validation_share: fraction of the rows that ``time`` puts into validation, 0.1 unless the schema says otherwise.
         test_share: fraction of the rows that ``time`` puts into test, 0.1 unless the schema says otherwise.
+        keep_negatives: share of the training rows without a click that are kept, such as 0.1 where clicks are rare,
+            which makes training cheaper. They are drawn at random. Predicted probabilities stay those of all rows,
+            since training takes the share into account. Validation and test keep all rows.
     """
 
     split: SplitRule | None = None
@@ -126,6 +142,7 @@ class SplitFlags:
     split_seed: int | None = None
     validation_share: float | None = None
     test_share: float | None = None
+    keep_negatives: float | None = None
 
     def over(self, base: SplitConfig | None) -> SplitConfig:
         """Returns the split rule of a schema, overridden by the flags that are set.

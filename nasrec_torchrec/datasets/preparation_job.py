@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +135,7 @@ class Job:
         description = {
             "format": MANIFEST_FORMAT,
             "schema": self.schema.to_dict(),
-            "split": asdict(self.split),
+            "split": self.split.to_dict(),
             "split_of_file": self.split_of_file,
             # Without times, which earlier versions did not keep, histories cannot count what was earlier.
             **({"times": True} if self.split.split == "time" and self.split.split_column else {}),

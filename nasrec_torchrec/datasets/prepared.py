@@ -139,7 +139,8 @@ def open_split(folder: Path, split: str) -> ClickFiles:
     check_split(folder, split, manifest)
     files = ClickFiles.open(folder / split, schema, {file["name"]: file["sha256"] for file in described["files"]})
     dictionaries = tuple(sorted(manifest["dictionaries"].items()))
-    return replace(files, dictionaries=dictionaries, clicks=described["positives"])
+    kept = float(manifest.get("split", {}).get("keep_negatives", 1.0)) if split == SPLITS[0] else 1.0
+    return replace(files, dictionaries=dictionaries, clicks=described["positives"], keep_negatives=kept)
 
 
 def check_dictionaries(folder: Path) -> None:

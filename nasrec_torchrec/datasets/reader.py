@@ -50,6 +50,7 @@ class ClickFiles:
         checksums: SHA-256 checksum of every file, None if it is not known.
         dictionaries: name and checksum of each dictionary that the ids come from.
         clicks: number of rows whose label is 1; None if it is not known.
+        keep_negatives: share of the rows without a click that preparation kept.
     """
 
     schema: Schema
@@ -58,6 +59,7 @@ class ClickFiles:
     checksums: tuple[str | None, ...]
     dictionaries: tuple[tuple[str, str], ...] = ()
     clicks: int | None = None
+    keep_negatives: float = 1.0
 
     @classmethod
     def open(cls, path: Path, schema: Schema, checksums: Mapping[str, str] | None = None) -> "ClickFiles":
@@ -97,7 +99,17 @@ class ClickFiles:
         return replace(self, schema=self.schema.without(features))
 
     def followed_by(self, other: "ClickFiles") -> "ClickFiles":
-        """The rows of this split and then those of another one of the same data set."""
+        """The rows of this split and then those of another one of the same data set.
+
+        Raises:
+            ValueError: If only one of them has all rows without a click.
+        """
+        if self.keep_negatives != other.keep_negatives:
+            raise ValueError(
+                f"{self.files[0].parent} has {self.keep_negatives:g} of its rows without a click and "
+                f"{other.files[0].parent} {other.keep_negatives:g} of them (keep_negatives): rows of both cannot be "
+                "trained on together"
+            )
         shift = len(self.files)
         return replace(
             self,
@@ -112,8 +124,16 @@ class ClickFiles:
 
     @property
     def counts(self) -> SplitCounts | None:
-        """Rows and clicks, if they are known."""
-        return None if self.clicks is None else SplitCounts(len(self), self.clicks)
+        """Rows and clicks, if they are known; of the rows that were not kept, about how many there were."""
+        return None if self.clicks is None else SplitCounts(len(self), self.clicks).before_sampling(self.keep_negatives)
+
+    @property
+    def log_odds_added(self) -> float:
+        """By how much the log-odds of a click are higher in these rows than before rows without one were left out.
+
+        Training adds it to the logits, so that the logits of the model itself are those of all rows.
+        """
+        return -math.log(self.keep_negatives)
 
     @property
     def digest(self) -> str:

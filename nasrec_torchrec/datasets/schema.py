@@ -246,6 +246,8 @@ class Schema:
         document = {**asdict(self), "label_values": dict(self.label_values)}
         if self.split is None:
             del document["split"]
+        else:
+            document["split"] = self.split.to_dict()
         for feature in document["sparse"]:
             for unused in ("cross", "edges", "embedding_dim"):
                 if not feature[unused]:

@@ -22,6 +22,10 @@ class SplitCounts:
     rows: int
     clicks: int
 
+    def before_sampling(self, keep_negatives: float) -> "SplitCounts":
+        """Returns about how many there were before a share of the rows without a click was drawn."""
+        return SplitCounts(self.clicks + round((self.rows - self.clicks) / keep_negatives), self.clicks)
+
     @property
     def rate(self) -> float:
         return self.clicks / max(1, self.rows)

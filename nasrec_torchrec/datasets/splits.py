@@ -7,6 +7,8 @@ import numpy as np
 from nasrec_torchrec.datasets.config import SplitConfig
 
 SPLITS = ("train", "validation", "test")
+# Where a rule puts the training rows that are not kept.
+LEFT_OUT = len(SPLITS)
 
 
 def stratified(labels: np.ndarray, seed: int, folds: int = 10) -> np.ndarray:
@@ -54,7 +56,7 @@ def assign(config: SplitConfig, labels: np.ndarray, key: np.ndarray | None) -> n
         key: what else the rule reads, ``(N,)``: times, or indices into ``SPLITS``.
 
     Returns:
-        The split ``(N,)`` of each row, as an index into ``SPLITS``.
+        The split ``(N,)`` of each row, as an index into ``SPLITS``, or ``LEFT_OUT``.
 
     Raises:
         ValueError: If train is empty.
@@ -74,6 +76,9 @@ def assign(config: SplitConfig, labels: np.ndarray, key: np.ndarray | None) -> n
         splits = key.astype(np.uint8)
     if not np.any(splits == 0):
         raise ValueError(f"split {config.split}: no row is left for train, of {len(labels)}")
+    if config.keep_negatives < 1:
+        drawn = np.random.RandomState(config.split_seed).random_sample(len(labels))
+        splits[(splits == 0) & (labels == 0) & (drawn >= config.keep_negatives)] = LEFT_OUT
     return splits
 
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +98,7 @@ def publish(
         for warning in Quality(schema, qualities[split].counts).warnings():
             print(f"warning: {split}: {warning}", file=sys.stderr)
     counts = {name: SplitCounts(split["rows"], split["positives"]) for name, split in described.items()}
+    counts["train"] = counts["train"].before_sampling(job.split.keep_negatives)
     for warning in split_warnings(counts):
         print(f"warning: {warning}", file=sys.stderr)
     data = work / "data"
@@ -112,8 +112,8 @@ def publish(
         "job": (work / "job").read_text(),
         "source": job.raw.title or [file.name for file in job.files],
         "sources": [] if job.raw.identity else found,
-        "split": asdict(job.split),
-        "rows": sum(part.rows for part in parts) - late,
+        "split": job.split.to_dict(),
+        "rows": sum(split["rows"] for split in described.values()),
         "rejected": sum(part.rejected for part in parts) + late,
         "schema_sha256": sha256(data / SCHEMA),
         "dictionaries": {file.name: sha256(file) for file in sorted((data / DICTIONARIES).glob("*.parquet"))},

@@ -79,7 +79,9 @@ def _adagrad_steps(
         optimizer.param_groups[0]["lr"] = cosine_with_warmup(step, len(rows.steps), config.finetune_learning_rate)
         batch = torch.cat(subnet.features(*cached.select(selected)), dim=1) if features is None else features[selected]
         # d loss / d logit is computed by hand, since a graph would cost more than the products.
-        error = (torch.sigmoid(batch @ weight + bias) - cached.labels[selected]) / config.finetune_batch_size
+        error = (
+            torch.sigmoid(batch @ weight + (bias + rows.log_odds_added)) - cached.labels[selected]
+        ) / config.finetune_batch_size
         gradient = sum_over_ranks(torch.cat([error @ batch, error.sum().reshape(1)]))
         weight.grad, bias.grad = gradient[:-1], gradient[-1:]
         optimizer.step()

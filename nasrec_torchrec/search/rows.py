@@ -59,10 +59,12 @@ class FinetuningRows:
     Args:
         cached: the rows, each once, however many steps use it.
         steps: for each step, the positions of its rows in ``cached``.
+        log_odds_added: see :attr:`~nasrec_torchrec.datasets.reader.ClickFiles.log_odds_added`.
     """
 
     cached: CachedRows
     steps: tuple[Tensor, ...]
+    log_odds_added: float
 
 
 class RowCache:
@@ -96,7 +98,7 @@ class RowCache:
         drawn = torch.cat([pool[torch.randperm(len(pool), generator=generator)] for _ in range(epochs)])
         rows, positions = drawn[:wanted].unique(return_inverse=True)
         steps = tuple(step[step % ranks == rank] // ranks for step in positions.split(config.finetune_batch_size))
-        return FinetuningRows(self._look_up(files, rows, torch.arange(len(rows))), steps)
+        return FinetuningRows(self._look_up(files, rows, torch.arange(len(rows))), steps, files.log_odds_added)
 
     def validation_rows(self, files: ClickFiles, generator: torch.Generator) -> CachedRows:
         """Returns the first rows of a split in random order, so that any prefix is a fair sample."""

@@ -20,6 +20,8 @@ class ClickTask(nn.Module):
         precision: ``bf16`` runs the model under autocast; weights and tables stay in float32.
     """
 
+    # What is added to the logits of training rows, see ClickFiles.log_odds_added.
+    log_odds_added = 0.0
     # Of the latest training step.
     batch: Batch
     loss: Tensor
@@ -40,6 +42,8 @@ class ClickTask(nn.Module):
         """
         with torch.autocast(self._device_type, torch.bfloat16, self._bf16):
             logits = self.model(batch.dense_features, batch.sparse_features).squeeze(-1)
+        if self.training and self.log_odds_added:
+            logits = logits + self.log_odds_added
         labels = batch.labels.float()
         loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
         if self.training:

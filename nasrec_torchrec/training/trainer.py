@@ -195,6 +195,7 @@ class Trainer:
         )
         self.description.require_fits(data)
         self.description = replace(self.description, dictionaries=data.dictionaries)
+        self.task.log_odds_added = data.log_odds_added
         if validation is not None:
             self.description.require_fits(validation)
         from_scratch = config.resume == "never"

@@ -6,7 +6,7 @@ from sklearn.model_selection import StratifiedKFold
 from support import SHARED
 
 from nasrec_torchrec.datasets.config import SplitConfig
-from nasrec_torchrec.datasets.splits import assign, stratified
+from nasrec_torchrec.datasets.splits import LEFT_OUT, assign, stratified
 
 
 def _sklearn(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -45,9 +45,23 @@ def test_a_split_by_time_never_trains_on_what_comes_later(times):
     assert abs(np.count_nonzero(splits == 0) - len(key) / 2) <= 1
 
 
+@given(st.lists(st.booleans(), min_size=1, max_size=200), st.floats(0.01, 1), st.integers(0, 9))
+def test_of_the_training_rows_without_a_click_a_share_is_kept(clicks, share, seed):
+    labels, key = np.array(clicks, np.int8), np.random.default_rng(seed).integers(0, 3, len(clicks))
+    key[0], labels[0] = 0, 1
+    whole, some = (assign(SplitConfig("column", "s", seed, keep_negatives=kept), labels, key) for kept in (1, share))
+    left_out = some == LEFT_OUT
+    assert np.array_equal(whole[~left_out], some[~left_out])
+    assert np.all(whole[left_out] == 0) and np.all(labels[left_out] == 0)
+    negatives = np.count_nonzero((whole == 0) & (labels == 0))
+    error = 5 * np.sqrt(negatives * share * (1 - share)) + 1
+    assert abs(negatives - np.count_nonzero(left_out) - share * negatives) <= error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"keep_negatives": 0}, "keep_negatives: expected more than 0 and at most 1, found 0"),
         ({"split": "random"}, "split: expected one of .*found 'random'"),
         ({"split": "column"}, "split_column: the split 'column' needs it"),
         ({"split_column": "t"}, "only the splits 'time' and 'column' read it"),

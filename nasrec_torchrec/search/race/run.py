@@ -141,6 +141,11 @@ class _Race:
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
         if not all(self.rows.values()):
             raise ValueError(f"{data}: expected rows to train and to validate on, found {self.rows}")
+        if config.final_fit and (kept := open_split(data, "train").keep_negatives) < 1:
+            raise ValueError(
+                f"final_fit: {data} has {kept:g} of its training rows without a click (keep_negatives), but all those "
+                "of validation, so the two cannot be trained on together"
+            )
         self.trees = trees_are_installed() if config.trees is None else config.trees
         if self.trees and not trees_are_installed():
             raise ValueError("trees: LightGBM is not installed; install nasrec-torchrec[trees], or choose false")

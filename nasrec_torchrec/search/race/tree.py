@@ -82,6 +82,8 @@ def train_tree(
     for split in files.values():
         rows, labels = _rows(split)
         reference = sets[0] if sets else None
+        # As in the training of a network, which learns the click rate of all rows from those that were kept.
+        added = np.full(len(labels), split.log_odds_added) if split.log_odds_added else None
         sets.append(
             lightgbm.Dataset(
                 rows,
@@ -89,6 +91,7 @@ def train_tree(
                 reference,
                 feature_name=columns,
                 categorical_feature=categories,
+                init_score=added,
                 params=_PARAMETERS,
             ).construct()
         )
