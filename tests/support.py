@@ -189,6 +189,18 @@ def make_candidate(architecture: Architecture, loss: float | None = None, **valu
     return Candidate(architecture, metrics, loss, cost, **{"seconds": 0.25} | values)
 
 
+def fails_after(evaluated: list[Architecture], count: int) -> Callable[[Architecture], Candidate]:
+    """An evaluation that notes what it evaluated, and fails once that is so many architectures."""
+
+    def evaluate(architecture: Architecture) -> Candidate:
+        if len(evaluated) == count:
+            raise OSError("no machine left")
+        evaluated.append(architecture.canonical())
+        return make_candidate(architecture)
+
+    return evaluate
+
+
 def make_movielens(folder: Path, ratings: int = 300) -> Path:
     """Made-up files in the layout of MovieLens-100K."""
     rng = np.random.default_rng(0)

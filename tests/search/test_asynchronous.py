@@ -10,7 +10,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from support import SMALL_SPACE, forked, make_candidate
+from support import SMALL_SPACE, fails_after, forked, make_candidate
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.search.asynchronous import Litters, evolve_asynchronously
@@ -66,19 +66,10 @@ def test_one_worker_evaluates_each_network_once_and_its_log_repeats(tmp_path: Pa
 def test_a_search_that_failed_resumes_and_evaluates_nothing_twice(tmp_path: Path):
     evaluated: list[Architecture] = []
 
-    def fails_at(count: int):
-        def evaluate(architecture: Architecture) -> Candidate:
-            if len(evaluated) == count:
-                raise OSError("no machine left")
-            evaluated.append(architecture.canonical())
-            return make_candidate(architecture)
-
-        return evaluate
-
     for count in (5, 17, 31):
         with pytest.raises(OSError, match="no machine left"):
-            list(_search(_open(tmp_path / "journal"), fails_at(count)))
-    assert len(list(_search(_open(tmp_path / "journal"), fails_at(1000)))) == EVOLUTION.evaluations
+            list(_search(_open(tmp_path / "journal"), fails_after(evaluated, count)))
+    assert len(list(_search(_open(tmp_path / "journal"), fails_after(evaluated, 1000)))) == EVOLUTION.evaluations
     assert len(set(evaluated)) == len(evaluated) == EVOLUTION.evaluations
     _replayed(tmp_path / "journal")
 

@@ -296,13 +296,12 @@ def test_ranks_train_every_trial_together(data: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_budget_of_seconds_is_kept(data: Path, tmp_path: Path):
-    started = time.monotonic()
-    results = auto(data, tmp_path / "out", RaceConfig(budget="20s", quiet=True))
-    seconds = time.monotonic() - started
+    started = time.process_time()  # other work on the machine takes none of it
+    results = auto(data, tmp_path / "out", RaceConfig(budget="20s", clock="cpu", quiet=True))
+    seconds = time.process_time() - started
     assert results is not None and 14 < seconds < 22
     phases = [trial["trial"]["phase"] for trial in results["trials"]]
-    # On a busy machine the end of the budget may come before the finals.
-    assert {"recipes", "features", "architectures"} <= set(phases)
+    assert {"recipes", "features", "architectures", "finals"} <= set(phases)
 
 
 def test_another_race_in_the_same_folder_is_refused(data: Path, undisturbed):

@@ -16,7 +16,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
-from support import SMALL_SPACE, forked, make_candidate
+from support import SMALL_SPACE, fails_after, forked, make_candidate
 
 from nasrec_torchrec import SearchSpace
 from nasrec_torchrec.architecture import Architecture
@@ -112,21 +112,12 @@ def test_a_study_of_another_version_is_refused(tmp_path: Path):
 def test_a_search_that_failed_goes_on_where_it_was(tmp_path: Path):
     evaluated: list[Architecture] = []
 
-    def fails_at(count: int):
-        def evaluate(architecture: Architecture) -> Candidate:
-            if len(evaluated) == count:
-                raise OSError("no machine left")
-            evaluated.append(architecture.canonical())
-            return make_candidate(architecture)
-
-        return evaluate
-
     for count in (5, 12, 25):
         with pytest.raises(OSError, match="no machine left"):
-            list(search(open_study(tmp_path / "journal"), fails_at(count)))
+            list(search(open_study(tmp_path / "journal"), fails_after(evaluated, count)))
     study = open_study(tmp_path / "journal")
     assert len(study.candidates) == 25
-    assert list(search(study, fails_at(1000))) == _undisturbed()
+    assert list(search(study, fails_after(evaluated, 1000))) == _undisturbed()
     assert len(set(evaluated)) == len(evaluated) == EVOLUTION.evaluations == len(study.candidates)
 
 
