@@ -1,5 +1,7 @@
 """NASRecNet, the model that an architecture describes."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -27,10 +29,12 @@ class NASRecNet(nn.Module):
         interaction_dim: Width E of the tokens that the interaction part reads. By default, the common embedding
             dimension of the tables, or the largest one if they differ. Embeddings of another dimension are projected,
             see :class:`~nasrec_torchrec.modules.token_projection.TokenProjection`.
+        attention: For sequences of an ``EmbeddingCollection`` that are pooled by attention (DIN), the feature that is
+            the target of each, such as ``{"viewed_items": "item"}``. All others are pooled by their mean.
 
     Raises:
-        TypeError: If the collection is of an unsupported kind.
-        ValueError: If there is no such architecture, or an operator cannot use tokens of width E.
+        TypeError: If the collection is of an unsupported kind, or has no sequences to attend to.
+        ValueError: If there is no such architecture or feature, or an operator cannot use tokens of width E.
 
     Example:
         >>> from nasrec_torchrec import PUBLISHED
@@ -53,10 +57,11 @@ class NASRecNet(nn.Module):
         use_layernorm: bool = False,
         dense_device: torch.device | None = None,
         interaction_dim: int | None = None,
+        attention: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         check_dense_in_features(dense_in_features)
-        self.sparse_arch = SparseArch(embedding_bag_collection, interaction_dim)
+        self.sparse_arch = SparseArch(embedding_bag_collection, interaction_dim, attention, dense_device)
         sizes = dense_in_features, len(self.sparse_arch.feature_names), self.sparse_arch.embedding_dim
         self.interaction_arch = InteractionArch(
             architecture_named(architecture, *sizes),

@@ -1,7 +1,8 @@
 """SuperNet, the shared weights of all architectures of a search space."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +150,8 @@ class SuperNet(nn.Module):
         dense_device: Device of the interaction part; ``meta`` is allowed.
         interaction_dim: Width E of the tokens; see :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`. All
             architectures share the projections, too.
+        attention: The targets of sequences that are pooled by attention, which all architectures share; see
+            :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
 
     Raises:
         TypeError: If the collection is of an unsupported kind.
@@ -173,10 +176,11 @@ class SuperNet(nn.Module):
         use_layernorm: bool = True,
         dense_device: torch.device | None = None,
         interaction_dim: int | None = None,
+        attention: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         check_dense_in_features(dense_in_features)
-        self.sparse_arch = SparseArch(embedding_bag_collection, interaction_dim)
+        self.sparse_arch = SparseArch(embedding_bag_collection, interaction_dim, attention, dense_device)
         self.interaction_arch = SharedInteractionArch(
             search_space,
             dense_in_features,
@@ -209,7 +213,7 @@ class SuperNet(nn.Module):
         self.interaction_arch.set_architecture(architecture)
 
     def active_parameters(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        """Lists the parameters of the interaction part that the current subnet uses.
+        """Lists the parameters outside of the tables that the current subnet uses.
 
         Gradients arrive on the views. An optimizer over ``supernet.parameters()`` would see none of them, whereas
         :class:`~nasrec_torchrec.training.optimizers.ActiveSliceAdagrad` takes this method and updates the views.
@@ -217,7 +221,9 @@ class SuperNet(nn.Module):
         Returns:
             An iterator over pairs of a stored parameter and the current subnet's view of it.
         """
-        return self.interaction_arch.active_parameters()
+        pooling = self.sparse_arch.pooling
+        shared = [] if pooling is None else [(parameter, parameter) for parameter in pooling.parameters()]
+        return chain(self.interaction_arch.active_parameters(), shared)
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
         """Computes the logits of a batch with the current architecture.
@@ -251,6 +257,9 @@ class SuperNet(nn.Module):
             self.interaction_arch.use_layernorm,
             dense_device=next(self.interaction_arch.parameters()).device,
             interaction_dim=self.sparse_arch.embedding_dim,
+            attention=None if self.sparse_arch.pooling is None else self.sparse_arch.pooling.targets,
         )
+        if self.sparse_arch.pooling is not None and model.sparse_arch.pooling is not None:
+            model.sparse_arch.pooling.load_state_dict(self.sparse_arch.pooling.state_dict())
         model.interaction_arch.to(next(subnet.parameters()).dtype).load_state_dict(subnet.state_dict())
         return model

@@ -1,38 +1,43 @@
 """The embedding tables, whose pooled embeddings become tokens."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from nasrec_torchrec.modules.sequence_pooling import SequencePooling
 from nasrec_torchrec.modules.table_collection import describe_collection
-
-
-@fx.wrap
-def mean_of_sequences(embeddings: JaggedTensor) -> Tensor:
-    """Returns the mean ``(B, D)`` of each row's embeddings; that of a row without any is zero."""
-    return torch.segment_reduce(embeddings.values(), "mean", lengths=embeddings.lengths(), unsafe=True, initial=0)
 
 
 class SparseArch(nn.Module):
     """Looks up and pools each sparse feature, as the collection is configured.
 
-    The embeddings of a sequence, from an ``EmbeddingCollection``, are pooled by their mean.
+    The embeddings of a sequence, from an ``EmbeddingCollection``, are pooled by their mean or by attention.
 
     Args:
         embedding_bag_collection: The tables, see :func:`~nasrec_torchrec.modules.table_collection.describe_collection`.
             Features may be multi-hot or weighted.
         interaction_dim: Width E of the tokens that are to be made of the embeddings. By default, the common embedding
             dimension, or the largest one if they differ.
+        attention: For sequences, see :class:`~nasrec_torchrec.modules.sequence_pooling.SequencePooling`.
+        device: Device of the attention; ``meta`` is allowed.
 
     Raises:
-        TypeError: If the collection is of an unsupported kind.
-        ValueError: If the collection has no table, or the width is not a positive integer.
+        TypeError: If the collection is of an unsupported kind, or has no sequences to attend to.
+        ValueError: If the collection has no table, the width is not a positive integer, or a feature of the attention
+            is none of the collection's.
     """
 
-    def __init__(self, embedding_bag_collection: nn.Module, interaction_dim: int | None = None) -> None:
+    def __init__(
+        self,
+        embedding_bag_collection: nn.Module,
+        interaction_dim: int | None = None,
+        attention: Mapping[str, str] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
         collection = describe_collection(embedding_bag_collection)
         configs = collection.configs
@@ -48,7 +53,15 @@ class SparseArch(nn.Module):
         self.tables: tuple[tuple[str, int], ...] = ()
         if any(config.embedding_dim != self.embedding_dim for config in configs):
             self.tables = tuple((config.name, config.embedding_dim) for config, names in by_table for _ in names)
-        self._sequences, self._managed, self._longest = collection.sequences, collection.managed, collection.longest
+        if attention and not collection.sequences:
+            raise TypeError(
+                f"attention: expected an EmbeddingCollection, which looks up every id of a sequence, found a "
+                f"{type(embedding_bag_collection).__name__}"
+            )
+        self.pooling: SequencePooling | None = None
+        if collection.sequences:
+            self.pooling = SequencePooling(self.feature_names, configs, attention or {}, device)
+        self._managed, self._longest = collection.managed, collection.longest
         self._limits = dict.fromkeys(self.feature_names, torch.iinfo(torch.int64).max) | dict(collection.limits)
 
     @property
@@ -72,8 +85,8 @@ class SparseArch(nn.Module):
         if self._managed:
             found = found[0]
         # By name: the order of the columns depends on the sharding plan.
-        if self._sequences:
-            pooled = [mean_of_sequences(found[name]) for name in self.feature_names]
+        if self.pooling is not None:
+            pooled = self.pooling(found)
         else:
             by_name = found.to_dict()
             pooled = [by_name[name] for name in self.feature_names]

@@ -91,6 +91,7 @@ def _dynamic() -> ManagedCollisionEmbeddingBagCollection:
     return with_dynamic_ids(EmbeddingBagCollection(tables=tables), {"t0": DynamicIds(512)})
 
 
+ATTENTION = {"f2": "f0", "f3": "f0"}
 COLLECTIONS = {
     "mixed": _mixed,
     "weighted": lambda: _mixed(is_weighted=True),
@@ -98,7 +99,13 @@ COLLECTIONS = {
     "managed": _managed,
     "dynamic": _dynamic,
     "sequences": _sequences,
+    "attention": _sequences,
 }
+
+
+def _model(kind: str) -> NASRecNet:
+    attention = ATTENTION if kind == "attention" else None
+    return NASRecNet(COLLECTIONS[kind](), 3, ARCHITECTURE, interaction_dim=16, attention=attention)
 
 
 def _batch(kind: str, rows: int, seed: int = 0) -> tuple[torch.Tensor, KeyedJaggedTensor]:
@@ -141,7 +148,8 @@ def test_without_a_width_no_embedding_is_narrowed():
 
 @pytest.mark.parametrize("kind", COLLECTIONS)
 def test_every_weight_of_every_collection_learns(kind: str):
-    model = NASRecNet(COLLECTIONS[kind](), 3, "criteo-small", interaction_dim=16)
+    attention = ATTENTION if kind == "attention" else None
+    model = NASRecNet(COLLECTIONS[kind](), 3, "criteo-small", interaction_dim=16, attention=attention)
     model(*_batch(kind, 32)).square().sum().backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not [name for name in without if "sparse_arch" in name or "projection" in name]
@@ -244,6 +252,54 @@ def test_sequences_are_pooled_by_their_mean():
     torch.testing.assert_close(model(dense, kjt), expected(dense, kjt))
 
 
+def test_a_sequence_is_pooled_by_attention_against_its_target():
+    model = _model("attention")
+    _, kjt = _batch("attention", 8)
+    tables = model.sparse_arch.embedding_bag_collection.embeddings
+    for feature, table, unit in (("f2", "t2", "unit_0"), ("f3", "t3", "unit_1")):
+        attention = model.sparse_arch.pooling.get_submodule(unit)
+        for row, token in enumerate(model.sparse_arch(kjt)[:, FEATURES.index(feature)]):
+            sequence, targets = (
+                tables[name].weight[kjt[key].values()[kjt[key].offsets()[row] : kjt[key].offsets()[row + 1]]]
+                for name, key in ((table, feature), ("t0", "f0"))
+            )
+            target = targets.mean(0) if len(targets) else torch.zeros(16)
+            expected = torch.zeros(16)
+            for one in sequence:
+                hidden = torch.relu(attention.hidden(torch.cat([one, target, one - target, one * target])))
+                expected = expected + attention.score(hidden) * one
+            torch.testing.assert_close(token, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_supernet_trains_its_attention():
+    supernet = SuperNet(_sequences(), 3, SMALL_SPACE, attention=ATTENTION)
+    optimizer = ActiveSliceAdagrad(
+        [*supernet.interaction_arch.parameters(), *supernet.sparse_arch.pooling.parameters()],
+        supernet.active_parameters,
+        lr=0.1,
+    )
+    dense, kjt = _batch("attention", 8)
+    before = {name: value.clone() for name, value in supernet.sparse_arch.pooling.state_dict().items()}
+    supernet(dense, kjt).square().sum().backward()
+    optimizer.step()
+    assert not any(
+        torch.equal(value, before[name]) for name, value in supernet.sparse_arch.pooling.state_dict().items()
+    )
+    torch.testing.assert_close(supernet.extract(supernet.architecture)(dense, kjt), supernet(dense, kjt))
+
+
+@pytest.mark.parametrize(
+    ("collection", "attention", "kind", "message"),
+    [
+        (_mixed, ATTENTION, TypeError, "expected an EmbeddingCollection, .*, found a EmbeddingBagCollection"),
+        (_sequences, {"f2": "f9"}, ValueError, "expected some of the features .*, found 'f9'"),
+    ],
+)
+def test_attention_that_is_impossible(collection: Any, attention: dict, kind: type[Exception], message: str):
+    with pytest.raises(kind, match=message):
+        NASRecNet(collection(), 3, ARCHITECTURE, attention=attention)
+
+
 def test_a_managed_collection_takes_any_id_and_maps_it_the_same_way_again():
     model = NASRecNet(_managed(), 3, ARCHITECTURE, interaction_dim=16)
     dense, kjt = _batch("managed", 8)
@@ -305,8 +361,8 @@ def _train(kind: str) -> list[float]:
     TorchRec's sharder of managed collisions has no sharding type for the CPU.
     """
     torch.manual_seed(0)
-    device, collection = torch.device("cpu"), COLLECTIONS[kind]()
-    model = DLRMTrain(NASRecNet(collection, 3, ARCHITECTURE, interaction_dim=16))
+    device, model = torch.device("cpu"), DLRMTrain(_model(kind))
+    collection = model.model.sparse_arch.embedding_bag_collection
     tables = [parameter for name, parameter in collection.named_parameters() if "position" not in name]
     apply_optimizer_in_backward(torch.optim.Adagrad, tables, {"lr": 0.02})
     sharders = table_sharders() if kind in ("managed", "dynamic") else None
