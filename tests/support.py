@@ -6,6 +6,7 @@ Importing torch takes six seconds, so that a test should start no new interprete
 - :func:`run_process` runs one in a forked process: for other variables, another folder, or state that must not leak.
 - :func:`run_ranks` runs a function on gloo ranks, each a forked process.
 - :func:`forked` is the context behind these two, for processes of a test's own.
+- :func:`launch` starts a script with ``torchrun``, in new interpreters: for slow tests of examples.
 - :func:`component_program` says what a torchx component would start, to give it to :func:`run_program`.
 
 A real ``torchrun``, ``torchx`` or server is a subprocess: for tests that kill ranks or look at a launcher.
@@ -16,6 +17,7 @@ import math
 import os
 import runpy
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -295,6 +297,20 @@ def _run_process(words: tuple[object, ...], folder: Path, environment: dict[str,
     os.chdir(folder)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     return run_program(*words)
+
+
+def launch(script: str, ranks: int, *words: object) -> str:
+    """What a script printed that ``torchrun`` starts on several ranks."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), script]
+    result = subprocess.run(
+        [*launcher, *map(str, words)],
+        cwd=Path(__file__).resolve().parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
 def component_program(name: str, words: Sequence[str]) -> list[str]:
