@@ -1,12 +1,13 @@
 """A TorchRec pipeline as teams have it, whose model is a NASRecNet: from two ranks to a package.
 
     torchrun --nproc-per-node 2 examples/pipeline.py train --out build/pipeline      # two ranks
-    torchrun --nproc-per-node 4 examples/pipeline.py resume --out build/pipeline     # four go on, or one:
+    torchrun --nproc-per-node 4 examples/pipeline.py resume --out build/pipeline     # four resume, or one:
     python examples/pipeline.py resume --out build/pipeline
     python examples/pipeline.py package --out build/pipeline                         # quantize and export
 
 Tables have 8, 16, 32 and 64 columns. Two features share a table, ids of ``word`` are weighted, ``tags`` are averaged,
-and the ids of ``user`` and ``author`` are not known beforehand (ZCH). One line is not TorchRec's: that of the model.
+and the ids of ``user`` and ``author`` are not known beforehand (ZCH). What is not TorchRec's is the line of the model,
+the map of those ids, and the sharders, without which no such map can be sharded on the CPU.
 """
 
 import argparse

@@ -83,7 +83,6 @@ def test_a_candidate_is_fine_tuned_to_the_click_rate_of_all_rows(data: Path, one
 
 
 def test_a_tree_predicts_the_click_rate_of_all_rows(data: Path, tmp_path: Path):
-    pytest.importorskip("lightgbm")
     train_tree(data, open_split(data, "train").schema, tmp_path, None)
     assert_calibrated(measure_tree(tmp_path, open_split(data, "test")))
 
