@@ -27,6 +27,8 @@ GROUP = 65_536
 class GeneratedRows:
     """Rows with random features and labels, which are read like those of a prepared split."""
 
+    log_odds_added = 0.0
+
     def __init__(self, schema: Schema, count: int) -> None:
         self.schema = schema
         self.groups = tuple((0, first, min(GROUP, count - first)) for first in range(0, count, GROUP))
