@@ -220,6 +220,11 @@ def make_movielens(folder: Path, ratings: int = 300) -> Path:
     return folder
 
 
+def dictionary_words(folder: Path, table: str) -> list[str]:
+    """The words of a prepared data set's dictionary, in the order of their ids."""
+    return pq.read_table(folder / "dictionaries" / f"{table}.parquet")["word"].to_pylist()
+
+
 def prepare_clicks(folder: Path) -> Path:
     """A prepared data set of random rows."""
     schema, raw = make_schema(), folder.with_name("raw")
