@@ -22,7 +22,6 @@ from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFe
 from nasrec_torchrec.datasets.quality import NO_ROW, Quality
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.values import Rejects
-from nasrec_torchrec.id_space import ID_SPACE
 
 _HEX = re.compile(r"-?[0-9a-fA-F]+")
 
@@ -314,17 +313,11 @@ def _ids(feature: SparseFeature, scoring: bool, flat: pa.Array, refused: Rejects
             text = values.without_empty(values.text(flat, refused))
         if feature.ids == "dictionary":
             return text
-    assert feature.num_embeddings is not None
-    modulus, last = feature.num_embeddings - 1, feature.num_embeddings - 1
-    kind = pa.int32() if feature.num_embeddings < 2**31 else pa.int64()
+    modulus = last = feature.id_limit - 1
+    kind = pa.int32() if feature.id_limit < 2**31 else pa.int64()
     match feature.ids:
-        case "hash":
+        case "hash" | "dynamic":
             ids = values.per_distinct(text, lambda word: hash_text(word.encode()) % modulus + 1, kind, refused, "text")
-        case "dynamic":
-            modulus = ID_SPACE - 1
-            ids = values.per_distinct(
-                text, lambda word: hash_text(word.encode()) % modulus + 1, pa.int64(), refused, "text"
-            )
         case "hex":
             ids = _hexadecimal(flat, modulus, kind, refused)
         case "modulo":
