@@ -43,7 +43,7 @@ from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation, winner
 from nasrec_torchrec.search.race.ranks import follow, tell
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
-from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, fit_finally, train_trial
+from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, check_final_fit, fit_finally, train_trial
 from nasrec_torchrec.search.race.tree import read_tree, train_tree, trees_are_installed
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.workers import Worker
@@ -141,11 +141,8 @@ class _Race:
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
         if not all(self.rows.values()):
             raise ValueError(f"{data}: expected rows to train and to validate on, found {self.rows}")
-        if config.final_fit and (kept := open_split(data, "train").keep_negatives) < 1:
-            raise ValueError(
-                f"final_fit: {data} has {kept:g} of its training rows without a click (keep_negatives), but all those "
-                "of validation, so the two cannot be trained on together"
-            )
+        if config.final_fit:
+            check_final_fit(self.data)
         self.trees = trees_are_installed() if config.trees is None else config.trees
         if self.trees and not trees_are_installed():
             raise ValueError("trees: LightGBM is not installed; install nasrec-torchrec[trees], or choose false")

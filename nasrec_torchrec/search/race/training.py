@@ -109,6 +109,19 @@ def train_trial(
     return trainer.progress.best_blocks
 
 
+def check_final_fit(data: RaceData) -> None:
+    """Checks that a trial can be trained on the rows of the training and the validation split together.
+
+    Raises:
+        ValueError: If only one of them has all rows without a click.
+    """
+    train, validation = (open_split(data.folders[0], split) for split in ("train", "validation"))
+    try:
+        train.followed_by(validation)
+    except ValueError as error:
+        raise ValueError(f"final_fit: {error}") from None
+
+
 def fit_finally(trial: Trial, epochs: int, data: RaceData, run_dir: Path, device: torch.device) -> None:
     """Trains a trial again, on the rows of the training and the validation split together; collective.
 
