@@ -11,6 +11,7 @@ from nasrec_torchrec.id_space import ID_SPACE, UNKNOWN_ROW
 from nasrec_torchrec.inference.tables import Tables
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.modules.dynamic_ids import DynamicIds, KnownIds
+from nasrec_torchrec.modules.table_collection import parts_of
 
 
 class IdMap(nn.Module):
@@ -46,7 +47,7 @@ class IdMap(nn.Module):
             tables: Its tables in the form for serving.
         """
         places = {config.name: place for place, config in enumerate(tables.configs)}
-        found = {name.rpartition(".")[2]: part for name, part in model.named_modules() if isinstance(part, DynamicIds)}
+        found = parts_of(model, DynamicIds)
         if not found:
             return None
         features = [

@@ -21,7 +21,7 @@ from nasrec_torchrec.models.baselines import FlatModel
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.modules.sparse_arch import SparseArch
-from nasrec_torchrec.modules.table_collection import bags_of
+from nasrec_torchrec.modules.table_collection import bags_of, parts_of
 
 
 class ScoringModel(nn.Module):
@@ -174,14 +174,12 @@ def _position_weights(model: ClickModel, features: Sequence[str]) -> Tensor | No
     collection = model.sparse_arch.embedding_bag_collection
     if not isinstance(collection, FeatureProcessedEmbeddingBagCollection):
         return None
-    found: dict[str, Tensor] = {}
     processors = collection.split()[0]
     if isinstance(processors, PositionWeightedModuleCollection):
         found = {key: weight.detach() for key, weight in processors.position_weights.items()}
     else:
-        for path, module in processors.named_modules():
-            if isinstance(module, PositionWeightedModule):
-                found[path.rpartition(".")[2]] = module.position_weight.detach()
+        parts = parts_of(processors, PositionWeightedModule)
+        found = {name: part.position_weight.detach() for name, part in parts.items()}
     if missing := [name for name in features if name not in found]:
         raise TypeError(
             f"feature processors: only position weights of all features can be exported; {type(processors).__name__} "

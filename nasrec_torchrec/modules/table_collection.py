@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import nn
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
@@ -28,6 +29,7 @@ SUPPORTED = (
 _PROCESSED = FeatureProcessedEmbeddingBagCollection, ShardedFeatureProcessedEmbeddingBagCollection
 _MANAGED = ManagedCollisionEmbeddingBagCollection, ShardedManagedCollisionEmbeddingBagCollection
 _SEQUENCES = EmbeddingCollection, ShardedEmbeddingCollection
+Part = TypeVar("Part", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ def bags_of(collection: nn.Module) -> EmbeddingBagCollection:
     return found[0]
 
 
+def parts_of(module: nn.Module, kind: type[Part]) -> dict[str, Part]:
+    """Returns the submodules of a kind by their own names, which are those of their tables or features."""
+    return {path.rpartition(".")[2]: part for path, part in module.named_modules() if isinstance(part, kind)}
+
+
 def _configs(module: nn.Module) -> list[BaseEmbeddingConfig] | None:
     for method in ("embedding_bag_configs", "embedding_configs"):
         if callable(configs := getattr(module, method, None)):
@@ -108,11 +115,7 @@ def _configs(module: nn.Module) -> list[BaseEmbeddingConfig] | None:
 
 def _limits(collection: nn.Module, configs: Iterable[BaseEmbeddingConfig], managed: bool) -> dict[str, int]:
     limits: dict[str, int] = {}
-    modules = {
-        path.rpartition(".")[2]: module
-        for path, module in collection.named_modules()
-        if isinstance(module, ManagedCollisionModule)
-    }
+    modules = parts_of(collection, ManagedCollisionModule)
     for config in configs:
         ids = modules.get(config.name)
         rows = ID_SPACE if isinstance(ids, DynamicIds) else config.num_embeddings

@@ -21,7 +21,7 @@ from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.stored import load_model, recorded_data
 from nasrec_torchrec.modules.dynamic_ids import DynamicIds
 from nasrec_torchrec.modules.linear import MultiSourceLinear
-from nasrec_torchrec.modules.table_collection import bags_of
+from nasrec_torchrec.modules.table_collection import bags_of, parts_of
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import read_text
 from nasrec_torchrec.runs.fingerprint import digest
@@ -72,7 +72,7 @@ class WarmStart:
         tables, earlier_tables = (
             bags_of(one.sparse_arch.embedding_bag_collection).embedding_bags for one in (model, earlier)
         )
-        ids, earlier_ids = (_id_maps(one) for one in (model, earlier))
+        ids, earlier_ids = (parts_of(one, DynamicIds) for one in (model, earlier))
         renumbered: set[str] = set()
         # A cross is made of the ids of other features, so that it comes after them.
         for table, features in sorted(mine.items(), key=lambda item: bool(item[1][0].cross)):
@@ -183,11 +183,6 @@ def _inputs(description: ModelDescription) -> tuple[list[str], list[str]]:
     schema = description.schema
     tokens = [feature.name for features in schema.features_by_table().values() for feature in features]
     return [feature.name for feature in schema.dense], tokens
-
-
-def _id_maps(model: ClickModel) -> dict[str, DynamicIds]:
-    """Returns the maps of ids that are not known beforehand, by table."""
-    return {name.rpartition(".")[2]: part for name, part in model.named_modules() if isinstance(part, DynamicIds)}
 
 
 def _is_table(name: str) -> bool:
