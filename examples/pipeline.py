@@ -10,34 +10,22 @@ and the ids of ``user`` and ``author`` are not known beforehand (ZCH). What is n
 the map of those ids, and the sharders, without which no such map can be sharded on the CPU.
 """
 
-import argparse
-import copy
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from stages import Example, main
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
-from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist
-from torchrec.inference.modules import quantize_inference_model
-from torchrec.models.dlrm import DLRMTrain
-from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.distributed import DistributedModelParallel
 
 from nasrec_torchrec import NASRecNet
-from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
-from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.distributed.sharding import table_sharders
 from nasrec_torchrec.id_space import ID_SPACE
-from nasrec_torchrec.inference.exporting import export
-from nasrec_torchrec.inference.predictor import Request
 from nasrec_torchrec.modules.dynamic_ids import DynamicIds, with_dynamic_ids
 
-DENSE, ROWS, DYNAMIC, LEARNING_RATE = 4, 1_000, "user", 0.005
+DENSE, ROWS, DYNAMIC = 4, 1_000, "user"
 TABLES = {"user": (16, ["user", "author"]), "word": (32, ["word"]), "tags": (64, ["tags"]), "day": (8, ["day"])}
 FEATURES = [feature for _, features in TABLES.values() for feature in features]
 
@@ -79,89 +67,32 @@ def make_batches(seed: int, steps: int, rows: int = 128) -> Iterator[Batch]:
         yield Batch(dense, KeyedJaggedTensor(FEATURES, torch.cat(ids), torch.cat(weights), lengths.flatten()), labels)
 
 
-def train(checkpoint: Path, resume: bool, steps: int) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29536"}.items():
-        os.environ.setdefault(name, value)
-    dist.init_process_group("gloo")
-    torch.manual_seed(0)
-    device = torch.device("cpu")
-    model = make_model(device)
-    tables = [weight for name, weight in model.sparse_arch.named_parameters() if "embedding_bags" in name]
-    apply_optimizer_in_backward(torch.optim.Adagrad, tables, {"lr": LEARNING_RATE, "eps": 1e-2})
-    dmp = DistributedModelParallel(DLRMTrain(model), device=device, sharders=table_sharders())
-    dense = KeyedOptimizerWrapper(
-        dict(in_backward_optimizer_filter(dmp.named_parameters())),
-        lambda p: torch.optim.Adagrad(p, lr=LEARNING_RATE, eps=1e-2),
-    )
-    optimizer = CombinedOptimizer([dmp.fused_optimizer, dense])
-    state = {"model": dmp.state_dict(), "optimizer": optimizer.state_dict()}
-    if resume:
-        dcp.load(state, checkpoint_id=checkpoint)
-        dmp.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    pipeline = TrainPipelineSparseDist(dmp, optimizer, device, execute_all_batches=True)
-    batches = make_batches(100 * resume + dist.get_rank(), steps)
-    losses = [float(pipeline.progress(batches)[0]) for _ in range(steps)]
+def describe(dmp: DistributedModelParallel) -> str:
     ids = next(module for module in dmp.modules() if isinstance(module, DynamicIds))
     counts = torch.tensor([*ids.counts().values()])
     dist.all_reduce(counts)
-    if dist.get_rank() == 0:
-        what = "resumed" if resume else "trained"
-        print(
-            f"{what} on {dist.get_world_size()} ranks: loss {losses[0]:.4f} to {losses[-1]:.4f}, {int(counts[0])} of "
-            f"{rows_of(DYNAMIC)} rows in use, {int(counts[1])} evictions",
-            flush=True,
+    return f", {int(counts[0])} of {rows_of(DYNAMIC)} rows in use, {int(counts[1])} evictions"
+
+
+EXAMPLE = Example(
+    make_model,
+    make_batches,
+    DENSE,
+    tuple(
+        SparseFeature(
+            *(feature, rows_of(table), "dynamic" if table == DYNAMIC else "id"),
+            multi_hot=True,
+            weighted=True,
+            table=table,
+            embedding_dim=dim,
         )
-    dcp.save({"model": dmp.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint_id=checkpoint)
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def package(checkpoint: Path, folder: Path) -> None:
-    wrapped = DLRMTrain(make_model(torch.device("cpu")))
-    state = {"model": wrapped.state_dict()}
-    dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
-    wrapped.load_state_dict(state["model"])
-    model = wrapped.model.eval()
-    (batch,) = make_batches(7, 1)
-    sparse = batch.sparse_features
-    with torch.no_grad():
-        expected = model(batch.dense_features, sparse).flatten()
-        quantized = quantize_inference_model(copy.deepcopy(model))(batch.dense_features, sparse).flatten()
-    largest = expected.abs().max()
-    print(f"quantized tables: logits up to {largest:.2f} differ by {(quantized - expected).abs().max():.1e}")
-    schema = Schema(
-        "click",
-        tuple(DenseFeature(f"d{number}") for number in range(DENSE)),
-        tuple(
-            SparseFeature(
-                *(feature, rows_of(table), "dynamic" if table == DYNAMIC else "id"),
-                multi_hot=True,
-                weighted=True,
-                table=table,
-                embedding_dim=dim,
-            )
-            for table, (dim, features) in TABLES.items()
-            for feature in features
-        ),
-    )
-    predictor = export(model, schema, folder)
-    request = Request(sparse.values(), sparse.lengths().view(len(FEATURES), -1), batch.dense_features, sparse.weights())
-    print(f"package: logits differ by {(predictor.logits(request) - expected).abs().max():.1e}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "resume", "package"))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=20)
-    arguments = parser.parse_args()
-    checkpoint = arguments.out / "checkpoint"
-    if arguments.what == "package":
-        package(checkpoint, arguments.out / "package")
-    else:
-        train(checkpoint, arguments.what == "resume", arguments.steps)
-
+        for table, (dim, features) in TABLES.items()
+        for feature in features
+    ),
+    learning_rate=0.005,
+    sharders=table_sharders(),
+    report=describe,
+)
 
 if __name__ == "__main__":
-    main()
+    main(EXAMPLE, __doc__)

@@ -107,7 +107,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 def _file_of(module: str) -> Path | None:
     path = Path(*module.split("."))
-    for base in ("", "tests", "benchmarks", "docs"):
+    for base in ("", "tests", "benchmarks", "examples", "docs"):
         for file in (Path(base) / path.with_suffix(".py"), Path(base) / path / "__init__.py"):
             if (ROOT / file).exists():
                 return file

@@ -6,6 +6,7 @@ Importing torch takes six seconds, so that a test should start no new interprete
 - :func:`run_process` runs one in a forked process: for other variables, another folder, or state that must not leak.
 - :func:`run_ranks` runs a function on gloo ranks, each a forked process.
 - :func:`forked` is the context behind these two, for processes of a test's own.
+- :func:`run_script` runs a script like this, and returns what it printed.
 - :func:`launch` starts a script with ``torchrun``, in new interpreters: for slow tests of examples.
 - :func:`component_program` says what a torchx component would start, to give it to :func:`run_program`.
 
@@ -302,6 +303,13 @@ def _run_process(words: tuple[object, ...], folder: Path, environment: dict[str,
     os.chdir(folder)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     return run_program(*words)
+
+
+def run_script(script: str, *words: object) -> str:
+    """What a script of this repository printed that runs in a process of its own."""
+    done = run_process(script, *words, folder=Path(__file__).resolve().parents[1], environment={})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def launch(script: str, ranks: int, *words: object) -> str:
