@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import dictionary_words
 
@@ -145,6 +145,14 @@ def _check(schema: Schema, kept: list[list[Any]], raw: RawData, folder: Path) ->
 
 
 @settings(max_examples=150)
+@example(
+    table=(
+        Schema("y", (), (SparseFeature("s", 97, "hash"),)),
+        [[(b"0", 0), _worded(b"a")], [(b"0", 0), _worded(b"\n\r\r\n")]],
+    ),
+    delimiter=",",
+    quoting=csv.QUOTE_MINIMAL,
+)
 @given(_tables(), st.sampled_from([",", "\t", ";", "|"]), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 def test_any_text_is_read_exactly_or_rejected_row_by_row(tmp_path_factory, table, delimiter, quoting):
     schema, rows = table
@@ -161,8 +169,9 @@ def test_any_text_is_read_exactly_or_rejected_row_by_row(tmp_path_factory, table
         if whole and all(meant is not _REFUSED for _, meant in cells):
             kept.append([meant for _, meant in cells])
         else:
-            # An empty line is no row, also inside of a value that goes over several lines.
-            refused += [line + index for index, part in enumerate(text.split(b"\n")[:-1]) if part.strip(b" ")]
+            # An empty line is no row, also inside of a value that goes over several lines, and however it ends.
+            parts = [part.removesuffix(b"\r") for part in text.split(b"\n")[:-1]]
+            refused += [line + index for index, part in enumerate(parts) if part.strip(b" ")]
         line += text.count(b"\n")
         lines.append(text)
     header = delimiter.join(schema.columns).encode() + b"\n"
