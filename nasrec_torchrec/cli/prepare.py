@@ -13,11 +13,14 @@ from nasrec_torchrec.datasets import jobs
 
 if TYPE_CHECKING:
     from nasrec_torchrec.datasets.proposal import Proposal
+    from nasrec_torchrec.datasets.statistics import Statistics
 
 _RESUME = "run the same command again to resume after the last finished piece"
 
 
-def describe(folder: Path, /, split: str = "train", top: int = 5, picture: Path | None = None) -> str:
+def describe(
+    folder: Path, /, split: str = "train", top: int = 5, picture: Path | None = None
+) -> "tuple[Statistics, Path]":
     """Checks a prepared data set against its checksums and prints what is in it, with a picture.
 
     Args:
@@ -26,8 +29,11 @@ def describe(folder: Path, /, split: str = "train", top: int = 5, picture: Path 
         top: number of the most frequent values to print of each feature.
         picture: PNG file to write; if unset, statistics.png in the folder.
     """
-    text, file = jobs.describe(folder, split, top, picture)
-    return f"{text}\npicture: {file}"
+    return jobs.describe(folder, split, top, picture)
+
+
+def _statistics_document(found: "tuple[Statistics, Path]") -> dict[str, Any]:
+    return found[0].to_json() | {"picture": str(found[1])}
 
 
 @dataclass(frozen=True)
@@ -92,5 +98,10 @@ PROGRAMS = {
     "kdd2012": _preparation(jobs.prepare_kdd2012, "kdd2012 --source FOLDER --out DATA"),
     "frappe": _preparation(jobs.prepare_frappe, "frappe --source FOLDER --out DATA"),
     "movielens100k": _preparation(jobs.prepare_movielens100k, "movielens100k --out DATA"),
-    "describe": Program(describe, "nasrec prepare describe DATA", show=str),
+    "describe": Program(
+        describe,
+        "nasrec prepare describe DATA",
+        show=lambda found: f"{found[0]}\npicture: {found[1]}",
+        document=_statistics_document,
+    ),
 }

@@ -11,7 +11,8 @@ import sys
 import textwrap
 import warnings
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -110,7 +111,8 @@ class Program:
         as_document = self.document is not None and values.pop(_JSON.name)
         quiet_libraries()
         try:
-            result = self._call(flags, values, parser.dump(parsed), shlex.join([*name.split(), *words]))
+            with _prints_on_standard_error() if as_document else nullcontext():
+                result = self._call(flags, values, parser.dump(parsed), shlex.join([*name.split(), *words]))
             show = self._as_document if as_document else self.show
             if result is not None and show is not None:
                 print(show(result), flush=True)
@@ -203,6 +205,20 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def as_json(result: Any) -> str:
     """The text that programs print whose result other programs read."""
     return json_text(result)
+
+
+@contextmanager
+def _prints_on_standard_error() -> Iterator[None]:
+    """Sends what a job, its libraries and its processes print to standard error: the other is for the result."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def quiet_libraries() -> None:

@@ -13,6 +13,7 @@ from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, Spli
 if TYPE_CHECKING:
     from nasrec_torchrec.datasets.preparation import RawData
     from nasrec_torchrec.datasets.proposal import Proposal
+    from nasrec_torchrec.datasets.statistics import Statistics
 
 _DEFAULT_CONFIG = PreparationConfig()
 _NO_SPLIT = SplitFlags()
@@ -255,7 +256,7 @@ def prepare_movielens100k(
 
 def describe(
     folder: Path | str, /, split: str = "train", top: int = 5, picture: Path | str | None = None
-) -> tuple[str, Path]:
+) -> "tuple[Statistics, Path]":
     """Checks a prepared data set against its checksums and measures what is in it.
 
     Args:
@@ -265,7 +266,7 @@ def describe(
         picture: PNG file to write; if unset, statistics.png in the folder.
 
     Returns:
-        A table as text, and the file with the picture.
+        What was measured, which prints as tables, and the file with the picture.
 
     Raises:
         ValueError: If the data set is incomplete or differs from its checksums.
@@ -276,7 +277,7 @@ def describe(
 
     folder = to_path(folder)
     measured = measure(folder, split, top)
-    return measured.text(), measured.draw(folder / PICTURE if picture is None else to_path(picture))
+    return measured, measured.draw(folder / PICTURE if picture is None else to_path(picture))
 
 
 def _prepare(raw: "RawData", out: Path | str, config: PreparationConfig) -> dict[str, Any]:

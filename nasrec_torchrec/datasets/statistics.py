@@ -1,7 +1,7 @@
 """Statistics of a prepared data set, as text and as a figure."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Statistics:
         sparse: statistics of the categorical features.
         table_bytes: bytes of the float32 weights of each embedding table, the largest first.
         rejected: number of raw rows that could not be read.
+        keep_negatives: share of the training rows without a click that preparation kept.
+        left_out: number of training rows that it did not keep.
     """
 
     splits: Mapping[str, tuple[int, float]]
@@ -62,12 +64,40 @@ class Statistics:
     sparse: tuple[Column, ...]
     table_bytes: Mapping[str, int]
     rejected: int
+    keep_negatives: float = 1.0
+    left_out: int = 0
 
-    def text(self) -> str:
-        """Formats the statistics for a terminal."""
+    def to_json(self) -> dict[str, Any]:
+        """Returns the statistics as JSON values, for programs."""
+        return {
+            "splits": {name: {"rows": rows, "click_rate": rate} for name, (rows, rate) in self.splits.items()},
+            "rejected": self.rejected,
+            "keep_negatives": self.keep_negatives,
+            "left_out": self.left_out,
+            "split": self.split,
+            "dense": {
+                name: dict(zip(("mean", "deviation", "minimum", "maximum", "zeros"), found, strict=True))
+                for name, found in self.dense.items()
+            },
+            "sparse": [
+                asdict(column) | {"top": [{"value": word, "share": share} for word, share in column.top]}
+                for column in self.sparse
+            ],
+            "table_bytes": dict(self.table_bytes),
+        }
+
+    def __str__(self) -> str:
         lines = [f"{'split':<12}{'rows':>14}{'clicks':>9}"]
         lines += [f"{name:<12}{rows:>14,}{rate:>9.2%}" for name, (rows, rate) in self.splits.items()]
-        lines += [f"rejected rows: {self.rejected:,}", ""]
+        lines.append(f"rejected rows: {self.rejected:,}")
+        if self.keep_negatives < 1:
+            whole = self.splits["train"][0] + self.left_out
+            clicks = self.splits["train"][0] * self.splits["train"][1]
+            lines.append(
+                f"left out by --keep-negatives {self.keep_negatives:g}: {self.left_out:,} training rows without a "
+                f"click; of all {whole:,}, {clicks / max(1, whole):.2%} are clicks, which is what models predict"
+            )
+        lines.append("")
         width = max(len(name) for name in [*self.dense, *(column.name for column in self.sparse)]) + 2
         if self.dense:
             lines.append(
@@ -175,6 +205,8 @@ def measure(folder: Path, split: str = "train", top: int = 5) -> Statistics:
         tuple(sparse),
         dict(sorted(sizes.items(), key=lambda item: -item[1])),
         manifest["rejected"],
+        float(manifest.get("split", {}).get("keep_negatives", 1.0)),
+        manifest.get("left_out", 0),
     )
 
 

@@ -120,6 +120,8 @@ def publish(
         "splits": described,
         "quality": {split: quality.to_json() for split, quality in qualities.items()},
     }
+    if job.split.keep_negatives < 1:
+        manifest["left_out"] = sum(part.rows for part in parts) - late - manifest["rows"]
     write_text(data / MANIFEST, json.dumps(manifest, indent=2))
     put_in_place(data, job.out, MANIFEST, make_way=lambda: _set_aside(job.out, data, work / "replaced"))
     job.out.with_name(f"{job.out.name}.{REJECTS}").unlink(missing_ok=True)

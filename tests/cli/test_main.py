@@ -63,3 +63,5 @@ def test_a_wrong_name_is_answered_with_the_nearest(words: list[str], message: st
 def test_doctor_ends_well_where_the_stack_belongs_together():
     done = run_program("nasrec", "doctor")
     assert done.returncode == 0 and "torchrec" in done.stdout
+    found = json.loads(run_program("nasrec", "doctor", "--json").stdout)
+    assert found["problems"] == [] and found["versions"]["torchrec"]

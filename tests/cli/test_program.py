@@ -1,11 +1,19 @@
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nasrec_torchrec.cli.program import INTERRUPTED, Program
+from nasrec_torchrec.cli.export import PROGRAM as EXPORT
+from nasrec_torchrec.cli.main import JOBS, programs_of
+from nasrec_torchrec.cli.program import INTERRUPTED, Program, as_json
+from nasrec_torchrec.inference.exporting import Drift
+from nasrec_torchrec.inference.jobs import ExportedPackage
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +65,33 @@ def test_the_default_of_a_flag_may_be_a_path(capsys: pytest.CaptureFixture[str])
 
     Program(show, needs_torch=False, show=str).main("show", [])
     assert capsys.readouterr().out.strip() == f"{Path('a/b')!r} {(Path('c'),)!r}"
+
+
+def test_every_program_that_prints_a_result_prints_it_as_json_too():
+    for job in JOBS:
+        for program in programs_of(job).values():
+            own = any(flag.name == "json" for flag in program.flags)
+            assert program.show is None or program.document is not None or own, program.function
+
+
+def test_with_json_nothing_but_the_result_is_on_standard_output(capfd: pytest.CaptureFixture[str]):
+    def talk() -> dict[str, float]:
+        """Says something before it returns."""
+        print("from Python")
+        subprocess.run([sys.executable, "-c", "print('from a process')"], check=True)
+        return {"loss": float("nan")}
+
+    program = Program(talk, needs_torch=False, show=str, document=lambda found: found)
+    program.main("talk", ["--json"])
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"loss": None} and err.split("\n")[:2] == ["from Python", "from a process"]
+    program.main("talk", [])
+    assert capfd.readouterr().out.startswith("from")
+
+
+def test_an_export_is_a_json_object():
+    metrics = ClickMetrics(None, 0.5, None, 10)
+    package = ExportedPackage(Path("a/b"), 7, ("torch",), Drift(metrics, metrics, 3, 4))
+    assert EXPORT.document is not None
+    found = json.loads(as_json(EXPORT.document(package)))
+    assert found["folder"] == "a/b" and found["size"] == 7 and found["drift"]["exported"]["log_loss"] == 0.5

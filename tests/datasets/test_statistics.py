@@ -50,7 +50,7 @@ def test_numbers_are_those_of_the_rows(folder: Path):
 
 def test_text_and_picture_name_everything(folder: Path):
     found = measure(folder)
-    text = found.text()
+    text = str(found)
     for word in ("train", "50.00%", "price", "colour", "tags", "red 50.0%", "t_tags", "rejected rows: 0"):
         assert word in text
     assert found.draw(folder / "picture.png").read_bytes().startswith(b"\x89PNG")

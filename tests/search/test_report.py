@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import SMALL_SPACE, make_candidate
+from support import SMALL_SPACE, make_candidate, run_program
 
 from nasrec_torchrec import Architecture
 from nasrec_torchrec.search.config import Limits, Objective
@@ -68,7 +68,8 @@ def test_the_page_needs_no_other_file(tmp_path: Path):
         for i, c in enumerate(_candidates(30))
     ]
     _write(candidates, tmp_path, 3, objective)
-    page = _Page((tmp_path / "report.html").read_text())
+    done = run_program("nasrec", "report", "--search", tmp_path, "--json")
+    page = _Page(Path(json.loads(done.stdout)["report"]).read_text())
     assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert page.tags.count("svg") == 3 and "script" not in page.tags and "link" not in page.tags
     fronts = sorted((tmp_path / "architectures").glob("front-*.json"))

@@ -1,5 +1,6 @@
 """Models that are trained on a share of the rows without a click predict the click rate of all rows."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -59,6 +60,17 @@ def test_only_training_rows_without_a_click_are_left_out(data: Path):
     assert len(train) - train.clicks == pytest.approx(KEPT * 0.8 * ROWS * (1 - RATE), rel=0.1)
     assert train.counts.rows == pytest.approx(0.8 * ROWS, rel=0.1)
     assert read_manifest(data)["rows"] == len(train) + len(validation) + len(test)
+
+
+def test_a_description_says_what_was_left_out(data: Path, capsys: pytest.CaptureFixture[str]):
+    main(["prepare", "describe", str(data), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    train = open_split(data, "train")
+    assert train.counts is not None
+    assert (found["keep_negatives"], found["left_out"]) == (KEPT, round(0.8 * ROWS) - len(train))
+    assert found["splits"]["train"]["rows"] == len(train) and found["sparse"][0]["top"]
+    main(["prepare", "describe", str(data)])
+    assert f"left out by --keep-negatives 0.1: {found['left_out']:,} training rows" in capsys.readouterr().out
 
 
 def test_a_network_predicts_the_click_rate_of_all_rows(data: Path, one_rank: None, tmp_path: Path):
