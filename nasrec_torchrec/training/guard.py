@@ -60,7 +60,8 @@ class StepGuard:
             assert gradient is not None
             finite = finite & gradient.isfinite().all()
         flags = torch.stack([~finite, torch.tensor(self.request.signal, device=finite.device)]).int()
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        if dist.get_world_size() > 1:  # one rank alone would wait for the thread of its process group
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
         skip, self.stop = flags.tolist()
         self.skip = bool(skip)
         if self.skip:
