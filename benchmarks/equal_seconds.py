@@ -3,10 +3,10 @@
     python benchmarks/equal_seconds.py --data '[data/movielens100k]' --out runs/equal-seconds --budget 15m
     python benchmarks/equal_seconds_report.py --runs runs/equal-seconds/movielens100k
 
-The procedures are `auto`; `auto` with the operators of NASREC_2026; `auto` without added features; the same with random
-architectures alone; the baselines alone, tuned; and the paper's procedure: a supernet, evolution in it, and the
-training of its best architectures. LightGBM with its own early stopping stands beside them. Each procedure chooses on
-the validation split, and the one model that it would have shipped is measured on the test split.
+The procedures are `auto`; `auto` with the operators of NASREC_2026; `auto` on exactly the data's own columns; the same
+with random architectures alone; the baselines alone, tuned; and the paper's procedure: a supernet, evolution in it, and
+the training of its best architectures. LightGBM with its own early stopping stands beside them. Each procedure chooses
+on the validation split, and the one model that it would have shipped is measured on the test split.
 
 Every run, which is a data set, a procedure and a seed, is written to a JSON file of its own once it is over, and is not
 repeated when the command is given again. Files from several machines may be put into one folder for the report, if the
@@ -140,7 +140,7 @@ def _result(job: _Run, work: Path, whole: RaceConfig, quick: bool) -> dict[str, 
     whole = replace(whole, seed=job.seed)
     if quick:
         whole = replace(whole, trials=3, epochs=1, final_seeds=1)
-    plain = replace(whole, features=False, trees=False)
+    plain = replace(whole, features=False, drop_columns=False, trees=False)
     folder = job.folder(work)
     now = time.process_time if whole.clock == "cpu" else time.monotonic
     match job.procedure:
@@ -249,6 +249,7 @@ def _race(data: Path, config: RaceConfig, folder: Path, space: RaceSpace | None 
         "title": best["title"],
         "recipe": best["recipe"],
         "features": best["features"],
+        "dropped": best["dropped"],
         "ensemble": best.get("test ensemble"),
         "spent": {phase: round(seconds, 1) for phase, seconds in phases.items()},
         "sources": results["sources"],

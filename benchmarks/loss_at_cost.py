@@ -3,10 +3,9 @@
     python benchmarks/equal_seconds.py --data '[data/frappe]' --out runs/equal --only '[auto,random,baselines]'
     python benchmarks/loss_at_cost.py --data data/frappe --races runs/equal/frappe --out runs/frappe-costs.json
 
-Each model is compiled as `nasrec export` compiles it, with random weights, which change no latency. All of them are then
-called in turns with the same 512 rows of the validation split, on one thread. The times are processor times, so that other
-work on the machine counts as little as it can. "Look-ups" is the same package with nothing but the tables in it: no
-model that reads these columns can be faster.
+Each model is compiled as `nasrec export` compiles it, with random weights, which change no latency. All of them are
+then called in turns with the same 512 rows of the validation split, on one thread. The times are processor times, so
+that other work on the machine counts as little as it can. "Look-ups alone" is what the tables take, without a model.
 """
 
 import json
@@ -148,7 +147,9 @@ def _in_turns(packages: dict[str, Call], calls: int) -> dict[str, tuple[float, f
             call()
             times[name].append(1e6 * (time.process_time() - started))
     deciles = {name: statistics.quantiles(found, n=10) for name, found in times.items()}
-    return {name: (statistics.median(found), (deciles[name][-1] - deciles[name][0]) / 2) for name, found in times.items()}
+    return {
+        name: (statistics.median(found), (deciles[name][-1] - deciles[name][0]) / 2) for name, found in times.items()
+    }
 
 
 if __name__ == "__main__":

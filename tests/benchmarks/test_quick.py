@@ -196,3 +196,11 @@ def test_equal_seconds(tmp_path: Path):
             assert {row["source"] for row in one["sources"]} == {"baseline"}
     # What is over is not repeated.
     assert _run("equal_seconds", *flags) == ""
+    races = "--races", str(tmp_path / "work" / "data"), "--out", str(tmp_path / "costs.json")
+    chosen = "--procedures", "baselines", "--seeds", "0", "--calls", "3"
+    command = "benchmarks/loss_at_cost.py", "--data", str(data), *races, *chosen
+    costs = run_process(*command, folder=ROOT, environment={})
+    assert costs.returncode == 0, costs.stderr[-3000:]
+    shipped = json.loads((tmp_path / "costs.json").read_text())["shipped"]
+    assert [one["title"] for one in shipped] == [json.loads((out / "data" / "baselines-0.json").read_text())["title"]]
+    assert 1 < shipped[0]["latency_us"] < 1e6 and f"| {shipped[0]['title']} |" in costs.stdout

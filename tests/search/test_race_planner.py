@@ -14,7 +14,7 @@ from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.search.race.chance import judgements
 from nasrec_torchrec.search.race.config import RACE_SPACES, RaceConfig
 from nasrec_torchrec.search.race.leaderboard import standings
-from nasrec_torchrec.search.race.planner import Planner, finalists, winner
+from nasrec_torchrec.search.race.planner import Continue, New, Planner, Situation, finalists, winner
 from nasrec_torchrec.search.race.promotion import calibrated_shares, fidelity, kendall_tau, promotable, rung_epochs
 from nasrec_torchrec.search.race.recipe import Recipe, recipe_space, starting_recipes
 from nasrec_torchrec.search.race.replay import Curve, replay
@@ -29,7 +29,7 @@ _RECIPE = Recipe(1e-3, _EPOCHS, 128)
 
 
 def _planner(**changes: object) -> Planner:
-    config = RaceConfig(**{"trials": 40, "features": False, **changes})
+    config = RaceConfig(**{"trials": 40, "features": False, "drop_columns": False, **changes})
     recipes = starting_recipes(_SCHEMA, 10_000, _EPOCHS)
     return Planner(config, SMALL_SPACE, recipes, lambda r: recipe_space(_SCHEMA, r, _EPOCHS), 8, lambda _: True)
 
@@ -67,6 +67,30 @@ def test_the_same_trials_follow_from_the_same_curves():
     one, other = (replay(_planner(), _curve, trials=40) for _ in range(2))
     assert one == other and len(one) == 40
     assert replay(_planner(seed=1), _curve, trials=40) != one
+
+
+@pytest.mark.parametrize("harm", (-0.02, 0.02))
+def test_columns_are_dropped_if_the_loss_is_lower_without_them(harm: float):
+    """Dropping ``a`` and ``b`` helps or harms, and dropping ``a`` alone does neither."""
+    planner = _planner(features=True, drop_columns=True)
+    entries: list[Entry] = []
+    droppable = [("a", "b"), ("a",)]
+    while len(entries) < 30:
+        action = planner.next(Situation(entries, len(entries) / 40, droppable=droppable))
+        match action:
+            case New(trial):
+                entries.append(Entry(len(entries), trial))
+            case Continue(entry, until):
+                curve = [loss + harm * (len(entry.trial.dropped) == 2) for loss, _, _ in _curve(entry.trial)[:until]]
+                number, seconds = entry.number, tuple(1.0 for _ in curve)
+                entries[number] = replace(entry, losses=tuple(curve), aucs=tuple(curve), seconds=seconds)
+                entries[number] = replace(entries[number], status=planner.status_of(entries[number]))
+    tried = [entry.trial for entry in entries if entry.trial.source == "columns"]
+    assert [trial.dropped for trial in tried] == (droppable[:1] if harm < 0 else droppable)
+    assert all(trial.phase == "features" and trial.interaction == _DLRM for trial in tried)
+    # The architectures read what the best model reads.
+    raced = {entry.trial.dropped for entry in entries if entry.trial.phase == "architectures"}
+    assert raced == {("a", "b") if harm < 0 else ()}
 
 
 def test_recipes_come_first_then_architectures_then_seeds():

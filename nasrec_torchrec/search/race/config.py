@@ -28,6 +28,7 @@ class RaceConfig:
         epochs: number of epochs of a full training; if unset, as many as the budget allows, between 2 and 20.
         reduction_factor: number of trials at a rung of which one is promoted.
         features: whether to propose crosses and statistics of the categorical features.
+        drop_columns: whether to try models that do not read the columns that the best one gains nothing from.
         reversed_features: whether to propose histories even if their relation to the label is reversed in the
             validation split, which gives away that negatives were sampled and rows were split at random.
         max_features: largest number of added features.
@@ -53,6 +54,7 @@ class RaceConfig:
     epochs: int | None = None
     reduction_factor: int = 3
     features: bool = True
+    drop_columns: bool = True
     reversed_features: bool = False
     max_features: int = 8
     candidate_features: int = 12
@@ -88,7 +90,7 @@ class RaceConfig:
 
     def phase(self, share: float) -> Phase:
         """Returns the phase in which a new trial is proposed when a share of the budget is spent."""
-        phases = [phase for phase in PHASES if self.features or phase != "features"]
+        phases = [phase for phase in PHASES if self.features or self.drop_columns or phase != "features"]
         return next((phase for phase in phases if share < _ENDS[phase]), phases[-1])
 
 

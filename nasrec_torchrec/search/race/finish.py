@@ -188,7 +188,7 @@ def _compare(measured: dict[str, dict[str, Any]], losses: Mapping[str, Mapping[s
 
 
 def _configuration(measured: Mapping[str, Any]) -> list[Any]:
-    return [measured[name] for name in ("title", "recipe", "features")]
+    return [measured[name] for name in ("title", "recipe", "features", "dropped")]
 
 
 def _measure(
@@ -200,6 +200,7 @@ def _measure(
     """
     seeds = [e for e in entries if e.trial.configuration == entry.trial.configuration and e.measured]
     found: dict[str, Any] = {"title": entry.trial.title, "features": list(entry.trial.features)}
+    found["dropped"] = list(entry.trial.dropped)
     found["recipe"] = str(entry.trial.recipe)
     found["seeds"] = [e.trial.seed for e in seeds]
     for split in ("validation", "test"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nasrec_torchrec.models.config import Baseline
-from nasrec_torchrec.search.race.trial import Entry
+from nasrec_torchrec.search.race.trial import Entry, columns_text
 
 
 def standings(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -27,6 +27,7 @@ def standings(entries: Sequence[Entry]) -> list[dict[str, Any]]:
                 "phase": first.trial.phase,
                 "recipe": str(first.trial.recipe),
                 "features": list(first.trial.features),
+                "dropped": list(first.trial.dropped),
                 "log_loss": statistics.fmean(losses),
                 "deviation": statistics.stdev(losses) if len(losses) > 1 else None,
                 "auc": mean_of([entry.aucs[entry.best_epoch - 1] for entry in group]),
@@ -60,14 +61,14 @@ def front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(rows: Sequence[dict[str, Any]], limit: int = 8) -> str:
     """Returns the best rows as Markdown, which a terminal shows well too."""
     lines = [
-        "|   | validation log loss |    AUC | model | recipe | added features | epochs | seconds | source |",
-        "|--:|--------------------:|-------:|-------|--------|----------------|-------:|--------:|--------|",
+        "|   | validation log loss |    AUC | model | recipe | added and dropped columns | epochs | seconds | source |",
+        "|--:|--------------------:|-------:|-------|--------|---------------------------|-------:|--------:|--------|",
     ]
     for place, row in enumerate(rows[:limit], start=1):
         loss = f"{row['log_loss']:.5f}"
         if row["deviation"] is not None:
             loss += f" ± {row['deviation']:.5f}"
-        features = ", ".join(row["features"]) or "none"
+        features = columns_text(row["features"], row["dropped"]) or "none"
         auc = "none" if row["auc"] is None else f"{row['auc']:.4f}"
         lines.append(
             f"| {place} | {loss} | {auc} | {row['model']} | {row['recipe']} | {features} "

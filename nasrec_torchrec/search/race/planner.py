@@ -77,6 +77,7 @@ class Situation:
         crosses: those among them that are crosses by dictionary.
         combinations: number of combinations of columns among which they were chosen.
         buckets: names of the buckets of dense features, which are tried together before all other added features.
+        droppable: sets of columns that models may do without, in the order in which they are tried.
     """
 
     entries: Sequence[Entry]
@@ -87,6 +88,7 @@ class Situation:
     crosses: Collection[str] = ()
     combinations: int = 0
     buckets: Sequence[str] = ()
+    droppable: Sequence[Sequence[str]] = ()
 
     @cached_property
     def judgements(self) -> list[Judgement]:
@@ -205,7 +207,7 @@ class Planner:
         generator = torch.Generator().manual_seed((self._config.seed << 20) + len(entries))
         late = phase in ("architectures", "polish") and self._missed_features(situation)
         if phase == "features" or late:
-            if (trial := self._propose_features(situation)) is not None:
+            if (trial := self._propose_dropped(situation) or self._propose_features(situation)) is not None:
                 return trial
             phase = "architectures" if phase == "features" else phase
         if phase == "recipes":
@@ -245,7 +247,9 @@ class Planner:
         of_kind = [
             entry
             for entry in entries
-            if entry.measured and entry.trial.interaction == base.interaction and entry.trial.features == base.features
+            if entry.measured
+            and entry.trial.interaction == base.interaction
+            and (entry.trial.features, entry.trial.dropped) == (base.features, base.dropped)
         ]
         best = min(of_kind, key=lambda entry: entry.loss, default=None)
         recipe = best.trial.recipe if best else base.recipe
@@ -270,6 +274,15 @@ class Planner:
             trial = replace(base, recipe=with_parameters(recipe, parameters))
             if trial.configuration not in known:
                 return trial
+
+    def _propose_dropped(self, situation: Situation) -> Trial | None:
+        """Returns the best trial on the data's own columns without some of them; a smaller set if a larger one hurt."""
+        plain = [entry.trial for entry in situation.eligible if not entry.trial.features]
+        tried = {entry.trial.dropped for entry in situation.entries}
+        if not plain or plain[0].dropped:  # nothing was lost
+            return None
+        names = next((tuple(names) for names in situation.droppable if tuple(names) not in tried), None)
+        return None if names is None else self._new("features", "columns", plain[0], dropped=names)
 
     def _propose_features(self, situation: Situation) -> Trial | None:
         """Proposes the buckets of dense features, then the best history, all of them, and sets that differ in one.

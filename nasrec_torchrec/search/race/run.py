@@ -21,6 +21,7 @@ from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split,
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.files import require_local
@@ -35,6 +36,7 @@ from nasrec_torchrec.search.limits import require_reachable
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import accepted_sets, eligible
+from nasrec_torchrec.search.race.columns import droppable
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
 from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank_features
@@ -49,6 +51,7 @@ from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.training.guard import DivergedError
+from nasrec_torchrec.training.importance import importances
 
 # What remains of a budget for the last measurements and the report: so many seconds and what reading the rows takes,
 # but at most a share of the budget.
@@ -66,6 +69,8 @@ _MOST_FAILURES = 10
 _EPOCH_OVERHEAD = 0.25
 _POLL_SECONDS = 0.5
 _LATENCY_ROWS = 512
+# Rows that are scored to find out which columns matter, over all columns.
+_IMPORTANCE_ROWS = 500_000
 
 
 def auto(
@@ -157,6 +162,8 @@ class _Race:
         self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)}, from_scratch)
         self.before = self.book.seconds()
         self.buckets = _missing_buckets(self.base) if config.features else []
+        # Sets of columns that models may do without; None until a model has told.
+        self.droppable: list[tuple[str, ...]] | None = None if config.drop_columns else []
         self.rankings: list[tuple[Ranked, ...]] = []
         self.combinations = 0
         self.left_out: list[Ranked] = []
@@ -291,7 +298,9 @@ class _Race:
             left = self.seconds_left - self._final_seconds(entries)
             spent = self.seconds / self.training_seconds if left > 0 else 1.0
         buckets = [feature.name for feature in self.buckets]
-        return Situation(entries, spent, busy, left, added, crosses, self.combinations, buckets)
+        return Situation(
+            *(entries, spent, busy, left, added, crosses, self.combinations, buckets, self.droppable or ())
+        )
 
     def _final_seconds(self, entries: Sequence[Entry]) -> float:
         """Returns what training the best trial once more, on all rows, would take."""
@@ -299,6 +308,26 @@ class _Race:
             return 0.0
         best = min(may_win, key=lambda entry: entry.loss)
         return sum(best.seconds[: best.best_epoch]) * (1 + self.rows["validation"] / self.rows["train"])
+
+    def _wants_columns(self, situation: Situation) -> bool:
+        """Returns whether to ask now which columns are worth nothing: when the best recipe is known."""
+        trained = any(entry.measured for entry in situation.entries)
+        return self.droppable is None and trained and self.config.phase(situation.spent) != "recipes"
+
+    def _find_columns(self, worker: Worker, entries: Sequence[Entry]) -> None:
+        """Asks the best model so far which columns models may do without."""
+
+        def rank() -> list[Any]:
+            best = min((entry for entry in entries if entry.measured), key=lambda entry: entry.loss)
+            _, model = load_model(self._folder(best.number))
+            files = self.data.open("validation", best.trial)
+            rows = _IMPORTANCE_ROWS // max(1, len(files.schema.columns))
+            found = importances(lambda batch: model(batch.dense_features, batch.sparse_features), files, rows)
+            return [list(names) for names in droppable(found, self.base, best.loss)]
+
+        self.droppable = [tuple(names) for names in self.book.recall(worker, "columns", rank)]
+        if self.droppable:
+            self._say(f"columns that the best model gains nothing from: {', '.join(self.droppable[0])}")
 
     def _wants_features(self, situation: Situation) -> bool:
         """Returns whether to rank features now: when the best recipe is known, and again after features were added."""
@@ -363,6 +392,9 @@ class _Race:
         busy: set[int] = set()
         while True:
             situation = self._situation(busy)
+            if self._wants_columns(situation):
+                self._find_columns(worker, situation.entries)
+                continue
             if self._wants_features(situation):
                 self._find_features(worker, situation.entries)
                 continue

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ Status = Literal["running", "paused", "complete", "failed"]
 
 @dataclass(frozen=True)
 class Trial:
-    """A model, its features, its recipe and a seed.
+    """A model, its columns, its recipe and a seed.
 
     Args:
         phase: phase of the race that proposed the trial; trials of one phase compete for promotion.
@@ -27,6 +27,7 @@ class Trial:
         recipe: recipe of its training.
         features: names of the added features that it reads beside the data's own.
         seed: seed of its weights and of the order of its rows.
+        dropped: names of the data's own features that it does not read, unless an added one is computed from them.
     """
 
     phase: Phase
@@ -35,6 +36,7 @@ class Trial:
     recipe: Recipe
     features: tuple[str, ...] = ()
     seed: int = 0
+    dropped: tuple[str, ...] = ()
 
     @property
     def configuration(self) -> str:
@@ -57,9 +59,11 @@ class Trial:
         return f"nasrecnet {digest}"
 
     def schema(self, base: Schema, whole: Schema) -> Schema:
-        """Returns the columns that the model reads: those of the data, and the added features of the trial."""
+        """Returns the columns that the model reads: those of the data but the dropped ones, and the added features."""
         added = tuple(feature for feature in whole.sparse if feature.name in self.features)
-        return replace(base, sparse=(*base.sparse, *added))
+        needed = {name for feature in added for name in feature.cross}
+        every = replace(base, sparse=(*base.sparse, *added))
+        return every.without([name for name in self.dropped if name not in needed])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -74,6 +78,7 @@ class Trial:
             "recipe": asdict(self.recipe),
             "features": list(self.features),
             "seed": self.seed,
+            "dropped": list(self.dropped),
         }
 
     @classmethod
@@ -91,7 +96,14 @@ class Trial:
             Recipe(**document["recipe"]),
             tuple(document["features"]),
             document["seed"],
+            tuple(document.get("dropped", ())),
         )
+
+
+def columns_text(features: Sequence[str], dropped: Sequence[str]) -> str:
+    """Names what a model reads beside, and instead of, the data's own columns; empty if that is nothing."""
+    without = [f"without {', '.join(dropped)}"] if dropped else []
+    return "; ".join([*([", ".join(features)] if features else []), *without])
 
 
 @dataclass(frozen=True)

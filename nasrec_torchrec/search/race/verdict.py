@@ -21,7 +21,7 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"{_metrics(tree[split])}. Added features that were tried to close the gap: {', '.join(added) or 'none'}."
         )
     lines += [line for line in [adoption(measured, split)] if line]
-    lines += [f"Winner: {best['title']} ({best['recipe']}{_with(best['features'])}): {split} {_metrics(best[split])}."]
+    lines += [f"Winner: {best['title']} ({best['recipe']}{_with(best)}): {split} {_metrics(best[split])}."]
     if (final := measured.get("final_fit")) is not None:
         test = f": test {_metrics(final['test'])}" if final.get("test") else ""
         lines.append(
@@ -40,11 +40,11 @@ def verdict(results: Mapping[str, Any]) -> str:
         other = measured.get(name)
         if other is None or not other.get(split):
             continue
-        if (other["title"], other["recipe"], other["features"]) == (best["title"], best["recipe"], best["features"]):
+        if all(other.get(name) == best[name] for name in ("title", "recipe", "features", "dropped")):
             lines.append(f"{title} is the winner itself: no other network of the race was better.")
             continue
         lines.append(
-            f"{title}, {other['title']}{_with(other['features'])}: {split} {_metrics(other[split])}"
+            f"{title}, {other['title']}{_with(other)}: {split} {_metrics(other[split])}"
             f" ({_compared(best[split], other[split])})."
         )
     return "\n".join([*lines, *_rejected(results["features"]), *_suspicions(results, best["features"])])
@@ -90,8 +90,10 @@ def _loss(seeds: Sequence[Mapping[str, float]]) -> float:
     return statistics.fmean(seed["log_loss"] for seed in seeds)
 
 
-def _with(features: Sequence[str]) -> str:
-    return f", with {', '.join(features)}" if features else ""
+def _with(measured: Mapping[str, Any]) -> str:
+    added, dropped = measured["features"], measured.get("dropped")
+    with_them = f", with {', '.join(added)}" if added else ""
+    return with_them + (f", without {', '.join(dropped)}" if dropped else "")
 
 
 def _metrics(measured: Sequence[Mapping[str, float | None]], seeds: bool = True) -> str:
