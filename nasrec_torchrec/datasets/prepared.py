@@ -153,14 +153,18 @@ def check_dictionaries(folder: Path) -> None:
         check_sum(folder / DICTIONARIES / name, checksum)
 
 
-def read_dictionary(file: Path) -> pa.Array:
+def read_dictionary(file: Path, content: bytes | None = None) -> pa.Array:
     """Reads the words of a dictionary; those of a history are a struct with their counts.
+
+    Args:
+        file: file of the dictionary.
+        content: what the file holds, if it has been read already.
 
     Raises:
         ValueError: If it cannot be read.
     """
     try:
-        table = pq.read_table(file)
+        table = pq.read_table(file if content is None else pa.BufferReader(content))
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{file}: cannot be read: {error}") from None
     if table.num_columns == 1:

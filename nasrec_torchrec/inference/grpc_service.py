@@ -156,6 +156,7 @@ class _Service:
             await context.abort(code, str(error))
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
+            self._metrics.abandoned.labels(name).inc()
             raise
         finally:
             self._metrics.count_request(name, code.name)

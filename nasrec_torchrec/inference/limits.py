@@ -5,9 +5,9 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from fastapi import HTTPException, Request
@@ -21,6 +21,7 @@ from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.metrics import ServerMetrics
 
 _LOG = logging.getLogger("nasrec.serve")
+_T = TypeVar("_T")
 _CLOSE = {"connection": "close"}
 # Of which inference requests are counted.
 _INFER = re.compile(r"/v2/models/.*/(infer|rows)")
@@ -103,6 +104,31 @@ class Bodies:
         if not decoder.eof or decoder.unused_data:
             raise HTTPException(400, "body: expected one whole compressed stream")
         return plain
+
+
+async def unless_gone(request: Request, work: Awaitable[_T]) -> _T:
+    """Awaits work for a client, and cancels it if the client hangs up meanwhile.
+
+    Args:
+        request: request whose body has been read.
+        work: what the client waits for.
+
+    Raises:
+        ClientDisconnect: If the client has hung up.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    with anyio.CancelScope() as scope:
+        watch = asyncio.create_task(gone())
+        watch.add_done_callback(lambda _: scope.cancel())
+        try:
+            return await work
+        finally:
+            watch.cancel()
+    raise ClientDisconnect
 
 
 class CountedAnswers:

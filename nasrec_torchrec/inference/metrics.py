@@ -39,6 +39,10 @@ class Followed(Protocol):
     def origin(self) -> dict[str, str]:
         """Version, parent and training data."""
 
+    @property
+    def refused(self) -> str:
+        """Why the newest package in the folder is not served; empty if it is."""
+
     def waiting(self) -> int:
         """How many rows wait or are being scored."""
 
@@ -71,6 +75,12 @@ class ServerMetrics:
             "nasrec_connections_refused",
             "Number of connections that the server closed, by reason.",
             ["reason"],
+            registry=registry,
+        )
+        self.abandoned = Counter(
+            "nasrec_abandoned_requests",
+            "Number of inference requests whose clients hung up before the answer.",
+            ["model"],
             registry=registry,
         )
         self.latency = Histogram(
@@ -161,12 +171,19 @@ class _OfModels:
         waiting = GaugeMetricFamily(
             "nasrec_waiting_rows", "Number of rows that wait or are being scored.", labels=["model"]
         )
+        refused = GaugeMetricFamily(
+            "nasrec_package_refused",
+            "Whether the newest package in a model's folder is refused, so that an older one is served.",
+            labels=["model"],
+        )
         for model in self._models:
+            refused.add_metric([model.name], bool(model.refused))
             origin = model.origin()
             info.add_metric([model.name, *(origin[name] for name in ("version", "parent", "training_data"))], 1)
             waiting.add_metric([model.name], model.waiting())
         yield info
         yield waiting
+        yield refused
         looked_up = {model.name: model.ids() for model in self._models}
         for place, (metric, text) in enumerate(
             (

@@ -191,6 +191,11 @@ class Models:
                 self._log.write(json.dumps(entry) + "\n")
                 self._log.flush()
 
+        def hung_up(answer: "Future[torch.Tensor]") -> None:
+            if answer.cancelled():
+                future.cancel()
+
+        answer.add_done_callback(hung_up)
         once = _Once(both)
         answer.add_done_callback(once)
         future.add_done_callback(once)
@@ -216,7 +221,12 @@ def describe(models: Models, name: str, version: str | None = None) -> dict[str,
         "platform": "pytorch_aotinductor",
         "inputs": protocol.describe_inputs(found[0].current[0]),
         "outputs": [{"name": protocol.OUTPUT, "datatype": "FP32", "shape": [-1]}],
-        "parameters": {"origin": [{"model": served.name, **served.origin()} for served in found]},
+        "parameters": {
+            "origin": [
+                {"model": served.name, **served.origin(), **({"refused": served.refused} if served.refused else {})}
+                for served in found
+            ]
+        },
     }
 
 

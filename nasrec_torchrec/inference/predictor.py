@@ -15,9 +15,11 @@ import hashlib
 import json
 import logging
 import math
+import mmap
 import os
 import queue
 import shutil
+import struct
 import tempfile
 import threading
 import time
@@ -120,11 +122,15 @@ class Predictor:
         """
         return torch.sigmoid(self.logits(request))
 
-    def rows(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+    def rows(self, rows: Sequence[Mapping[str, Any]], shared: Mapping[str, Any] | None = None) -> Tensor:
         """Returns the click probabilities ``(B,)`` of raw rows, which it transforms as the preparation did.
 
         Only this method needs nasrec_torchrec to be installed; :mod:`nasrec_torchrec.inference.rows` says what a row
         may hold.
+
+        Args:
+            rows: raw values by column.
+            shared: values that all rows have, such as those of the user whose candidates the rows are.
 
         Raises:
             ValueError: If a value cannot be read; the message names the row, the column and the value. Or if the
@@ -134,7 +140,7 @@ class Predictor:
             from nasrec_torchrec.inference.rows import RowReader
 
             self._reader = RowReader.of_package(self._folder, self.manifest)
-        return self.predict(self._reader.read(rows).request)
+        return self.predict(self._reader.read(rows, shared).request)
 
     def logits(self, request: Request) -> Tensor:
         """Returns the logits, ``(B,)`` float32; see :meth:`predict`."""
@@ -348,7 +354,7 @@ class Batcher:
         kept: _Waiting | None = None
         ended = False
         while not ended or kept is not None:
-            first = kept or self._queue.get()
+            first = kept or self._next()
             kept = None
             if first is None:
                 return
@@ -356,7 +362,7 @@ class Batcher:
             until = time.monotonic() + self._max_delay
             while rows < self._max_batch_size and not ended:
                 try:
-                    item = self._queue.get(timeout=max(0.0, until - time.monotonic()))
+                    item = self._next(until)
                 except queue.Empty:
                     break
                 if item is None:
@@ -368,6 +374,18 @@ class Batcher:
                     batch.append(item)
                     rows += len(item[0])
             self._score(batch)
+
+    def _next(self, until: float | None = None) -> "_Waiting | None":
+        """Returns the next request that nobody has cancelled; None when the batcher closes."""
+        while True:
+            item = self._queue.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+            if item is None or not item[1].cancelled():
+                return item
+            self._leave([item])
+
+    def _leave(self, batch: "list[_Waiting]") -> None:
+        with self._lock:
+            self.waiting -= sum(_weight(request) for request, _, _ in batch)
 
     def _score(self, batch: "list[_Waiting]") -> None:
         started = time.perf_counter()
@@ -386,8 +404,7 @@ class Batcher:
                     future.set_result(self._predictor.predict(request))
                 except Exception as error:
                     future.set_exception(error)
-        with self._lock:
-            self.waiting -= sum(_weight(request) for request, _, _ in batch)
+        self._leave(batch)
         if wanted:
             try:
                 if self._observe is not None:
@@ -570,6 +587,8 @@ def _load(file: Path, known: str, runners: int) -> tuple[Callable[..., Tensor], 
                 raise ValueError(f"{file}: its checksum is not that of {MANIFEST}")
             with zipfile.ZipFile(opened) as archive:
                 archive.extractall(folder)
+        for library in folder.rglob("*.so"):
+            _let_go(library)
         try:
             from torch.export.pt2_archive._package import AOTICompiledModel
 
@@ -583,6 +602,27 @@ def _load(file: Path, known: str, runners: int) -> tuple[Callable[..., Tensor], 
         if isinstance(error, ValueError) and MANIFEST in str(error):
             raise
         raise ValueError(f"{file}: cannot be loaded: {(str(error) or repr(error)).splitlines()[0]}") from None
+
+
+def _let_go(library: Path) -> None:
+    """Lets a compiled model leave the memory with its last user.
+
+    g++ marks inline variables as unique in the process, and the loader never unloads a library with such a symbol, nor
+    the weights in it. As weak symbols they are the library's own.
+    """
+    dynamic_symbols, unique, weak, entry_bytes = 11, 10, 2, 24
+    with library.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as elf:
+        if elf[:6] != b"\x7fELF\x02\x01":  # not of 64 bits, or not little-endian
+            return
+        (sections,) = struct.unpack_from("<Q", elf, 40)
+        header_bytes, count = struct.unpack_from("<HH", elf, 58)
+        for header in range(sections, sections + header_bytes * count, header_bytes):
+            (kind,) = struct.unpack_from("<I", elf, header + 4)
+            begin, size = struct.unpack_from("<QQ", elf, header + 24)
+            if kind == dynamic_symbols:
+                for place in range(begin + 4, begin + size, entry_bytes):
+                    if elf[place] >> 4 == unique:
+                        elf[place] = weak << 4 | elf[place] & 15
 
 
 def _make_folder() -> tuple[Path, IO[str]]:

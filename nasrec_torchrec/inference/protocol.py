@@ -82,6 +82,7 @@ class Limits:
 
 class _Rows(msgspec.Struct):
     rows: list[msgspec.Raw]
+    shared: msgspec.Raw = msgspec.Raw(b"{}")
     id: str | None = None
     parameters: dict[str, Any] | None = None
 
@@ -284,12 +285,11 @@ def decode_rows(body: bytes | bytearray | memoryview, reader: RowReader | ValueE
         check_id(parsed.id)
         if len(parsed.rows) > limits.rows:
             raise ValueError(f"rows: expected {limits.rows} at most, found {len(parsed.rows)}")
-        read = reader.read([_ROW.decode(row) for row in parsed.rows])
+        read = reader.read([_ROW.decode(row) for row in parsed.rows], _ROW.decode(parsed.shared), limits.ids)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ValueError(f"body: {error}") from None
     except RecursionError:
         raise ValueError("body: nested too deeply") from None
-    _check_ids(read, limits)
     return RowsInference(read, parsed.id, bool((parsed.parameters or {}).get("unknown", False)))
 
 
@@ -342,14 +342,7 @@ def _read_columns(parts: Sequence[Input], contents: Contents, reader: RowReader,
     columns = [contents.column(part, rows) for part in parts]
     contents.end()
     names = [part.name for part in parts]
-    read = reader.read([dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
-    _check_ids(read, limits)
-    return read
-
-
-def _check_ids(read: RawRows, limits: Limits) -> None:
-    if read.request.ids.numel() > limits.ids:
-        raise ValueError(f"rows: expected {limits.ids} ids at most, found {read.request.ids.numel()}")
+    return reader.read([dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)], None, limits.ids)
 
 
 def text_of(part: Input, values: Sequence[bytes]) -> list[str]:

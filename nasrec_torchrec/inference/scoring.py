@@ -3,9 +3,10 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -143,18 +144,40 @@ def _score(job: "_Job") -> dict[str, int]:
     return counted
 
 
-def read_dictionaries(package: Path, schema: Schema) -> dict[str, pa.Array]:
+class ReplacedError(ValueError):
+    """A file of a package is no longer the one that belongs to the loaded model."""
+
+
+def read_dictionaries(
+    package: Path, schema: Schema, sums: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, pa.Array]:
     """Reads the words of dictionary ids.
+
+    Args:
+        package: folder of the package.
+        schema: schema of the model.
+        sums: checksums of the package's files, by their names. The model and its words must belong together, even if
+            the folder was replaced after the model was loaded.
 
     Raises:
         ValueError: If the model needs dictionaries and the package has none.
+        ReplacedError: If a dictionary is not the one of the checksum.
     """
     found = {}
     for table in {feature.table for feature in schema.sparse if feature.ids in ("dictionary", "history")}:
+        name = f"{DICTIONARIES}/{safe_name(table)}.parquet"
+        file, kind = package / name, ReplacedError if name in sums else ValueError
         try:
-            found[table] = read_dictionary(package / DICTIONARIES / f"{safe_name(table)}.parquet")
-        except ValueError as error:
-            raise ValueError(f"{error}; export with --data to have it") from None
+            # What is compared is what is used: the file is read once.
+            content = file.read_bytes()
+            if name in sums and hashlib.sha256(content).hexdigest() != sums[name]:
+                raise ReplacedError(f"{file}: its checksum is not that of the loaded model; load the package again")
+            found[table] = read_dictionary(file, content)
+        except ReplacedError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = f"{file}: cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+            raise kind(f"{reason}; export with --data to have it") from None
     return found
 
 
@@ -186,7 +209,9 @@ class _Job:
     ) -> None:
         self.predictor, self.out, self.config = scorer, out, config
         self.schema = Schema.from_json(json.dumps(self.predictor.manifest["schema"]))
-        self.dictionaries = read_dictionaries(words, self.schema) if config.raw else {}
+        self.dictionaries = (
+            read_dictionaries(words, self.schema, scorer.manifest.get("sha256", {})) if config.raw else {}
+        )
         # Prepared rows are read by the same rules, with numbers and ids that are used as they are.
         self.rules = self.schema if config.raw else self.schema.as_prepared()
         if isinstance(text, TextFlags):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import threading
 import time
 from collections import Counter
@@ -14,10 +15,12 @@ from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.metrics import FeatureCounts, ServerMetrics
 from nasrec_torchrec.inference.predictor import GOLDEN, MANIFEST, PACKAGE, Batcher, Predictor
 from nasrec_torchrec.inference.rows import RowReader
+from nasrec_torchrec.inference.scoring import ReplacedError
 
 _LOG = logging.getLogger("nasrec.serve")
 # A refused package is checked again when one of its files changed, or after this time.
 _RETRY_SECONDS = 60.0
+_LET_GO_SECONDS = 5.0
 _Stamp = tuple[tuple[str, int, int, int], ...]
 
 
@@ -32,11 +35,19 @@ class Served:
 
     Raises:
         ValueError: If the package is damaged.
+
+    Attributes:
+        name: name of the model.
+        current: predictor, batcher, version and reader of raw rows, which take requests now.
+        refused: why the newest package in the folder is not served; empty if it is.
     """
 
     def __init__(self, name: str, folder: Path, config: ServingConfig, metrics: ServerMetrics) -> None:
         self.name = name
         self._folder, self._config, self._metrics = folder, config, metrics
+        self.refused = ""
+        self._refused_stamp: _Stamp | None = None
+        self._again = 0.0
         self._stopped = threading.Event()
         self._ids: Counter[str] = Counter()
         self._unknown_ids: Counter[str] = Counter()
@@ -84,10 +95,15 @@ class Served:
         predictor.close()
 
     def _load(self, old: Predictor | None) -> None:
-        predictor = Predictor(self._folder)
         config = self._config
-        if old is not None:
-            _require_same_features(old, predictor)
+        predictor = Predictor(self._folder)
+        try:
+            reader = self._read_words(predictor)
+            if old is not None:
+                _require_same_requests(old, self.current[3], predictor, reader)
+        except Exception:
+            predictor.close()
+            raise
         batcher = Batcher(
             predictor,
             config.max_batch_size,
@@ -96,14 +112,18 @@ class Served:
             partial(self._metrics.observe_batch, self.name),
             partial(self._metrics.observe_wait, self.name),
         )
-        try:
-            reader: RowReader | ValueError = RowReader.of_package(self._folder, predictor.manifest)
-        except ValueError as error:
-            # It still scores prepared rows; requests with raw rows get this error.
-            reader = error
         # One assignment, so that a request uses either the old package or the new one.
         self.current = predictor, batcher, predictor.version, reader
         _LOG.info("serving %s, version %s", self._folder, predictor.version)
+
+    def _read_words(self, predictor: Predictor) -> RowReader | ValueError:
+        try:
+            return RowReader.of_package(self._folder, predictor.manifest)
+        except ReplacedError:
+            raise
+        except ValueError as error:
+            # It still scores prepared rows; requests with raw rows get this error.
+            return error
 
     def _stamp(self) -> _Stamp | None:
         """Returns a stamp that changes with the content of the folder but is cheap to read; None without a package."""
@@ -120,35 +140,58 @@ class Served:
         return tuple(found) if found and found[0][0] == MANIFEST else None
 
     def _watch(self) -> None:
-        refused: _Stamp | None = None
-        again = 0.0
         while self._config.reload_seconds and not self._stopped.wait(self._config.reload_seconds):
             stamp = self._stamp()
-            if stamp is None or stamp == self._seen or (stamp == refused and time.monotonic() < again):
-                continue
-            old_predictor, old_batcher, _, _ = self.current
-            try:
-                self._load(old_predictor)
-            except Exception as error:
-                refused, again = stamp, time.monotonic() + _RETRY_SECONDS
-                self._metrics.reloads.labels(self.name, "refused").inc()
-                _LOG.error("the new package is not served, the old one stays: %s", error)
-            else:
-                self._seen, refused = stamp, None
-                self._metrics.reloads.labels(self.name, "served").inc()
-                old_batcher.close()
-                self._ids.update(old_predictor.ids)
-                self._unknown_ids.update(old_predictor.unknown_ids)
-                old_predictor.close()
+            waits = stamp == self._seen or (stamp == self._refused_stamp and time.monotonic() < self._again)
+            if stamp is not None and not waits:
+                # A compiled model has variables in every thread that called it, and stays in memory until they end.
+                swap = threading.Thread(target=self._swap, args=(stamp,), daemon=True)
+                swap.start()
+                swap.join()
+
+    def _swap(self, stamp: _Stamp) -> None:
+        old, batcher, _, _ = self.current
+        try:
+            self._load(old)
+        except Exception as error:
+            self._refused_stamp, self._again = stamp, time.monotonic() + _RETRY_SECONDS
+            # Clients may read it, so it has no path of this machine.
+            self.refused = str(error).replace(f"{self._folder}/", "")
+            self._metrics.reloads.labels(self.name, "refused").inc()
+            _LOG.error("the new package is not served, the old one stays: %s", str(error))
+            return
+        self._seen, self._refused_stamp, self.refused = stamp, None, ""
+        self._metrics.reloads.labels(self.name, "served").inc()
+        batcher.close()
+        self._ids.update(old.ids)
+        self._unknown_ids.update(old.unknown_ids)
+        old.close()
+        del batcher
+        # Whoever drops the last reference calls the model, and that must be this thread: see above. Others have one
+        # until they have sent their answer.
+        end = time.monotonic() + _LET_GO_SECONDS
+        while sys.getrefcount(old) > 2 and time.monotonic() < end:
+            time.sleep(0.01)
 
 
-def _require_same_features(old: Predictor, new: Predictor) -> None:
-    """Refuses a package that would read other tensors from the requests that clients already send."""
-    for kind, found, expected in (
+def _require_same_requests(
+    old: Predictor, old_reader: RowReader | ValueError, new: Predictor, new_reader: RowReader | ValueError
+) -> None:
+    """Refuses a package that would read something else from the requests that clients already send."""
+    kinds = [
         ("inputs", new.manifest["inputs"], old.manifest["inputs"]),
         ("dense features", new.dense_features, old.dense_features),
         ("sparse features", new.features, old.features),
-    ):
+        ("multi-hot features", _multi_hot(new), _multi_hot(old)),
+    ]
+    if isinstance(old_reader, RowReader):
+        if isinstance(new_reader, ValueError):
+            raise ValueError(f"clients send raw rows, which it cannot read: {new_reader}; serve it under another name")
+        kinds.append(("raw columns", sorted(new_reader.columns), sorted(old_reader.columns)))
+    for kind, found, expected in kinds:
         if found != expected:
-            new.close()
             raise ValueError(f"its {kind} are {found}, but clients send {expected}; serve it under another name")
+
+
+def _multi_hot(predictor: Predictor) -> list[str]:
+    return [feature["name"] for feature in predictor.manifest["schema"]["sparse"] if feature.get("multi_hot")]

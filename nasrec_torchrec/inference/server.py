@@ -23,11 +23,12 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from nasrec_torchrec import __version__
 from nasrec_torchrec.inference import grpc_service, protocol
 from nasrec_torchrec.inference.config import ServingConfig
-from nasrec_torchrec.inference.limits import MODEL, Bodies, BoundedProtocol, CountedAnswers, error_response
+from nasrec_torchrec.inference.limits import MODEL, Bodies, BoundedProtocol, CountedAnswers, error_response, unless_gone
 from nasrec_torchrec.inference.metrics import ServerMetrics
 from nasrec_torchrec.inference.models import KEY, Models, Reader, UnknownModelError, describe
 from nasrec_torchrec.inference.predictor import Predictor, QueueFull
@@ -69,6 +70,7 @@ _ROWS = {
                             "type": "array",
                             "items": {"type": "object", "description": "raw values by column"},
                         },
+                        "shared": {"type": "object", "description": "raw values that hold for every row"},
                         "parameters": {"type": "object", "properties": {"unknown": {"type": "boolean"}}},
                     },
                 }
@@ -169,13 +171,16 @@ def create_app(
         started = time.perf_counter()
         served = models.choose(name, version, request.headers.get(KEY))
         request.scope[MODEL] = served.name
-        async with bodies.read(request) as body:
-            try:
-                asked, answered, scores = await models.score(served, partial(read, body))
-            except QueueFull as error:
-                raise HTTPException(429, f"busy: {error}") from None
-            except ValueError as error:
-                raise HTTPException(400, str(error)) from None
+        try:
+            async with bodies.read(request) as body:
+                asked, answered, scores = await unless_gone(request, models.score(served, partial(read, body)))
+        except ClientDisconnect:
+            metrics.abandoned.labels(served.name).inc()
+            raise
+        except QueueFull as error:
+            raise HTTPException(429, f"busy: {error}") from None
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
         content, headers = asked.encode(served.name, answered, scores)
         metrics.latency.labels(served.name).observe(time.perf_counter() - started)
         return Response(content, headers=headers)

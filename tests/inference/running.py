@@ -6,6 +6,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -57,6 +58,14 @@ class Server:
     def wait(self) -> int | None:
         self.process.join(30)
         return self.process.exitcode
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Waits until something has happened, for half a minute at most."""
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def _serve(folder: Path, log: Path, files: int, values: dict) -> None:

@@ -44,7 +44,7 @@ torch.save([predictor.logits(Request(**request)) for request in requests], sys.a
 """
 
 
-def _request(model: ClickModel, schema: Schema, batch_size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def as_request(model: ClickModel, schema: Schema, batch_size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Random rows, and the eager model's logits."""
     data = make_click_data(schema, batch_size, seed=batch_size)
     sparse = data.sparse
@@ -92,7 +92,7 @@ def test_a_product_over_one_input_in_a_process_without_this_package(tmp_path: Pa
     _score_alone(tmp_path, package, model, schema, ("nasrec_torchrec", "torchrec"), 1e-5)
 
 
-def _baseline(kind: str, num_dense: int = 3) -> tuple[ClickModel, Schema]:
+def make_baseline(kind: str, num_dense: int = 3) -> tuple[ClickModel, Schema]:
     """A baseline whose first and last feature share a table, so that the model stacks them side by side."""
     schema = make_schema(num_dense=num_dense)
     first, *between, last = schema.sparse
@@ -116,7 +116,7 @@ def test_every_operator_leaves_as_it_computes():
     model = ModelDescription(schema, _of_every_operator(2)).build().eval()
     program = trace(scoring_model(model, ExportConfig(), schema.feature_names)).module()
     for batch_size in (1, 9):
-        request, logits = _request(model, schema, batch_size)
+        request, logits = as_request(model, schema, batch_size)
         torch.testing.assert_close(program(*_inputs(request)), logits, rtol=1e-5, atol=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_every_operator_is_compiled(tmp_path: Path):
     model = ModelDescription(schema, _of_every_operator(1)).build().eval()
     predictor = export(model, schema, tmp_path / "package")
     for batch_size in (1, 9):
-        request, logits = _request(model, schema, batch_size)
+        request, logits = as_request(model, schema, batch_size)
         torch.testing.assert_close(predictor.logits(Request(**request)), logits, rtol=1e-5, atol=1e-5)
 
 
@@ -138,18 +138,18 @@ def test_ten_architectures_of_2026_are_traced():
         architecture = space.sample(torch.Generator().manual_seed(seed))
         model = ModelDescription(schema, architecture).build().eval()
         program = trace(scoring_model(model, ExportConfig(), schema.feature_names)).module()
-        request, logits = _request(model, schema, 9)
+        request, logits = as_request(model, schema, 9)
         torch.testing.assert_close(program(*_inputs(request)), logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", BASELINES)
 @pytest.mark.parametrize("tables", ("fp32", "int8"))
 def test_baselines_in_the_form_that_serves(kind, tables):
-    model, schema = _baseline(kind)
+    model, schema = make_baseline(kind)
     scoring = scoring_model(model, ExportConfig(tables=tables), schema.feature_names)
     program = trace(scoring).module()
     for batch_size in (1, 9):
-        request, logits = _request(model, schema, batch_size)
+        request, logits = as_request(model, schema, batch_size)
         error = 1e-5 if tables == "fp32" else 2e-2
         torch.testing.assert_close(program(*_inputs(request)), logits, rtol=0, atol=error)
     drift = compare(model, ExportConfig(), make_click_files(schema, 200))
@@ -159,7 +159,7 @@ def test_baselines_in_the_form_that_serves(kind, tables):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ("dcn", "deepfm"))
 def test_a_baseline_leaves_as_a_network_does(tmp_path: Path, kind):
-    model, schema = _baseline(kind)
+    model, schema = make_baseline(kind)
     predictor = export(model, schema, tmp_path / "package", origin={"run": "baseline", "loss": float("nan")})
     assert predictor.manifest["architecture"] is None
     assert predictor.manifest["model"] == {"dcn": "DLRM_DCN", "deepfm": "FlatModel"}[kind]
@@ -197,7 +197,7 @@ def test_an_earlier_package_is_replaced_and_what_is_not_ours_stays(tmp_path: Pat
     left = tmp_path / ".package.export.nasrec-tmp" / "package"
     left.mkdir(parents=True)
     (left / "model.pt2").write_text("half")
-    second = export(*_baseline("mlp"), place)
+    second = export(*make_baseline("mlp"), place)
     assert first.version != second.version == Predictor(place).version
     assert second.manifest["origin"]["parent"] == first.version
     assert (place / "notes.txt").read_text() == "mine" and list(tmp_path.iterdir()) == [place]
@@ -215,7 +215,7 @@ def test_a_package_that_takes_few_rows_only_is_refused(tmp_path: Path, monkeypat
 def _score_alone(
     folder: Path, package: Path, model: ClickModel, schema: Schema, without: tuple[str, ...], tolerance: float
 ) -> None:
-    requests, expected = zip(*(_request(model, schema, batch_size) for batch_size in (1, 7, 300)), strict=True)
+    requests, expected = zip(*(as_request(model, schema, batch_size) for batch_size in (1, 7, 300)), strict=True)
     torch.save(list(requests), folder / "requests.pt")
     (folder / "predictor.py").write_text(Path(predictor_module.__file__).read_text())
     files = [str(package), str(folder / "requests.pt"), str(folder / "outputs.pt")]
@@ -239,7 +239,7 @@ def test_any_architecture_exports(seed: int, use_layernorm: bool, num_dense: int
     scoring = scoring_model(model, ExportConfig(tables=tables))
     program = trace(scoring).module()
     for batch_size in (1, 9):
-        request, logits = _request(model, schema, batch_size)
+        request, logits = as_request(model, schema, batch_size)
         outputs = program(*_inputs(request))
         with torch.no_grad():
             torch.testing.assert_close(outputs, scoring(*_inputs(request)), rtol=0, atol=1e-5)
@@ -332,7 +332,7 @@ def test_tables_of_different_dimensions_are_looked_up_alike(kind: str, tables: s
     torch.manual_seed(0)
     interaction = SMALL_SPACE.sample(torch.Generator().manual_seed(0)) if kind == "nasrecnet" else Baseline(kind)
     model = ModelDescription(schema, interaction).build().eval()
-    request, expected = _request(model, schema, 40)
+    request, expected = as_request(model, schema, 40)
     scoring = scoring_model(model, ExportConfig(tables=tables), schema.feature_names)
     tolerance = {"fp32": 1e-5, "fp16": 1e-3, "int8": 0.02, "int4": 0.3}[tables]
     with torch.no_grad():
@@ -360,7 +360,7 @@ def test_weights_by_position_are_part_of_the_package():
     architecture = SMALL_SPACE.sample(torch.Generator().manual_seed(0))
     collection = FeatureProcessedEmbeddingBagCollection(tables, weights)
     model = NASRecNet(collection, 3, architecture, interaction_dim=16).eval()
-    request, expected = _request(model, schema, 40)
+    request, expected = as_request(model, schema, 40)
     scoring = scoring_model(model, ExportConfig(), schema.feature_names)
     assert scoring.input_names == ["dense", "ids", "lengths"]
     with torch.no_grad():

@@ -11,6 +11,7 @@ import grpc
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from inference.running import Server, until
 from inference.test_server import body, expected
 
 from nasrec_torchrec.cli.flags import Flag, normalized
@@ -216,9 +217,6 @@ def test_raw_columns_within_the_protocol(channel, plain, package):
 
 def test_another_version_is_one_link_away(package, plain, tmp_path):
     """A roll-back: the server follows a link from one package to another."""
-    from inference.running import Server
-    from inference.test_server import _until
-
     versions = {name: Predictor(folder).version for name, folder in (("new", package[0]), ("old", plain))}
     shutil.copytree(package[0], tmp_path / "new")
     shutil.copytree(plain, tmp_path / "old")
@@ -229,4 +227,4 @@ def test_another_version_is_one_link_away(package, plain, tmp_path):
         for name in ("old", "new"):
             (tmp_path / "next").symlink_to(name)
             (tmp_path / "next").replace(current)
-            _until(lambda name=name: server.version() == versions[name])
+            until(lambda name=name: server.version() == versions[name])

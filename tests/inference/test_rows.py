@@ -1,8 +1,11 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import SHARED, SMALL_SPACE
 
 from nasrec_torchrec.datasets import public
+from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
@@ -22,7 +28,7 @@ from nasrec_torchrec.inference.config import ScoringConfig, ServingConfig
 from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.inference.predictor import Predictor, merge
 from nasrec_torchrec.inference.rows import RowReader
-from nasrec_torchrec.inference.scoring import requests, score
+from nasrec_torchrec.inference.scoring import ReplacedError, requests, score
 from nasrec_torchrec.inference.server import create_app
 from nasrec_torchrec.models.description import ModelDescription
 
@@ -197,6 +203,91 @@ def test_a_value_that_cannot_be_read_is_named(row, message):
     assert reader.counts["user"].rows == 0  # a refused request counts nowhere
 
 
+def test_words_of_another_package_are_refused(tmp_path: Path):
+    """A folder may be replaced between the loading of a model and the reading of its words."""
+    data, _ = prepare_three(tmp_path, hostile_lines(60), HOSTILE, HOSTILE.text)
+    files = {f"{DICTIONARIES}/{file.name}": file for file in (data / DICTIONARIES).iterdir()}
+    manifest = {
+        "schema": json.loads(open_split(data, "test").schema.to_json()),
+        "sha256": {name: sha256(file) for name, file in files.items()},
+    }
+    RowReader.of_package(data, manifest)
+    words = files[f"{DICTIONARIES}/t_word.parquet"]
+    table = pq.read_table(words)
+    pq.write_table(table.take(list(range(len(table)))[::-1]), words)
+    with pytest.raises(ReplacedError, match=r"t_word.parquet: its checksum is not that of the loaded model"):
+        RowReader.of_package(data, manifest)
+    words.unlink()
+    with pytest.raises(ReplacedError, match=r"t_word.parquet: cannot be read"):
+        RowReader.of_package(data, manifest)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable[[], RowReader], list[dict[str, Any]]]:
+    """Makes readers of the hostile file's words; and its last rows."""
+    data, last = prepare_three(tmp_path_factory.mktemp("hostile"), hostile_lines(300), HOSTILE, HOSTILE.text)
+    manifest = {"schema": json.loads(open_split(data, "test").schema.to_json())}
+    return lambda: RowReader.of_package(data, manifest), as_rows(last, HOSTILE.text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sets(st.sampled_from([name for name in HOSTILE.raw_columns if name != "label"])),
+    st.integers(0, 99),
+    st.booleans(),
+)
+def test_shared_values_are_those_of_every_row(hostile, names: set[str], number: int, listed: bool):
+    make, rows = hostile
+    user = {name: value for name, value in rows[number].items() if name in names}
+    if listed and "tags" in user:
+        user["tags"] = user["tags"].split("|")
+    rows = rows[: number % 7 + 1]
+    items = [{name: value for name, value in row.items() if name not in user} for row in rows]
+    apart, together = make(), make()
+    wanted, found = apart.read([item | user for item in items]), together.read(items, user)
+    for name in ("dense", "ids", "lengths"):
+        assert torch.equal(getattr(found.request, name), getattr(wanted.request, name)), name
+    assert found.unknown == wanted.unknown and found.extra == wanted.extra
+    for name, counts in apart.counts.items():
+        # A sum of equal numbers may round otherwise than their product.
+        assert astuple(together.counts[name]) == pytest.approx(astuple(counts), rel=1e-6), name
+
+
+def test_shared_values_that_cannot_be(hostile):
+    reader, items = hostile[0](), [{"word": "a"}, {"word": "b", "price": 3}]
+    for shared, message in (
+        ({"folded": "x"}, "shared: column 'folded': expected an integer"),
+        ({"price": "x"}, "row 1: columns ['price'] are in shared too; expected each in one place"),
+        ({"age": "x"}, "shared: column 'age': expected a finite number, found 'x'"),
+        ({"tags": 3}, "shared: column 'tags': expected a list"),
+        ({"tags": ["a", [3]]}, "shared: column 'tags': expected single values, found a list in the list"),
+        ({"given": [3]}, "shared: column 'given': expected single values, found a list; only multi_hot"),
+        ([3], "shared: expected columns and their values, found list"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            reader.read(items, shared)
+        assert message in str(caught.value)
+    # A row may have nothing of its own; what one list becomes in many rows is bounded before it is repeated.
+    assert len(reader.read([{}, {}], {"word": "a"}).request) == 2
+    with pytest.raises(ValueError, match="row 0: has none of the model's columns"):
+        reader.read([{}], {"other": 1})
+    with pytest.raises(ValueError, match="rows: expected 1000000 ids at most, found 4"):
+        reader.read([{}] * 400, {"tags": ["a"] * 10_000}, max_ids=1_000_000)
+
+
+def test_shared_weights():
+    sparse = tuple(SparseFeature(name, 10, multi_hot=True, weighted=True) for name in ("tags", "places"))
+    user, item = {"tags": [1, 2], "tags_weights": [0.5, 2]}, {"places": [3], "places_weights": [4]}
+    make = partial(RowReader, Schema("label", (), sparse), {})
+    found, wanted = make().read([item] * 3, user).request, make().read([item | user] * 3).request
+    assert found.weights.tolist() == wanted.weights.tolist() == [0.5, 2.0] * 3 + [4.0] * 3
+    assert torch.equal(found.ids, wanted.ids) and torch.equal(found.lengths, wanted.lengths)
+    with pytest.raises(ValueError, match="shared: expected 'tags' and 'tags_weights' together"):
+        make().read([item | {"tags": [1]}], {"tags_weights": [1]})
+    with pytest.raises(ValueError, match="shared: column 'tags_weights': expected one weight per value"):
+        make().read([item], {"tags": [1], "tags_weights": []})
+
+
 def test_weights_of_lists(tmp_path: Path):
     schema = Schema("label", (), (SparseFeature("tags", 10, multi_hot=True, weighted=True),))
     reader = RowReader(schema, {})
@@ -232,6 +323,12 @@ def test_files_python_and_http_score_raw_rows_alike(tmp_path: Path):
         assert torch.equal(torch.tensor(document["outputs"][0]["data"], dtype=torch.float32), files)
         assert document["id"] == "7" and len(document["unknown"]) == len(rows)
         assert any("pair" in names for names in document["unknown"]) and document["model_version"] == predictor.version
+        user = {"word": "a", "tags": ["a", "b"], "price": None, "label": 1}
+        items = [{name: row[name] for name in row if name not in user} for row in rows]
+        answer = client.post("/v2/models/nasrec/rows", json={"rows": items, "shared": user})
+        wanted = predictor.rows([item | user for item in items])
+        assert torch.equal(torch.tensor(answer.json()["outputs"][0]["data"]), wanted), answer.text
+        assert torch.equal(predictor.rows(items, shared=user), wanted)
         version = f"/v2/models/nasrec/versions/{predictor.version}/rows"
         assert client.post(version, json={"rows": rows[:1]}).json()["outputs"][0]["shape"] == [1]
         for body, message in (
@@ -240,13 +337,16 @@ def test_files_python_and_http_score_raw_rows_alike(tmp_path: Path):
             ({"rows": [{"word": 1}] * 5000}, "rows: expected 4096 at most, found 5000"),
             ({}, "missing required field `rows`"),
             ({"rows": [{"word": 1}], "id": "x" * 2000}, "id: expected 1024 characters at most"),
+            ({"rows": [{"word": 1}], "shared": {"word": 2}}, "row 0: columns ['word'] are in shared too"),
+            ({"rows": [{"word": 1}], "shared": 3}, "Expected `object`, got `int`"),
+            ({"rows": [{"word": 1}] * 4000, "shared": {"tags": ["a"] * 999}}, "rows: expected 1048576 ids at most"),
         ):
             answer = client.post("/v2/models/nasrec/rows", json=body)
             assert answer.status_code == 400 and message in answer.json()["error"], answer.text
         text = client.get("/metrics").text
         labels = f'feature="word",model="nasrec",version="{predictor.version}"'
-        assert f"nasrec_feature_rows_total{{{labels}}} {len(rows) + 1}.0" in text
-        assert f'nasrec_extra_values_total{{model="nasrec"}} {len(rows) + 1}.0' in text
+        assert f"nasrec_feature_rows_total{{{labels}}} {2 * len(rows) + 1}.0" in text
+        assert f'nasrec_extra_values_total{{model="nasrec"}} {2 * len(rows) + 1}.0' in text
         for name in (
             "nasrec_unknown_values_total",
             "nasrec_missing_drift",

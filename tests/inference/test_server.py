@@ -17,7 +17,7 @@ import torch
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inference.running import Server
+from inference.running import Server, until
 from support import run_program
 
 from nasrec_torchrec.inference.config import ServingConfig
@@ -351,14 +351,14 @@ def test_a_new_package_is_verified_before_it_takes_the_traffic(server, plain, tm
     # As cp -r does it, with a pause in which nothing fits together, and a damaged file in between.
     shutil.copyfile(newer / "golden.json", server.folder / "golden.json")
     shutil.copyfile(newer / "model.json", server.folder / "model.json")
-    _until(lambda: 'nasrec_reloads_total{model="nasrec",result="refused"}' in server.metrics())
+    until(lambda: 'nasrec_reloads_total{model="nasrec",result="refused"}' in server.metrics())
     (server.folder / "model.pt2").write_bytes(b"broken")
     time.sleep(0.6)
     assert server.version() == version
     clients = Clients(server.url, 2, 3)
     shutil.copyfile(newer / "model.pt2", server.folder / "part")
     os.replace(server.folder / "part", server.folder / "model.pt2")
-    _until(lambda: server.version() != version)
+    until(lambda: server.version() != version)
     time.sleep(0.5)
     clients.stopped = True
     clients.join()
@@ -370,7 +370,7 @@ def test_a_new_package_is_verified_before_it_takes_the_traffic(server, plain, tm
     info = f'nasrec_model_info{{model="nasrec",parent="",training_data="",version="{predictor.version}"}} 1.0'
     assert info in server.metrics()
     # One copy of the model is left, and the log says what is served.
-    _until(lambda: len([path for path in (tmp_path / "unpacked").iterdir() if path.is_dir()]) == 1)
+    until(lambda: len([path for path in (tmp_path / "unpacked").iterdir() if path.is_dir()]) == 1)
     assert f"serving {server.folder}, version {predictor.version}" in server.log.read_text()
 
 
@@ -412,7 +412,7 @@ def test_limits_count_what_arrives(package, tmp_path):
         slow = [server.connect() for _ in range(3)]
         for connection in slow:
             connection.sendall(_HEAD + b"content-length: 1000000\r\n\r\n" + b" " * 999_999)
-        _until(lambda: "nasrec_held_bytes 1.999998e+06" in server.metrics())
+        until(lambda: "nasrec_held_bytes 1.999998e+06" in server.metrics())
         assert sorted(_answer(connection)[9:12] for connection in slow) == [b"408", b"408", b"503"]
         assert "nasrec_held_bytes 0.0" in server.metrics()
         for status in (400, 408, 503):
@@ -427,14 +427,14 @@ def test_clients_that_stop_take_nothing_from_others(package, tmp_path):
         for connection in silent[::2]:
             with suppress(ConnectionError):
                 connection.sendall(_HEAD)
-        _until(lambda: _status(f"{server.url}/v2/health/live") == 200)
+        until(lambda: _status(f"{server.url}/v2/health/live") == 200)
         # Who does not read answers is cut off as well.
         deaf = server.connect()
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         with suppress(ConnectionError, TimeoutError):
             for _ in range(3000):
                 deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n")
-        _until(lambda: 'reason="answer is not read"} 1.0' in server.metrics())
+        until(lambda: 'reason="answer is not read"} 1.0' in server.metrics())
         assert 'reason="headers took too long"' in server.metrics()
         for connection in silent:
             connection.close()
@@ -466,10 +466,3 @@ def test_a_taken_port_and_wrong_flags_end_in_one_line(tmp_path):
     ):
         done = run_program("-m", "apps.serve", "--package", tmp_path / "absent", f"--{flag}", value)
         assert done.returncode == 2 and flag.replace("-", "_") in done.stderr, done.stderr
-
-
-def _until(happened) -> None:
-    deadline = time.monotonic() + 30
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
