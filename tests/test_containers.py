@@ -32,7 +32,7 @@ def test_hadolint_has_nothing_to_say(file: Path):
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
 def test_everything_that_is_copied_exists_and_reaches_the_build(file: Path):
     sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert _copied(file) or file.name == "Dockerfile.triton"  # which adds packages to NVIDIA's image, and nothing of ours
+    assert _copied(file) or file.name == "Dockerfile.triton"  # has nothing of ours
     for name in _copied(file):
         assert (ROOT / name).exists() and name in sent, name
 

@@ -45,6 +45,7 @@ class Served:
     def __init__(self, name: str, folder: Path, config: ServingConfig, metrics: ServerMetrics) -> None:
         self.name = name
         self._folder, self._config, self._metrics = folder, config, metrics
+        self.current: tuple[Predictor, Batcher, str, RowReader | ValueError]
         self.refused = ""
         self._refused_stamp: _Stamp | None = None
         self._again = 0.0
