@@ -112,6 +112,15 @@ def test_added_features(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_dropped_columns(tmp_path: Path):
+    flags = "--data", str(prepare_pairs(tmp_path / "pairs")), "--out", str(tmp_path / "out")
+    printed = _run("dropped_columns", *flags)
+    for title in ("all", "without shop"):
+        assert re.search(rf"^\| {title} \|( 0\.\d{{5}} \|){{3}}$", printed, re.MULTILINE), printed
+    assert "with its standard error: " in printed
+
+
+@pytest.mark.slow
 def test_tables(tmp_path: Path):
     (tmp_path / "raw").mkdir()
     rows = (f"{n % 30},{n % 7},{n % 5},{n * 7 % 3 // 2 * (n % 7)}" for n in range(2000))
