@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 TablePrecision = Literal["fp32", "fp16", "int8", "int4"]
+Calibration = Literal["platt", "isotonic"]
 TritonBackend = Literal["torch_aoti", "python"]
 # Of a model, in URLs and folders.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -21,6 +22,9 @@ class ExportConfig:
             a scale and a bias. A package needs FBGEMM unless all its tables are fp32.
         table_precisions: precisions of individual tables, by name.
         dense: precision of the dense part.
+        calibrate: fits the package's probabilities to the clicks of the validation split, which needs the data set:
+            platt scales and shifts the logits, isotonic fits any increasing function and needs SciPy and a thousand
+            clicks or more.
         device: device to compile for; cuda requires such a device on this machine.
         simd_bits: width of the vector instructions. If unset, the widest of this machine; 256 runs wherever AVX2 does.
         triton: model repository of NVIDIA's Triton, to which the package is added as the next version of a model.
@@ -36,6 +40,7 @@ class ExportConfig:
     tables: TablePrecision = "fp32"
     table_precisions: dict[str, TablePrecision] = field(default_factory=dict)
     dense: Literal["fp32", "bf16"] = "fp32"
+    calibrate: Calibration | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     simd_bits: int | None = None
     triton: str | None = None
@@ -46,6 +51,7 @@ class ExportConfig:
         choices = {
             "tables": get_args(TablePrecision),
             "dense": ("fp32", "bf16"),
+            "calibrate": (None, *get_args(Calibration)),
             "device": ("cpu", "cuda"),
             "triton_backend": get_args(TritonBackend),
         }

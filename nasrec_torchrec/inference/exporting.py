@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from nasrec_torchrec.inference.predictor import (
     manifest_sha256,
     version_of,
 )
+from nasrec_torchrec.inference.recalibration import Recalibration, recalibrate
 from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model, trace
 from nasrec_torchrec.inference.tables import FloatTables
 from nasrec_torchrec.inference.triton import publish
@@ -60,6 +61,7 @@ def export(
     metrics: Mapping[str, Any] | None = None,
     dictionaries: Path | None = None,
     origin: Mapping[str, Any] | None = None,
+    recalibration: Recalibration | None = None,
 ) -> Predictor:
     """Compiles a model with AOTInductor into a package, which takes about 20 seconds.
 
@@ -77,6 +79,7 @@ def export(
         metrics: metrics of the model as JSON values, for the reader of the package.
         dictionaries: local folder with the words of the data set.
         origin: JSON values that say where the model comes from; ``parent``, the version that it replaces, is added.
+        recalibration: what :func:`compare` fitted if ``config`` asks for a calibration.
 
     Returns:
         Predictor: The package, loaded and verified.
@@ -86,8 +89,10 @@ def export(
             schema name different features, or a table is unknown.
     """
     config = config or ExportConfig()
+    if (config.calibrate is None) != (recalibration is None):
+        raise ValueError("calibrate: expected the recalibration that compare() returns for it, and none otherwise")
     check_place(folder)
-    scoring = scoring_model(model, config, schema.feature_names)
+    scoring = scoring_model(model, config, schema.feature_names, recalibration)
     if scoring.dense_in_features != len(schema.dense):
         raise ValueError(
             f"the model reads {scoring.dense_in_features} dense features, the schema has {len(schema.dense)}"
@@ -109,7 +114,7 @@ def export(
         if dictionaries is not None and dictionaries.exists():
             shutil.copytree(dictionaries, package / DICTIONARIES)
         known = {"parent": _version_at(folder), **(origin or {})}
-        document = _manifest(scoring, schema, model, config, metrics or {}, known, package)
+        document = _manifest(scoring, schema, model, config, metrics or {}, known, package, recalibration)
         write_text(package / MANIFEST, json_text(document, indent=2))
         # A package that does not reproduce the golden response must not replace one that did.
         predictor = Predictor(package)
@@ -179,12 +184,14 @@ class Drift:
         exported: metrics of the exported form.
         table_bytes: bytes of the exported tables.
         float_table_bytes: bytes of the same tables in float32.
+        recalibration: map that was fitted to the logits of the exported form, which its metrics contain.
     """
 
     trained: ClickMetrics
     exported: ClickMetrics
     table_bytes: int
     float_table_bytes: int
+    recalibration: Recalibration | None = None
 
     def __str__(self) -> str:
         auc = "undefined, because all labels are equal"
@@ -194,12 +201,22 @@ class Drift:
             f"validation, {self.trained.rows:,} rows: AUC {auc}, log loss {self.exported.log_loss:.6f} "
             f"({self.exported.log_loss - self.trained.log_loss:+.6f}); tables {self.table_bytes / 2**20:,.2f} MiB "
             f"instead of {self.float_table_bytes / 2**20:,.2f}"
+            + (f"\n{self.recalibration}" if self.recalibration else "")
         )
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics as JSON values, for the package."""
+        found = asdict(self)
+        del found["recalibration"]
+        return found
 
 
 @torch.no_grad()
 def compare(model: ClickModel, config: ExportConfig, files: ClickFiles, batch_size: int = 4096) -> Drift:
     """Compares the exported form of a model with the model itself, before anything is compiled.
+
+    If the configuration asks for a calibration, it is fitted to these rows.
 
     Args:
         model: unsharded model.
@@ -209,6 +226,9 @@ def compare(model: ClickModel, config: ExportConfig, files: ClickFiles, batch_si
 
     Returns:
         The metrics of both, and the sizes of their tables.
+
+    Raises:
+        ValueError: If there is nothing to fit a calibration to.
     """
     model.eval()
     scoring = scoring_model(model, config, files.schema.feature_names)
@@ -225,9 +245,14 @@ def compare(model: ClickModel, config: ExportConfig, files: ClickFiles, batch_si
         scored = scoring(*(inputs[name] for name in scoring.input_names))
         logits.append((model(batch.dense_features, sparse).flatten(), scored))
         labels.append(batch.labels)
-    trained, exported = (click_metrics(torch.cat(part), torch.cat(labels)) for part in zip(*logits, strict=True))
+    trained, scored = map(torch.cat, zip(*logits, strict=True))
+    clicks, recalibration = torch.cat(labels), None
+    if config.calibrate is not None:
+        recalibration = recalibrate(config.calibrate, scored, clicks)
+        scored = recalibration.module()(scored)
     whole = sum(4 * c.num_embeddings * c.embedding_dim for c in scoring.tables.configs)
-    return Drift(trained, exported, scoring.tables.nbytes(), whole)
+    sizes = scoring.tables.nbytes(), whole
+    return Drift(click_metrics(trained, clicks), click_metrics(scored, clicks), *sizes, recalibration)
 
 
 def _manifest(
@@ -238,6 +263,7 @@ def _manifest(
     metrics: Mapping[str, Any],
     origin: Mapping[str, Any],
     folder: Path,
+    recalibration: Recalibration | None,
 ) -> dict[str, Any]:
     quantized = not isinstance(scoring.tables, FloatTables)
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
@@ -263,6 +289,8 @@ def _manifest(
         "model": type(model).__name__,
         "architecture": json.loads(model.architecture.to_json()) if isinstance(model, NASRecNet) else None,
     }
+    if recalibration is not None:
+        document["calibration"] = asdict(recalibration)
     document = json.loads(json_text(document))
     sums = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
     return {**document, "sha256": sums | {MANIFEST: manifest_sha256(document)}}

@@ -5,7 +5,7 @@ PyTorch is imported when one of them is called.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,8 @@ def export(
     golden.json.
 
     With the data set, the package also holds the words of its dictionaries, for scoring raw rows, and tells how its
-    validation metrics differ from those of the trained model in float32.
+    validation metrics differ from those of the trained model in float32. With ``calibrate`` it also holds a map of the
+    logits that was fitted to the validation split, so that all who use it get calibrated probabilities.
 
     Args:
         model: run folder of a training, of any number of ranks.
@@ -79,17 +80,20 @@ def export(
     from nasrec_torchrec.runs.paths import to_path
 
     model, out, data = to_path(model), to_path(out), None if data is None else to_path(data)
+    if config.calibrate is not None and data is None:
+        raise ValueError("calibrate: needs --data, to whose validation split the probabilities are fitted")
     exporting.check_place(out)
     description, trained = load_model(model)
     drift = None
     if data is not None:
         rows = description.read(open_split(data, "validation"))
         drift = exporting.compare(trained, config, rows)
-    metrics = {} if drift is None else asdict(drift)
+    metrics = {} if drift is None else drift.metrics
+    recalibration = None if drift is None else drift.recalibration
     with ExitStack() as stack:
         words = None if data is None else stack.enter_context(local_folder(data / DICTIONARIES))
         origin = {} if data is None else {"training_data": open_split(data, "train").digest}
-        predictor = exporting.export(trained, description.schema, out, config, metrics, words, origin)
+        predictor = exporting.export(trained, description.schema, out, config, metrics, words, origin, recalibration)
     return ExportedPackage(out, predictor.manifest["bytes"], tuple(predictor.manifest["requires"]), drift)
 
 

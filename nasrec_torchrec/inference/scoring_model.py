@@ -16,6 +16,7 @@ from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCo
 from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.inference.id_map import IdMap, has_known_maps
+from nasrec_torchrec.inference.recalibration import Recalibration
 from nasrec_torchrec.inference.tables import make_tables, table_precisions
 from nasrec_torchrec.models.baselines import FlatModel
 from nasrec_torchrec.models.description import ClickModel
@@ -37,6 +38,7 @@ class ScoringModel(nn.Module):
         precision: precision of every table; by default float32.
         bf16: whether to run the dense part in bfloat16.
         features: order of the sparse features in the inputs; by default the model's own.
+        recalibration: map that the logits go through, if any.
 
     Raises:
         ValueError: If the model is of another kind, or the features are not those of the model.
@@ -50,6 +52,7 @@ class ScoringModel(nn.Module):
         precision: Mapping[str, str] | None = None,
         bf16: bool = False,
         features: Sequence[str] | None = None,
+        recalibration: Recalibration | None = None,
     ) -> None:
         super().__init__()
         ebc, own = tables_of(model), feature_names(model)
@@ -67,6 +70,7 @@ class ScoringModel(nn.Module):
         self.interaction_arch = fuse(interaction)
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self.interaction_arch.to(self.dtype)
+        self.recalibration = None if recalibration is None else recalibration.module()
         # Features that share a table stand together in the model, wherever they are in the schema.
         self.reordered = given != own
         order = torch.tensor([given.index(name) for name in own])
@@ -103,7 +107,8 @@ class ScoringModel(nn.Module):
         if self.reordered:
             pooled = pooled.index_select(1, self.order)
         dense = inputs[0] if self.has_dense else pooled.new_zeros(lengths.shape[1], 0)
-        return self.interaction_arch(dense.to(self.dtype), pooled.to(self.dtype)).flatten().float()
+        logits = self.interaction_arch(dense.to(self.dtype), pooled.to(self.dtype)).flatten().float()
+        return logits if self.recalibration is None else self.recalibration(logits)
 
 
 class PositionWeights(nn.Module):
@@ -195,20 +200,26 @@ def feature_names(model: ClickModel) -> list[str]:
     return list(sparse_arch.feature_names if isinstance(sparse_arch, SparseArch) else sparse_arch.sparse_feature_names)
 
 
-def scoring_model(model: ClickModel, config: ExportConfig, features: Sequence[str] | None = None) -> ScoringModel:
+def scoring_model(
+    model: ClickModel,
+    config: ExportConfig,
+    features: Sequence[str] | None = None,
+    recalibration: Recalibration | None = None,
+) -> ScoringModel:
     """Returns the form of a model that ``config`` asks for, not compiled yet.
 
     Args:
         model: unsharded model.
         config: configuration with the precisions.
         features: order of the sparse features in the inputs; by default the model's own.
+        recalibration: map that the logits go through, if any.
 
     Raises:
         ValueError: If a table or precision is unknown, or :class:`ScoringModel` refuses the model.
     """
     _interaction(model)
     precisions = table_precisions(tables_of(model), config.tables, config.table_precisions)
-    return ScoringModel(model, precisions, config.dense == "bf16", features).eval()
+    return ScoringModel(model, precisions, config.dense == "bf16", features, recalibration).eval()
 
 
 def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from iopath.common.file_io import file_lock
-from support import SMALL_SPACE, make_schema
+from support import SMALL_SPACE, make_click_files, make_schema
 
 from nasrec_torchrec import NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference.config import ExportConfig
-from nasrec_torchrec.inference.exporting import export
+from nasrec_torchrec.inference.exporting import compare, export
 from nasrec_torchrec.models.description import ModelDescription
 
 
@@ -34,12 +34,18 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(packages: Path, name: str, model: NASRecNet, schema: Schema, config: ExportConfig | None = None) -> Path:
-    """Returns the package of a name, compiled by the first test that needs it. It must not be changed: copy it."""
+    """Returns the package of a name, compiled by the first test that needs it. It must not be changed: copy it.
+
+    A calibration is fitted to random rows.
+    """
     place = packages / name / "package"
     with file_lock(str(packages / name)):
         if not (place / "model.json").exists():
             place.mkdir(parents=True, exist_ok=True)  # an empty folder is a place for a package
-            export(model, schema, place, config)
+            found = None
+            if config is not None and config.calibrate is not None:
+                found = compare(model, config, make_click_files(schema, 600)).recalibration
+            export(model, schema, place, config, recalibration=found)
     return place
 
 
@@ -54,9 +60,9 @@ def package(packages: Path) -> tuple[Path, NASRecNet, Schema]:
 
 @pytest.fixture(scope="session")
 def plain(packages: Path) -> Path:
-    """A package of another model with the same schema; it needs PyTorch alone, and is in the repository of a Triton."""
+    """A calibrated package of another model with the same schema; it needs PyTorch alone, and a Triton has it too."""
     schema = make_schema()
-    config = ExportConfig(triton=str(packages / "triton"))
+    config = ExportConfig(triton=str(packages / "triton"), calibrate="isotonic")
     return exported(packages, "plain", build(schema, 7, num_blocks=1), schema, config)
 
 
