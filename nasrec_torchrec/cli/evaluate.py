@@ -17,6 +17,8 @@ def evaluate(
     batch_size: int = 4096,
     slice: tuple[str, ...] = (),
     sharding_type: str | None = None,
+    importance: int = 0,
+    report: Path | None = None,
 ) -> "tuple[str, Evaluation] | None":
     """Measures a trained model, whatever number of ranks trained it.
 
@@ -29,8 +31,11 @@ def evaluate(
         batch_size: number of rows in a forward pass.
         slice: features by whose values the rows are divided, to measure each part; numbers are divided into five parts.
         sharding_type: sharding type of all tables on several ranks; unset, the planner chooses.
+        importance: number of times that each column is shuffled, to measure how much the model relies on it; 0 leaves
+            that out.
+        report: HTML file to write, which shows all that was measured.
     """
-    found = jobs.evaluate(model, data, split, batch_size, slice, sharding_type)
+    found = jobs.evaluate(model, data, split, batch_size, slice, sharding_type, importance, report)
     return None if found is None else (split, found)
 
 
@@ -41,7 +46,7 @@ def _document(result: "tuple[str, Evaluation]") -> dict[str, Any]:
 
 PROGRAM = Program(
     evaluate,
-    example="nasrec evaluate --model runs/model --data DATA --split validation --slice country",
+    example="nasrec evaluate --model runs/model --data DATA --split validation --slice country --importance 3",
     show=lambda result: f"{result[0]} split\n{result[1]}",
     document=_document,
 )

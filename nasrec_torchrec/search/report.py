@@ -8,13 +8,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from nasrec_torchrec.drawing import to_svg
+from nasrec_torchrec.page_style import STYLE
 from nasrec_torchrec.runs.files import atomic_path, write_text
 from nasrec_torchrec.runs.names import PICTURE, REPORT
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.cost_values import COST_NAMES, CostName
 from nasrec_torchrec.search.figures import COST_LABELS, draw_agreement, draw_choices, draw_search, good_ones, to_png
 from nasrec_torchrec.search.finalists import Finalist, agreement
-from nasrec_torchrec.search.page_style import STYLE
 from nasrec_torchrec.search.results import read_results
 
 _PAGES = Environment(

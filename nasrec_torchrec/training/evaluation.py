@@ -1,4 +1,4 @@
-"""The evaluation of a trained model on a split: metrics, calibration, and metrics of slices of the rows."""
+"""The evaluation of a trained model on a split: metrics, calibration, slices of the rows, importance of the columns."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +18,10 @@ from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.split_counts import FEWEST, SplitCounts
 from nasrec_torchrec.metrics.calibration import Calibration, calibration, confidence
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
+from nasrec_torchrec.training.column_importance import IMPORTANCE_COLUMNS, ColumnImportance
 
 # Values of a sliced column that have a line of their own, the most frequent ones; and parts of a column of numbers.
 _VALUES, _PARTS = 20, 5
@@ -34,12 +36,38 @@ class Slice:
         metrics: metrics of these rows.
         click_rate: share of them that are clicks.
         prediction: their mean predicted probability.
+        auc_interval: half the width of a 95 % interval of the AUC over rows; None where there is no AUC.
+        few: whether so few of them are clicks, or are none, that the metrics say little.
     """
 
     value: str
     metrics: ClickMetrics
     click_rate: float
     prediction: float
+    auc_interval: float | None = None
+    few: bool = False
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The slice as a row of a table; see ``SLICE_COLUMNS``."""
+        auc = "" if self.metrics.auc is None else f"{self.metrics.auc:.4f} ± {self.auc_interval:.4f}"
+        return (
+            self.value,
+            f"{self.metrics.rows:,}",
+            auc + ("*" if self.few else ""),
+            f"{self.metrics.log_loss:.4f}",
+            f"{self.prediction:.4f}",
+            f"{self.click_rate:.4f}",
+            f"{self.prediction / self.click_rate:.3f}" if self.click_rate else "",
+        )
+
+
+# Titles of the cells of a slice behind its value.
+SLICE_COLUMNS = ("rows", "AUC", "log loss", "mean prediction", "click rate", "predicted / clicked")
+FEW_NOTE = f"* fewer than {FEWEST} clicks, or rows without one: little can be said of this slice"
+
+
+DECILE_COLUMNS = ("decile", "rows", "mean prediction", "click rate")
 
 
 @dataclass(frozen=True)
@@ -50,21 +78,25 @@ class Evaluation(ClickMetrics):
         auc_interval: half the width of a 95 % interval of the AUC over rows; None where there is no AUC.
         calibration: predicted probabilities beside click rates.
         slices: metrics of slices of the rows by column.
+        importance: what shuffling each column costs, the most important one first; empty if it was not asked for.
     """
 
     auc_interval: float | None
     calibration: Calibration
     slices: dict[str, tuple[Slice, ...]]
+    importance: tuple[ColumnImportance, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> list[tuple[str, str]]:
+        """The metrics of all rows, with their names."""
         found = self.calibration
         auc = "undefined" if self.auc is None else f"{self.auc:.5f} ± {self.auc_interval:.5f} (95 % over rows)"
         entropy = "undefined" if self.normalized_entropy is None else f"{self.normalized_entropy:.5f}"
         ratio = "" if found.ratio is None else f", {found.ratio:.3f} of it"
-        rows = [
+        return [
             ("rows", f"{self.rows:,}, {found.click_rate:.2%} of them clicks"),
             ("AUC", auc),
             ("log loss", f"{self.log_loss:.5f}"),
@@ -72,40 +104,45 @@ class Evaluation(ClickMetrics):
             ("mean prediction", f"{found.prediction:.2%}{ratio}"),
             ("calibration error", f"{found.expected_error:.4f} (expected, over deciles of the prediction)"),
         ]
-        parts = [tabulate(rows, tablefmt="plain")]
-        deciles = [
+
+    @property
+    def deciles(self) -> list[tuple[object, ...]]:
+        """The calibration by decile as rows of a table; see ``DECILE_COLUMNS``."""
+        return [
             (number, f"{part.rows:,}", f"{part.prediction:.4f}", f"{part.click_rate:.4f}")
-            for number, part in enumerate(found.deciles, start=1)
+            for number, part in enumerate(self.calibration.deciles, start=1)
         ]
-        parts.append(_table(["decile", "rows", "mean prediction", "click rate"], deciles))
+
+    def __str__(self) -> str:
+        parts = [tabulate(self.summary, tablefmt="plain"), _table(DECILE_COLUMNS, self.deciles)]
         for column, slices in self.slices.items():
-            lines = [
-                (
-                    part.value,
-                    f"{part.metrics.rows:,}",
-                    "" if part.metrics.auc is None else f"{part.metrics.auc:.4f}",
-                    f"{part.metrics.log_loss:.4f}",
-                    f"{part.prediction:.4f}",
-                    f"{part.click_rate:.4f}",
-                )
-                for part in slices
-            ]
-            parts.append(_table([column, "rows", "AUC", "log loss", "mean prediction", "click rate"], lines))
+            parts.append(_table([column, *SLICE_COLUMNS], [part.cells for part in slices]))
+        if any(part.few for slices in self.slices.values() for part in slices):
+            parts.append(FEW_NOTE)
+        if self.importance:
+            parts.append(_table(IMPORTANCE_COLUMNS, [one.cells for one in self.importance]))
         return "\n\n".join(parts)
 
 
-def evaluation(logits: Tensor, labels: Tensor, slices: dict[str, list[tuple[str, Tensor]]]) -> Evaluation:
+def evaluation(
+    logits: Tensor,
+    labels: Tensor,
+    slices: dict[str, list[tuple[str, Tensor]]],
+    shuffled: tuple[ColumnImportance, ...] = (),
+) -> Evaluation:
     """Returns the evaluation of ``logits`` ``(N,)`` against ``labels`` ``(N,)``.
 
     Args:
         logits: predictions.
         labels: 0 or 1.
         slices: for each column, the slices: their value, and which rows ``(N,)`` belong to it.
+        shuffled: what was measured of the columns' importance.
     """
     metrics = click_metrics(logits, labels)
-    interval = None if metrics.auc is None else confidence(metrics.auc, int(labels.sum()), labels.numel())
+    interval = _interval(metrics, labels)
     found = {name: tuple(_slice(value, logits[rows], labels[rows]) for value, rows in s) for name, s in slices.items()}
-    return Evaluation(**asdict(metrics), auc_interval=interval, calibration=calibration(logits, labels), slices=found)
+    measured = calibration(logits, labels)
+    return Evaluation(**asdict(metrics), auc_interval=interval, calibration=measured, slices=found, importance=shuffled)
 
 
 def slices_of(folder: Path, files: ClickFiles, schema: Schema, column: str) -> list[tuple[str, Tensor]]:
@@ -143,8 +180,14 @@ def slices_of(folder: Path, files: ClickFiles, schema: Schema, column: str) -> l
 
 
 def _slice(value: str, logits: Tensor, labels: Tensor) -> Slice:
-    prediction = float(logits.double().sigmoid().mean())
-    return Slice(value, click_metrics(logits, labels), float(labels.double().mean()), prediction)
+    prediction, clicks = float(logits.double().sigmoid().mean()), int(labels.sum())
+    metrics = click_metrics(logits, labels)
+    few = SplitCounts(labels.numel(), clicks).rarer < FEWEST
+    return Slice(value, metrics, clicks / labels.numel(), prediction, _interval(metrics, labels), few)
+
+
+def _interval(metrics: ClickMetrics, labels: Tensor) -> float | None:
+    return None if metrics.auc is None else confidence(metrics.auc, int(labels.sum()), labels.numel())
 
 
 def _ranges(feature: DenseFeature, found: np.ndarray) -> list[tuple[str, Tensor]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nasrec_torchrec.datasets.reader import ClickFiles
+    from nasrec_torchrec.training.column_importance import ColumnImportance
     from nasrec_torchrec.training.evaluation import Evaluation
     from nasrec_torchrec.training.trials import Unreadable
 
@@ -240,6 +241,8 @@ def evaluate(
     batch_size: int = 4096,
     slices: tuple[str, ...] = (),
     sharding_type: str | None = None,
+    importance: int = 0,
+    report: Path | str | None = None,
 ) -> "Evaluation | None":
     """Measures a trained model, whatever number of ranks trained it.
 
@@ -253,13 +256,17 @@ def evaluate(
         batch_size: rows of a forward pass.
         slices: features by whose values the rows are divided, to measure each part.
         sharding_type: sharding type of all tables on several ranks; unset, the planner chooses.
+        importance: number of times that each column is shuffled, to measure how much the model relies on it; 0 leaves
+            that out. Of a split with more than 100,000 rows, so many from all over it are taken.
+        report: HTML file to write, which shows all that was measured.
 
     Returns:
-        AUC, log loss, normalized entropy and calibration over all rows of the split, and the metrics of its slices, on
-        rank 0; None on all other ranks.
+        AUC, log loss, normalized entropy and calibration over all rows of the split, the metrics of its slices, and the
+        importance of the columns, on rank 0; None on all other ranks.
 
     Raises:
-        ValueError: If there is no complete checkpoint, or the data set is not usable.
+        ValueError: If there is no complete checkpoint, the data set is not usable, or importance is asked for on
+            several ranks.
 
     Example::
 
@@ -270,20 +277,33 @@ def evaluate(
     from nasrec_torchrec.distributed.process_group import launched_ranks
     from nasrec_torchrec.metrics.click_metrics import predict
     from nasrec_torchrec.models.stored import load_model
+    from nasrec_torchrec.runs.files import write_text
     from nasrec_torchrec.runs.paths import to_path
+    from nasrec_torchrec.training.column_importance import column_importances
     from nasrec_torchrec.training.evaluation import evaluation, slices_of
+    from nasrec_torchrec.training.evaluation_page import page
 
+    if importance < 0:
+        raise ValueError(f"importance: expected a number of repeats, 0 or more, found {importance}")
     folder = to_path(data)
     rows = open_split(folder, split)
+    shuffled: tuple[ColumnImportance, ...] = ()
     if launched_ranks() > 1:
+        if importance:
+            raise ValueError("importance: is measured by one process; start evaluate without a launcher")
         predicted = _predict_on_ranks(to_path(model), rows, batch_size, sharding_type)
     else:
         description, trained = load_model(to_path(model))
         predicted = predict(trained, description.read(rows), batch_size)
+        if importance:
+            shuffled = column_importances(trained, folder, description.read(rows), importance, batch_size=batch_size)
     if predicted is None:
         return None
     divided = {column: slices_of(folder, rows, rows.schema, column) for column in slices}
-    return evaluation(*predicted, divided)
+    found = evaluation(*predicted, divided, shuffled)
+    if report is not None:
+        write_text(to_path(report), page(found, str(model), str(data), split))
+    return found
 
 
 def _predict_on_ranks(

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from nasrec_torchrec.search.page_style import calibration_curve, table
+from nasrec_torchrec.page_style import bars, calibration_curve, table
 from nasrec_torchrec.search.race.adoption import adoption
 
 
@@ -52,3 +52,10 @@ def test_tables_can_be_read_aloud_and_scroll_by_keyboard():
 def test_a_calibration_curve_says_what_it_shows():
     drawn = calibration_curve([{"rows": 5, "prediction": 0.1, "click_rate": 0.2}], "rates & predictions")
     assert "role='img'" in drawn and "<title>rates &amp; predictions</title>" in drawn and drawn.count("<circle") == 1
+
+
+def test_bars_have_names_and_a_description():
+    drawn = bars([("a<b", 0.2, 0.01), ("harmful", -0.05, 0.02)], "rise of the loss: a<b 0.2, harmful -0.05")
+    assert drawn.count("<rect ") == 2 and "a&lt;b</text>" in drawn
+    assert "<title>rise of the loss: a&lt;b 0.2, harmful -0.05</title>" in drawn and "NaN" not in drawn
+    assert "<svg role='img'" in bars([("none", 0.0, 0.0)], "nothing")

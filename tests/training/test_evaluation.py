@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -75,6 +76,52 @@ def test_slices_divide_all_rows(model: tuple[Path, Path]):
     # Numbers are shown as they are in the source files.
     assert len(found.slices["price"]) == 5 and found.slices["price"][0].value.startswith("0 to ")
     assert found.slices["age"][0].value.startswith("20 to ")
+
+
+def test_a_slice_of_few_clicks_says_so(model: tuple[Path, Path]):
+    found = training.evaluate(*model, "train", slices=("shop", "user"))
+    north = next(part for part in found.slices["shop"] if part.value == "north")
+    assert not north.few and north.auc_interval is not None and 0 < north.auc_interval < 0.1
+    assert all(part.few and part.auc_interval > north.auc_interval for part in found.slices["user"][:-1])
+    assert "± " in str(found) and "\n* fewer than 100 clicks" in str(found)
+    assert "*" not in str(training.evaluate(*model, "train", slices=("shop",)))
+    rates = sum(part.prediction * part.metrics.rows for part in found.slices["shop"]) / found.rows
+    assert rates == pytest.approx(found.calibration.prediction)
+
+
+def test_the_column_that_decides_is_the_most_important(tmp_path: Path):
+    random = np.random.default_rng(0)
+    large = random.random(4000) > 0.5
+    table = {
+        "clicked": (random.random(4000) < np.where(large, 0.8, 0.2)).astype(int),
+        "size": large.astype(int),
+        "noise": random.random(4000),
+        "shop": random.integers(0, 5, 4000),
+        "day": random.integers(0, 7, 4000),
+    }
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+    (tmp_path / "schema.yaml").write_text(
+        "label: clicked\nembedding_dim: 8\ndense: [noise]\nsparse:\n"
+        "  - {name: shop, ids: dictionary}\n  - {name: day, ids: dictionary}\n"
+        "  - {name: size, ids: hash, num_embeddings: 50}\n"
+        "  - {name: shop_x_size, ids: hash, num_embeddings: 99, cross: [shop, size]}\n"
+    )
+    datasets.prepare(str(tmp_path / "log.parquet"), tmp_path / "schema.yaml", tmp_path / "data")
+    training.run(tmp_path / "data", tmp_path / "run", TrainConfig(3, 100, 0.02, optimizer="adam"), architecture="mlp")
+    place = (tmp_path / "run", tmp_path / "data")
+    found = training.evaluate(*place, "validation", importance=3, report=tmp_path / "page.html", slices=("shop",))
+    first, *others = found.importance
+    # A cross is no column of its own: it counts for those that it is made of.
+    assert first.column == "size" and {one.column for one in others} == {"noise", "shop", "day"}
+    assert first.log_loss > 0.1 and first.auc > 0.1 and 0 < first.deviation < 0.1
+    assert all(abs(one.log_loss) < 0.02 for one in others if one.column != "shop")
+    page = (tmp_path / "page.html").read_text()
+    for text in ("Importance of the columns", "size 0.", "By shop", "<svg role='img'", "predicted / clicked"):
+        assert text in page, text
+    done = _evaluate(place, "--importance", "3", "--split", "validation", "--json")
+    again = json.loads(done.stdout)["validation"]["importance"]
+    assert [one["log_loss"] for one in again] == [one.log_loss for one in found.importance]
+    assert "column, shuffled" in _evaluate(place, "--importance", "1").stdout
 
 
 @pytest.mark.parametrize(
