@@ -11,7 +11,7 @@ from nasrec_torchrec.id_space import ID_SPACE
 # FBGEMM's lookups read four columns of a table at once.
 _COLUMNS_AT_ONCE = 4
 Transform = Literal["none", "log1p", "standardize"]
-IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "dynamic", "history", "buckets"]
+IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "dynamic", "history", "buckets", "hour", "weekday"]
 # Prepared ids below this are reserved: 0 is a missing value, 1 a value that is not in the dictionary.
 UNKNOWN, FIRST_WORD = 1, 2
 # A history is one of 12 x 12 buckets of two counts; 0 is a missing value.
@@ -19,6 +19,8 @@ HISTORY_LEVELS = 12
 HISTORY_IDS = 1 + HISTORY_LEVELS**2
 # Rows of a table whose ids are dynamic.
 _LEAST_DYNAMIC = 16
+# Ids of the hour and the weekday of a moment: 0 where it is missing, and one for each.
+MOMENT_IDS = {"hour": 25, "weekday": 8}
 # Ids of a dense feature in buckets, unless the schema says otherwise: up to 64 edges, and the 0 that no number has.
 BUCKET_IDS = 66
 
@@ -35,6 +37,9 @@ class DenseFeature:
         mean: mean for ``standardize``, which preparation measures.
         deviation: standard deviation for ``standardize``, which preparation measures; never 0.
         missing: fraction of the training rows without a value, which preparation measures.
+        age_of: name of the raw column that holds the moment from which on the number counts the days until ``at``, for
+            a number that is computed from two moments.
+        at: name of the raw column with the moment of the row itself.
     """
 
     name: str
@@ -42,9 +47,17 @@ class DenseFeature:
     mean: float | None = None
     deviation: float | None = None
     missing: float | None = None
+    age_of: str = ""
+    at: str = ""
 
     def __post_init__(self) -> None:
         check_column(self.name, "dense feature")
+        if bool(self.age_of) != bool(self.at):
+            raise ValueError(
+                f"{self.name}: age_of and at: expected both columns or none, found {self.age_of!r} and {self.at!r}"
+            )
+        for column in filter(None, (self.age_of, self.at)):
+            check_column(column, f"{self.name}: age_of and at")
         _check_choice(self.transform, Transform, f"{self.name}: transform")
         for what in ("mean", "deviation"):
             value = getattr(self, what)
@@ -53,6 +66,11 @@ class DenseFeature:
         if self.deviation is not None and self.deviation <= 0:
             raise ValueError(f"{self.name}: deviation: expected a positive number, found {self.deviation!r}")
         _check_share(self.missing, f"{self.name}: missing")
+
+    @property
+    def raw_columns(self) -> tuple[str, ...]:
+        """The raw columns that it is read from."""
+        return (self.age_of, self.at) if self.age_of else (self.name,)
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,8 @@ class SparseFeature:
             less, see :mod:`nasrec_torchrec.modules.dynamic_ids`. ``history``, only for a cross, is how often
             the combination was seen with and without a click, see :mod:`nasrec_torchrec.datasets.history`.
             ``buckets`` is the range in which a dense feature's number lies, see
-            :mod:`nasrec_torchrec.datasets.buckets`.
+            :mod:`nasrec_torchrec.datasets.buckets`. ``hour`` and ``weekday`` are those of the moment in the raw column
+            ``of``, see :mod:`nasrec_torchrec.datasets.moments`.
         min_count: smallest number of occurrences in the training split for a value to enter the dictionary.
         multi_hot: whether a row holds a list of values instead of one.
         separator: text between the values of a list in raw text.
@@ -85,6 +104,7 @@ class SparseFeature:
             raw column; its value is the combination of their prepared ids, which ``ids`` (``hash``, ``dictionary`` or
             ``history``) maps to an id like any other text. See :mod:`nasrec_torchrec.datasets.crosses`. For
             ``buckets``, the name of a dense feature.
+        of: name of the raw column that holds the moment of an ``hour`` or a ``weekday``.
         edges: prepared numbers at which a new bucket begins, in increasing order; preparation measures them.
         embedding_dim: width of its table, by default the schema's. Embeddings of another width than the schema's are
             projected to it.
@@ -103,6 +123,7 @@ class SparseFeature:
     table: str = ""
     values: Literal["text", "integer"] = "text"
     cross: tuple[str, ...] = ()
+    of: str = ""
     edges: tuple[float, ...] = ()
     embedding_dim: int | None = None
     missing: float | None = None
@@ -123,7 +144,10 @@ class SparseFeature:
             object.__setattr__(self, "num_embeddings", HISTORY_IDS)
         if self.ids == "buckets" and self.num_embeddings is None:
             object.__setattr__(self, "num_embeddings", BUCKET_IDS)
+        if self.ids in MOMENT_IDS and self.num_embeddings is None:
+            object.__setattr__(self, "num_embeddings", MOMENT_IDS[self.ids])
         rows = self.num_embeddings
+        self._check_moment()
         if self.ids == "history" and rows != HISTORY_IDS:
             raise ValueError(f"{self.name}: num_embeddings: a history has {HISTORY_IDS} ids, found {rows!r}")
         if rows is None and self.ids != "dictionary":
@@ -166,6 +190,22 @@ class SparseFeature:
                 f"found ids {self.ids}, multi_hot {self.multi_hot}, values {self.values}"
             )
 
+    def _check_moment(self) -> None:
+        ids = MOMENT_IDS.get(self.ids)
+        if (ids is not None) != bool(self.of):
+            raise ValueError(
+                f"{self.name}: of: expected the column with the moment of an hour or a weekday, and none otherwise; "
+                f"found {self.of!r} for ids {self.ids}"
+            )
+        if ids is None:
+            return
+        check_column(self.of, f"{self.name}: of")
+        if self.num_embeddings != ids or self.multi_hot or self.cross:
+            raise ValueError(
+                f"{self.name}: ids {self.ids}: expected {ids} ids, one a row and no cross; found num_embeddings "
+                f"{self.num_embeddings!r}, multi_hot {self.multi_hot}, cross {list(self.cross)}"
+            )
+
     def _check_edges(self) -> None:
         if not isinstance(self.edges, (list, tuple)) or not all(
             isinstance(edge, (int, float)) and math.isfinite(edge) for edge in self.edges
@@ -186,6 +226,13 @@ class SparseFeature:
         """The prepared ids are less than this; it is the number of rows unless the ids are dynamic."""
         assert self.num_embeddings is not None
         return ID_SPACE if self.ids == "dynamic" else self.num_embeddings
+
+    @property
+    def raw_columns(self) -> tuple[str, ...]:
+        """The raw columns that it is read from; a cross and buckets are computed from other features."""
+        if self.cross:
+            return ()
+        return (self.of or self.name, *filter(None, [self.weights_column]))
 
     @property
     def weights_column(self) -> str | None:

@@ -126,7 +126,7 @@ def _values(
         return read_part(work, number, [feature.name]).column(0)
     inputs = tuple(other for other in schema.sparse if other.name in feature.cross)
     of_inputs = replace(schema, dense=(), sparse=inputs)
-    table, _ = transform.finish(read_part(work, number, of_inputs.raw_columns), of_inputs, dictionaries)
+    table, _ = transform.finish(read_part(work, number, of_inputs.parsed_columns), of_inputs, dictionaries)
     return pa.chunked_array([transform.combine(table, feature)])
 
 

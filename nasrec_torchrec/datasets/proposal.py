@@ -258,6 +258,11 @@ def _choice(column: Column, rows: int, splits: bool) -> Choice:
     return _sparse(column, rows)
 
 
+def is_moment(column: Column) -> bool:
+    """Returns whether a column holds times, of which something can be computed."""
+    return (column.kind == "time" or bool(column.unit and _IS_EVENT.search(column.name))) and "." not in column.name
+
+
 def _useless(column: Column) -> str | None:
     """Why nothing can be learned from a column, if so."""
     most = column.common[0][1] if column.common else 0.0

@@ -10,9 +10,9 @@ import yaml
 from tabulate import tabulate
 
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
-from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.features import MOMENT_IDS, DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.profile import Column
-from nasrec_torchrec.datasets.proposal import Choice, Proposal, accepted
+from nasrec_torchrec.datasets.proposal import Choice, Proposal, accepted, is_moment
 from nasrec_torchrec.messages import printable
 
 _WIDE = 34
@@ -73,6 +73,7 @@ def to_yaml(proposal: Proposal, then: str = "") -> str:
     for role in ("dense", "sparse"):
         lines += ["", f"{role}:" if any(choice.role == role for choice in proposal.choices) else f"{role}: []"]
         lines += [_entry(choice) for choice in proposal.choices if choice.role == role]
+        lines += _of_moments(proposal, role)
     if buckets := [feature for feature in schema.sparse if feature.ids == "buckets"]:
         lines += ["  # The numbers again, by the range in which they lie: an embedding for each of up to 65 ranges."]
         for item in buckets:
@@ -107,6 +108,26 @@ def as_document(proposal: Proposal) -> dict[str, Any]:
         "warnings": list(proposal.warnings),
         "schema": proposal.schema.to_dict(),
     }
+
+
+def _of_moments(proposal: Proposal, role: str) -> list[str]:
+    """Features that could be computed from the columns of moments, as comments."""
+    names = [c.column.name for c in proposal.choices if c.role in ("split", "left out") and is_moment(c.column)]
+    split = proposal.schema.split
+    own = split.split_column if split is not None and split.split == "time" else None
+    found: list[dict[str, str]] = []
+    if role == "sparse":
+        of = names if own is None else [own]
+        found = [{"name": f"{name}_{kind}", "ids": kind, "of": name} for name in of for kind in MOMENT_IDS]
+    elif own is not None:
+        others = [name for name in names if name != own]
+        found = [{"name": f"days_since_{name}", "transform": "log1p", "age_of": name, "at": own} for name in others]
+    if not found:
+        return []
+    return [
+        "  # What can be computed from times; remove the # of what may help:",
+        *(f"  # - {_flow(one)}" for one in found),
+    ]
 
 
 def _becomes(choice: Choice) -> str:

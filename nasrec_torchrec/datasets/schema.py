@@ -98,8 +98,20 @@ class Schema:
     @property
     def raw_columns(self) -> list[str]:
         """Every column that raw data must have; crosses are computed."""
+        features = [*self.dense, *self.sparse]
+        return list(dict.fromkeys([self.label, *(name for feature in features for name in feature.raw_columns)]))
+
+    @property
+    def parsed_columns(self) -> list[str]:
+        """Every column of the prepared data that depends on its row alone, which leaves out the crosses."""
         computed = {feature.name for feature in self.crosses}
         return [name for name in self.columns if name not in computed]
+
+    @property
+    def moment_columns(self) -> list[str]:
+        """The raw columns whose moments features are computed from."""
+        found = [name for feature in self.dense if feature.age_of for name in feature.raw_columns]
+        return list(dict.fromkeys([*found, *(feature.of for feature in self.sparse if feature.of)]))
 
     @property
     def columns(self) -> list[str]:
@@ -146,10 +158,10 @@ class Schema:
 
     def as_prepared(self) -> "Schema":
         """Returns a schema that reads prepared rows of this one as if they were raw, with all values as they are."""
-        rules = {"ids": "id", "min_count": 1, "values": "text", "cross": (), "edges": ()}
+        rules = {"ids": "id", "min_count": 1, "values": "text", "cross": (), "of": "", "edges": ()}
         return replace(
             self,
-            dense=tuple(replace(feature, transform="none") for feature in self.dense),
+            dense=tuple(replace(feature, transform="none", age_of="", at="") for feature in self.dense),
             sparse=tuple(
                 replace(feature, **rules, num_embeddings=feature.id_limit)  # type: ignore[arg-type]
                 for feature in self.sparse
@@ -249,7 +261,11 @@ class Schema:
         else:
             document["split"] = self.split.to_dict()
         for feature in document["sparse"]:
-            for unused in ("cross", "edges", "embedding_dim"):
+            for unused in ("cross", "of", "edges", "embedding_dim"):
+                if not feature[unused]:
+                    del feature[unused]
+        for feature in document["dense"]:
+            for unused in ("age_of", "at"):
                 if not feature[unused]:
                     del feature[unused]
         return document

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets.checksums import sha256
-from nasrec_torchrec.datasets.features import FIRST_WORD, SparseFeature
+from nasrec_torchrec.datasets.features import FIRST_WORD, MOMENT_IDS, SparseFeature
+from nasrec_torchrec.datasets.moments import name_of
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_manifest
 from nasrec_torchrec.datasets.reader import ClickFiles
@@ -252,6 +253,8 @@ def _count(folder: Path, files: ClickFiles, feature: SparseFeature, top: int) ->
     if feature.ids == "dictionary":
         file = folder / DICTIONARIES / f"{safe_name(feature.table)}.parquet"
         words = ["(missing)", "(unknown)", *pq.read_table(file).column("word").to_pylist()]
+    if feature.ids in MOMENT_IDS:
+        words = ["(missing)", *(name_of(feature.ids, number) for number in range(1, feature.num_embeddings))]
     best = np.argsort(-counts, kind="stable")[: min(top, int(np.count_nonzero(counts)))]
     return Column(
         feature.name,
@@ -259,7 +262,7 @@ def _count(folder: Path, files: ClickFiles, feature: SparseFeature, top: int) ->
         feature.num_embeddings,
         int(np.count_nonzero(counts)),
         missing / max(1, rows),
-        None if words is None else float(counts[FIRST_WORD - 1]) / values,
+        float(counts[FIRST_WORD - 1]) / values if feature.ids == "dictionary" else None,
         float(counts.sum()) / max(1, rows),
         tuple((str(words[i]) if words else _name(int(known[i])), float(counts[i]) / values) for i in best),
     )

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nasrec_torchrec.datasets import buckets, history, values
+from nasrec_torchrec.datasets import buckets, history, moments, values
 from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.quality import NO_ROW, Quality
 from nasrec_torchrec.datasets.schema import Schema
@@ -62,10 +62,18 @@ def parse(
     columns: dict[str, pa.Array] = {}
     if not scoring:
         columns[schema.label] = _label(_single(table, schema.label), schema, rejects)
+    seconds = {name: _elements(_single(table, name), moments.moments, name, rejects) for name in schema.moment_columns}
     for dense in schema.dense:
-        columns[dense.name] = _elements(_single(table, dense.name), partial(_dense, dense), dense.name, rejects)
+        if dense.age_of:
+            raw = moments.days_between(seconds[dense.age_of], seconds[dense.at])
+        else:
+            raw = _single(table, dense.name)
+        columns[dense.name] = _elements(raw, partial(_dense, dense), dense.name, rejects)
     for sparse in schema.sparse:
         if sparse.cross:
+            continue
+        if sparse.of:
+            columns[sparse.name] = moments.ids(sparse.ids, seconds[sparse.of])
             continue
         raw = _lists(table, sparse.name, sparse.separator) if sparse.multi_hot else _single(table, sparse.name)
         columns[sparse.name] = _elements(raw, partial(_ids, sparse, scoring), sparse.name, rejects)

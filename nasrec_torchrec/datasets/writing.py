@@ -158,7 +158,7 @@ def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted)
             continue
         quality = Quality(fitted.schema)
         table, bad = transform.finish(
-            rows.filter(pa.array(chosen)).select([*job.schema.raw_columns, *times]),
+            rows.filter(pa.array(chosen)).select([*job.schema.parsed_columns, *times]),
             *(fitted.schema, fitted.dictionaries, quality),
         )
         rejects |= {int(line): reason for line, reason in zip(lines[chosen][list(bad)], bad.values(), strict=True)}

@@ -30,10 +30,10 @@ class Numbers:
         self.standardized = features[0].transform == "standardize"
         # A schema has a sparse feature: one without a value in any row.
         nothing = SparseFeature("nothing", 1)
-        self._parsing = Schema("label", (replace(features[0], name="number"),), (nothing,))
+        self._parsing = Schema("label", (replace(features[0], name="number", age_of="", at=""),), (nothing,))
         # Mean and deviation are a feature's own.
         finished = features if self.standardized else features[:1]
-        numbered = tuple(replace(feature, name=str(number)) for number, feature in enumerate(finished))
+        numbered = tuple(replace(feature, name=str(place), age_of="", at="") for place, feature in enumerate(finished))
         self._finishing = Schema("label", numbered, (nothing,))
 
     def transform(self, raw: np.ndarray, count: int, where: Where) -> np.ndarray:

@@ -19,6 +19,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from nasrec_torchrec.datasets import buckets, transform, values
+from nasrec_torchrec.datasets import buckets, moments, transform, values
 from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.quality import Counts
 from nasrec_torchrec.datasets.schema import Schema
@@ -68,6 +69,7 @@ class RowReader:
         self._crosses = {feature.name: Crossed(feature, dictionaries) for feature in schema.crosses}
         self._columns = [name for name in schema.raw_columns if name != schema.label]
         self._known = frozenset(self._columns)
+        self._ages = [dense for dense in schema.dense if dense.age_of]
         # Features that are transformed in the same way are transformed together, as one column.
         groups: dict[str, list[int]] = {}
         self._places = {dense.name: place for place, dense in enumerate(schema.dense)}
@@ -129,7 +131,12 @@ class RowReader:
         columns = {
             name: [shared[name]] if name in shared else [row.get(name) for row in rows] for name in self._columns
         }
-        dense, counts = self._dense(columns, count, shared)
+        seconds = {name: self._seconds(name, columns[name], name in shared) for name in self.schema.moment_columns}
+        for age in self._ages:
+            days = moments.days_between(seconds[age.age_of], seconds[age.at]).to_numpy(zero_copy_only=False)
+            columns[age.name] = np.broadcast_to(days, count).tolist()
+        computed = {age.name for age in self._ages}
+        dense, counts = self._dense(columns, count, {k: value for k, value in shared.items() if k not in computed})
         unknown: list[list[str]] = [[] for _ in rows]
         single: dict[str, list[int]] = {}
         ids: list[np.ndarray] = []
@@ -138,11 +145,13 @@ class RowReader:
         total = 0
         for place, feature in enumerate(self.schema.sparse):
             # A cross is read row by row, whatever it combines.
-            name, once = feature.name, feature.name in shared and not feature.cross
+            name, once = feature.name, (feature.of or feature.name) in shared and not feature.cross
             times, where = (count, _shared) if once else (1, _row)
             size = [1] * (1 if once else count)
             if feature.ids == "buckets":
                 found = buckets.ids(dense[:, self._places[feature.cross[0]]], feature.edges).to_pylist()
+            elif feature.of:
+                found = moments.ids(feature.ids, seconds[feature.of]).to_pylist()
             elif feature.cross:
                 found = self._crosses[name].read([single[part] for part in feature.cross])
             elif feature.multi_hot:
@@ -247,6 +256,16 @@ class RowReader:
                 counts.append((name, missing, count - missing, 0, total))
         return found, counts
 
+    def _seconds(self, name: str, column: list[Any], shared: bool) -> pa.Array:
+        """Returns moments in seconds since 1970, null where they are missing."""
+        words = [_moment(value) for value in map(python_value, column)]
+        given = pa.array([None if word in self._marks else word for word in words], pa.string())
+        refused: values.Rejects = {}
+        read = moments.moments(given, refused)
+        for place in sorted(refused):
+            raise ValueError(f"{'shared' if shared else _row(place)}: column '{name}': {refused[place]}")
+        return read
+
     def _tiled(self, names: list[str], own: list[str], raw: np.ndarray, shared: Mapping[str, Any]) -> np.ndarray:
         """Returns the numbers of all features, of which some are shared and the others are rows of ``raw``."""
         found = np.empty((len(names), raw.shape[1]))
@@ -285,6 +304,13 @@ class RowReader:
             raise ValueError(f"{of_column(place)}: {reason(rejects[place])}")
         found = values.plain(parsed.column("value_weights")).flatten()
         return np.asarray(found.to_numpy(zero_copy_only=False), np.float32)
+
+
+def _moment(value: Any) -> str | None:
+    """Returns the text of a moment; NaN is a missing one."""
+    if value is None or value != value:
+        return None
+    return value.isoformat() if isinstance(value, date) else str(value)
 
 
 def _place(names: Sequence[str], count: int, shared: Mapping[str, Any], place: int) -> str:

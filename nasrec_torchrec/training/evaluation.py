@@ -13,7 +13,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from nasrec_torchrec.datasets import values
-from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.features import FIRST_WORD, MOMENT_IDS, DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.moments import name_of
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary
 from nasrec_torchrec.datasets.reader import ClickFiles
@@ -172,7 +173,7 @@ def slices_of(folder: Path, files: ClickFiles, schema: Schema, column: str) -> l
     ids, counts = np.unique(found, return_counts=True)
     common = ids[np.argsort(-counts, kind="stable")][:_VALUES]
     words = _words(folder, feature)
-    slices = [(_word(words, int(number)), torch.from_numpy(found == number)) for number in common]
+    slices = [(_word(feature, words, int(number)), torch.from_numpy(found == number)) for number in common]
     if len(ids) > len(common):
         rest = torch.from_numpy(~np.isin(found, common))
         slices.append((f"{len(ids) - len(common):,} other values", rest))
@@ -217,9 +218,11 @@ def _words(folder: Path, feature: SparseFeature) -> list[str] | None:
     return [str(word) for word in read_dictionary(file).to_pylist()]
 
 
-def _word(words: list[str] | None, number: int) -> str:
+def _word(feature: SparseFeature, words: list[str] | None, number: int) -> str:
     if number == 0:
         return "(missing)"
+    if feature.ids in MOMENT_IDS:
+        return name_of(feature.ids, number)
     if words is None:
         return f"id {number}"
     return words[number - FIRST_WORD] if number >= FIRST_WORD else "(unknown)"

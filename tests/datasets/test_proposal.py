@@ -23,6 +23,7 @@ def _rows(count: int = 2000) -> list[dict[str, object]]:
                 "shop": f"shop {generator.randrange(30)}",
                 "tags": "|".join(generator.sample("abcde", generator.randrange(1, 4))),
                 "country": "DE",
+                "signed_up": f"2023-{1 + number % 12:02d}-03",
             }
         )
     return rows
@@ -55,6 +56,17 @@ def test_a_proposed_schema_is_prepared_as_it_is(tmp_path: Path, delimiter: str):
     done = run_program("nasrec", "prepare", "table", "--source", file, "--schema", schema, "--out", tmp_path / "data")
     assert done.returncode == 0, done.stderr
     assert '"rejected": 0' in done.stdout
+
+    # What could be computed from times is there as comments, which can be used as they are.
+    schema.write_text(schema.read_text().replace("  # - ", "  - "))
+    more = Schema.read(schema)
+    assert [(feature.ids, feature.of) for feature in more.sparse if feature.of] == [
+        ("hour", "when"),
+        ("weekday", "when"),
+    ]
+    assert [(feature.age_of, feature.at) for feature in more.dense if feature.age_of] == [("signed_up", "when")]
+    sources = ["--source", file, "--schema", schema, "--out", tmp_path / "more"]
+    assert '"rejected": 0' in run_program("nasrec", "prepare", "table", *sources).stdout
 
 
 @pytest.mark.parametrize(

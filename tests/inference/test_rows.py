@@ -35,7 +35,12 @@ from nasrec_torchrec.models.description import ModelDescription
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real rows are not on this machine")
 HOSTILE = Schema(
     "label",
-    (DenseFeature("price", "standardize"), DenseFeature("age", "log1p"), DenseFeature("plain")),
+    (
+        DenseFeature("price", "standardize"),
+        DenseFeature("age", "log1p"),
+        DenseFeature("plain"),
+        DenseFeature("days", "standardize", age_of="born", at="when"),
+    ),
     (
         SparseFeature("word", ids="dictionary"),
         SparseFeature("hashed", 100, ids="hash"),
@@ -47,6 +52,10 @@ HOSTILE = Schema(
         SparseFeature("pair", ids="dictionary", cross=("hashed", "given")),
         SparseFeature("price_range", 12, ids="buckets", cross=("price",)),
         SparseFeature("age_range", ids="buckets", cross=("age",)),
+        SparseFeature("hour", ids="hour", of="when"),
+        SparseFeature("weekday", ids="weekday", of="when"),
+        SparseFeature("hour_of_week", 99, ids="hash", cross=("hour", "weekday")),
+        SparseFeature("days_range", ids="buckets", cross=("days",)),
     ),
     text=TextFormat(missing=("", "NA")),
 )
@@ -57,6 +66,7 @@ def hostile_lines(count: int) -> str:
     rng = np.random.default_rng(0)
     words = ["a", 'a "quoted, word"', "é", "1.0", "1", " 1", "x\0y", "NA", "", "NaN", "null", "0"]
     numbers = ["5", " 5", "5.0", "+5", "005", "", "NA", "12345678901234567890123", "7"]
+    moments = ["2024-01-31T12:30:00Z", "2024-02-04 23:59:59.5+02:00", "1706704200", "1706704200123", "1.5e9", "", "NA"]
     lists = ["a|b", "a", "", "NA", "b||a", "|", "NA|a", "c|c|c"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -73,6 +83,8 @@ def hostile_lines(count: int) -> str:
             "folded": rng.choice(["-1", "0", "49", "50", "99.0", "18446744073709551616", ""]),
             "given": rng.integers(30),
             "tags": rng.choice(lists),
+            "when": rng.choice(moments),
+            "born": rng.choice(moments),
         }
         writer.writerow([row[name] for name in HOSTILE.raw_columns])
     return text.getvalue()
