@@ -7,7 +7,7 @@ Importing torch takes six seconds, so that a test should start no new interprete
 - :func:`run_ranks` runs a function on gloo ranks, each a forked process.
 - :func:`forked` is the context behind these two, for processes of a test's own.
 - :func:`run_script` runs a script like this, and returns what it printed.
-- :func:`launch` starts a script with ``torchrun``, in new interpreters: for slow tests of examples.
+- :func:`launch` runs a script on gloo ranks, each a forked process that finds the variables of ``torchrun``.
 - :func:`component_program` says what a torchx component would start, to give it to :func:`run_program`.
 
 A real ``torchrun``, ``torchx`` or server is a subprocess: for tests that kill ranks or look at a launcher.
@@ -18,7 +18,7 @@ import math
 import os
 import runpy
 import shlex
-import subprocess
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -54,7 +54,8 @@ from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.cost_values import Cost, Latency
 
 # Vectors of the original implementation and real rows; only some machines have them.
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+_ROOT = Path(__file__).resolve().parents[1]
+SHARED = _ROOT.parent / "shared"
 
 SMALL_SPACE = SearchSpace(num_blocks=3, dense_widths=(16, 24, 32), sparse_widths=(4, 6, 9))
 
@@ -307,23 +308,29 @@ def _run_process(words: tuple[object, ...], folder: Path, environment: dict[str,
 
 def run_script(script: str, *words: object) -> str:
     """What a script of this repository printed that runs in a process of its own."""
-    done = run_process(script, *words, folder=Path(__file__).resolve().parents[1], environment={})
+    done = run_process(script, *words, folder=_ROOT, environment={})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 def launch(script: str, ranks: int, *words: object) -> str:
-    """What a script printed that ``torchrun`` starts on several ranks."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), script]
-    result = subprocess.run(
-        [*launcher, *map(str, words)],
-        cwd=Path(__file__).resolve().parents[1],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+    """What a script of this repository, or a module after ``-m``, printed on forked ranks with torchrun's variables."""
+    method = forked().get_start_method()
+    with tempfile.TemporaryDirectory() as folder:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        mp.start_processes(_script_rank, (ranks, port, folder, (script, *words)), nprocs=ranks, start_method=method)
+        return "".join(Path(folder, str(rank)).read_text() for rank in range(ranks))
+
+
+def _script_rank(rank: int, ranks: int, port: int, folder: str, words: tuple[object, ...]) -> None:
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    done = _run_process(words, _ROOT, environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    Path(folder, str(rank)).write_text(done.stdout)
 
 
 def component_program(name: str, words: Sequence[str]) -> list[str]:
