@@ -21,6 +21,11 @@ multiprocessing.set_forkserver_preload(
     [f"nasrec_torchrec.{name}" for name in ("cli.main", "training.trainer", "search.workers", "inference.exporting")]
 )
 
+# Where Triton is installed, Inductor would start a pool of compilers in every process; nothing on a CPU uses it.
+if not torch.cuda.is_available():
+    inductor.compile_threads = 1
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # for other processes
+
 # The code around a package's kernels is compiled without optimisation and line numbers, in half of the compiler's time;
 # the kernels themselves are compiled as for a service.
 for _option, _value in {"compile_wrapper_opt_level": "O0", "enable_line_tables": 0, "enable_frame_pointer": 0}.items():

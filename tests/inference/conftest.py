@@ -11,7 +11,8 @@ from nasrec_torchrec import NASRecNet
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.exporting import compare, export
-from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.models.description import ClickModel, ModelDescription
 
 
 def build(schema: Schema, seed: int = 0, use_layernorm: bool = False, num_blocks: int = 3) -> NASRecNet:
@@ -24,6 +25,12 @@ def build(schema: Schema, seed: int = 0, use_layernorm: bool = False, num_blocks
     return model.eval()
 
 
+def build_mlp(schema: Schema) -> ClickModel:
+    """The model that is compiled fastest, for tests that need some package."""
+    torch.manual_seed(0)
+    return ModelDescription(schema, Baseline("mlp", (8, 16), (16, 1))).build().eval()
+
+
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages that all workers of pytest-xdist share; use :func:`exported` to have one there."""
@@ -33,7 +40,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def exported(packages: Path, name: str, model: NASRecNet, schema: Schema, config: ExportConfig | None = None) -> Path:
+def exported(packages: Path, name: str, model: ClickModel, schema: Schema, config: ExportConfig | None = None) -> Path:
     """Returns the package of a name, compiled by the first test that needs it. It must not be changed: copy it.
 
     A calibration is fitted to random rows.
@@ -53,7 +60,7 @@ def exported(packages: Path, name: str, model: NASRecNet, schema: Schema, config
 def package(packages: Path) -> tuple[Path, NASRecNet, Schema]:
     """A package with quantized tables, the model that it was made of, and its schema."""
     schema = make_schema()
-    model = build(schema)
+    model = build(schema, 3, num_blocks=1)
     config = ExportConfig(tables="int8", table_precisions={"t_f1": "fp32"})
     return exported(packages, "int8", model, schema, config), model, schema
 
@@ -63,12 +70,12 @@ def plain(packages: Path) -> Path:
     """A calibrated package of another model with the same schema; it needs PyTorch alone, and a Triton has it too."""
     schema = make_schema()
     config = ExportConfig(triton=str(packages / "triton"), calibrate="isotonic")
-    return exported(packages, "plain", build(schema, 7, num_blocks=1), schema, config)
+    return exported(packages, "plain", build_mlp(schema), schema, config)
 
 
 @pytest.fixture(scope="session")
 def product(packages: Path) -> tuple[Path, NASRecNet, Schema]:
     """A package with a product over one input, which Inductor compiles for a few rows only; its model and schema."""
     schema = make_schema(num_dense=1)
-    model = build(schema, 2)
+    model = build(schema, 2, num_blocks=1)
     return exported(packages, "product", model, schema), model, schema

@@ -2,7 +2,11 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,17 +35,37 @@ from nasrec_torchrec.models.description import ClickModel, ModelDescription
 from nasrec_torchrec.modules.registry import OPERATORS
 from nasrec_torchrec.runs.lock import lock
 
-# Of what a service has: PyTorch, maybe FBGEMM, and a copy of the one file.
+# A service has PyTorch, maybe FBGEMM, and a copy of the one file.
 SCORE_ALONE = """
-import sys
-for name in sys.argv[4].split(","):
+import json, sys
+for name in sys.argv[1].split(","):
     sys.modules[name] = None  # any import of it fails
 import torch
 from predictor import Predictor, Request
-predictor = Predictor(sys.argv[1])
-requests = torch.load(sys.argv[2], weights_only=True)
-torch.save([predictor.logits(Request(**request)) for request in requests], sys.argv[3])
+for line in sys.stdin:
+    package, requests, outputs = json.loads(line)
+    predictor = Predictor(package)
+    requests = torch.load(requests, weights_only=True)
+    torch.save([predictor.logits(Request(**request)) for request in requests], outputs)
+    print("scored", flush=True)
 """
+Services = Callable[[tuple[str, ...]], "subprocess.Popen[str]"]
+WITH_FBGEMM, WITH_PYTORCH_ALONE = ("nasrec_torchrec", "torchrec"), ("nasrec_torchrec", "torchrec", "fbgemm_gpu")
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """Processes that cannot import some packages, one for each choice of them; they score what they read."""
+    folder = tmp_path_factory.mktemp("services")
+    (folder / "predictor.py").write_text(Path(predictor_module.__file__).read_text())
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": folder}
+    with ExitStack() as stack:
+
+        @cache
+        def service(without: tuple[str, ...]) -> "subprocess.Popen[str]":
+            return stack.enter_context(subprocess.Popen([sys.executable, "-c", SCORE_ALONE, ",".join(without)], **pipe))
+
+        yield service
 
 
 def as_request(model: ClickModel, schema: Schema, batch_size: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -60,14 +84,14 @@ def _inputs(request: dict[str, torch.Tensor]) -> list[torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_the_package_equals_the_model_in_a_process_with_pytorch_alone(tmp_path: Path):
-    schema, architecture = make_schema(), PUBLISHED["criteo-full"]
+def test_the_package_equals_the_model_in_a_process_with_pytorch_alone(tmp_path: Path, services: Services):
+    schema, architecture = _mixed_schema(), PUBLISHED["criteo-small"]
     torch.manual_seed(0)
     model = ModelDescription(schema, architecture).build().eval()
     assert isinstance(model, NASRecNet)
     predictor = export(model, schema, tmp_path / "package", metrics={"auc": 0.8})
     assert predictor.manifest["requires"] == ["torch"] and predictor.manifest["metrics"] == {"auc": 0.8}
-    _score_alone(tmp_path, tmp_path / "package", model, schema, ("nasrec_torchrec", "torchrec", "fbgemm_gpu"), 1e-5)
+    _score_alone(services(WITH_PYTORCH_ALONE), tmp_path / "package", model, schema, 1e-5)
     assert Architecture.from_json(json.dumps(predictor.manifest["architecture"])) == architecture
     assert Schema.from_json(json.dumps(predictor.manifest["schema"])) == schema
 
@@ -80,16 +104,16 @@ def test_the_package_equals_the_model_in_a_process_with_pytorch_alone(tmp_path: 
         (make_schema(num_dense=0), ExportConfig(tables="fp16", dense="bf16"), 0.05),
     ],
 )
-def test_other_forms_in_a_process_without_this_package(tmp_path: Path, schema, config, tolerance):
+def test_other_forms_in_a_process_without_this_package(tmp_path: Path, services: Services, schema, config, tolerance):
     model = build(schema, 2, num_blocks=1)
     export(model, schema, tmp_path / "package", config)
-    _score_alone(tmp_path, tmp_path / "package", model, schema, ("nasrec_torchrec", "torchrec"), tolerance)
+    _score_alone(services(WITH_FBGEMM), tmp_path / "package", model, schema, tolerance)
 
 
 @pytest.mark.slow
-def test_a_product_over_one_input_in_a_process_without_this_package(tmp_path: Path, product):
+def test_a_product_over_one_input_in_a_process_with_pytorch_alone(services: Services, product):
     package, model, schema = product
-    _score_alone(tmp_path, package, model, schema, ("nasrec_torchrec", "torchrec"), 1e-5)
+    _score_alone(services(WITH_PYTORCH_ALONE), package, model, schema, 1e-5)
 
 
 def make_baseline(kind: str, num_dense: int = 3) -> tuple[ClickModel, Schema]:
@@ -132,7 +156,7 @@ def test_every_operator_is_compiled(tmp_path: Path):
 
 @pytest.mark.slow
 def test_ten_architectures_of_2026_are_traced():
-    space = replace(NASREC_2026, num_blocks=3, dense_widths=(16, 64), sparse_widths=(8, 16))
+    space = replace(NASREC_2026, num_blocks=2, dense_widths=(16, 64), sparse_widths=(8, 16))
     schema = make_schema(num_dense=3)
     for seed in range(10):
         architecture = space.sample(torch.Generator().manual_seed(seed))
@@ -154,17 +178,6 @@ def test_baselines_in_the_form_that_serves(kind, tables):
         torch.testing.assert_close(program(*_inputs(request)), logits, rtol=0, atol=error)
     drift = compare(model, ExportConfig(), make_click_files(schema, 200))
     assert drift.exported.log_loss == pytest.approx(drift.trained.log_loss, abs=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ("dcn", "deepfm"))
-def test_a_baseline_leaves_as_a_network_does(tmp_path: Path, kind):
-    model, schema = make_baseline(kind)
-    predictor = export(model, schema, tmp_path / "package", origin={"run": "baseline", "loss": float("nan")})
-    assert predictor.manifest["architecture"] is None
-    assert predictor.manifest["model"] == {"dcn": "DLRM_DCN", "deepfm": "FlatModel"}[kind]
-    assert predictor.manifest["origin"] == {"parent": None, "run": "baseline", "loss": None}
-    _score_alone(tmp_path, tmp_path / "package", model, schema, ("nasrec_torchrec", "torchrec", "fbgemm_gpu"), 1e-5)
 
 
 def test_a_folder_that_is_no_package_is_refused_before_anything_is_compiled(tmp_path: Path):
@@ -189,7 +202,10 @@ def test_a_folder_that_is_no_package_is_refused_before_anything_is_compiled(tmp_
 
 
 @pytest.mark.slow
-def test_an_earlier_package_is_replaced_and_what_is_not_ours_stays(tmp_path: Path, product):
+@pytest.mark.parametrize("kind", ("dcn", "deepfm"))
+def test_a_baseline_replaces_an_earlier_package_and_what_is_not_ours_stays(
+    tmp_path: Path, services: Services, product, kind
+):
     place = tmp_path / "package"
     first = Predictor(shutil.copytree(product[0], place))
     (place / "notes.txt").write_text("mine")
@@ -197,10 +213,14 @@ def test_an_earlier_package_is_replaced_and_what_is_not_ours_stays(tmp_path: Pat
     left = tmp_path / ".package.export.nasrec-tmp" / "package"
     left.mkdir(parents=True)
     (left / "model.pt2").write_text("half")
-    second = export(*make_baseline("mlp"), place)
+    model, schema = make_baseline(kind)
+    second = export(model, schema, place, origin={"run": "baseline", "loss": float("nan")})
     assert first.version != second.version == Predictor(place).version
-    assert second.manifest["origin"]["parent"] == first.version
+    assert second.manifest["origin"] == {"parent": first.version, "run": "baseline", "loss": None}
     assert (place / "notes.txt").read_text() == "mine" and list(tmp_path.iterdir()) == [place]
+    assert second.manifest["architecture"] is None
+    assert second.manifest["model"] == {"dcn": "DLRM_DCN", "deepfm": "FlatModel"}[kind]
+    _score_alone(services(WITH_PYTORCH_ALONE), place, model, schema, 1e-5)
 
 
 @pytest.mark.slow
@@ -208,21 +228,23 @@ def test_a_package_that_takes_few_rows_only_is_refused(tmp_path: Path, monkeypat
     monkeypatch.setattr(ProductAndSum, "forward", lambda self, rows: rows @ self.weight.t() + self.bias)
     schema = make_schema(num_dense=1)
     with pytest.raises(ValueError, match=r"does not take the request: .*dim value is too large"):
-        export(build(schema, 2), schema, tmp_path / "package")
+        export(build(schema, 2, num_blocks=1), schema, tmp_path / "package")
     assert list(tmp_path.iterdir()) == []
 
 
 def _score_alone(
-    folder: Path, package: Path, model: ClickModel, schema: Schema, without: tuple[str, ...], tolerance: float
+    service: "subprocess.Popen[str]", package: Path, model: ClickModel, schema: Schema, tolerance: float
 ) -> None:
     requests, expected = zip(*(as_request(model, schema, batch_size) for batch_size in (1, 7, 300)), strict=True)
-    torch.save(list(requests), folder / "requests.pt")
-    (folder / "predictor.py").write_text(Path(predictor_module.__file__).read_text())
-    files = [str(package), str(folder / "requests.pt"), str(folder / "outputs.pt")]
-    command = [sys.executable, "-c", SCORE_ALONE, *files, ",".join(without)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for output, logits in zip(torch.load(files[2], weights_only=True), expected, strict=True):
+    assert service.stdin is not None and service.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        files = f"{folder}/requests.pt", f"{folder}/outputs.pt"
+        torch.save(list(requests), files[0])
+        service.stdin.write(json.dumps([str(package), *files]) + "\n")
+        service.stdin.flush()
+        assert service.stdout.readline() == "scored\n", "the process failed, see above"
+        outputs = torch.load(files[1], weights_only=True)
+    for output, logits in zip(outputs, expected, strict=True):
         assert logits.numel() == 1 or float(logits.std()) > 1e-3
         torch.testing.assert_close(output, logits, rtol=0, atol=tolerance)
     assert sorted(path.name for path in package.parent.iterdir() if path.name.startswith(".")) == []
@@ -339,15 +361,6 @@ def test_tables_of_different_dimensions_are_looked_up_alike(kind: str, tables: s
         torch.testing.assert_close(scoring(*_inputs(request)), expected, rtol=0, atol=tolerance)
     whole = 50 * (8 + 16 + 32 + 32) * 4
     assert scoring.tables.nbytes() == whole if tables == "fp32" else scoring.tables.nbytes() < 0.6 * whole
-
-
-@pytest.mark.slow
-def test_a_package_with_tables_of_different_dimensions_needs_pytorch_alone(tmp_path: Path):
-    schema = _mixed_schema()
-    model = build(schema, num_blocks=1)
-    export(model, schema, tmp_path / "package")
-    hidden = ("nasrec_torchrec", "torchrec", "fbgemm_gpu")
-    _score_alone(tmp_path, tmp_path / "package", model, schema, hidden, 1e-5)
 
 
 def test_weights_by_position_are_part_of_the_package():

@@ -15,7 +15,8 @@ import torch
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import SHARED, SMALL_SPACE
+from inference.conftest import build_mlp
+from support import SHARED
 
 from nasrec_torchrec.datasets import public
 from nasrec_torchrec.datasets.checksums import sha256
@@ -30,7 +31,6 @@ from nasrec_torchrec.inference.predictor import Predictor, merge
 from nasrec_torchrec.inference.rows import RowReader
 from nasrec_torchrec.inference.scoring import ReplacedError, requests, score
 from nasrec_torchrec.inference.server import create_app
-from nasrec_torchrec.models.description import ModelDescription
 
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real rows are not on this machine")
 HOSTILE = Schema(
@@ -318,10 +318,8 @@ def test_weights_of_lists(tmp_path: Path):
 def test_files_python_and_http_score_raw_rows_alike(tmp_path: Path):
     data, last = prepare_three(tmp_path, hostile_lines(300), HOSTILE, HOSTILE.text)
     schema = open_split(data, "test").schema
-    torch.manual_seed(0)
-    model = ModelDescription(schema, SMALL_SPACE.sample(torch.Generator().manual_seed(0))).build().eval()
     package = tmp_path / "package"
-    export(model, schema, package, dictionaries=data / DICTIONARIES)
+    export(build_mlp(schema), schema, package, dictionaries=data / DICTIONARIES)
     rows = as_rows(last, HOSTILE.text)
     score(package, [str(tmp_path / "test.csv")], tmp_path / "scores", ScoringConfig(raw=True))
     table = pq.read_table(tmp_path / "scores" / "part-000000.parquet")

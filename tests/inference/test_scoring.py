@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import SMALL_SPACE, click_table, make_click_data
+from inference.conftest import build_mlp
+from support import click_table, make_click_data
 
 from nasrec_torchrec.datasets.config import SplitConfig, TextFlags, TextFormat
 from nasrec_torchrec.datasets.crosses import cross_of
@@ -20,7 +21,6 @@ from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.inference.predictor import Predictor
 from nasrec_torchrec.inference.scoring import requests, score
-from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.lock import lock
 
 pytestmark = pytest.mark.slow  # for the package is compiled first
@@ -110,9 +110,7 @@ def trained(tmp_path_factory) -> Trained:
     text = TextFormat(delimiter="\t", missing=("", "NA"))
     data = folder / "data"
     schema = prepare(RawData((str(source),), raw_schema, text, SplitConfig()), data)
-    torch.manual_seed(0)
-    model = ModelDescription(schema, SMALL_SPACE.sample(torch.Generator().manual_seed(3))).build().eval()
-    export(model, schema, folder / "package", dictionaries=data / DICTIONARIES)
+    export(build_mlp(schema), schema, folder / "package", dictionaries=data / DICTIONARIES)
     return Trained(folder / "package", data, schema)
 
 
