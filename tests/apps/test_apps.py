@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support import Done, prepare_clicks, run_program
+from support import Done, component_program, launch, prepare_clicks, run_process, run_program
 
 from nasrec_torchrec import PUBLISHED
 
@@ -55,35 +57,44 @@ def test_help_is_that_of_the_command(name: str):
 def test_everything_end_to_end_on_two_ranks_through_torchx(tmp_path: Path):
     data = prepare_clicks(tmp_path / "data")
 
-    def launch(name: str, *flags: str, **arguments: object) -> None:
+    def start(name: str, *flags: str, **arguments: object) -> None:
         named = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
         more = ["--", *flags] if flags else []
-        scheduler = ["torchx", "run", "--scheduler", "local_cwd", "--wait"]
-        ranks = ["-j", "1x2"] if name.startswith("train") else []
-        _run([*scheduler, f"components/nasrec.py:{name}", *named, *ranks, *more])
+        if name.startswith("train"):
+            scheduler = ["torchx", "run", "--scheduler", "local_cwd", "--wait"]
+            _run([*scheduler, f"components/nasrec.py:{name}", *named, "-j", "1x2", *more])
+            return
+        # What torchx would start, without another process.
+        done = run_program(*component_program(name, [*named, *more]))
+        assert done.returncode == 0, done.stderr[-3000:]
 
     space = ["--num_blocks", "2", "--dense_widths", "[16,32]", "--sparse_widths", "[4,8]"]
     fast = ["--batch_size", "40", "--learning_rate", "0.05", "--epochs", "1"]
-    launch("train_supernet", *space, *fast, "--full_path_steps", "5", data=data, out=tmp_path / "supernet")
+    start("train_supernet", *space, *fast, "--full_path_steps", "5", data=data, out=tmp_path / "supernet")
     search = ["--population", "4", "--generations", "2", "--children", "2", "--tournament", "2", "--top_k", "2"]
     finetuning = ["--finetune_steps", "5", "--finetune_batch_size", "20"]
     found = {"supernet": tmp_path / "supernet", "data": data, "out": tmp_path / "search"}
-    launch("search", *search, *finetuning, workers=2, **found)
+    # Two workers of one study, as the component starts them.
+    words = [f"--{key}={value}" for key, value in found.items()]
+    worker = partial(run_process, *component_program("search", [*words, "--", *search, *finetuning]))
+    with ThreadPoolExecutor() as pool:
+        workers = [pool.submit(worker, folder=ROOT, environment={}) for _ in range(2)]
+    assert [one.result().returncode for one in workers] == [0, 0], [one.result().stderr[-3000:] for one in workers]
     architectures = tmp_path / "search" / "architectures"
-    launch("train", *fast, "--seeds", "[0,1]", data=data, out=tmp_path / "model", architecture=architectures)
+    start("train", *fast, "--seeds", "[0,1]", data=data, out=tmp_path / "model", architecture=architectures)
     trials = json.loads((tmp_path / "model" / "metrics.json").read_text())
     means = [trial["mean_validation_log_loss"] for trial in trials["trials"]]
     assert len(means) == 2 and trials["best"]["mean_validation_log_loss"] == min(means)
     losses = [run["validation"]["log_loss"] for run in trials["best"]["runs"]]
     assert len(losses) == 2 and sum(losses) / 2 == pytest.approx(min(means))
 
-    launch("report", search=tmp_path / "search", finalists=tmp_path / "model")
+    start("report", search=tmp_path / "search", finalists=tmp_path / "model")
     finalists = json.loads((tmp_path / "search" / "finalists.json").read_text())["finalists"]
     assert [finalist["mean"] for finalist in finalists] == pytest.approx(sorted(means))
     assert all(finalist["predicted"] is not None for finalist in finalists)
     # On ranks, in another study: every rank holds a share of the tables and of the rows.
     sharded = [f"--{key}={value}" for key, value in (found | {"out": tmp_path / "sharded"}).items()]
-    _run(["torchrun", "--nproc-per-node", "2", "-m", "apps.search", *sharded, *search, *finetuning])
+    launch("-m", 2, "apps.search", *sharded, *search, *finetuning)
     one, two = (json.loads((tmp_path / name / "results.json").read_text())["best"] for name in ("search", "sharded"))
     assert [c["log_loss"] for c in two] == pytest.approx([c["log_loss"] for c in one], abs=1e-5)
 

@@ -1,7 +1,6 @@
 """Ranks that die, and launchers that start them again."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -70,8 +69,6 @@ class _Run:
 def _launch(folder: Path, flags: list[str]) -> None:
     os.environ |= VARIABLES
     _print_into(folder)
-    # A forked process has a fork server of its own, which is to make the slow imports once for all ranks and restarts.
-    multiprocessing.set_forkserver_preload(["nasrec_torchrec.cli.main", "nasrec_torchrec.training.trainer"])
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -80,7 +77,7 @@ def _launch(folder: Path, flags: list[str]) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=KILLS,
-        start_method="forkserver",
+        start_method="fork",  # of this process, which has made the slow imports; a fork server would repeat them
         local_addr="localhost",
     )
     try:
