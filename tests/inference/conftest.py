@@ -70,7 +70,7 @@ def plain(packages: Path) -> Path:
     """A calibrated package of another model with the same schema; it needs PyTorch alone, and a Triton has it too."""
     schema = make_schema()
     config = ExportConfig(triton=str(packages / "triton"), calibrate="isotonic")
-    return exported(packages, "plain", build_mlp(schema), schema, config)
+    return exported(packages, "plain", build(schema, 5, num_blocks=1), schema, config)
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,7 @@ def test_the_drift_is_that_of_the_calibrated_form():
 @pytest.mark.slow
 def test_offline_and_online_probabilities_are_those_of_the_calibrated_model(plain: Path, tmp_path: Path):
     schema = make_schema()
-    model = build(schema, 7, num_blocks=1)
+    model = build(schema, 5, num_blocks=1)
     config = ExportConfig(calibrate="isotonic")
     fitted = compare(model, config, make_click_files(schema, 600)).recalibration
     assert fitted is not None
