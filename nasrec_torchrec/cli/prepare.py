@@ -41,14 +41,15 @@ class _Proposed:
     proposal: "Proposal"
     source: str
     out: Path | None
+    query: str | None
 
 
 @wraps(jobs.propose)  # the flags and their help are those of the function
-def _init(source: str, out: Path | None = None, **more: Any) -> _Proposed:
-    found = jobs.propose(source, out, **more)
+def _init(source: str, out: Path | None = None, query: str | None = None, **more: Any) -> _Proposed:
+    found = jobs.propose(source, out, query=query, **more)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return _Proposed(found, source, out)
+    return _Proposed(found, source, out, query)
 
 
 def _described(found: _Proposed) -> str:
@@ -56,7 +57,8 @@ def _described(found: _Proposed) -> str:
 
     lines = [proposed.table(found.proposal), "", proposed.summary(found.proposal)]
     if found.out is not None:
-        lines += [f"wrote {found.out}; next:", f"  {proposed.command(found.proposal, found.source, found.out)}"]
+        then = proposed.command(found.proposal, found.source, found.out, found.query)
+        lines += [f"wrote {found.out}; next:", f"  {then}"]
     return "\n".join(lines)
 
 

@@ -4,7 +4,8 @@ PyTorch and pyarrow are imported when one of them is called. All of them stream 
 preparation that was killed resumes when it is started again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def propose(
     embedding_dim: int = 16,
     overwrite: bool = False,
     text: TextFlags = _NO_FLAGS,
+    query: str | None = None,
 ) -> "Proposal":
     """Looks at raw files and proposes a schema that can be prepared as it is; see docs/data.md.
 
@@ -37,7 +39,8 @@ def propose(
     say what was seen of each column.
 
     Args:
-        source: files, patterns with * and URIs, several separated by commas; .gz is compressed text.
+        source: files, folders, patterns with * and URIs, several separated by commas; .gz is compressed text. With a
+            query, the database.
         out: YAML file to write the schema to; unset, none is written.
         label: column that says what was clicked; unset, one that is called label, clicked, target or the like.
         positive: value of the label that is a click, for labels other than 0 and 1, yes and no, true and false.
@@ -46,6 +49,7 @@ def propose(
         embedding_dim: width of the embedding tables.
         overwrite: whether to replace a file at the same place.
         text: how lines of text become columns, where that should not be found out.
+        query: SQL query whose rows are looked at, see :func:`prepare`.
 
     Returns:
         The schema, and what was seen of every column.
@@ -66,12 +70,12 @@ def propose(
 
     if sample_rows < 1:
         raise ValueError(f"sample_rows: expected a positive number, found {sample_rows}")
-    files = source.split(",") if isinstance(source, str) else list(source)
     if out is not None and to_path(out).exists() and not overwrite:
         raise ValueError(f"{out}: is already there; --overwrite true replaces it")
-    found = propose_from(sample_files(files, text, sample_rows), label, positive, label_above, embedding_dim)
+    with _files(source, query) as files:
+        found = propose_from(sample_files(files, text, sample_rows), label, positive, label_above, embedding_dim)
     if out is not None:
-        command = proposed.command(found, ",".join(files), out)
+        command = proposed.command(found, source if isinstance(source, str) else ",".join(source), out, query)
         write_text(to_path(out), proposed.to_yaml(found, command))
     return found
 
@@ -83,17 +87,23 @@ def prepare(
     text: TextFlags = _NO_FLAGS,
     split: SplitFlags = _NO_SPLIT,
     config: PreparationConfig = _DEFAULT_CONFIG,
+    query: str | None = None,
 ) -> dict[str, Any]:
-    """Prepares any CSV, TSV or Parquet files that a schema file describes; see docs/data.md.
+    """Prepares CSV, TSV, JSON lines, Parquet or Arrow files, or the rows of a query, that a schema file describes; see
+    docs/data.md.
 
     Args:
-        source: files, patterns with * and URIs, several separated by commas; .gz is compressed text.
+        source: files, folders, patterns with * and URIs, several separated by commas; .gz is compressed text. With a
+            query, the database: postgresql://..., sqlite:///FILE, a file of DuckDB, or duckdb for a query that names
+            its files itself.
         schema: JSON or YAML file with the schema.
         out: folder that receives the data set.
         text: how lines of text become columns, if that differs from what the schema says.
         split: how the rows are divided into train, validation and test, if that differs from what the schema says;
             a SplitConfig replaces all that it says.
         config: how the work is done.
+        query: SQL query whose rows are prepared. DuckDB runs it over local files, such as "SELECT * FROM 'log.csv' JOIN
+            'items.parquet' USING (item)".
 
     Returns:
         The folder, the number of rejected rows, and rows, positives and files of each split.
@@ -110,10 +120,10 @@ def prepare(
     from nasrec_torchrec.datasets.schema import Schema
     from nasrec_torchrec.runs.paths import to_path
 
-    files = source.split(",") if isinstance(source, str) else source
     described = Schema.read(to_path(schema))
     rule = split if isinstance(split, SplitConfig) else split.over(described.split)
-    return _prepare(RawData(tuple(files), described, text.over(described.text), rule), out, config)
+    with _files(source, query) as files:
+        return _prepare(RawData(tuple(files), described, text.over(described.text), rule), out, config)
 
 
 def prepare_criteo(
@@ -278,6 +288,23 @@ def describe(
     folder = to_path(folder)
     measured = measure(folder, split, top)
     return measured, measured.draw(folder / PICTURE if picture is None else to_path(picture))
+
+
+@contextmanager
+def _files(source: str | Sequence[str], query: str | None) -> Iterator[list[str]]:
+    """Yields the files to read: those that are named, or one with the rows of a query."""
+    if query is None:
+        files = source.split(",") if isinstance(source, str) else list(source)
+        if not any(files):
+            raise ValueError("source: expected files, folders, patterns or URIs, found none")
+        yield files
+        return
+    from nasrec_torchrec.datasets.queries import queried
+
+    if not isinstance(source, str):
+        raise ValueError("source: with a query, expected one database")
+    with queried(source, query) as file:
+        yield [file]
 
 
 def _prepare(raw: "RawData", out: Path | str, config: PreparationConfig) -> dict[str, Any]:

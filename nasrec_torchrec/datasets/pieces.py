@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from nasrec_torchrec.datasets import lines, sources
+from nasrec_torchrec.datasets import arrow_files, json_lines, lines, sources
 from nasrec_torchrec.datasets.config import TextFormat
 from nasrec_torchrec.datasets.diagnosis import diagnosis
 from nasrec_torchrec.datasets.sources import Piece, Source
@@ -101,22 +101,28 @@ class Reading:
         Raises:
             ValueError: If the file cannot be read, or lacks a requested column.
         """
-        if source.parquet:
-            names, start = tuple(sources.parquet_schema(source).names), 0
-        else:
-            names, start = lines.header(source, self.text_format)
+        match source.kind:
+            case "parquet" | "arrow":
+                names, start = tuple(typed_schema(source).names), 0
+            case "json":
+                names, start = json_lines.keys(source), 0
+            case _:
+                names, start = lines.header(source, self.text_format)
+        names += tuple(FolderColumn(name) for name in source.partitions if name not in names)
         try:
             sources.check_columns(source, self.wanted(names), names)
         except ValueError as error:
-            if source.parquet:
+            if source.kind != "text":
                 raise
             raise ValueError(f"{error}; {diagnosis(source, self.text_format)}") from None
         return names, start
 
     def pieces(self, source: Source, names: Sequence[str], start: int, line: int) -> Iterator[Piece]:
-        if source.parquet:
+        """Yields the rows of a file from a position on; ``names`` are those that :meth:`header` returned."""
+        if source.typed:
+            read = sources.parquet_pieces if source.kind == "parquet" else arrow_files.pieces
             # About as many rows as lines of 128 bytes in a piece of text.
-            return sources.parquet_pieces(source, self.piece_mib << 13, start, self.wanted(names))
+            return read(source, self.piece_mib << 13, start, _own(self.wanted(names), names))
         return lines.text_pieces(source, self.piece_mib << 20, start, line)
 
     def beginning(self, source: Source, start: int, size: int) -> Iterator[Piece]:
@@ -129,14 +135,49 @@ class Reading:
         Raises:
             ValueError: If it cannot be split. The message names the file and the line.
         """
-        unit = "row" if source.parquet else "line"
-        where = f"{source.uri}: {unit} {piece.first_line} and after"
+        where = f"{source.uri}: {'row' if source.typed else 'line'} {piece.first_line} and after"
+        wanted = self.wanted(names)
+        own = _own(wanted, names)
         if not isinstance(piece.data, bytes):
-            return Rows(piece.data, np.arange(piece.first_line, piece.next_line), {}, where)
-        try:
-            return Rows(*lines.read_lines(piece, names, self.wanted(names), self.text_format), where)
-        except (ValueError, pa.ArrowException) as error:
-            raise ValueError(f"{where}: {error}") from None
+            table, numbers, rejects = piece.data, np.arange(piece.first_line, piece.next_line), {}
+        else:
+            try:
+                if source.kind == "json":
+                    table, numbers, rejects = json_lines.read_objects(piece, own, self.text_format)
+                else:
+                    table, numbers, rejects = lines.read_lines(piece, _own(names, names), own, self.text_format)
+            except (ValueError, pa.ArrowException) as error:
+                raise ValueError(f"{where}: {error}") from None
+        if len(own) < len(wanted):
+            table = with_partitions(table, source)
+        return Rows(table, numbers, rejects, where)
+
+
+def typed_schema(source: Source) -> pa.Schema:
+    """Returns the columns of a file that has types, and these.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    return sources.parquet_schema(source) if source.kind == "parquet" else arrow_files.schema(source)
+
+
+class FolderColumn(str):
+    """The name of a column that the file does not have, but the names of its folders."""
+
+
+def _own(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those of the wanted columns that are in the file itself."""
+    folders = {name for name in names if isinstance(name, FolderColumn)}
+    return [name for name in wanted if name not in folders]
+
+
+def with_partitions(table: pa.Table, source: Source) -> pa.Table:
+    """Adds the columns that the names of a file's folders hold, if the file does not have them."""
+    for name, value in source.partitions.items():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.array([value] * table.num_rows, pa.string()))
+    return table
 
 
 def work_off(

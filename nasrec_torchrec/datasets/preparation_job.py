@@ -14,7 +14,7 @@ from nasrec_torchrec.datasets import sources, splits, transform
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.contents import Content
 from nasrec_torchrec.datasets.names import INTERNAL
-from nasrec_torchrec.datasets.pieces import Reading, Rows
+from nasrec_torchrec.datasets.pieces import Reading, Rows, typed_schema, with_partitions
 from nasrec_torchrec.datasets.prepared import MANIFEST_FORMAT
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import Source
@@ -101,10 +101,13 @@ class Job:
             self.extra[SPLIT_KEY] = Extra(self.split.split_column, kind)  # type: ignore[arg-type]
         self.split_of_file: list[int | None] = [None] * len(self.files)
         if self.split.split == "given":
-            self.split_of_file = [splits.named(file.name.split(".")[0]) for file in self.files]
+            self.split_of_file = [splits.of_file(file.uri) for file in self.files]
             unnamed = [file for file, index in zip(self.files, self.split_of_file, strict=True) if index is None]
             if unnamed:
-                raise ValueError(f"split given: {unnamed[0].uri}: expected a file named {', '.join(splits.NAMES)}")
+                raise ValueError(
+                    f"split given: {unnamed[0].uri}: expected a file named {', '.join(splits.NAMES)}, or in a folder "
+                    "of such a name"
+                )
         for file in self.files:
             self._check(file)
 
@@ -141,6 +144,7 @@ class Job:
             **({"times": True} if self.split.split == "time" and self.split.split_column else {}),
             "piece_mib": self.config.piece_mib,
             "derivation": self.raw.derivation.identity if self.raw.derivation else None,
+            **({"partitions": folders} if any(folders := [file.partitions for file in self.files]) else {}),
             "files": self.raw.identity or [content.sha256 for content in contents],
         }
         return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
@@ -148,10 +152,9 @@ class Job:
     def _check(self, source: Source) -> None:
         """Finds types that can never fit before the first row is read."""
         self.reading.header(source)
-        if source.parquet:
-            columns = self.reading.wanted(())
-            empty = sources.parquet_schema(source).empty_table().select(columns)
+        if source.typed:
+            empty = with_partitions(typed_schema(source).empty_table(), source)
             try:
-                self.parse(empty)
+                self.parse(empty.select(self.reading.wanted(())))
             except ValueError as error:
                 raise ValueError(f"{source.uri}: {error}") from None

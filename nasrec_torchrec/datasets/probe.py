@@ -26,7 +26,7 @@ def probe(job: Job) -> None:
             the file begins, and what its delimiter, quoting or encoding probably is.
     """
     # Of a smaller file, parsing it says more as quickly.
-    texts = [source for source in job.files if not source.parquet and source.size > _HEAD]
+    texts = [source for source in job.files if source.kind == "text" and source.size > _HEAD]
     for index in np.unique(np.linspace(0, len(texts) - 1, min(len(texts), _FILES), dtype=int)):
         _try(job, texts[int(index)])
 

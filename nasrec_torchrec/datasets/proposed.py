@@ -85,10 +85,11 @@ def to_yaml(proposal: Proposal, then: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def command(proposal: Proposal, source: str, schema: Path | str) -> str:
-    """Returns the command line that prepares the files."""
+def command(proposal: Proposal, source: str, schema: Path | str, query: str | None = None) -> str:
+    """Returns the command line that prepares the files, or the rows of a query."""
     lost = proposal.rejected
     more = f" --max_rejects {accepted(lost):g}" if lost > PreparationConfig.max_rejects else ""
+    more += "" if query is None else f" --query {shlex.quote(query)}"
     return f"nasrec prepare table --source {shlex.quote(source)} --schema {shlex.quote(str(schema))} --out DATA{more}"
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nasrec_torchrec.datasets import lines, sources, values
+from nasrec_torchrec.datasets import arrow_files, lines, sources, values
 from nasrec_torchrec.datasets.config import TextFlags, TextFormat
-from nasrec_torchrec.datasets.pieces import Reading
+from nasrec_torchrec.datasets.pieces import FolderColumn, Reading, with_partitions
 from nasrec_torchrec.datasets.sources import Piece, Source
 
 # Pieces that a large file is read in, spread evenly over it.
@@ -71,20 +71,27 @@ def sample_files(patterns: Sequence[str], text: TextFlags, rows: int) -> Sample:
         ValueError: If a file cannot be read, or files have different columns.
     """
     files = sources.find(patterns)
-    if len({file.parquet for file in files}) > 1:
-        raise ValueError(f"{', '.join(patterns)}: expected either text or Parquet, found both")
+    if len(kinds := {file.kind for file in files}) > 1:
+        raise ValueError(f"{', '.join(patterns)}: expected files of one kind, found {' and '.join(sorted(kinds))}")
     share = max(1, rows // len(files))
-    if files[0].parquet:
-        parts = [_parquet(file, share) for file in files]
-        text_format = None
-    else:
-        text_format = _text_format(files[0], text)
-        parts = [_text(file, share, text_format) for file in files]
+    text_format = None
+    match files[0].kind:
+        case "parquet":
+            parts = [_parquet(file, share) for file in files]
+        case "arrow":
+            parts = [_arrow(file, share) for file in files]
+        case "json":
+            text_format = text.over(TextFormat())
+            parts = [_json(file, share, text_format) for file in files]
+        case _:
+            text_format = _text_format(files[0], text)
+            parts = [_text(file, share, text_format) for file in files]
+    parts = [replace(part, table=with_partitions(part.table, part.files[0])) for part in parts]
     names = parts[0].table.column_names
     for part in parts:
         sources.check_columns(part.files[0], names, part.table.column_names)
     try:
-        table = pa.concat_tables([part.table.select(names) for part in parts], promote_options="permissive")
+        table = pa.concat_tables(_alike([part.table.select(names) for part in parts]), promote_options="permissive")
     except pa.ArrowException as error:
         raise ValueError(f"{', '.join(patterns)}: the files have columns of different types: {error}") from None
     total, whole = sum(part.rows for part in parts), all(part.whole for part in parts)
@@ -140,7 +147,9 @@ def _with_quoting(source: Source, text_format: TextFormat) -> TextFormat:
 def _text(source: Source, rows: int, text_format: TextFormat) -> Sample:
     reading = Reading([source], list, text_format, 1)
     names, start = reading.header(source)
-    tables: list[pa.Table] = [pa.table({name: pa.array([], pa.binary()) for name in names})]
+    tables: list[pa.Table] = [
+        pa.table({name: pa.array([], pa.string() if isinstance(name, FolderColumn) else pa.binary()) for name in names})
+    ]
     rejects: dict[int, str] = {}
     found, total, whole, elsewhere = 0, 0, True, 0
     for piece in reading.pieces(source, names, start, 2 if start else 1):
@@ -198,6 +207,53 @@ def _parquet(source: Source, rows: int) -> Sample:
                 if taken >= each:
                     break
     return Sample(_plain(pa.concat_tables(tables)), (source,), None, total, whole=False)
+
+
+def _arrow(source: Source, rows: int) -> Sample:
+    table, total = arrow_files.sample(source, rows, _PLACES)
+    sources.check_columns(source, table.column_names, table.column_names)
+    return Sample(_plain(table), (source,), None, total, whole=table.num_rows == total)
+
+
+def _json(source: Source, rows: int, text_format: TextFormat) -> Sample:
+    """Objects of the first lines, and of many places of a large file."""
+    reading = Reading([source], list, text_format, 1)
+    names, start = reading.header(source)
+    parts: list[bytes] = []
+    count, stored = 0, 0
+    for piece in reading.pieces(source, names, start, 1):
+        assert isinstance(piece.data, bytes)
+        parts.append(piece.data if piece.data.endswith(b"\n") else piece.data + b"\n")
+        count += piece.data.count(b"\n")
+        stored = piece.end if source.compression is None else piece.progress
+        if count >= rows:
+            break
+        if source.compression is None and count * source.size > 2 * rows * stored:
+            missing = stored * (rows - count) // max(1, count)
+            more = spread(source, piece.end, max(1 << 16, missing // _PLACES))
+            parts += [place.data for place in more if isinstance(place.data, bytes)]
+            break
+    read = reading.rows(Piece(b"".join(parts), 0, 1, 0), source, names)
+    whole = stored >= source.size
+    total = read.table.num_rows if whole else round(count * max(1.0, source.size / max(1, stored)))
+    first = next((f"{source.uri}, line {line}: {why}" for line, why in sorted(read.rejects.items())), "")
+    return Sample(_plain(read.table), (source,), text_format, total, whole, len(read.rejects), first)
+
+
+def _alike(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """The tables with text instead of what is of several kinds in them: numbers in one file, text in the next."""
+    mixed = [name for name in tables[0].column_names if _is_mixed([table.schema.field(name).type for table in tables])]
+    for name in mixed:
+        tables = [
+            table.set_column(table.column_names.index(name), name, values.text(values.plain(table.column(name)), {}))
+            for table in tables
+        ]
+    return list(tables)
+
+
+def _is_mixed(kinds: Sequence[pa.DataType]) -> bool:
+    known = [kind for kind in kinds if not pa.types.is_null(kind)]
+    return len({values.is_text(kind) for kind in known}) > 1
 
 
 def _plain(table: pa.Table) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Raw files at any URI: text in several compressions, or Parquet, recognized by their content."""
+"""Raw files at any URI: text in several compressions, JSON lines, Parquet or Arrow, recognized by their content."""
 
 import bz2
 import gzip
@@ -8,15 +8,16 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets.checksums import sha256_of
-from nasrec_torchrec.runs.files import identity, matching
+from nasrec_torchrec.runs.files import identity, matching, walk
 from nasrec_torchrec.runs.paths import to_path
 
 _BLOCK = 1 << 20
@@ -28,6 +29,7 @@ _COMPRESSIONS: dict[str, tuple[bytes, tuple[str, ...], Callable[[IO[bytes]], IO[
     "xz": (rb"\xfd7zXZ\x00", (".xz",), lambda raw: cast(IO[bytes], lzma.open(raw))),  # noqa: SIM115  the caller closes
     "zstd": (rb"\x28\xb5\x2f\xfd", (".zst", ".zstd"), lambda raw: pa.CompressedInputStream(pa.PythonFile(raw), "zstd")),
 }
+_COMPRESSED = tuple(ending for _, endings, _ in _COMPRESSIONS.values() for ending in endings)
 # Formats that are recognized so that the error can name them.
 _OTHERS = {
     b"PK\x03\x04": "a zip archive (or a spreadsheet): unpack it",
@@ -36,11 +38,19 @@ _OTHERS = {
     b"\xff\x06\x00\x00sNaPpY": "compressed by snappy: unpack it",
     b"\xff\xfe": "UTF-16 text: convert it to UTF-8, for instance by iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16 text: convert it to UTF-8, for instance by iconv -f UTF-16 -t UTF-8",
-    b"ARROW1\x00\x00": "an Arrow file (Feather): write it as Parquet",
+    b"FEA1": "a Feather file of version 1: write it as Parquet",
     b"Obj\x01": "an Avro file: write it as Parquet",
     b"SQLite format 3\x00": "an SQLite database: write the table as Parquet",
 }
-READ = "read are text, plain or compressed by gzip, bzip2, xz or zstd, and Parquet"
+READ = "read are text and JSON lines, plain or compressed by gzip, bzip2, xz or zstd, Parquet and Arrow"
+Kind = Literal["text", "json", "parquet", "arrow"]
+_ARROW = (b"ARROW1\x00\x00", b"\xff\xff\xff\xff")
+_JSON = re.compile(rb'(?:\xef\xbb\xbf)?\s*\{\s*(?:"(?:[^"\\]|\\.)*"\s*:|\})')
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".jsonlines")
+# What a folder is searched for.
+_ENDINGS = (".csv", ".tsv", ".txt", ".parquet", ".pq", ".parq", ".arrow", ".feather", ".ipc", *_JSON_ENDINGS)
+# What Hive and Spark write for a missing value in the name of a folder.
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True)
@@ -50,14 +60,26 @@ class Source:
     Args:
         uri: path or URI.
         size: size of the stored file in bytes; 0 if it is not known.
-        parquet: whether the file is Parquet; otherwise it is text.
+        kind: ``text`` with delimiters, ``json`` for an object a line, ``parquet`` or ``arrow``.
         compression: compression of text, if any.
     """
 
     uri: str
     size: int
-    parquet: bool
+    kind: Kind
     compression: str | None = None
+
+    @property
+    def typed(self) -> bool:
+        """Whether its columns have types, and its positions are rows; otherwise they are bytes of text."""
+        return self.kind in ("parquet", "arrow")
+
+    @property
+    def partitions(self) -> dict[str, str | None]:
+        """Columns that the names of its folders hold, such as ``dt=2026-11-01``; None stands for a missing value."""
+        pairs = [part.partition("=") for part in re.split(r"[/\\]", self.uri)[:-1] if "=" in part.strip("=")]
+        found = {unquote(name): unquote(value) for name, _, value in pairs if name}
+        return {name: None if value in ("", _NO_VALUE) else value for name, value in found.items()}
 
     @property
     def name(self) -> str:
@@ -104,15 +126,41 @@ def find(patterns: Sequence[str]) -> list[Source]:
 def expand(patterns: Sequence[str]) -> list[str]:
     """Replaces paths and URIs with ``*`` by what they match, sorted so that day_2 precedes day_10.
 
+    A folder stands for the files of data in it and in its folders, by the endings of their names.
+
     Raises:
         ValueError: If nothing matches.
     """
     found: list[str] = []
     for pattern in patterns:
         matches = matching(pattern) if "*" in pattern else [pattern]
+        folders = [match for match in matches if _is_folder(match)]
+        for folder in folders:
+            inside = _files_in(folder)
+            if not inside:
+                raise ValueError(f"{folder}: the folder holds no file of data; expected names that end in {_ENDINGS}")
+            matches = [match for match in matches if match != folder] + inside
         if not matches:
             raise ValueError(f"{pattern}: no file matches")
         found += sorted(matches, key=lambda name: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name)])
+    return found
+
+
+def _is_folder(uri: str) -> bool:
+    try:
+        return to_path(uri).is_dir()
+    except Exception:  # of a file system that knows no folders, or does not answer: opening the file will tell
+        return False
+
+
+def _files_in(folder: str) -> list[str]:
+    """The files of data below a folder; names that begin with a dot or an underscore are those of programs."""
+    found = []
+    for name in walk(to_path(folder)):
+        parts = name.replace("\\", "/").split("/")
+        plain = re.sub("(?:" + "|".join(map(re.escape, _COMPRESSED)) + ")$", "", parts[-1].lower())
+        if plain.endswith(_ENDINGS) and not any(part.startswith((".", "_")) for part in parts):
+            found.append(f"{folder.rstrip('/')}/{name}")
     return found
 
 
@@ -127,12 +175,14 @@ def inspect(uri: str) -> Source:
         size = _size(file)
     ending = Path(uri).suffix.lower()
     if head.startswith(b"PAR1") or ending in (".parquet", ".pq", ".parq"):
-        return Source(uri, size, parquet=True)
+        return Source(uri, size, "parquet")
+    if head.startswith(_ARROW):
+        return Source(uri, size, "arrow")
     named = next((name for name, (_, endings, _) in _COMPRESSIONS.items() if ending in endings), None)
     compression = next((name for name, (magic, _, _) in _COMPRESSIONS.items() if re.match(magic, head)), None)
     if named and compression is None:
         raise ValueError(f"{uri}: cannot be read: it is not compressed by {named}, as its name says")
-    source = Source(uri, size, False, compression)
+    source = Source(uri, size, "text", compression)
     if compression:
         with text(source) as (plain, _), reading(uri):
             head = read_fully(plain, _HEAD)
@@ -141,9 +191,12 @@ def inspect(uri: str) -> Source:
         kind = f"{'Parquet' if head.startswith(b'PAR1') else 'a tar archive'} inside of {compression}: unpack it"
     if kind is None and head.count(0) * 4 > len(head):
         kind = "not text in UTF-8, for many of its bytes are zero"
+    if re.match(rb"\s*\[\s*\{", head):
+        kind = "a JSON array: write one object a line, for instance by jq -c '.[]'"
     if kind:
         raise ValueError(f"{uri}: cannot be read, it is {kind}; {READ}")
-    return source
+    name = re.sub("(?:" + "|".join(map(re.escape, _COMPRESSED)) + ")$", "", uri.lower())
+    return replace(source, kind="json") if _JSON.match(head) or name.endswith(_JSON_ENDINGS) else source
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Rules that decide which row belongs to which split."""
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -89,3 +90,10 @@ NAMES: Mapping[str, int] = {"train": 0, "training": 0, "validation": 1, "valid":
 def named(text: str) -> int | None:
     """Returns the index into ``SPLITS`` of a name such as ``valid``."""
     return NAMES.get(text.strip().lower())
+
+
+def of_file(uri: str) -> int | None:
+    """Returns the index into ``SPLITS`` that the name of a file, such as ``train-00000.parquet``, or its folder has."""
+    *folders, name = uri.replace("\\", "/").split("/")
+    parts = [name.split(".")[0], re.split(r"[-_.]", name)[0], *folders[-1:]]
+    return next((index for part in parts if (index := named(part)) is not None), None)

@@ -115,7 +115,7 @@ def check_rejects(job: Job, work: Path, rows: int, rejected: int, unread: int = 
     collect_rejects(work, collected)
     with collected.open() as file:
         first = json.loads(file.readline())
-    texts = [source for source in job.files if not source.parquet and redact(source.uri) == first["file"]]
+    texts = [source for source in job.files if source.kind == "text" and redact(source.uri) == first["file"]]
     remedies = "".join(f"; {guess}" for source in texts[:1] for guess in guesses(source, job.reading.text_format))
     raise ValueError(
         f"{rejected} of {rows + rejected} rows were rejected, more than max_rejects {job.config.max_rejects} allows"

@@ -21,7 +21,7 @@ from nasrec_torchrec.datasets.click_data import ClickData
 from nasrec_torchrec.datasets.config import TextFlags, TextFormat
 from nasrec_torchrec.datasets.contents import contents
 from nasrec_torchrec.datasets.names import safe_name
-from nasrec_torchrec.datasets.pieces import Reading, Record
+from nasrec_torchrec.datasets.pieces import Reading, Record, typed_schema, with_partitions
 from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary
 from nasrec_torchrec.datasets.quality import Quality
 from nasrec_torchrec.datasets.schema import Schema
@@ -221,7 +221,7 @@ class _Job:
         if reserved:
             raise ValueError(f"keep: {sorted(reserved)} are columns of the scores themselves; rename them in the files")
         for file in self.files:
-            if not (config.raw or file.parquet):
+            if not (config.raw or file.kind == "parquet"):
                 raise ValueError(f"{file.uri}: prepared rows are Parquet files; --raw true transforms raw ones")
             if not config.raw:
                 self._check_preparation(to_path(file.uri))
@@ -248,12 +248,11 @@ class _Job:
         """Finds missing columns and types that cannot fit before anything is written."""
         for source in self.files:
             self.reading.header(source)
-            if not source.parquet:
+            if not source.typed:
                 continue
-            columns = sources.parquet_schema(source)
-            empty = columns.empty_table().select(self.wanted(columns.names))
+            empty = with_partitions(typed_schema(source).empty_table(), source)
             try:
-                transform.parse(empty, self.rules, scoring=True)
+                transform.parse(empty.select(self.wanted(empty.column_names)), self.rules, scoring=True)
             except ValueError as error:
                 raise ValueError(f"{source.uri}: {error}") from None
 
