@@ -65,9 +65,9 @@ def sample(source: Source, rows: int, places: int) -> tuple[pa.Table, int]:
             return _head(opened, rows)
         total = sum(opened.get_batch(number).num_rows for number in range(opened.num_record_batches))
         count = opened.num_record_batches if total <= rows else min(opened.num_record_batches, places)
-        chosen = np.unique(np.linspace(0, opened.num_record_batches - 1, count, dtype=int)) if count else []
+        chosen = np.unique(np.linspace(0, max(0, opened.num_record_batches - 1), count, dtype=int)).tolist()
         each = total if total <= rows else max(1, rows // max(1, len(chosen)))
-        batches = [opened.get_batch(int(number)).slice(0, each) for number in chosen]
+        batches = [opened.get_batch(number).slice(0, each) for number in chosen]
         return pa.Table.from_batches(batches, opened.schema), total
 
 

@@ -138,8 +138,9 @@ class Reading:
         where = f"{source.uri}: {'row' if source.typed else 'line'} {piece.first_line} and after"
         wanted = self.wanted(names)
         own = _own(wanted, names)
+        rejects: dict[int, str] = {}
         if not isinstance(piece.data, bytes):
-            table, numbers, rejects = piece.data, np.arange(piece.first_line, piece.next_line), {}
+            table, numbers = piece.data, np.arange(piece.first_line, piece.next_line)
         else:
             try:
                 if source.kind == "json":

@@ -98,7 +98,7 @@ class Schema:
     @property
     def raw_columns(self) -> list[str]:
         """Every column that raw data must have; crosses are computed."""
-        features = [*self.dense, *self.sparse]
+        features: list[DenseFeature | SparseFeature] = [*self.dense, *self.sparse]
         return list(dict.fromkeys([self.label, *(name for feature in features for name in feature.raw_columns)]))
 
     @property

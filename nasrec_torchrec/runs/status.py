@@ -52,10 +52,10 @@ class RunStatus:
         share = self.step / self.total_steps if self.total_steps else 1.0
         lines = [
             f"{self.folder}: {self.state}, step {self.step:,} of {self.total_steps:,} ({share:.0%}), "
-            f"{self.ranks} rank(s), started {self.starts} time(s), last event {_span(self.age)} ago"
+            f"{self.ranks} rank(s), started {self.starts} time(s), last event {span(self.age)} ago"
         ]
         if self.loss is not None:
-            left = "" if self.seconds_left is None else f", {_span(self.seconds_left)} left"
+            left = "" if self.seconds_left is None else f", {span(self.seconds_left)} left"
             lines.append(f"  training loss {self.loss:.5f}, {self.samples_per_second or 0:,.0f} rows/s{left}")
         if self.validation:
             auc, loss = (_metric(self.validation[name]) for name in ("auc", "log_loss"))
@@ -132,7 +132,8 @@ def _metric(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.5f}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Returns a duration for people."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -135,7 +135,7 @@ class Worker:
     def _alive(self, worker: str, workers: dict[str, FrozenTrial]) -> bool:
         if worker not in workers:
             return False
-        if _died_here(worker):
+        if died_here(worker):
             # From now on all workers know it, and its lock is no longer needed.
             with suppress(UpdateFinishedTrialError):
                 self._storage.set_trial_state_values(workers[worker]._trial_id, TrialState.FAIL)
@@ -174,7 +174,7 @@ def _lock_path(worker: str) -> Path:
     return Path(tempfile.gettempdir()) / f"nasrec-worker-{worker}.lock"
 
 
-def _died_here(worker: str) -> bool:
+def died_here(worker: str) -> bool:
     """Returns whether the worker ran on this machine and no longer holds the lock that it holds while it lives."""
     try:
         with _lock_path(worker).open() as file:

@@ -96,6 +96,8 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert "explained by chance" in page
     rejected = [one for one in judged.values() if one["verdict"] != "accepted"]
     assert ("Rejected: " in results["verdict"]) == bool(rejected)
+    status = run_program("nasrec", "status", out).stdout
+    assert status.startswith(f"{out}: race, ended, 12") and "best validation loss so far 0." in status
     # It is over: asked again, it says the same and trains nothing.
     assert auto(data, out, _CONFIG) == json.loads(json.dumps(results))
 

@@ -1,0 +1,192 @@
+"""The status of a search or a race, read from its journal while it runs or afterwards."""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from nasrec_torchrec.runs import names
+from nasrec_torchrec.runs.status import span
+from nasrec_torchrec.search.storage import open_storage
+from nasrec_torchrec.search.workers import died_here
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_WORKERS = ".workers"
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """A process that takes part.
+
+    Args:
+        name: its name in the journal.
+        claims: what it works on.
+        seconds: seconds since it took that; None if it works on nothing.
+    """
+
+    name: str
+    claims: tuple[str, ...]
+    seconds: float | None
+
+    def __str__(self) -> str:
+        doing = ", ".join(claim if len(claim) <= 40 else f"{claim[:39]}…" for claim in self.claims)
+        return f"worker {self.name[:8]}: " + (f"{doing}, for {span(self.seconds or 0)}" if doing else "between two")
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """The status of a search or a race.
+
+    Args:
+        folder: its folder.
+        kind: what it is.
+        state: ``running`` if a worker on this machine takes part; ``ended`` if it has written its results; else
+            ``stopped``, or run by workers on other machines alone.
+        finished: number of trials that came to their end.
+        stopped_early: number of trials that were given up.
+        failed: number of trials whose loss is not a number.
+        running: number of trials that are in work or wait.
+        total: number of trials of the whole search; None if that depends on the budget.
+        best: lowest validation loss so far; None before the first one.
+        title: the trial that has it.
+        seconds_left: seconds that are left, by the budget or at the rate so far; None if it is not running.
+        workers: processes on this machine that take part.
+    """
+
+    folder: Path
+    kind: Literal["search", "race"]
+    state: Literal["running", "ended", "stopped"]
+    finished: int
+    stopped_early: int
+    failed: int
+    running: int
+    total: int | None
+    best: float | None
+    title: str
+    seconds_left: float | None
+    workers: tuple[WorkerStatus, ...]
+
+    def __str__(self) -> str:
+        of = "" if self.total is None else f" of {self.total:,}"
+        done = self.finished + self.stopped_early + self.failed
+        parts = [f"{self.stopped_early:,} given up"] * bool(self.stopped_early)
+        parts += [f"{self.failed:,} failed"] * bool(self.failed) + [f"{self.running:,} in work"] * bool(self.running)
+        left = "" if self.seconds_left is None else f", {span(self.seconds_left)} left"
+        details = f" ({', '.join(parts)})" if parts else ""
+        lines = [f"{self.folder}: {self.kind}, {self.state}, {done:,}{of} trials{details}{left}"]
+        if self.best is not None:
+            lines.append(f"  best validation loss so far {self.best:.5f}: {self.title}")
+        return "\n".join([*lines, *(f"  {worker}" for worker in self.workers)])
+
+
+def read_study_status(folder: Path) -> StudyStatus | None:
+    """Reads the journal in a folder.
+
+    Args:
+        folder: folder of a search or a race.
+
+    Returns:
+        The status; None if there is no journal. The trials of a search in a database are shown by its tools.
+
+    Raises:
+        ValueError: If the journal is damaged.
+    """
+    found = next((name for name in (names.JOURNAL, names.RACE_JOURNAL) if (folder / name).exists()), None)
+    if found is None:
+        return None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = open_storage(folder / found)
+    studies = optuna.get_all_study_names(storage)
+    own = next((name for name in studies if not name.endswith(_WORKERS)), None)
+    if own is None:
+        return None
+    study = optuna.load_study(study_name=own, storage=storage)
+    trials = study.get_trials(deepcopy=False)
+    others = []
+    if own + _WORKERS in studies:
+        others = optuna.load_study(study_name=own + _WORKERS, storage=storage).get_trials(deepcopy=False)
+    workers = _workers(others)
+    ended = (folder / names.RESULTS).exists()
+    settings = _settings(folder)
+    race = found == names.RACE_JOURNAL
+    count = {state: sum(trial.state is state for trial in trials) for state in TrialState}
+    done = count[TrialState.COMPLETE] + count[TrialState.PRUNED] + count[TrialState.FAIL]
+    total = settings.get("trials") if race else _drawn(settings)
+    left = None
+    if workers and not ended:
+        left = _of_budget(study, settings) if race and not total else _at_this_rate(trials, done, total)
+    best = min(((loss, trial.number) for trial in trials for loss in _losses(trial)), default=None)
+    return StudyStatus(
+        folder,
+        "race" if race else "search",
+        "ended" if ended else "running" if workers else "stopped",
+        count[TrialState.COMPLETE],
+        count[TrialState.PRUNED],
+        count[TrialState.FAIL],
+        count[TrialState.RUNNING],
+        total,
+        None if best is None else best[0],
+        "" if best is None else trials[best[1]].user_attrs.get("title", f"trial {best[1]}"),
+        left,
+        workers,
+    )
+
+
+def _losses(trial: FrozenTrial) -> list[float]:
+    """Validation losses of a trial that counts."""
+    if trial.state is TrialState.FAIL:
+        return []
+    reached = list(trial.intermediate_values.values())
+    return reached or (trial.values[:1] if trial.state is TrialState.COMPLETE and trial.values else [])
+
+
+def _workers(messages: list[FrozenTrial]) -> tuple[WorkerStatus, ...]:
+    running = [message for message in messages if message.state is TrialState.RUNNING]
+    registered = [message.user_attrs["worker"] for message in running if "worker" in message.user_attrs]
+    found = []
+    for name in registered:
+        if died_here(name):
+            continue
+        claims = [message for message in running if message.user_attrs.get("by") == name]
+        starts = [message.datetime_start for message in claims if message.datetime_start is not None]
+        since = None if not starts else (datetime.now() - min(starts)).total_seconds()
+        found.append(WorkerStatus(name, tuple(str(message.user_attrs["claim"]) for message in claims), since))
+    return tuple(found)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The flags of the search, if it was started as a program."""
+    try:
+        found = yaml.safe_load((folder / names.CONFIG).read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _drawn(settings: dict[str, Any]) -> int | None:
+    """The number of candidates that a search draws."""
+    wanted = [settings.get(name) for name in ("population", "generations", "children")]
+    if not all(isinstance(value, int) for value in wanted):
+        return None
+    population, generations, children = wanted
+    return population + generations * children  # type: ignore[operator, no-any-return]
+
+
+def _of_budget(study: optuna.Study, settings: dict[str, Any]) -> float | None:
+    budget, started = str(settings.get("budget", "")), study.user_attrs.get("started")
+    if budget[-1:] not in _UNITS or not budget[:-1].replace(".", "", 1).isdigit():
+        return None
+    spent = float(study.user_attrs.get("seconds", 0.0)) or (time.time() - started if started else 0.0)
+    return max(0.0, float(budget[:-1]) * _UNITS[budget[-1]] - spent)
+
+
+def _at_this_rate(trials: list[FrozenTrial], done: int, total: int | None) -> float | None:
+    starts = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
+    if not total or not done or not starts:
+        return None
+    return max(0, total - done) * (datetime.now() - min(starts)).total_seconds() / done

@@ -1,0 +1,38 @@
+"""What `nasrec status` says of a search while it runs, and afterwards."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from support import SMALL_SPACE, make_candidate, run_program
+
+from nasrec_torchrec.runs.names import JOURNAL, RESULTS
+from nasrec_torchrec.search.study import CandidateStudy
+from nasrec_torchrec.search.study_status import read_study_status
+
+
+def test_a_search_is_shown_while_it_runs_and_afterwards(tmp_path: Path):
+    assert read_study_status(tmp_path) is None
+    study = CandidateStudy(tmp_path / JOURNAL, "search", SMALL_SPACE, {"steps": 3})
+    drawn = [SMALL_SPACE.sample(torch.Generator().manual_seed(seed)) for seed in range(4)]
+    for architecture, loss in zip(drawn, (0.5, 0.4, math.inf, 0.45), strict=True):
+        study.add(make_candidate(architecture, loss))
+    (tmp_path / "config.yaml").write_text("population: 6\ngenerations: 2\nchildren: 2\n")
+    stopped = read_study_status(tmp_path)
+    assert stopped is not None and (stopped.kind, stopped.state) == ("search", "stopped")
+    assert (stopped.finished, stopped.failed, stopped.total, stopped.best) == (3, 1, 10, 0.4)
+    assert stopped.seconds_left is None and not stopped.workers
+    with study.worker() as worker:
+        claim = worker.claim("a network")
+        running = run_program("nasrec", "status", tmp_path).stdout
+        assert claim is not None
+        worker.release(claim)
+        between = json.loads(run_program("nasrec", "status", tmp_path, "--json").stdout)[str(tmp_path)]
+    assert f"{tmp_path}: search, running, 4 of 10 trials (1 failed), " in running and " left" in running
+    assert "best validation loss so far 0.40000: trial 1" in running and "a network, for 0 s" in running
+    assert between["state"] == "running" and between["workers"][0]["claims"] == []
+    (tmp_path / RESULTS).write_text("{}")
+    ended = read_study_status(tmp_path)
+    assert ended is not None and ended.state == "ended"
+    assert run_program("nasrec", "status", tmp_path, "--follow").stdout.count("search, ended") == 1
