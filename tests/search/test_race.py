@@ -81,7 +81,10 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert fastest["latency_us"] == min(row["latency_us"] for row in results["leaderboard"])
     assert [row["log_loss"] for row in others] == sorted((row["log_loss"] for row in others), reverse=True)
     page = (out / "report.html").read_text()
-    assert page.index("Winner: ") < page.index("Calibration of") < page.index("Leaderboard")
+    assert page.index("Winner: ") < page.index("Calibration of") < page.index("Importance") < page.index("Leaderboard")
+    important = {one["column"]: one["log_loss"] for one in results["measured"]["winner"]["importance"]}
+    assert set(important) <= {"user", "item", "shop", *(feature.name for feature in load_schema(data).dense)}
+    assert min(important["user"], important["item"]) > 0.01
     assert "data:image/png;base64,iVBOR" in page and "95 % interval" in page and "<svg role='img'" in page
     assert "history_of_user_x_item" in page and "LightGBM" in page
     description, _ = load_model(out)

@@ -32,9 +32,12 @@ from nasrec_torchrec.search.race.training import RaceData
 from nasrec_torchrec.search.race.tree import measure_tree, read_tree
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.race.verdict import verdict
+from nasrec_torchrec.training.column_importance import column_importances
 
 _FORMAT = "nasrec-torchrec/race/1"
 _EVALUATION_ROWS = 8192
+# Rows and repeats by which the importance of the winner's columns is measured, within a few seconds.
+_IMPORTANCE_ROWS, _REPEATS = 8192, 3
 
 
 def read_results(out: Path) -> dict[str, Any] | None:
@@ -93,6 +96,7 @@ def finish(
         for name, entry in compared(may_win).items()
     }
     _compare(measured, losses)
+    measured["winner"]["importance"] = _importance(best, data, out)
     tree = _measured_tree(data, out)
     if tree is not None:
         measured["tree"] = {name: value for name, value in tree.items() if name != "seconds"}
@@ -223,6 +227,15 @@ def _measure(
             mean = torch.stack([rows.double().sigmoid() for rows in logits]).mean(0)
             found[f"{split} ensemble"] = asdict(click_metrics(torch.logit(mean).float(), labels))
     return found
+
+
+def _importance(best: Entry, data: RaceData, out: Path) -> list[dict[str, Any]]:
+    """How much the winner relies on each column, on the rows that decided."""
+    folder = out / names.RACE_TRIALS / f"{best.number:04d}"
+    _, model = load_model(folder if (folder / names.CHECKPOINTS).exists() else out)
+    files = data.open("validation", best.trial)
+    found = column_importances(model, data.folder(best.trial), files, _REPEATS, _IMPORTANCE_ROWS)
+    return [asdict(one) for one in found]
 
 
 def _measure_final(best: Entry, final: Path, data: RaceData, out: Path) -> dict[str, Any]:

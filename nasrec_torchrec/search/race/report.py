@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from nasrec_torchrec.search import page_style
-from nasrec_torchrec.search.page_style import calibration_curve, table
+from nasrec_torchrec import page_style
+from nasrec_torchrec.page_style import calibration_curve, table
 from nasrec_torchrec.search.race.leaderboard import span
 from nasrec_torchrec.search.race.trial import columns_text
+from nasrec_torchrec.training.column_importance import ColumnImportance
+from nasrec_torchrec.training.evaluation_page import importance_sections
 
 _PICTURED = (
     "Left: validation log loss of every trial over the seconds of training, and the best so far. Right: validation log "
@@ -39,6 +41,7 @@ def page(results: Mapping[str, Any]) -> str:
         f"<p>{len(results['trials'])} trials in {span(results['seconds'])}, on {rows['train']:,} rows to train on, "
         f"{rows['validation']:,} that decided, and {rows['test']:,} that were read once, at the end.</p>",
         *_calibration(results["measured"]["winner"]),
+        *_importance(results["measured"]["winner"]),
         "<h2>The race</h2>",
         f"<img alt='{_PICTURED}' src='data:image/png;base64,{picture}'>",
         "<h2>Leaderboard</h2>",
@@ -137,6 +140,12 @@ def _calibration(winner: Mapping[str, Any]) -> list[str]:
         calibration_curve(found["deciles"], f"Click rate over mean prediction by decile: {text}"),
         table("Calibration by decile of the prediction", ["decile", "rows", "mean prediction", "click rate"], rows),
     ]
+
+
+def _importance(winner: Mapping[str, Any]) -> list[str]:
+    """How much the winner relies on each column."""
+    found = [ColumnImportance(**one) for one in winner.get("importance", ())]
+    return importance_sections(found, "validation")
 
 
 def _features(features: Mapping[str, Any]) -> list[str]:
