@@ -143,6 +143,21 @@ class Quality:
         self.counts[name] = self.counts[name].plus(counts)
 
 
+def useless_dictionaries(schema: Schema) -> list[str]:
+    """Returns a sentence for each dictionary with so few words that its features say nothing."""
+    found = []
+    for features in schema.features_by_table().values():
+        words = (features[0].num_embeddings or FIRST_WORD) - FIRST_WORD
+        if features[0].ids == "dictionary" and words < 2:
+            known = "no word" if not words else "one word"
+            names = ", ".join(f"'{feature.name}'" for feature in features)
+            found.append(
+                f"{names}: the dictionary holds {known}, so that the model learns hardly more than whether there is a "
+                "value; lower min_count, or leave the column out"
+            )
+    return found
+
+
 def _numbers(counts: Counts) -> Sequence[Any]:
     return (counts.rows, counts.missing, counts.values, counts.unknown, counts.total)
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,7 +28,8 @@ from nasrec_torchrec.datasets.prepared import (
     sha256,
     write_rows,
 )
-from nasrec_torchrec.datasets.quality import Quality
+from nasrec_torchrec.datasets.quality import Quality, useless_dictionaries
+from nasrec_torchrec.datasets.repeated import fingerprints, repeated, repetition_warnings
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.split_counts import SplitCounts, split_warnings
 from nasrec_torchrec.datasets.splits import SPLITS
@@ -101,6 +103,8 @@ def publish(
     counts["train"] = counts["train"].before_sampling(job.split.keep_negatives)
     for warning in split_warnings(counts):
         print(f"warning: {warning}", file=sys.stderr)
+    for warning in [*_repetitions(work, written), *useless_dictionaries(schema)]:
+        print(f"warning: {warning}", file=sys.stderr)
     data = work / "data"
     remove_leftovers(data)
     write_text(data / SCHEMA, schema.to_json())
@@ -126,6 +130,25 @@ def publish(
     put_in_place(data, job.out, MANIFEST, make_way=lambda: _set_aside(job.out, data, work / "replaced"))
     job.out.with_name(f"{job.out.name}.{REJECTS}").unlink(missing_ok=True)
     return schema
+
+
+def _fingerprints(work: Path, number: int, split: str) -> Path:
+    return work / "splits" / f"{number:06d}.{split}.npy"
+
+
+def _repetitions(work: Path, written: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences about rows of the other splits that are also training rows."""
+    files = {
+        split: [_fingerprints(work, number, split) for number, record in enumerate(written) if split in record]
+        for split in SPLITS
+    }
+    if not all(file.exists() for some in files.values() for file in some):
+        return []  # begun by an earlier version
+    found = []
+    for split in SPLITS[1:]:
+        rows, same = repeated([np.load(file) for file in files[split]], map(np.load, files[SPLITS[0]]))
+        found += repetition_warnings(split, rows, same)
+    return found
 
 
 def _set_aside(old: Path, data: Path, place: Path) -> None:
@@ -168,6 +191,9 @@ def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted)
             columns = table.select(fitted.schema.columns)
             if times and index == 0:
                 columns = columns.append_column(TIME, table.column(SPLIT_KEY))
+            # Before the record, which says that the part is finished.
+            with atomic_path(_fingerprints(work, number, split)) as temporary, temporary.open("wb") as hashes:
+                np.save(hashes, fingerprints(table, fitted.schema))
             record[split] = {"file": write_rows(name, columns, fitted.schema.label), "quality": quality.to_json()}
     if rejects:
         write_rejects(work / "splits" / f"{number:06d}.rejects", job.files[part.file].uri, rejects)

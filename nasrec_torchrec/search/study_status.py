@@ -174,7 +174,7 @@ def _drawn(settings: dict[str, Any]) -> int | None:
     if not all(isinstance(value, int) for value in wanted):
         return None
     population, generations, children = wanted
-    return population + generations * children  # type: ignore[operator, no-any-return]
+    return population + generations * children  # type: ignore[operator]
 
 
 def _of_budget(study: optuna.Study, settings: dict[str, Any]) -> float | None:
