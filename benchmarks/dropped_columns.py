@@ -23,7 +23,7 @@ from nasrec_torchrec.search.race.recipe import starting_recipes
 from nasrec_torchrec.search.race.sources import cheap_baseline
 from nasrec_torchrec.search.race.training import RaceData, train_trial
 from nasrec_torchrec.search.race.trial import Trial, columns_text
-from nasrec_torchrec.training.importance import importances
+from nasrec_torchrec.training.column_importance import column_importances
 
 
 def main(
@@ -67,11 +67,11 @@ def main(
         first, *_ = train(plain)
         _, model = load_model(first)
         files = rows.open("validation", plain)
-        found = importances(lambda batch: model(batch.dense_features, batch.sparse_features), files)
+        found = column_importances(model, data, files, 1)
         loss = click_metrics(*predict(first, files)).log_loss
         for names in droppable(found, base, loss):
             train(replace(plain, dropped=names))
-    ranked = ", ".join(f"{one.name} {one.loss:.5f} ± {one.error:.5f}" for one in found)
+    ranked = ", ".join(f"{one.column} {one.log_loss:.5f} ± {one.error:.5f}" for one in found)
     print(
         f"\nMeans and deviations of {len(chosen)} seeds: {how}. By how much the validation log loss of the first grows"
     )

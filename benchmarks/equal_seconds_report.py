@@ -46,6 +46,7 @@ def main(runs: Path) -> None:
     for procedure, found in shipped.items():
         for seed, one in found.items() if procedure != "lightgbm" else ():
             features = f" with {', '.join(one['features'])}" if one.get("features") else ""
+            features += f" without {', '.join(one['dropped'])}" if one.get("dropped") else ""
             spent = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in one["spent"].items())
             title = f"{TITLES[procedure]}, seed {seed}: {one['title']}{features}"
             lines.append(f"- {title}: {one['log_loss']:.4f} ({spent})")

@@ -27,12 +27,14 @@ from nasrec_torchrec.search.race.training import RaceData
 from nasrec_torchrec.search.race.trial import Trial
 
 CONFIG = RaceConfig()
+_OWN_COLUMNS = {"features": False, "drop_columns": False, "trees": False}
 # By its folder, what each procedure is and may do.
 RACES: dict[str, tuple[str, dict[str, Any]]] = {
     "auto": ("nasrec auto", {}),
-    "random-networks": ("random networks alone", {"sources": ("random",), "features": False, "trees": False}),
-    "baselines": ("baselines alone, tuned", {"sources": ("baseline",), "features": False, "trees": False}),
+    "random-networks": ("random networks alone", {"sources": ("random",), **_OWN_COLUMNS}),
+    "baselines": ("baselines alone, tuned", {"sources": ("baseline",), **_OWN_COLUMNS}),
 }
+_CHANGES = {"features": "added", "dropped": "dropped"}
 _PICTURE = "race.png"
 
 
@@ -131,9 +133,10 @@ def _race(data: Path, out: Path, config: RaceConfig, workers: int) -> dict[str, 
 def _shipped(results: dict[str, Any]) -> dict[str, Any]:
     """The model that a race chose, and its test metrics."""
     best = results["measured"]["winner"]
-    added = len(best["features"])
+    counts = {word: len(best[kind]) for kind, word in _CHANGES.items() if best[kind]}
+    changes = [f"{count} column{'s' if count > 1 else ''} {word}" for word, count in counts.items()]
     return {
-        "model": best["title"] + (f", {added} added feature{'s' if added > 1 else ''}" if added else ""),
+        "model": ", ".join([best["title"], *changes]),
         "trainings": len(results["trials"]),
         "seconds": results["seconds"],
         **_picked(best["test"][best["seeds"].index(results["model"]["seed"])]),

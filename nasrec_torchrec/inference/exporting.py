@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from nasrec_torchrec.inference.predictor import (
     version_of,
 )
 from nasrec_torchrec.inference.recalibration import Recalibration, recalibrate
-from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model, trace
+from nasrec_torchrec.inference.scoring_model import ScoringModel, mean_prediction, scoring_model, trace
 from nasrec_torchrec.inference.tables import FloatTables
 from nasrec_torchrec.inference.triton import publish
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
@@ -62,6 +62,7 @@ def export(
     dictionaries: Path | None = None,
     origin: Mapping[str, Any] | None = None,
     recalibration: Recalibration | None = None,
+    others: Sequence[ClickModel] = (),
 ) -> Predictor:
     """Compiles a model with AOTInductor into a package, which takes about 20 seconds.
 
@@ -80,6 +81,7 @@ def export(
         dictionaries: local folder with the words of the data set.
         origin: JSON values that say where the model comes from; ``parent``, the version that it replaces, is added.
         recalibration: what :func:`compare` fitted if ``config`` asks for a calibration.
+        others: further models of the same features; the package scores with the mean probability of all.
 
     Returns:
         Predictor: The package, loaded and verified.
@@ -92,7 +94,7 @@ def export(
     if (config.calibrate is None) != (recalibration is None):
         raise ValueError("calibrate: expected the recalibration that compare() returns for it, and none otherwise")
     check_place(folder)
-    scoring = scoring_model(model, config, schema.feature_names, recalibration)
+    scoring = scoring_model(model, config, schema.feature_names, recalibration, others)
     if scoring.dense_in_features != len(schema.dense):
         raise ValueError(
             f"the model reads {scoring.dense_in_features} dense features, the schema has {len(schema.dense)}"
@@ -213,7 +215,13 @@ class Drift:
 
 
 @torch.no_grad()
-def compare(model: ClickModel, config: ExportConfig, files: ClickFiles, batch_size: int = 4096) -> Drift:
+def compare(
+    model: ClickModel,
+    config: ExportConfig,
+    files: ClickFiles,
+    batch_size: int = 4096,
+    others: Sequence[ClickModel] = (),
+) -> Drift:
     """Compares the exported form of a model with the model itself, before anything is compiled.
 
     If the configuration asks for a calibration, it is fitted to these rows.
@@ -223,6 +231,7 @@ def compare(model: ClickModel, config: ExportConfig, files: ClickFiles, batch_si
         config: how to export.
         files: rows to measure on.
         batch_size: number of rows in a forward pass.
+        others: further models of the same features, whose probabilities are averaged with those of the model.
 
     Returns:
         The metrics of both, and the sizes of their tables.
@@ -230,8 +239,8 @@ def compare(model: ClickModel, config: ExportConfig, files: ClickFiles, batch_si
     Raises:
         ValueError: If there is nothing to fit a calibration to.
     """
-    model.eval()
-    scoring = scoring_model(model, config, files.schema.feature_names)
+    every = [one.eval() for one in (model, *others)]
+    scoring = scoring_model(model, config, files.schema.feature_names, others=others)
     logits: list[tuple[Tensor, Tensor]] = []
     labels = []
     for batch in files.evaluation_batches(batch_size):
@@ -243,15 +252,15 @@ def compare(model: ClickModel, config: ExportConfig, files: ClickFiles, batch_si
             "weights": sparse.weights_or_none(),
         }
         scored = scoring(*(inputs[name] for name in scoring.input_names))
-        logits.append((model(batch.dense_features, sparse).flatten(), scored))
+        logits.append((mean_prediction([one(batch.dense_features, sparse).flatten() for one in every]), scored))
         labels.append(batch.labels)
     trained, scored = map(torch.cat, zip(*logits, strict=True))
     clicks, recalibration = torch.cat(labels), None
     if config.calibrate is not None:
         recalibration = recalibrate(config.calibrate, scored, clicks)
         scored = recalibration.module()(scored)
-    whole = sum(4 * c.num_embeddings * c.embedding_dim for c in scoring.tables.configs)
-    sizes = scoring.tables.nbytes(), whole
+    whole = sum(4 * c.num_embeddings * c.embedding_dim for tables in scoring.every_tables for c in tables.configs)
+    sizes = sum(tables.nbytes() for tables in scoring.every_tables), whole
     return Drift(click_metrics(trained, clicks), click_metrics(scored, clicks), *sizes, recalibration)
 
 
@@ -279,7 +288,7 @@ def _manifest(
         "versions": {"torch": torch.__version__, "fbgemm_gpu": fbgemm_gpu.__version__},
         "bytes": sum(file.stat().st_size for file in files),
         "tables": {
-            "bytes": scoring.tables.nbytes(),
+            "bytes": sum(tables.nbytes() for tables in scoring.every_tables),
             "precisions": scoring.precisions,
         },
         "dense": config.dense,
@@ -288,6 +297,7 @@ def _manifest(
         "schema": json.loads(schema.to_json()),
         "model": type(model).__name__,
         "architecture": json.loads(model.architecture.to_json()) if isinstance(model, NASRecNet) else None,
+        "models": len(scoring.every_tables),
     }
     if recalibration is not None:
         document["calibration"] = asdict(recalibration)

@@ -43,7 +43,11 @@ class ExportedPackage:
 
 
 def export(
-    model: Path | str, out: Path | str, config: ExportConfig = _DEFAULT_EXPORT, data: Path | str | None = None
+    model: Path | str,
+    out: Path | str,
+    config: ExportConfig = _DEFAULT_EXPORT,
+    data: Path | str | None = None,
+    ensemble_with: Sequence[Path | str] = (),
 ) -> ExportedPackage:
     """Compiles a trained model with AOTInductor into a package: model.pt2, model.json that says how to feed it,
     golden.json.
@@ -57,13 +61,16 @@ def export(
         out: package folder; an earlier package is replaced when the new one is complete.
         config: how the model is exported.
         data: folder of the prepared data set.
+        ensemble_with: run folders of further models of the same columns, such as other seeds; relative ones that do
+            not exist here are looked for in the run folder. The package scores with the mean probability of all models,
+            and takes as long as all of them.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: If the run is one of a supernet, the data set does not belong to it, or the folder holds
-            something else.
+        ValueError: If the run is one of a supernet, the models read different columns, the data set does not belong
+            to them, or the folder holds something else.
 
     Example::
 
@@ -84,16 +91,26 @@ def export(
         raise ValueError("calibrate: needs --data, to whose validation split the probabilities are fitted")
     exporting.check_place(out)
     description, trained = load_model(model)
+    others = []
+    for folder in map(to_path, ensemble_with):
+        place = folder if folder.exists() else model / str(folder)
+        other, loaded = load_model(place)
+        if (found := description.schema.difference(other.schema)) or other.dictionaries != description.dictionaries:
+            raise ValueError(
+                f"ensemble_with: {place} reads other columns than {model}: {found or 'other dictionaries'}"
+            )
+        others.append(loaded)
     drift = None
     if data is not None:
         rows = description.read(open_split(data, "validation"))
-        drift = exporting.compare(trained, config, rows)
+        drift = exporting.compare(trained, config, rows, others=others)
     metrics = {} if drift is None else drift.metrics
     recalibration = None if drift is None else drift.recalibration
     with ExitStack() as stack:
         words = None if data is None else stack.enter_context(local_folder(data / DICTIONARIES))
         origin = {} if data is None else {"training_data": open_split(data, "train").digest}
-        predictor = exporting.export(trained, description.schema, out, config, metrics, words, origin, recalibration)
+        given = config, metrics, words, origin, recalibration, others
+        predictor = exporting.export(trained, description.schema, out, *given)
     return ExportedPackage(out, predictor.manifest["bytes"], tuple(predictor.manifest["requires"]), drift)
 
 

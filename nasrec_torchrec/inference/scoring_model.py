@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.inference.id_map import IdMap, has_known_maps
 from nasrec_torchrec.inference.recalibration import Recalibration
-from nasrec_torchrec.inference.tables import make_tables, table_precisions
+from nasrec_torchrec.inference.tables import Tables, make_tables, table_precisions
 from nasrec_torchrec.models.baselines import FlatModel
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.nasrecnet import NASRecNet
@@ -39,6 +39,7 @@ class ScoringModel(nn.Module):
         bf16: whether to run the dense part in bfloat16.
         features: order of the sparse features in the inputs; by default the model's own.
         recalibration: map that the logits go through, if any.
+        others: further models of the same features, in the same form. The probability is then the mean of all.
 
     Raises:
         ValueError: If the model is of another kind, or the features are not those of the model.
@@ -53,6 +54,7 @@ class ScoringModel(nn.Module):
         bf16: bool = False,
         features: Sequence[str] | None = None,
         recalibration: Recalibration | None = None,
+        others: Sequence["ScoringModel"] = (),
     ) -> None:
         super().__init__()
         ebc, own = tables_of(model), feature_names(model)
@@ -71,6 +73,7 @@ class ScoringModel(nn.Module):
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self.interaction_arch.to(self.dtype)
         self.recalibration = None if recalibration is None else recalibration.module()
+        self.others = nn.ModuleList(others)
         # Features that share a table stand together in the model, wherever they are in the schema.
         self.reordered = given != own
         order = torch.tensor([given.index(name) for name in own])
@@ -80,6 +83,11 @@ class ScoringModel(nn.Module):
             columns = torch.arange(sum(self.tables.dims)).split(self.tables.dims)
             order = torch.cat([columns[feature] for feature in order.tolist()])
         self.register_buffer("order", order)
+
+    @property
+    def every_tables(self) -> list[Tables]:
+        """The tables of the model and of the others."""
+        return [self.tables, *(cast(ScoringModel, other).tables for other in self.others)]
 
     @property
     def input_names(self) -> list[str]:
@@ -108,7 +116,15 @@ class ScoringModel(nn.Module):
             pooled = pooled.index_select(1, self.order)
         dense = inputs[0] if self.has_dense else pooled.new_zeros(lengths.shape[1], 0)
         logits = self.interaction_arch(dense.to(self.dtype), pooled.to(self.dtype)).flatten().float()
+        if len(self.others):
+            logits = mean_prediction([logits, *(other(*inputs) for other in self.others)])
         return logits if self.recalibration is None else self.recalibration(logits)
+
+
+def mean_prediction(logits: Sequence[Tensor]) -> Tensor:
+    """Returns the logit of the mean probability of several models, from their logits of the same shape."""
+    every = torch.stack(list(logits))
+    return F.logsigmoid(every).logsumexp(0) - F.logsigmoid(-every).logsumexp(0)
 
 
 class PositionWeights(nn.Module):
@@ -205,6 +221,7 @@ def scoring_model(
     config: ExportConfig,
     features: Sequence[str] | None = None,
     recalibration: Recalibration | None = None,
+    others: Sequence[ClickModel] = (),
 ) -> ScoringModel:
     """Returns the form of a model that ``config`` asks for, not compiled yet.
 
@@ -213,13 +230,15 @@ def scoring_model(
         config: configuration with the precisions.
         features: order of the sparse features in the inputs; by default the model's own.
         recalibration: map that the logits go through, if any.
+        others: further models of the same features; the probability is then the mean of all.
 
     Raises:
         ValueError: If a table or precision is unknown, or :class:`ScoringModel` refuses the model.
     """
     _interaction(model)
     precisions = table_precisions(tables_of(model), config.tables, config.table_precisions)
-    return ScoringModel(model, precisions, config.dense == "bf16", features, recalibration).eval()
+    members = [scoring_model(other, config, features or feature_names(model)) for other in others]
+    return ScoringModel(model, precisions, config.dense == "bf16", features, recalibration, members).eval()
 
 
 def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:

@@ -1,7 +1,6 @@
 """How much a model relies on each column of the raw data: what shuffling its values does to the metrics.
 
-:mod:`nasrec_torchrec.training.importance` judges features one by one, to leave some out. This is for people who know
-their columns: a column counts with the buckets and crosses that are computed of it.
+A column counts with the buckets and crosses that are computed from it.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.transform import add_crosses
-from nasrec_torchrec.metrics.click_metrics import click_metrics
+from nasrec_torchrec.metrics.click_metrics import block_losses, click_metrics
 from nasrec_torchrec.progress import progress_bar
 
 
@@ -34,12 +33,15 @@ class ColumnImportance:
         log_loss: mean rise of the log loss over the repeats.
         deviation: standard deviation of the rise over the repeats; 0 for a single one.
         auc: mean fall of the AUC; None where it is not defined.
+        error: standard error of the rise over consecutive blocks of rows: a column that helps at some times and harms
+            at others is uncertain, however often it is shuffled.
     """
 
     column: str
     log_loss: float
     deviation: float
     auc: float | None
+    error: float = 0.0
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -75,7 +77,7 @@ def column_importances(
         seed: seed of the shuffling.
 
     Raises:
-        ValueError: If a file was changed, or the words of a cross are missing.
+        ValueError: If a file was changed, the words of a cross are missing, or a prediction is not a number.
     """
     schema = files.schema
     files.verify()
@@ -89,23 +91,35 @@ def column_importances(
     }
     model.eval()
     orders = [np.random.default_rng([seed, number]).permutation(table.num_rows) for number in range(repeats)]
-    whole = click_metrics(*_predict(model, table, schema, batch_size))
+    predicted = _predict(model, table, schema, batch_size)
+    whole, blocks = click_metrics(*predicted), _blocks(*predicted)
     found = []
     parts = _columns(schema)
     with progress_bar(len(parts) * repeats, "importance", "pass") as bar:
         for name, columns in parts.items():
-            rises, falls = [], []
+            rises, falls, by_block = [], [], []
             for order in orders:
                 shuffled = _shuffled(table, schema, columns, order, words)
-                metrics = click_metrics(*_predict(model, shuffled, schema, batch_size))
+                predicted = _predict(model, shuffled, schema, batch_size)
+                metrics = click_metrics(*predicted)
+                by_block.append(_blocks(*predicted) - blocks)
                 rises.append(metrics.log_loss - whole.log_loss)
                 if whole.auc is not None and metrics.auc is not None:
                     falls.append(whole.auc - metrics.auc)
                 bar.update()
             deviation = float(np.std(rises, ddof=1)) if repeats > 1 else 0.0
             fall = float(np.mean(falls)) if falls else None
-            found.append(ColumnImportance(name, float(np.mean(rises)), deviation, fall))
+            error = float(np.mean(by_block, 0).std(ddof=1)) / len(blocks) ** 0.5 if len(blocks) > 1 else 0.0
+            found.append(ColumnImportance(name, float(np.mean(rises)), deviation, fall, error))
     return tuple(sorted(found, key=lambda one: -one.log_loss))
+
+
+def _blocks(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """Returns the log losses of consecutive blocks of rows."""
+    found = block_losses(logits, labels)
+    if not found:
+        raise ValueError("importance: a prediction is not a number")
+    return np.array(found)
 
 
 def _columns(schema: Schema) -> dict[str, list[str]]:

@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from support import forked, prepare_pairs, run_program, run_ranks
 
+from nasrec_torchrec import inference
 from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, cross_of
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
@@ -22,6 +24,7 @@ from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.distributed.process_group import process_group
+from nasrec_torchrec.inference.predictor import Predictor, Request
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
@@ -90,7 +93,8 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     description, _ = load_model(out)
     assert description.schema.feature_names[:3] == ["user", "item", "shop"]
     assert set(description.schema.feature_names[3:]) == set(winner["trial"]["features"])
-    assert not list(out.glob("trials/*/checkpoints"))
+    others = [number for number in results["measured"]["winner"]["trials"] if number != results["winner"]]
+    assert [f"{number:04d}" for number in others] == [file.parent.name for file in out.glob("trials/*/checkpoints")]
     assert any(row["seeds"] == 2 for row in results["leaderboard"])
     # What is added was shown to help, with its numbers; the rest is named with the reason.
     judged = {tuple(one["features"]): one for one in results["features"]["judged"]}
@@ -103,6 +107,28 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert status.startswith(f"{out}: race, ended, 12") and "best validation loss so far 0." in status
     # It is over: asked again, it says the same and trains nothing.
     assert auto(data, out, _CONFIG) == json.loads(json.dumps(results))
+
+
+def test_all_seeds_of_the_winner_can_be_exported_together(data: Path, tmp_path: Path):
+    out, own = tmp_path / "out", {"features": False, "drop_columns": False, "trees": False}
+    results = auto(data, out, RaceConfig(trials=8, epochs=1, final_seeds=2, finalists=1, quiet=True, **own))
+    assert results is not None
+    best = results["measured"]["winner"]
+    others = [f"trials/{number:04d}" for number in best["trials"] if number != results["winner"]]
+    assert others and f"export with `--ensemble_with {','.join(others)}`" in results["verdict"]
+    package = inference.export(out, tmp_path / "package", data=data, ensemble_with=others)
+    assert package.drift is not None
+    together, alone = best["validation ensemble"]["log_loss"], best["validation"][0]["log_loss"]
+    assert package.drift.exported.log_loss == pytest.approx(together, abs=1e-6) != pytest.approx(alone, abs=1e-6)
+    predictor = Predictor(tmp_path / "package")
+    assert predictor.manifest["models"] == 1 + len(others)
+    description, model = load_model(out)
+    batch = next(description.read(open_split(data, "validation")).evaluation_batches(100))
+    sparse = batch.sparse_features
+    models = [model, *(load_model(out / other)[1] for other in others)]
+    separate = [one(batch.dense_features, sparse).flatten().sigmoid() for one in models]
+    request = Request(sparse.values().long(), sparse.lengths().view(-1, 100).long())
+    torch.testing.assert_close(predictor.predict(request), torch.stack(separate).mean(0), atol=1e-5, rtol=0)
 
 
 def test_a_model_of_a_race_is_measured_on_a_data_set_with_more_added_features(data: Path, tmp_path: Path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support import prepare_pairs
 
+from nasrec_torchrec import inference
 from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.crosses import cross_of
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
@@ -21,14 +22,14 @@ from nasrec_torchrec.search.race.recipe import Recipe
 from nasrec_torchrec.search.race.run import auto
 from nasrec_torchrec.search.race.training import RaceData, train_trial
 from nasrec_torchrec.search.race.trial import Trial, columns_text
-from nasrec_torchrec.training.importance import Importance
+from nasrec_torchrec.training.column_importance import ColumnImportance
 from nasrec_torchrec.training.jobs import evaluate
 
 _SCHEMA = Schema("y", (DenseFeature("age"),), (SparseFeature("a", 9), SparseFeature("b", 9), SparseFeature("c", 9)), 8)
 
 
-def _found(**losses: float) -> list[Importance]:
-    return sorted((Importance(name, loss, 0.001) for name, loss in losses.items()), key=lambda one: one.loss)
+def _found(**losses: float) -> list[ColumnImportance]:
+    return [ColumnImportance(name, loss, 0.0, None, 0.001) for name, loss in losses.items()]
 
 
 def test_columns_whose_importance_may_be_chance_can_be_dropped_and_half_of_them():
@@ -78,10 +79,14 @@ def test_a_model_without_a_column_reads_the_whole_data_set(data: Path, tmp_path:
     trial = Trial("features", "columns", Baseline("dlrm", (64, 8), (64, 1)), Recipe(1e-2, 1, 128), dropped=("shop",))
     with process_group() as device:
         train_trial(trial, 1, rows, tmp_path / "run", device, lambda *_: False)
+        train_trial(replace(trial, dropped=()), 1, rows, tmp_path / "all", device, lambda *_: False)
     files = rows.open("test", trial)
     assert files.schema.feature_names == ["user", "item"] and files.digest == open_split(data, "test").digest
     found = evaluate(tmp_path / "run", data)
     assert found.log_loss == pytest.approx(click_metrics(*predict(tmp_path / "run", files)).log_loss, abs=1e-7)
+    with pytest.raises(ValueError, match=r"ensemble_with: .*/run reads other columns than .*/all: .*shop"):
+        inference.export(tmp_path / "all", tmp_path / "package", data=data, ensemble_with=[tmp_path / "run"])
+    assert not (tmp_path / "package").exists()
 
 
 def test_a_race_tries_models_without_columns_that_say_nothing(data: Path, tmp_path: Path):

@@ -115,6 +115,7 @@ def test_the_column_that_decides_is_the_most_important(tmp_path: Path):
     assert first.column == "size" and {one.column for one in others} == {"noise", "shop", "day"}
     assert first.log_loss > 0.1 and first.auc > 0.1 and 0 < first.deviation < 0.1
     assert all(abs(one.log_loss) < 0.02 for one in others if one.column != "shop")
+    assert 0 < first.error < first.log_loss / 3 and all(0 < one.error < 0.02 for one in others)
     page = (tmp_path / "page.html").read_text()
     for text in ("Importance of the columns", "size 0.", "By shop", "<svg role='img'", "predicted / clicked"):
         assert text in page, text

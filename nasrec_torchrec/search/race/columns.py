@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.training.importance import Importance
+from nasrec_torchrec.training.column_importance import ColumnImportance
 
 # Standard errors, and share of the model's log loss, up to which the importance of a column may be chance.
 _ERRORS, _LEAST = 2.0, 5e-4
@@ -11,11 +11,11 @@ _ERRORS, _LEAST = 2.0, 5e-4
 _SHARE = 0.5
 
 
-def droppable(importances: Sequence[Importance], schema: Schema, log_loss: float) -> list[tuple[str, ...]]:
+def droppable(importances: Sequence[ColumnImportance], schema: Schema, log_loss: float) -> list[tuple[str, ...]]:
     """Returns sets of columns to drop, in the order in which they should be tried.
 
     Args:
-        importances: importance of every feature of a trained model, the least important one first.
+        importances: importance of every column to a trained model.
         schema: the data's own features.
         log_loss: log loss of the model on the same rows.
 
@@ -25,13 +25,13 @@ def droppable(importances: Sequence[Importance], schema: Schema, log_loss: float
             is always left.
     """
     needed = {name for feature in schema.sparse for name in feature.cross}
-    every = [importance.name for importance in importances]
+    ranked = sorted(importances, key=lambda one: one.log_loss)
     harmless = [
-        one.name
-        for one in importances
-        if one.name not in needed and one.loss < max(_ERRORS * one.error, _LEAST * log_loss)
+        one.column
+        for one in ranked
+        if one.column not in needed and one.log_loss < max(_ERRORS * one.error, _LEAST * log_loss)
     ]
-    chosen = harmless[: int(_SHARE * len(every))]
+    chosen = harmless[: int(_SHARE * len(ranked))]
     if set(schema.feature_names) <= set(chosen):
         chosen = [name for name in chosen if name != schema.feature_names[0]]
     half = chosen[: (len(chosen) + 1) // 2]

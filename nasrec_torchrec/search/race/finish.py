@@ -145,8 +145,13 @@ def finish(
     write_text(out / names.REPORT, page(results))
     write_text(out / names.RESULTS, json_text(results, indent=2))
     keep_best(out)
+    kept = [] if final is not None else [n for n in measured["winner"]["trials"] if n != best.number]
     for entry in entries:  # of the winner too, if another training of it has taken its place
-        remove_checkpoints(out / names.RACE_TRIALS / f"{entry.number:04d}")
+        folder = out / names.RACE_TRIALS / f"{entry.number:04d}"
+        if entry.number in kept:
+            keep_best(folder)  # an export can score with all seeds of the winner together
+        else:
+            remove_checkpoints(folder)
     return results
 
 
@@ -206,7 +211,7 @@ def _measure(
     found: dict[str, Any] = {"title": entry.trial.title, "features": list(entry.trial.features)}
     found["dropped"] = list(entry.trial.dropped)
     found["recipe"] = str(entry.trial.recipe)
-    found["seeds"] = [e.trial.seed for e in seeds]
+    found["seeds"], found["trials"] = [e.trial.seed for e in seeds], [e.number for e in seeds]
     for split in ("validation", "test"):
         if not data.rows(split):
             continue

@@ -50,8 +50,8 @@ from nasrec_torchrec.search.race.tree import read_tree, train_tree, trees_are_in
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
+from nasrec_torchrec.training.column_importance import column_importances
 from nasrec_torchrec.training.guard import DivergedError
-from nasrec_torchrec.training.importance import importances
 
 # What remains of a budget for the last measurements and the report: so many seconds and what reading the rows takes,
 # but at most a share of the budget.
@@ -322,7 +322,7 @@ class _Race:
             _, model = load_model(self._folder(best.number))
             files = self.data.open("validation", best.trial)
             rows = _IMPORTANCE_ROWS // max(1, len(files.schema.columns))
-            found = importances(lambda batch: model(batch.dense_features, batch.sparse_features), files, rows)
+            found = column_importances(model, self.data.folder(best.trial), files, 1, rows)
             return [list(names) for names in droppable(found, self.base, best.loss)]
 
         self.droppable = [tuple(names) for names in self.book.recall(worker, "columns", rank)]

@@ -31,6 +31,7 @@ def verdict(results: Mapping[str, Any]) -> str:
     if (together := best.get(f"{split} ensemble")) is not None:
         lines.append(
             f"The mean prediction of its {len(best[split])} seeds: {split} {_metrics([together], seeds=False)}."
+            + _others(results)
         )
     for name, title in (
         ("baseline", "The best tuned baseline"),
@@ -48,6 +49,15 @@ def verdict(results: Mapping[str, Any]) -> str:
             f" ({_compared(best[split], other[split])})."
         )
     return "\n".join([*lines, *_rejected(results["features"]), *_suspicions(results, best["features"])])
+
+
+def _others(results: Mapping[str, Any]) -> str:
+    """Says where the other seeds of the winner are, for an export of all together."""
+    numbers = results["measured"]["winner"].get("trials", ())
+    folders = [f"trials/{number:04d}" for number in numbers if number != results["winner"]]
+    if not folders or "final_fit" in results["measured"]:
+        return ""
+    return f" To serve that, export with `--ensemble_with {','.join(folders)}`, folders of this run."
 
 
 def _rejected(features: Mapping[str, Any]) -> list[str]:
