@@ -1,4 +1,4 @@
-"""Finds the best model for a prepared data set within a budget of seconds: the main job."""
+"""Finds the best model for a prepared data set within a time budget: the main job."""
 
 import sys
 

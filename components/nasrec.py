@@ -313,7 +313,7 @@ def serve(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
-    """Serves an exported model over HTTP, by the Open Inference Protocol.
+    """Serves an exported model over HTTP and the Open Inference Protocol.
 
     Args:
         flags: more flags of nasrec serve

@@ -10,7 +10,7 @@ from nasrec_torchrec.messages import nearest
 
 # Each is a module beside this one, which is imported when the job is chosen.
 JOBS = {
-    "auto": "find the best model for a prepared data set within a budget of seconds",
+    "auto": "find the best model for a prepared data set within a time budget",
     "prepare": "prepare raw click logs: schema, manifest, and Parquet files of each split",
     "supernet": "train a supernet that holds the weights of every architecture of a search space",
     "search": "search a trained supernet for the best architectures",
@@ -20,7 +20,7 @@ JOBS = {
     "export": "compile a trained model into a package that scores without this project",
     "score": "score the rows of files with a package",
     "serve": "serve a package over HTTP",
-    "status": "show the status of trainings",
+    "status": "show the status of training runs",
     "report": "show a search, with its finalists beside the supernet's predictions, as one page",
     "doctor": "check that torch, TorchRec and FBGEMM match",
     "demo": "run everything end to end on MovieLens-100K",

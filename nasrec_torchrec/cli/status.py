@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def status(
     folder: Path, /, follow: bool = False, every: float = 10.0, patience: float = 120.0, json: bool = False
 ) -> None:
-    """Prints the status of trainings: steps, loss, rows per second, time left, last checkpoint, restarts. Of a search
+    """Prints the status of training runs: steps, loss, rows per second, time left, last checkpoint, restarts. Of a search
     or a race: trials, the best loss so far, time left, and what each worker does.
 
     Args:
@@ -24,7 +24,7 @@ def status(
         follow: whether to print repeatedly until nothing is running.
         every: time in seconds between two prints.
         patience: time in seconds without an event after which a run counts as silent: it was killed, or it hangs.
-        json: whether to print one JSON object a time, with what was found by folder.
+        json: whether to print one JSON object each time, with what was found in each folder.
     """
     while True:
         found = _found(folder, patience)

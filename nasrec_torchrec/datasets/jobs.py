@@ -225,7 +225,7 @@ def prepare_kdd2012(
 def prepare_frappe(
     source: Path | str, out: Path | str, config: PreparationConfig = _DEFAULT_CONFIG, embedding_dim: int = 16
 ) -> dict[str, Any]:
-    """Prepares Frappe with the splits it comes in.
+    """Prepares Frappe with its own splits.
 
     Args:
         source: folder that holds train.csv, valid.csv and test.csv.

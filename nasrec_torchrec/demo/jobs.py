@@ -12,17 +12,17 @@ def run(
     paper: bool = False,
     ranks: int = 2,
 ) -> list[dict[str, Any]]:
-    """Finds a model for MovieLens-100K with ``nasrec auto``, beside random networks alone and tuned baselines alone,
-    which get the same seconds, and LightGBM; then exports it and scores with the exported file.
+    """Runs ``nasrec auto`` on MovieLens-100K beside a race of random networks and one of tuned baselines, which get the
+    same seconds, and beside LightGBM; then exports the model that it found and scores with the exported file.
 
     Args:
         out: folder that receives everything: data, runs, report.html, the exported model.
         budget: time for each of the three races, with s, m or h.
-        workers: processes that share each race; set OMP_NUM_THREADS to 1 where they are as many as the cores.
+        workers: processes that share each race; set OMP_NUM_THREADS to 1 if there is one for every core.
         seed: seed of everything that is sampled.
         paper: whether to show the paper's procedure instead: train a supernet, search it, retrain the best candidates
             beside DLRM and a random architecture with three seeds, export the winner.
-        ranks: processes of the trainings of the paper's procedure. Several are started by torchx; one needs no torchx.
+        ranks: processes that train each model of the paper's procedure. torchx starts them if there are several.
 
     Returns:
         A record for each row of the table that is printed, with its test metrics.

@@ -224,7 +224,7 @@ def score_on_ranks(
 
 
 def serve(package: Path | str | None = None, config: ServingConfig = _DEFAULT_SERVING) -> None:
-    """Serves an exported model by the Open Inference Protocol until SIGTERM, then answers what it has accepted.
+    """Serves an exported model over the Open Inference Protocol until SIGTERM, then answers what it has accepted.
 
     /v2/models/NAME describes the model, /v2/models/NAME/infer scores, /docs shows the API, /metrics is for Prometheus.
     A new package in the same folder is verified and then takes the traffic.

@@ -133,7 +133,7 @@ def create_app(
 
     app = FastAPI(
         title="nasrec-torchrec",
-        description="Click probabilities, by the Open Inference Protocol.",
+        description="Click probabilities, over the Open Inference Protocol.",
         lifespan=lifespan,
         redirect_slashes=False,
     )

@@ -30,7 +30,7 @@ class EvaluationConfig:
             own, as in the paper.
         race_tolerance: standard error of a difference from the best one so far with which the loss of a candidate that
             is not better is known well enough, so that it sees no more rows. With 0 every candidate sees all rows, as
-            in the paper. Only a loss that is minimized alone is raced for.
+            in the paper. Candidates race only if nothing but the loss is minimized.
         race_confidence: confidence, such as 0.999, with which a candidate must be behind the best one so far to be
             stopped early, however well its loss is known. If unset, no candidate is stopped.
         latency_batch_size: number of rows in the batch whose latency is measured.

@@ -72,7 +72,7 @@ def run(
         storage: URL of a database that holds the Optuna study (sqlite:///search.db, postgresql://...); unset, the file
             study.journal in the output folder.
         study: name of the study in the storage.
-        resume: auto takes from the study what it holds, never drops that first.
+        resume: auto continues with what the study holds, never deletes that first.
 
     Returns:
         The candidates and the report, on rank 0; None on all other ranks.

@@ -68,7 +68,7 @@ def run(
         init_from: run folder of an earlier training whose weights are the initial ones, as far as tables and features
             are the same; what is copied and what is new is printed.
         init_data: folder of the prepared data that the earlier training read; unset, the one that its record names.
-            It is only read where the words of a dictionary have other ids now.
+            It is read only if words of a dictionary have other ids now.
         recipe: what decides the settings that are not given: fitted derives them from the number of rows and the size
             of the tables, and prints them; paper takes those of the NASRec paper for Criteo.
 

@@ -34,7 +34,7 @@ def auto(
         limits: what a proposed architecture may cost.
         storage: URL of a database that holds the Optuna study (sqlite:///race.db, postgresql://...); unset, the file
             race.journal in the output folder.
-        resume: auto resumes where an earlier race stopped, never drops it first.
+        resume: auto resumes where an earlier race stopped, never deletes that race first.
 
     Returns:
         The results as results.json records them, on rank 0; None on all other ranks.
