@@ -111,7 +111,7 @@ def main(data: Path, out: Path, pool: Path, plan: Plan) -> None:
     torch.set_num_threads(1)
     if plan.quick:
         plan = replace(plan, random=6, searched=2, mutations=2, modern=2, epochs=2, candidates=12)
-        plan = replace(plan, seeds=(0,), baseline_seeds=(0,), supernet_epochs=(1, 2))
+        plan = replace(plan, seeds=(0,), baseline_seeds=(0,), supernet_seeds=(0,), supernet_epochs=(1, 2))
     with process_group() as device:
         work = Pool(data, out, pool, plan, device)
         for stage in plan.stages:

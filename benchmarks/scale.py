@@ -54,17 +54,18 @@ def main(
         embedding_dim: Embedding dimension for the planner.
         batch_per_gpu: Batch size per GPU for the planner.
         out: JSON file for the raw seconds.
-        quick: Measures only the first two values of each with three rounds.
+        quick: Measures only the first two values of each, around three blocks over small tables, with three rounds.
     """
     torch.set_num_threads(1)
     rounds = 3 if quick else rounds
+    base = BASE | ({"rows": 1_000, "blocks": 3} if quick else {})
     raw: dict[str, Any] = {}
     with process_group() as device:
         for name, values in VALUES.items():
-            calls = {str(value): _step(BASE | {name: value}, device).train for value in values[: 2 if quick else None]}
+            calls = {str(value): _step(base | {name: value}, device).train for value in values[: 2 if quick else None]}
             raw[name] = in_turns(calls, rounds, device)
             _print(name, raw[name])
-    raw["ranks"] = {str(ranks): _ranks(ranks, rounds) for ranks in (1, 2)}
+    raw["ranks"] = {str(ranks): _ranks(ranks, rounds, base) for ranks in (1, 2)}
     _print("ranks", raw["ranks"])
     for gpus in GPUS:
         _plan(gpus, embedding_dim, batch_per_gpu)
@@ -86,7 +87,7 @@ def _print(name: str, seconds: dict[str, list[float]]) -> None:
         print(f"{int(value):>10,}  {spread(measured):<34}{statistics.median(measured) / first:>16.2f}", flush=True)
 
 
-def _ranks(ranks: int, rounds: int) -> list[float]:
+def _ranks(ranks: int, rounds: int, size: dict[str, int]) -> list[float]:
     """Measures the steps of rank 0 among several ranks on this machine."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
@@ -95,7 +96,8 @@ def _ranks(ranks: int, rounds: int) -> list[float]:
         free.close()
         context = multiprocessing.get_context("forkserver")
         workers = [
-            context.Process(target=_rank, args=(address | {"RANK": str(rank)}, rounds, file)) for rank in range(ranks)
+            context.Process(target=_rank, args=(address | {"RANK": str(rank)}, rounds, size, file))
+            for rank in range(ranks)
         ]
         for worker in workers:
             worker.start()
@@ -106,12 +108,12 @@ def _ranks(ranks: int, rounds: int) -> list[float]:
         return json.loads(file.read_text())
 
 
-def _rank(environment: dict[str, str], rounds: int, file: Path) -> None:
+def _rank(environment: dict[str, str], rounds: int, size: dict[str, int], file: Path) -> None:
     os.environ |= environment | {"LOCAL_WORLD_SIZE": environment["WORLD_SIZE"], "LOCAL_RANK": environment["RANK"]}
     torch.set_num_threads(1)
     quiet_libraries()
     with process_group() as device:
-        seconds = in_turns({"step": _step(BASE, device).train}, rounds, device)["step"]
+        seconds = in_turns({"step": _step(size, device).train}, rounds, device)["step"]
         if environment["RANK"] == "0":
             file.write_text(json.dumps(seconds))
 

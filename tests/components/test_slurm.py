@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import prepare_clicks
+from support import component_program, launch, prepare_clicks
 from torchx.runner import get_runner
 
 from nasrec_torchrec.runs.checkpoint import latest_checkpoint
@@ -20,18 +20,21 @@ from nasrec_torchrec.runs.log import read_events
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def _arguments(folder: Path, data: Path, *flags: str, retries: int = 0) -> list[str]:
+    arguments = ["--data", str(data), "--out", str(folder / "run"), "-j", "1x2", "--architecture", "mlp"]
+    return [*arguments, "--memory", "2000", "--retries", str(retries), "--", "--batch_size", "40", *flags]
+
+
 def _submit(folder: Path, data: Path, *flags: str, retries: int = 0) -> str:
     """Slurm's number of a training on two ranks, submitted by torchx.
 
     By torchx's Python interface: its commands ask Slurm's accounting at once, which is not installed everywhere.
     """
     folder.mkdir()
-    arguments = ["--data", str(data), "--out", str(folder / "run"), "-j", "1x2", "--architecture", "mlp"]
-    arguments += ["--memory", "2000", "--retries", str(retries), "--", "--batch_size", "40", *flags]
     with get_runner() as runner:
         handle = runner.run_component(
             "components/nasrec.py:train",
-            arguments,
+            _arguments(folder, data, *flags, retries=retries),
             scheduler="slurm",
             cfg={"partition": "main", "job_dir": str(folder / "job")},
             workspace=f"file://{ROOT}",
@@ -82,8 +85,8 @@ def test_two_ranks_run_fail_are_requeued_and_resume(slurm, programs, tmp_path: P
     _until(lambda: _state(job) == "COMPLETED", f"the job did not finish: {_state(job)}")
     starts = [event for event in read_events(run) if event["event"] == "start"]
     assert len(starts) == 2 and starts[1]["step"] > 0 and starts[1]["restart"] == 0
-    job = _submit(tmp_path / "undisturbed", data, *flags)
-    _until(lambda: _state(job) == "COMPLETED", f"the job did not finish: {_state(job)}")
+    word, *program = component_program("train", _arguments(tmp_path / "undisturbed", data, *flags))
+    launch(word, 2, *program)
     first, second = (
         json.loads((tmp_path / name / "run" / "metrics.json").read_text())["best"]["runs"][0]["test"]
         for name in ("disturbed", "undisturbed")
