@@ -47,7 +47,7 @@ ELSEWHERE = {
 SIZES = {
     "auto": "--trials 3 --epochs 1 --final_seeds 1 --quiet true",
     "prepare": "--overwrite true",
-    "supernet": "--epochs 1 --batch_size 40 --full_path_steps 2 --num_blocks 2 --dense_widths [16,32]"
+    "supernet": "--epochs 1 --batch_size 40 --full_path_steps 2 --num_blocks 1 --dense_widths [16,32]"
     " --sparse_widths [4,8]",
     "search": "--population 4 --generations 2 --children 2 --tournament 2 --top_k 2 --finetune_steps 3"
     " --finetune_batch_size 20 --resume never",

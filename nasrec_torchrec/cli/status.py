@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def status(
     folder: Path, /, follow: bool = False, every: float = 10.0, patience: float = 120.0, json: bool = False
 ) -> None:
-    """Prints the status of training runs: steps, loss, rows per second, time left, last checkpoint, restarts. Of a search
-    or a race: trials, the best loss so far, time left, and what each worker does.
+    """Prints the status of training runs (steps, loss, rows per second, time left, last checkpoint, restarts) and of
+    searches and races (trials, the best loss so far, time left, and what each worker does).
 
     Args:
         folder: run folder of a training, or of one with several trials; or folder of a search or a race.
