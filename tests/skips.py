@@ -18,7 +18,8 @@ ALLOWED_SKIPS = {
     "Slurm's daemons are started as root": "Slurm needs system packages and daemons",
     "no environment with tritonclient": "the client needs a newer urllib3 than torchx allows; .ci/run makes one for it",
     "could not import 'ray'": "a package of 70 MB that one optional scheduler needs; .ci/run installs it",
-    "could not import '(duckdb|adbc_driver_sqlite)'": "optional sources of rows; the test extra has them",
+    "could not import '(duckdb|adbc_driver_sqlite|nbclient|nbformat|pandas)'": "for optional sources of rows and "
+    "the notebook; the test extra has them",
     "Triton is not installed": "a package of 190 MB that only a GPU needs; .ci/run installs it",
     "no GPU on this machine": "what needs a GPU is run by benchmarks/gpu.sh where one is lent",
     "CHAOS_SECONDS are over|CHAOS_SECONDS leave too little": "on a busy machine chaos tries less in its three minutes, "

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
-import nbformat
 import numpy as np
-import pandas
 import pytest
-from tutorial_notebook import PAGE, executed, written
+
+nbformat = pytest.importorskip("nbformat")
+pandas = pytest.importorskip("pandas")
+pytest.importorskip("nbclient")
+
+from tutorial_notebook import PAGE, executed, written  # noqa: E402  after the packages that it imports
 
 
-def _flights(rows: int) -> pandas.DataFrame:
+def _flights(rows: int) -> "pandas.DataFrame":
     """Rows with the columns of the real table; evening flights of one airline are late."""
     random = np.random.default_rng(0)
     start = pandas.Timestamp("2013-01-01T05:00:00Z")

@@ -6,7 +6,7 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
-from nasrec_torchrec.datasets.sources import Piece, Source, check_columns, open_uri, reading
+from nasrec_torchrec.datasets.sources import Piece, Source, check_columns, flat, open_uri, reading
 
 FILE, STREAM = b"ARROW1\x00\x00", b"\xff\xff\xff\xff"
 
@@ -18,7 +18,7 @@ def schema(source: Source) -> pa.Schema:
         ValueError: If the file cannot be read.
     """
     with open_uri(source.uri) as raw, reading(source.uri):
-        return _open(raw).schema
+        return flat(_open(raw).schema.empty_table()).schema
 
 
 def pieces(source: Source, piece_rows: int, start: int, columns: Sequence[str]) -> Iterator[Piece]:
@@ -37,20 +37,26 @@ def pieces(source: Source, piece_rows: int, start: int, columns: Sequence[str]) 
         row = 0
         with reading(source.uri):
             names = _open(raw).schema.names
-            check_columns(source, columns, names)
+            check_columns(source, columns, schema(source).names)
+            wanted = [names.index(name) for name in names if any(_is_of(column, name) for column in columns)]
             raw.seek(0)
-            batches = _batches(_open(raw, [names.index(name) for name in columns]))
+            batches = _batches(_open(raw, wanted))
         while True:
             with reading(source.uri, f" beyond row {row}"):
                 batch = next(batches, None)
             if batch is None:
                 return
-            table = pa.Table.from_batches([batch]).select(list(columns))
+            table = flat(pa.Table.from_batches([batch])).select(list(columns))
             for first in range(max(0, start - row), batch.num_rows, piece_rows):
                 part = table.slice(first, piece_rows)
                 end = row + first + part.num_rows
                 yield Piece(part, end, row + first + 1, raw.tell())
             row += batch.num_rows
+
+
+def _is_of(column: str, name: str) -> bool:
+    """Whether a column is one of a file's, or a member of it."""
+    return column == name or column.startswith(f"{name}.")
 
 
 def sample(source: Source, rows: int, places: int) -> tuple[pa.Table, int]:

@@ -40,6 +40,7 @@ class DenseFeature:
         age_of: name of the raw column that holds the moment from which on the number counts the days until ``at``, for
             a number that is computed from two moments.
         at: name of the raw column with the moment of the row itself.
+        column: name of the raw column, where it is another one than that of the feature: one with a dot, for example.
     """
 
     name: str
@@ -49,15 +50,20 @@ class DenseFeature:
     missing: float | None = None
     age_of: str = ""
     at: str = ""
+    column: str = ""
 
     def __post_init__(self) -> None:
         check_column(self.name, "dense feature")
+        if self.column:
+            check_name(self.column, f"{self.name}: column")
         if bool(self.age_of) != bool(self.at):
             raise ValueError(
                 f"{self.name}: age_of and at: expected both columns or none, found {self.age_of!r} and {self.at!r}"
             )
+        if self.age_of and self.column:
+            raise ValueError(f"{self.name}: column: a number of days has none, found {self.column!r}")
         for column in filter(None, (self.age_of, self.at)):
-            check_column(column, f"{self.name}: age_of and at")
+            check_name(column, f"{self.name}: age_of and at")
         _check_choice(self.transform, Transform, f"{self.name}: transform")
         for what in ("mean", "deviation"):
             value = getattr(self, what)
@@ -70,7 +76,7 @@ class DenseFeature:
     @property
     def raw_columns(self) -> tuple[str, ...]:
         """The raw columns that it is read from."""
-        return (self.age_of, self.at) if self.age_of else (self.name,)
+        return (self.age_of, self.at) if self.age_of else (self.column or self.name,)
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,7 @@ class SparseFeature:
             ``history``) maps to an id like any other text. See :mod:`nasrec_torchrec.datasets.crosses`. For
             ``buckets``, the name of a dense feature.
         of: name of the raw column that holds the moment of an ``hour`` or a ``weekday``.
+        column: name of the raw column, where it is another one than that of the feature: one with a dot, for example.
         edges: prepared numbers at which a new bucket begins, in increasing order; preparation measures them.
         embedding_dim: width of its table, by default the schema's. Embeddings of another width than the schema's are
             projected to it.
@@ -124,6 +131,7 @@ class SparseFeature:
     values: Literal["text", "integer"] = "text"
     cross: tuple[str, ...] = ()
     of: str = ""
+    column: str = ""
     edges: tuple[float, ...] = ()
     embedding_dim: int | None = None
     missing: float | None = None
@@ -131,6 +139,10 @@ class SparseFeature:
 
     def __post_init__(self) -> None:
         check_column(self.name, "sparse feature")
+        if self.column:
+            check_name(self.column, f"{self.name}: column")
+            if self.cross or self.of:
+                raise ValueError(f"{self.name}: column: a feature that is computed has none, found {self.column!r}")
         _check_choice(self.ids, IdRule, f"{self.name}: ids")
         _check_choice(self.pooling, Literal["sum", "mean"], f"{self.name}: pooling")
         if not self.table:
@@ -199,7 +211,7 @@ class SparseFeature:
             )
         if ids is None:
             return
-        check_column(self.of, f"{self.name}: of")
+        check_name(self.of, f"{self.name}: of")
         if self.num_embeddings != ids or self.multi_hot or self.cross:
             raise ValueError(
                 f"{self.name}: ids {self.ids}: expected {ids} ids, one a row and no cross; found num_embeddings "
@@ -232,7 +244,8 @@ class SparseFeature:
         """The raw columns that it is read from; a cross and buckets are computed from other features."""
         if self.cross:
             return ()
-        return (self.of or self.name, *filter(None, [self.weights_column]))
+        weights = (f"{self.column or self.name}_weights",) if self.weighted else ()
+        return (self.of or self.column or self.name, *weights)
 
     @property
     def weights_column(self) -> str | None:

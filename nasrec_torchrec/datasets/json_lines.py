@@ -1,7 +1,7 @@
 """JSON lines: text files with one JSON object a line."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,18 @@ def _object(line: bytes) -> dict[str, Any] | str:
         entry = json.loads(line)
     except (ValueError, RecursionError):  # also what is no UTF-8
         return show(line)
-    return entry if isinstance(entry, dict) else show(line)
+    return flat(entry) if isinstance(entry, dict) else show(line)
+
+
+def flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an object whose members are no objects: ``{"user.id": 5}`` for ``{"user": {"id": 5}}``."""
+    found: dict[str, Any] = {}
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}": inner for name, inner in flat(value).items()}
+        else:
+            found[key] = value
+    return found
 
 
 def _given(value: Any, marks: frozenset[str]) -> Any:

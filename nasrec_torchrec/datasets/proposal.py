@@ -13,7 +13,7 @@ from nasrec_torchrec.datasets import values
 from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
-from nasrec_torchrec.datasets.names import check_column
+from nasrec_torchrec.datasets.names import check_column, check_name
 from nasrec_torchrec.datasets.profile import Column, profile
 from nasrec_torchrec.datasets.sampling import Sample
 from nasrec_torchrec.datasets.schema import Schema
@@ -24,8 +24,8 @@ LEAK, SUSPICIOUS = 0.99, 0.95
 # Pairs of values that say which of them is a click.
 _PAIRS = (("0", "1"), ("false", "true"), ("no", "yes"), ("n", "y"), ("f", "t"), ("-1", "1"), ("0.0", "1.0"))
 _LABELS = ("label", "clicked", "click", "is_click", "target", "y", "converted", "conversion", "is_clicked", "class")
-_IS_ID = re.compile(r"(?:^|[_\s-])(?:u?id|code|key|zip|zipcode|postcode|plz|hash|no|nr|num)$|(?<=[a-z])I[Dd]$", re.I)
-_IS_EVENT = re.compile(r"time|date|day|hour|stamp|(?:^|_)ts$|(?:^|_)at$|(?:^|_)dt$", re.I)
+_IS_ID = re.compile(r"(?:^|[_.\s-])(?:u?id|code|key|zip|zipcode|postcode|plz|hash|no|nr|num)$|(?<=[a-z])I[Dd]$", re.I)
+_IS_EVENT = re.compile(r"time|date|day|hour|stamp|(?:^|[_.])(?:ts|at|dt)$", re.I)
 _IS_OF_A_THING = re.compile(r"birth|dob|release|expir|regist|sign_?up|join|due|start|founded|built", re.I)
 # Whole numbers of few values are categories: months, ratings, numbers of rooms.
 _FEW = 24
@@ -130,6 +130,7 @@ def propose(
             f"preparation accepts by itself: look at them; if you can do without, pass --max_rejects "
             f"{accepted(rejected):g} to `nasrec prepare table`"
         )
+    choices = _named(choices)
     found = [choice.feature for choice in choices.values()]
     sparse = tuple(feature for feature in found if isinstance(feature, SparseFeature))
     dense = tuple(feature for feature in found if isinstance(feature, DenseFeature))
@@ -232,7 +233,6 @@ def _time_column(columns: Sequence[Column], labels: np.ndarray) -> Column | None
         and column.distinct >= 20
         and not _IS_OF_A_THING.search(column.name)
         and (column.auc or 0) < LEAK
-        and "." not in column.name
     ]
     return max(fitting, key=lambda column: (bool(_IS_EVENT.search(column.name)), column.distinct), default=None)
 
@@ -246,9 +246,9 @@ def _choice(column: Column, rows: int, splits: bool) -> Choice:
         return Choice(column, "split", "the latest rows are for validation and test")
     if why is None:
         try:
-            check_column(column.name, "column")
+            check_name(column.name, "column")
         except ValueError:
-            why = "a name with a dot or a control character: rename it to use it"
+            why = "a name that no column may have: rename it to use it"
     if why is not None:
         return Choice(column, "left out", why)
     if column.kind == "number" and not column.padded:
@@ -258,9 +258,31 @@ def _choice(column: Column, rows: int, splits: bool) -> Choice:
     return _sparse(column, rows)
 
 
+def _named(choices: Mapping[str, Choice]) -> dict[str, Choice]:
+    """Gives features of columns with a dot another name where theirs is that of another column."""
+    taken, found = {*choices}, {}
+    for column, choice in choices.items():
+        feature = choice.feature
+        if feature is not None and feature.column:
+            name = feature.name
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            table = {"table": ""} if isinstance(feature, SparseFeature) else {}
+            choice = replace(choice, feature=replace(feature, name=name, **table))  # type: ignore[arg-type]
+        found[column] = choice
+    return found
+
+
+def _name(column: Column) -> dict[str, str]:
+    """The name of a column's feature, which prepared columns may not have with a dot."""
+    bare = column.name.replace(".", "_")
+    return {"name": bare} if bare == column.name else {"name": bare, "column": column.name}
+
+
 def is_moment(column: Column) -> bool:
     """Returns whether a column holds times, of which something can be computed."""
-    return (column.kind == "time" or bool(column.unit and _IS_EVENT.search(column.name))) and "." not in column.name
+    return column.kind == "time" or bool(column.unit and _IS_EVENT.search(column.name))
 
 
 def _useless(column: Column) -> str | None:
@@ -294,12 +316,12 @@ def _dense(column: Column) -> Choice:
     if column.odd:
         word, share = column.odd[0]
         why += f"; {share:.2%} are no numbers, such as {word!r}, and reject their rows"
-    return Choice(column, "dense", why, DenseFeature(column.name, transform))
+    return Choice(column, "dense", why, DenseFeature(**_name(column), transform=transform))
 
 
 def _sparse(column: Column, rows: int) -> Choice:
     multi_hot = column.kind == "list"
-    settings: dict[str, object] = {"multi_hot": multi_hot}
+    settings: dict[str, object] = {**_name(column), "multi_hot": multi_hot}
     if column.separator and column.separator != SparseFeature.separator:
         settings["separator"] = column.separator
     if multi_hot:
@@ -312,8 +334,8 @@ def _sparse(column: Column, rows: int) -> Choice:
     if grown > _MANY:
         size = 2 ** int(np.ceil(np.log2(min(grown, 2**25))))
         why = f"{seen}, about {grown:,.0f} in all rows"
-        return Choice(column, "sparse", why, SparseFeature(column.name, size, "hash", **settings))  # type: ignore[arg-type]
+        return Choice(column, "sparse", why, SparseFeature(num_embeddings=size, ids="hash", **settings))  # type: ignore[arg-type]
     if column.singles:
         settings["min_count"] = next(count for least, count in _MIN_COUNTS if rows >= least)
         seen += f", {column.singles:,} of them once"
-    return Choice(column, "sparse", seen, SparseFeature(column.name, ids="dictionary", **settings))  # type: ignore[arg-type]
+    return Choice(column, "sparse", seen, SparseFeature(ids="dictionary", **settings))  # type: ignore[arg-type]

@@ -119,16 +119,22 @@ def _of_moments(proposal: Proposal, role: str) -> list[str]:
     found: list[dict[str, str]] = []
     if role == "sparse":
         of = names if own is None else [own]
-        found = [{"name": f"{name}_{kind}", "ids": kind, "of": name} for name in of for kind in MOMENT_IDS]
+        found = [{"name": f"{_bare(name)}_{kind}", "ids": kind, "of": name} for name in of for kind in MOMENT_IDS]
     elif own is not None:
         others = [name for name in names if name != own]
-        found = [{"name": f"days_since_{name}", "transform": "log1p", "age_of": name, "at": own} for name in others]
+        found = [
+            {"name": f"days_since_{_bare(name)}", "transform": "log1p", "age_of": name, "at": own} for name in others
+        ]
     if not found:
         return []
     return [
         "  # What can be computed from times; remove the # of what may help:",
         *(f"  # - {_flow(one)}" for one in found),
     ]
+
+
+def _bare(name: str) -> str:
+    return name.replace(".", "_")
 
 
 def _becomes(choice: Choice) -> str:
@@ -145,6 +151,7 @@ def _entry(choice: Choice) -> str:
     assert feature is not None
     if isinstance(feature, DenseFeature):
         settings: dict[str, Any] = {"name": feature.name, "transform": feature.transform}
+        settings |= {"column": feature.column} if feature.column else {}
     else:
         settings = {"name": feature.name, "ids": feature.ids}
         settings |= _differing(feature, SparseFeature(feature.name, feature.num_embeddings, feature.ids))

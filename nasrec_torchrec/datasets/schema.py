@@ -158,10 +158,10 @@ class Schema:
 
     def as_prepared(self) -> "Schema":
         """Returns a schema that reads prepared rows of this one as if they were raw, with all values as they are."""
-        rules = {"ids": "id", "min_count": 1, "values": "text", "cross": (), "of": "", "edges": ()}
+        rules = {"ids": "id", "min_count": 1, "values": "text", "cross": (), "of": "", "column": "", "edges": ()}
         return replace(
             self,
-            dense=tuple(replace(feature, transform="none", age_of="", at="") for feature in self.dense),
+            dense=tuple(replace(feature, transform="none", age_of="", at="", column="") for feature in self.dense),
             sparse=tuple(
                 replace(feature, **rules, num_embeddings=feature.id_limit)  # type: ignore[arg-type]
                 for feature in self.sparse
@@ -261,11 +261,11 @@ class Schema:
         else:
             document["split"] = self.split.to_dict()
         for feature in document["sparse"]:
-            for unused in ("cross", "of", "edges", "embedding_dim"):
+            for unused in ("cross", "of", "column", "edges", "embedding_dim"):
                 if not feature[unused]:
                     del feature[unused]
         for feature in document["dense"]:
-            for unused in ("age_of", "at"):
+            for unused in ("age_of", "at", "column"):
                 if not feature[unused]:
                     del feature[unused]
         return document

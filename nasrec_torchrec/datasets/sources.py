@@ -305,13 +305,13 @@ def parquet_pieces(source: Source, piece_rows: int, start: int, columns: Sequenc
     with open_uri(source.uri) as raw:
         with _parquet(source.uri):
             file = pq.ParquetFile(raw, page_checksum_verification=True)
-            _require_columns(source.uri, columns, file.schema_arrow.names)
+            _require_columns(source.uri, columns, flat_names(file.schema_arrow))
         row = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if row + rows > start:
                 with _parquet(source.uri, f" beyond row {row}"):
-                    table = file.read_row_group(group, columns=list(columns))
+                    table = flat(file.read_row_group(group, columns=list(columns))).select(list(columns))
                 for first in range(max(0, start - row), rows, piece_rows):
                     part = table.slice(first, piece_rows)
                     end = row + first + part.num_rows
@@ -326,7 +326,19 @@ def parquet_schema(source: Source) -> pa.Schema:
         ValueError: If the file cannot be read.
     """
     with open_uri(source.uri) as raw, _parquet(source.uri):
-        return pq.ParquetFile(raw).schema_arrow
+        return flat(pq.ParquetFile(raw).schema_arrow.empty_table()).schema
+
+
+def flat(table: pa.Table) -> pa.Table:
+    """Returns a table in which the members of structs are columns: ``user.id`` for the member ``id`` of ``user``."""
+    while any(pa.types.is_struct(kind) for kind in table.schema.types):
+        table = table.flatten()
+    return table
+
+
+def flat_names(schema: pa.Schema) -> list[str]:
+    """Returns the names of the columns that :func:`flat` makes of a table with this schema."""
+    return flat(schema.empty_table()).column_names
 
 
 def check_columns(source: Source, wanted: Sequence[str], found: Sequence[str]) -> None:

@@ -67,21 +67,23 @@ def parse(
         if dense.age_of:
             raw = moments.days_between(seconds[dense.age_of], seconds[dense.at])
         else:
-            raw = _single(table, dense.name)
-        columns[dense.name] = _elements(raw, partial(_dense, dense), dense.name, rejects)
+            raw = _single(table, dense.column or dense.name)
+        columns[dense.name] = _elements(raw, partial(_dense, dense), dense.column or dense.name, rejects)
     for sparse in schema.sparse:
         if sparse.cross:
             continue
         if sparse.of:
             columns[sparse.name] = moments.ids(sparse.ids, seconds[sparse.of])
             continue
-        raw = _lists(table, sparse.name, sparse.separator) if sparse.multi_hot else _single(table, sparse.name)
-        columns[sparse.name] = _elements(raw, partial(_ids, sparse, scoring), sparse.name, rejects)
+        name, *more = sparse.raw_columns
+        raw = _lists(table, name, sparse.separator) if sparse.multi_hot else _single(table, name)
+        columns[sparse.name] = _elements(raw, partial(_ids, sparse, scoring), name, rejects)
         if sparse.weights_column:
-            weights = _lists(table, sparse.weights_column, sparse.separator)
-            columns[sparse.weights_column] = _elements(weights, _weights, sparse.weights_column, rejects)
+            (of_weights,) = more
+            weights = _lists(table, of_weights, sparse.separator)
+            columns[sparse.weights_column] = _elements(weights, _weights, of_weights, rejects)
             for row in np.flatnonzero(values.lengths(raw) != values.lengths(weights)):
-                rejects.setdefault(int(row), f"column '{sparse.weights_column}': expected one weight per value")
+                rejects.setdefault(int(row), f"column '{of_weights}': expected one weight per value")
     for name, wanted in (extra or {}).items():
         read = values.times if wanted.kind == "time" else values.text
         columns[name] = _elements(_single(table, wanted.column), read, wanted.column, rejects, required=True)

@@ -30,10 +30,12 @@ class Numbers:
         self.standardized = features[0].transform == "standardize"
         # A schema has a sparse feature: one without a value in any row.
         nothing = SparseFeature("nothing", 1)
-        self._parsing = Schema("label", (replace(features[0], name="number", age_of="", at=""),), (nothing,))
+        self._parsing = Schema("label", (replace(features[0], name="number", age_of="", at="", column=""),), (nothing,))
         # Mean and deviation are a feature's own.
         finished = features if self.standardized else features[:1]
-        numbered = tuple(replace(feature, name=str(place), age_of="", at="") for place, feature in enumerate(finished))
+        numbered = tuple(
+            replace(feature, name=str(place), age_of="", at="", column="") for place, feature in enumerate(finished)
+        )
         self._finishing = Schema("label", numbered, (nothing,))
 
     def transform(self, raw: np.ndarray, count: int, where: Where) -> np.ndarray:
@@ -60,7 +62,7 @@ class Ids:
     def __init__(self, schema: Schema, feature: SparseFeature, dictionaries: Mapping[str, pa.Array]) -> None:
         self._feature = feature
         ids: Any = "id" if feature.cross else feature.ids
-        rule = replace(feature, multi_hot=False, weighted=False, cross=(), edges=(), ids=ids)
+        rule = replace(feature, multi_hot=False, weighted=False, cross=(), edges=(), column="", ids=ids)
         self._schema = Schema(schema.label, (), (rule,))
         self._words = _index(dictionaries[feature.table]) if feature.ids == "dictionary" and not feature.cross else None
         # A list's values are what stands between separators, so none of them can be the text of a missing list.

@@ -31,6 +31,7 @@ import torch
 
 from nasrec_torchrec.datasets import buckets, moments, transform, values
 from nasrec_torchrec.datasets.features import SparseFeature
+from nasrec_torchrec.datasets.json_lines import flat
 from nasrec_torchrec.datasets.quality import Counts
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference.predictor import Request
@@ -69,6 +70,13 @@ class RowReader:
         self._crosses = {feature.name: Crossed(feature, dictionaries) for feature in schema.crosses}
         self._columns = [name for name in schema.raw_columns if name != schema.label]
         self._known = frozenset(self._columns)
+        # Features, and their weights, that have another name than the raw column.
+        self._renamed = {dense.name: dense.column for dense in schema.dense if dense.column}
+        for sparse in schema.sparse:
+            if sparse.column:
+                names = (sparse.name, *filter(None, [sparse.weights_column]))
+                self._renamed |= dict(zip(names, sparse.raw_columns, strict=True))
+        self._nested = any("." in name for name in self._columns)
         self._ages = [dense for dense in schema.dense if dense.age_of]
         # Features that are transformed in the same way are transformed together, as one column.
         groups: dict[str, list[int]] = {}
@@ -126,11 +134,15 @@ class RowReader:
                 expected. Or if there are more ids than ``max_ids``.
         """
         shared = shared or {}
+        if self._nested:
+            rows, shared = [_flat(row) for row in rows], _flat(shared)
         extra = self._check(rows, shared)
         count = len(rows)
         columns = {
             name: [shared[name]] if name in shared else [row.get(name) for row in rows] for name in self._columns
         }
+        columns |= {name: columns[column] for name, column in self._renamed.items()}
+        shared = {**shared, **{name: shared[raw] for name, raw in self._renamed.items() if raw in shared}}
         seconds = {name: self._seconds(name, columns[name], name in shared) for name in self.schema.moment_columns}
         for age in self._ages:
             days = moments.days_between(seconds[age.age_of], seconds[age.at]).to_numpy(zero_copy_only=False)
@@ -201,9 +213,11 @@ class RowReader:
         taken = len(self._known & shared.keys())
         known, total = self._known, (len(shared) - taken) * len(rows)
         for feature in self.schema.sparse:
-            weights = feature.weights_column
-            if weights and (feature.name in shared) != (weights in shared):
-                raise ValueError(f"shared: expected '{feature.name}' and '{weights}' together, found one of them")
+            if not feature.weighted:
+                continue
+            name, weights = feature.raw_columns
+            if (name in shared) != (weights in shared):
+                raise ValueError(f"shared: expected '{name}' and '{weights}' together, found one of them")
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise ValueError(f"row {number}: expected columns and their values, found {type(row).__name__}")
@@ -304,6 +318,11 @@ class RowReader:
             raise ValueError(f"{of_column(place)}: {reason(rejects[place])}")
         found = values.plain(parsed.column("value_weights")).flatten()
         return np.asarray(found.to_numpy(zero_copy_only=False), np.float32)
+
+
+def _flat(row: Any) -> Any:
+    """Returns a row in which members of objects have names such as ``user.id``, as raw columns have."""
+    return flat(row) if isinstance(row, Mapping) else row
 
 
 def _moment(value: Any) -> str | None:
