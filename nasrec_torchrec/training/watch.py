@@ -3,7 +3,7 @@
 import math
 import statistics
 
-from nasrec_torchrec.datasets.split_counts import SplitCounts, split_warnings
+from nasrec_torchrec.datasets.split_counts import FEWEST, SplitCounts, split_warnings
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.training.config import TrainConfig
 
@@ -98,6 +98,15 @@ class TrainingWatch:
     def after_validation(self, step: int, metrics: ClickMetrics) -> list[str]:
         """Returns warnings about a measurement of the validation split."""
         found: list[str] = []
+        # So many rows have this AUC by chance about never.
+        collapsed = metrics.auc == 0.5 and self._validation is not None and self._validation.rarer >= FEWEST
+        if collapsed:
+            found += self._say(
+                "collapsed",
+                f"step {step:,}: all validation rows get the same prediction (AUC exactly 0.5): the model has "
+                f"collapsed, as one does whose learning rate is too high: it is {self._config.learning_rate:g} now; "
+                "try a tenth, then a hundredth of it",
+            )
         if 2 * step < self._total_steps:  # it may still learn
             return found
         entropy, rate = metrics.normalized_entropy, self._config.learning_rate
@@ -112,7 +121,7 @@ class TrainingWatch:
                 f"this stays so, lower learning_rate (now {rate:g}), train for fewer epochs, or compare the click "
                 "rates of the splits (nasrec prepare describe)",
             )
-        if metrics.auc is not None and self._validation is not None:
+        if metrics.auc is not None and self._validation is not None and not collapsed:
             deviation = self._validation.auc_deviation
             if abs(metrics.auc - 0.5) <= _CHANCE * deviation:
                 found += self._say(

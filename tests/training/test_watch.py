@@ -13,10 +13,12 @@ from support import SMALL_SPACE, make_click_files, make_schema, prepare_clicks, 
 
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.split_counts import SplitCounts, split_warnings
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.status import read_status
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.trainer import Trainer
+from nasrec_torchrec.training.watch import TrainingWatch
 
 SCHEMA = make_schema()
 MODEL = ModelDescription(SCHEMA, SMALL_SPACE.sample(torch.Generator().manual_seed(3)))
@@ -55,6 +57,19 @@ def test_an_auc_of_guessing_is_said(one_rank, tmp_path: Path):
     config = replace(CONFIG, learning_rate=1e-6, min_learning_rate=0, epochs=1)
     warnings = _train(tmp_path, config, _rows(400, 0), _rows(300, 5))
     assert any("cannot be told from guessing (0.5 ± " in warning for warning in warnings)
+
+
+def test_a_model_that_predicts_the_same_for_all_rows_is_said_at_once():
+    watch = TrainingWatch(replace(CONFIG, learning_rate=0.1), False, 1000, SplitCounts(900, 300), said := {})
+    assert watch.after_validation(100, ClickMetrics(0.5004, 0.7, 1.1, 900)) == []
+    (warning,) = watch.after_validation(200, ClickMetrics(0.5, 0.7, 1.1, 900))
+    assert warning.startswith("step 200: all validation rows get the same prediction (AUC exactly 0.5)")
+    assert "it is 0.1 now; try a tenth" in warning and set(said) == {"collapsed"}
+    # It is said once, and a higher learning rate is not proposed beside it.
+    assert len(watch.after_validation(600, ClickMetrics(0.5, 0.7, 1.1, 900))) == 1
+    assert set(said) == {"collapsed", "validation_loss"}
+    few = TrainingWatch(CONFIG, False, 1000, SplitCounts(900, 3), {})
+    assert few.after_validation(200, ClickMetrics(0.5, 0.1, 1.0, 900)) == []
 
 
 def test_labels_that_are_reversed_in_validation_are_said(one_rank, tmp_path: Path):
