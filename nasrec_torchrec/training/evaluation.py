@@ -96,6 +96,7 @@ class Evaluation(ClickMetrics):
         found = self.calibration
         auc = "undefined" if self.auc is None else f"{self.auc:.5f} ± {self.auc_interval:.5f} (95 % over rows)"
         entropy = "undefined" if self.normalized_entropy is None else f"{self.normalized_entropy:.5f}"
+        lift = f"{found.deciles[-1].click_rate / found.click_rate:.2f}" if found.click_rate else "undefined"
         ratio = "" if found.ratio is None else f", {found.ratio:.3f} of it"
         return [
             ("rows", f"{self.rows:,}, {found.click_rate:.2%} of them clicks"),
@@ -104,6 +105,7 @@ class Evaluation(ClickMetrics):
             ("normalized entropy", f"{entropy} (log loss over that of always predicting the click rate)"),
             ("mean prediction", f"{found.prediction:.2%}{ratio}"),
             ("calibration error", f"{found.expected_error:.4f} (expected, over deciles of the prediction)"),
+            ("lift", f"{lift} (click rate of the tenth with the highest predictions, over that of all rows)"),
         ]
 
     @property

@@ -55,6 +55,7 @@ def test_people_get_a_table_and_programs_one_object(model: tuple[Path, Path]):
         "200, 28.50% of them clicks",
         "(95 % over rows)",
         "decile",
+        "\nlift  ",
         "shop",
         "north",
         "(missing)",
