@@ -316,7 +316,8 @@ def _dense(column: Column) -> Choice:
     if column.odd:
         word, share = column.odd[0]
         why += f"; {share:.2%} are no numbers, such as {word!r}, and reject their rows"
-    return Choice(column, "dense", why, DenseFeature(**_name(column), transform=transform))
+    names = _name(column)
+    return Choice(column, "dense", why, DenseFeature(names["name"], transform, column=names.get("column", "")))
 
 
 def _sparse(column: Column, rows: int) -> Choice:

@@ -147,6 +147,8 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _is_folder(uri: str) -> bool:
+    if re.search(r"(?:^|::)https?://", uri):
+        return False  # to tell, fsspec would fetch the whole file
     try:
         return to_path(uri).is_dir()
     except Exception:  # of a file system that knows no folders, or does not answer: opening the file will tell
