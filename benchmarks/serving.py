@@ -5,8 +5,8 @@
 It starts the server, saturates it for a while, sends malformed requests, and measures again.
 """
 
+import asyncio
 import json
-import multiprocessing
 import random
 import socket
 import statistics
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from load import random_request, send
 
 from nasrec_torchrec.cli import run
 
@@ -69,16 +70,14 @@ def main(
             except httpx.TransportError:
                 assert server.poll() is None
                 time.sleep(0.1)
-        request = _request(url, rows)
-        _load(url, request, 5, clients)  # warms up
+        body, address = random_request(url, "nasrec", rows), f"{url}/v2/models/nasrec/infer"
+        request = json.loads(body)
+        asyncio.run(send(address, [body], clients, 5))  # warms up
         before = _memory(server.pid)
-        statuses, latencies = _load(url, request, seconds, clients)
-        answered = sorted(latencies)
+        load = asyncio.run(send(address, [body], clients, seconds))
         print(
-            f"{clients} clients, {rows} rows a request, {seconds:.0f} s: {dict(statuses)}; "
-            f"{statuses[200] * rows / seconds:,.0f} rows/s; answers: p50 {1e3 * statistics.median(answered):.1f} ms, "
-            f"p99 {1e3 * answered[int(0.99 * len(answered))]:.1f} ms; memory {before:,.0f} MiB before, "
-            f"{_memory(server.pid):,.0f} MiB after",
+            f"{clients} clients, {rows} rows a request: {load}; {load.statuses['200'] * rows / seconds:,.0f} rows/s; "
+            f"memory {before:,.0f} MiB before, {_memory(server.pid):,.0f} MiB after",
             flush=True,
         )
         calm = _calm(url, request)
@@ -89,60 +88,6 @@ def main(
     finally:
         server.terminate()
         server.wait()
-
-
-def _request(url: str, rows: int) -> dict[str, Any]:
-    described = {entry["name"]: entry for entry in httpx.get(f"{url}/v2/models/nasrec").json()["inputs"]}
-    features = described["lengths"]["shape"][0]
-    rng = random.Random(0)
-    values: dict[str, tuple[list[int], list[float]]] = {
-        "ids": ([features * rows], [rng.randrange(100) for _ in range(features * rows)]),
-        "lengths": ([features, rows], [1] * (features * rows)),
-    }
-    for name in set(described) - set(values):
-        shape = [rows, described[name]["shape"][1]] if name == "dense" else [features * rows]
-        values[name] = shape, [rng.random() for _ in range(shape[0] * (shape + [1])[1])]
-    inputs = [
-        {"name": name, "shape": shape, "datatype": described[name]["datatype"], "data": data}
-        for name, (shape, data) in values.items()
-    ]
-    return {"inputs": inputs}
-
-
-def _load(url: str, request: dict[str, Any], seconds: float, clients: int) -> tuple[Counter[Any], list[float]]:
-    # Clients take processor time too: few processes with several connections each.
-    with multiprocessing.Pool(2) as pool:
-        parts = pool.starmap(_clients, [(url, request, seconds, clients // 2)] * 2)
-    return sum((Counter(counted) for counted, _ in parts), Counter()), [t for _, times in parts for t in times]
-
-
-def _clients(url: str, request: dict[str, Any], seconds: float, count: int) -> tuple[dict[Any, int], list[float]]:
-    import threading
-
-    statuses: Counter[Any] = Counter()
-    latencies: list[float] = []
-    body, until = json.dumps(request).encode(), time.monotonic() + seconds
-
-    def ask() -> None:
-        with httpx.Client(timeout=30, headers={"content-type": "application/json"}) as client:
-            while time.monotonic() < until:
-                started = time.perf_counter()
-                try:
-                    status: Any = client.post(f"{url}/v2/models/nasrec/infer", content=body).status_code
-                except httpx.TransportError as error:
-                    status = type(error).__name__
-                statuses[status] += 1
-                if status == 200:
-                    latencies.append(time.perf_counter() - started)
-                else:
-                    time.sleep(0.01)
-
-    threads = [threading.Thread(target=ask) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return dict(statuses), latencies
 
 
 def _calm(url: str, request: dict[str, Any]) -> float:

@@ -36,6 +36,12 @@ VALUES: dict[str, dict[str, str]] = {
         "tree-features-log-loss": r"same added features \| [^|]+\| ([\d.]+)",
     },
     "data-loading": {"decode-ratio": r"a / b = ([\d.]+)"},
+    # Rows per second of one core, as compiled.
+    "inference": {
+        f"{model}-{batch}": rf"(?s){title}, batch {batch}:.*?\n  AOTInductor  +[\d.]+ +[\d.]+ +([\d,]+)"
+        for model, title in (("full", "criteo-full"), ("small", "criteo-small"), ("dlrm", r"DLRM \([^)]*\)"))
+        for batch in (1, 64, 512)
+    },
     "preparation": {"seconds": r"45,000,000 +[\d,]+ +([\d.]+)", "mib": r"45,000,000 +[\d,]+ +[\d.]+ +([\d,]+)"},
     "quality-frappe": {
         "searched-auc": r"searched NASRecNet \| ([\d.]+)",
