@@ -10,6 +10,8 @@ STACKS = {
     "2.11": ("torch==2.11.0", "fbgemm-gpu-cpu==1.6.0", "torchrec==1.6.1"),
     "2.13": ("torch==2.13.0", "fbgemm-gpu-cpu==1.8.0", "torchrec==1.8.0"),
     "2.14": ("torch==2.14.1", "fbgemm-gpu-cpu==1.9.0", "torchrec==1.9.2"),
+    # Whatever the registry has; these may not belong together.
+    "newest": ("torch", "fbgemm-gpu-cpu", "torchrec"),
 }
 nox.options.default_venv_backend = "venv"
 

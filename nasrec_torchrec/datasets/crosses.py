@@ -26,7 +26,6 @@ from nasrec_torchrec.datasets.features import FIRST_WORD, SparseFeature
 from nasrec_torchrec.datasets.fitting import count_words
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import (
-    DICTIONARIES,
     MANIFEST,
     SCHEMA,
     TIME,
@@ -40,6 +39,7 @@ from nasrec_torchrec.datasets.prepared import (
 from nasrec_torchrec.datasets.quality import Quality
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
+from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.runs.files import atomic_path, write_text
 
 

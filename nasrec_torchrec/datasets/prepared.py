@@ -22,10 +22,11 @@ from nasrec_torchrec.datasets.names import INTERNAL
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
+from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.runs.files import atomic_path, local_copy, read_text
 from nasrec_torchrec.runs.record import CONFIG
 
-SCHEMA, MANIFEST, DICTIONARIES, REJECTS = "schema.json", "manifest.json", "dictionaries", "rejects.jsonl"
+SCHEMA, MANIFEST, REJECTS = "schema.json", "manifest.json", "rejects.jsonl"
 PICTURE = "statistics.png"
 # What the folder of a data set holds; anything else in it belongs to someone else.
 OURS = frozenset((*SPLITS, SCHEMA, MANIFEST, DICTIONARIES, REJECTS, PICTURE, CONFIG))
@@ -151,25 +152,6 @@ def check_dictionaries(folder: Path) -> None:
     """
     for name, checksum in read_manifest(folder)["dictionaries"].items():
         check_sum(folder / DICTIONARIES / name, checksum)
-
-
-def read_dictionary(file: Path, content: bytes | None = None) -> pa.Array:
-    """Reads the words of a dictionary; those of a history are a struct with their counts.
-
-    Args:
-        file: file of the dictionary.
-        content: what the file holds, if it has been read already.
-
-    Raises:
-        ValueError: If it cannot be read.
-    """
-    try:
-        table = pq.read_table(file if content is None else pa.BufferReader(content))
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{file}: cannot be read: {error}") from None
-    if table.num_columns == 1:
-        return table.column(0).combine_chunks()
-    return table.combine_chunks().to_struct_array().combine_chunks()
 
 
 def check_split(folder: Path, split: str, manifest: Mapping[str, Any]) -> None:

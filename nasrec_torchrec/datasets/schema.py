@@ -14,7 +14,6 @@ import yaml
 from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature, check_width
 from nasrec_torchrec.datasets.names import check_column, check_distinct, safe_name
-from nasrec_torchrec.runs.files import read_text
 
 if TYPE_CHECKING:
     from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -298,6 +297,9 @@ class Schema:
         Raises:
             ValueError: If the file is not valid. The message names the file and says what is wrong.
         """
+        # Only here, so that the schema of a package can be read without what reads remote storage.
+        from nasrec_torchrec.runs.files import read_text
+
         text = read_text(path)
         try:
             return cls.from_json(text, embedding_dim)

@@ -13,8 +13,9 @@ from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.features import FIRST_WORD, MOMENT_IDS, SparseFeature
 from nasrec_torchrec.datasets.moments import name_of
 from nasrec_torchrec.datasets.names import safe_name
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_manifest
+from nasrec_torchrec.datasets.prepared import load_schema, open_split, read_manifest
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.files import atomic_path
 

@@ -18,7 +18,6 @@ from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.pieces import Record, in_order, write_rejects
 from nasrec_torchrec.datasets.preparation_job import LINE, SPLIT_KEY, Job
 from nasrec_torchrec.datasets.prepared import (
-    DICTIONARIES,
     MANIFEST,
     MANIFEST_FORMAT,
     OURS,
@@ -33,6 +32,7 @@ from nasrec_torchrec.datasets.repeated import fingerprints, repeated, repetition
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.split_counts import SplitCounts, split_warnings
 from nasrec_torchrec.datasets.splits import SPLITS
+from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.datasets.work_folder import check_rejects, collect_rejects, read_part, source_contents
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.files import atomic_path, remove_leftovers, write_text

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
 from nasrec_torchrec.datasets.checksums import sha256
-from nasrec_torchrec.datasets.prepared import DICTIONARIES
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.predictor import (

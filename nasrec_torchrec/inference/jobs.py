@@ -80,7 +80,8 @@ def export(
     """
     from contextlib import ExitStack
 
-    from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split
+    from nasrec_torchrec.datasets.prepared import open_split
+    from nasrec_torchrec.datasets.words import DICTIONARIES
     from nasrec_torchrec.inference import exporting
     from nasrec_torchrec.models.stored import load_model
     from nasrec_torchrec.runs.files import local_folder
@@ -182,7 +183,8 @@ def score_on_ranks(
     """
     import torch.distributed as dist
 
-    from nasrec_torchrec.datasets.prepared import DICTIONARIES, check_sum
+    from nasrec_torchrec.datasets.prepared import check_sum
+    from nasrec_torchrec.datasets.words import DICTIONARIES
     from nasrec_torchrec.distributed.process_group import process_group
     from nasrec_torchrec.distributed.sharded_model import describe_memory
     from nasrec_torchrec.inference.scoring import score_with

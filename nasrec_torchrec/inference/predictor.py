@@ -125,8 +125,9 @@ class Predictor:
     def rows(self, rows: Sequence[Mapping[str, Any]], shared: Mapping[str, Any] | None = None) -> Tensor:
         """Returns the click probabilities ``(B,)`` of raw rows, which it transforms as the preparation did.
 
-        Only this method needs nasrec_torchrec to be installed; :mod:`nasrec_torchrec.inference.rows` says what a row
-        may hold.
+        Only this method needs more than this file: nasrec_torchrec, or the archive of its reader, see
+        :mod:`nasrec_torchrec.inference.reader_archive`. What a row may hold stands in
+        :mod:`nasrec_torchrec.inference.rows`.
 
         Args:
             rows: raw values by column.

@@ -34,9 +34,9 @@ from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.json_lines import flat
 from nasrec_torchrec.datasets.quality import Counts
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.words import read_dictionaries
 from nasrec_torchrec.inference.predictor import Request
 from nasrec_torchrec.inference.raw_values import Crossed, Ids, Numbers, Where, python_value, read_numbers, reason
-from nasrec_torchrec.inference.scoring import read_dictionaries
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RowReader:
     Args:
         schema: schema of the package.
         dictionaries: its words, by the name of the table; see
-            :func:`~nasrec_torchrec.inference.scoring.read_dictionaries`.
+            :func:`~nasrec_torchrec.datasets.words.read_dictionaries`.
     """
 
     def __init__(self, schema: Schema, dictionaries: Mapping[str, pa.Array]) -> None:

@@ -3,10 +3,9 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,13 +19,12 @@ from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.click_data import ClickData
 from nasrec_torchrec.datasets.config import TextFlags, TextFormat
 from nasrec_torchrec.datasets.contents import contents
-from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.pieces import Reading, Record, typed_schema, with_partitions
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary
 from nasrec_torchrec.datasets.quality import Quality
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import Piece, Source
 from nasrec_torchrec.datasets.splits import SPLITS
+from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionaries
 from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.predictor import MANIFEST, Predictor, Request
 from nasrec_torchrec.runs.files import atomic_path, local_copy, remove_leftovers, write_text
@@ -142,43 +140,6 @@ def _score(job: "_Job") -> dict[str, int]:
     for warning in quality.warnings():
         print(f"warning: {warning}", file=sys.stderr)
     return counted
-
-
-class ReplacedError(ValueError):
-    """A file of a package is no longer the one that belongs to the loaded model."""
-
-
-def read_dictionaries(
-    package: Path, schema: Schema, sums: Mapping[str, str] = MappingProxyType({})
-) -> dict[str, pa.Array]:
-    """Reads the words of dictionary ids.
-
-    Args:
-        package: folder of the package.
-        schema: schema of the model.
-        sums: checksums of the package's files, by their names. The model and its words must belong together, even if
-            the folder was replaced after the model was loaded.
-
-    Raises:
-        ValueError: If the model needs dictionaries and the package has none.
-        ReplacedError: If a dictionary is not the one of the checksum.
-    """
-    found = {}
-    for table in {feature.table for feature in schema.sparse if feature.ids in ("dictionary", "history")}:
-        name = f"{DICTIONARIES}/{safe_name(table)}.parquet"
-        file, kind = package / name, ReplacedError if name in sums else ValueError
-        try:
-            # What is compared is what is used: the file is read once.
-            content = file.read_bytes()
-            if name in sums and hashlib.sha256(content).hexdigest() != sums[name]:
-                raise ReplacedError(f"{file}: its checksum is not that of the loaded model; load the package again")
-            found[table] = read_dictionary(file, content)
-        except ReplacedError:
-            raise
-        except (OSError, ValueError) as error:
-            reason = f"{file}: cannot be read: {error.strerror}" if isinstance(error, OSError) else error
-            raise kind(f"{reason}; export with --data to have it") from None
-    return found
 
 
 def requests(data: ClickData, predictor: Scorer, batch_size: int) -> Iterator[Request]:

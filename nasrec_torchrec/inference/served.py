@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.words import ReplacedError
 from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.metrics import FeatureCounts, ServerMetrics
 from nasrec_torchrec.inference.predictor import GOLDEN, MANIFEST, PACKAGE, Batcher, Predictor
 from nasrec_torchrec.inference.rows import RowReader
-from nasrec_torchrec.inference.scoring import ReplacedError
 
 _LOG = logging.getLogger("nasrec.serve")
 # A refused package is checked again when one of its files changed, or after this time.

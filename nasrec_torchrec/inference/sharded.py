@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from nasrec_torchrec.datasets.prepared import DICTIONARIES
+from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.distributed.gather import gather_rows
 from nasrec_torchrec.distributed.sharded_model import load_sharded
 from nasrec_torchrec.inference.predictor import Request

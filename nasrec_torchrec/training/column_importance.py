@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from nasrec_torchrec.datasets import values
 from nasrec_torchrec.datasets.click_data import ClickData, join
 from nasrec_torchrec.datasets.names import safe_name
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.transform import add_crosses
+from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
 from nasrec_torchrec.metrics.click_metrics import block_losses, click_metrics
 from nasrec_torchrec.progress import progress_bar
 

@@ -16,10 +16,10 @@ from nasrec_torchrec.datasets import values
 from nasrec_torchrec.datasets.features import FIRST_WORD, MOMENT_IDS, DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.moments import name_of
 from nasrec_torchrec.datasets.names import safe_name
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, read_dictionary
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.split_counts import FEWEST, SplitCounts
+from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
 from nasrec_torchrec.metrics.calibration import Calibration, calibration, confidence
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.training.column_importance import IMPORTANCE_COLUMNS, ColumnImportance

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from nasrec_torchrec.datasets.features import FIRST_WORD, UNKNOWN, SparseFeature
 from nasrec_torchrec.datasets.names import safe_name
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, check_sum, read_dictionary, read_manifest
+from nasrec_torchrec.datasets.prepared import check_sum, read_manifest
+from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
 from nasrec_torchrec.models.description import ClickModel, ModelDescription
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.stored import load_model, recorded_data

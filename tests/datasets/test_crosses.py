@@ -13,8 +13,9 @@ from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, cross_of, history_of
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, open_split, read_dictionary, write_rows
+from nasrec_torchrec.datasets.prepared import load_schema, open_split, write_rows
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
 
 _CROSSES = (
     cross_of(("user", "item")),

@@ -1,6 +1,9 @@
 import csv
+import importlib
 import io
 import json
+import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from functools import partial
@@ -16,20 +19,23 @@ from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference.conftest import build_mlp
-from support import SHARED
+from support import SHARED, forked
 
 from nasrec_torchrec.datasets import public
 from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split
+from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.words import DICTIONARIES, ReplacedError
+from nasrec_torchrec.inference import predictor
 from nasrec_torchrec.inference.config import ScoringConfig, ServingConfig
 from nasrec_torchrec.inference.exporting import export
 from nasrec_torchrec.inference.predictor import Predictor, merge
+from nasrec_torchrec.inference.reader_archive import write_reader
 from nasrec_torchrec.inference.rows import RowReader
-from nasrec_torchrec.inference.scoring import ReplacedError, requests, score
+from nasrec_torchrec.inference.scoring import requests, score
 from nasrec_torchrec.inference.server import create_app
 
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="the real rows are not on this machine")
@@ -314,6 +320,21 @@ def test_weights_of_lists(tmp_path: Path):
         reader.read([{"tags": [1, 2], "tags_weights": [0.5, None]}])
 
 
+def _score_alone(folder: Path, rows: list[dict[str, str]]) -> None:
+    """Scores rows as a service does that has copies of two files, PyTorch, NumPy and pyarrow."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nasrec_torchrec"]:
+        del sys.modules[name]
+    for name in ("torchrec", "fbgemm_gpu", "fsspec", "iopath", "jsonargparse", "msgspec", "pandas", "upath", "yaml"):
+        sys.modules[name] = None  # type: ignore[assignment]  # any import of it fails
+    shutil.copy(predictor.__file__, folder / "predictor.py")
+    write_reader(folder / "reader.zip")
+    sys.path[:0] = [str(folder), str(folder / "reader.zip")]
+    copied = importlib.import_module("predictor")
+    probabilities = copied.Predictor(folder / "package").rows(rows)
+    assert sys.modules["nasrec_torchrec.inference.rows"].__file__.startswith(str(folder / "reader.zip"))
+    torch.save(probabilities, folder / "alone.pt")
+
+
 @pytest.mark.slow
 def test_files_python_and_http_score_raw_rows_alike(tmp_path: Path):
     data, last = prepare_three(tmp_path, hostile_lines(300), HOSTILE, HOSTILE.text)
@@ -365,6 +386,10 @@ def test_files_python_and_http_score_raw_rows_alike(tmp_path: Path):
         ):
             feature = "price" if "mean" in name else "word"
             assert f'{name}{{feature="{feature}",model="nasrec"' in text
+    alone = forked().Process(target=_score_alone, args=(tmp_path, rows))
+    alone.start()
+    alone.join(120)
+    assert alone.exitcode == 0 and torch.equal(torch.load(tmp_path / "alone.pt"), files)
     (package / "dictionaries" / "t_word.parquet").unlink()
     with pytest.raises(ValueError, match="export with --data to have it"):
         Predictor(package, verify=False).rows(rows)

@@ -14,8 +14,8 @@ from nasrec_torchrec.datasets.config import SplitConfig, TextFlags, TextFormat
 from nasrec_torchrec.datasets.crosses import cross_of
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.prepared import DICTIONARIES
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.inference import scoring as scoring_module
 from nasrec_torchrec.inference.config import ScoringConfig
 from nasrec_torchrec.inference.exporting import export

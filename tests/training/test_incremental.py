@@ -15,8 +15,9 @@ from support import run_program
 from nasrec_torchrec import training
 from nasrec_torchrec.datasets.features import FIRST_WORD, UNKNOWN, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, open_split, read_dictionary
+from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.stored import load_model

@@ -14,8 +14,9 @@ from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.prepared import DICTIONARIES, load_schema, read_dictionary
+from nasrec_torchrec.datasets.prepared import load_schema
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.training.warm_start import WarmStart
