@@ -2,14 +2,11 @@
 
 import json
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature, check_width
@@ -397,25 +394,15 @@ def _word(key: Any) -> str:
     return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
 
 
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.2, in which ``yes`` and ``no`` are words: labels are called so."""
-
-
-_Yaml.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
 def _document(text: str) -> Any:
     try:
         # Not all JSON is YAML: PyYAML takes 1e+30 for text.
         return json.loads(text)
     except json.JSONDecodeError:
+        # Only here, so that the schema of a package, which is JSON, can be read without PyYAML.
+        from nasrec_torchrec.datasets.yaml_text import read_yaml
+
         try:
-            return yaml.load(text, _Yaml)
-        except yaml.YAMLError as error:
+            return read_yaml(text)
+        except ValueError as error:
             raise ValueError(f"schema: neither JSON nor YAML: {error}") from None
