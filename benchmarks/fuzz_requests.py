@@ -105,6 +105,10 @@ class _Grammar:
             place = rng.randrange(len(body))
             flipped = bytes([body[place] ^ 1 << rng.randrange(8)])
             body = rng.choice((body[:place], body[:place] + flipped + body[place + 1 :], body + body[place:]))
+        if rng.random() < 0.005:  # deeper than any parser likes
+            body = b'{"id": "7", "%s": ' % rng.choice((b"rows", b"inputs", b"shared")) + b"[" * rng.choice(
+                (1000, 100_000)
+            )
         if rng.random() < 0.05:
             headers["content-encoding"] = rng.choice(("gzip", "deflate", "br", ""))
             body = gzip.compress(body)[: rng.choice((None, 10, -1))]
@@ -131,7 +135,7 @@ class _Grammar:
                 return value + [value[place]] * rng.choice((1, 20))
             return [*value[:place], self._damaged(value[place]), *value[place + 1 :]]
         if rng.random() < 0.02:
-            for _ in range(rng.choice((5, 200, 900))):
+            for _ in range(rng.choice((5, 50, 150))):
                 value = [value]
             return value
         return rng.choice(_WILD)

@@ -21,12 +21,14 @@ from typing import Any
 import torch
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from nasrec_torchrec import __version__
 from nasrec_torchrec.inference import grpc_service, protocol
+from nasrec_torchrec.inference.api_page import api_page
 from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.limits import MODEL, Bodies, BoundedProtocol, CountedAnswers, error_response, unless_gone
 from nasrec_torchrec.inference.metrics import ServerMetrics
@@ -136,6 +138,9 @@ def create_app(
         description="Click probabilities, over the Open Inference Protocol.",
         lifespan=lifespan,
         redirect_slashes=False,
+        # Those of FastAPI load scripts from other hosts, which a server may not reach.
+        docs_url=None,
+        redoc_url=None,
     )
     # Set when the server is asked to stop, before it closes its socket.
     app.state.draining = False
@@ -231,6 +236,10 @@ def create_app(
     @app.get("/metrics")
     async def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/docs", include_in_schema=False)
+    async def description() -> HTMLResponse:
+        return HTMLResponse(api_page(app.openapi()))
 
     return app
 

@@ -86,7 +86,9 @@ def test_it_speaks_the_open_inference_protocol(client, package):
     answer = client.post(f"{of_version}/infer", json=nested)
     assert answer.status_code == 200 and "id" not in answer.json()
     assert "/v2/models/{name}/infer" in client.get("/openapi.json").json()["paths"]
-    assert client.get("/docs").status_code == 200
+    page = client.get("/docs")
+    assert page.status_code == 200 and "<code>POST /v2/models/{name}/rows</code>" in page.text
+    assert "binary_data_size" in page.text and "<script" not in page.text and "//" not in page.text
 
 
 def test_addresses_that_are_not_there(client):
