@@ -39,7 +39,7 @@ async def ask(url: str, address: str, golden: dict[str, Any], expected: np.ndarr
         answer = await rest.infer(url, request(binary), model_name="nasrec")
         found = np.array(answer.outputs[0].as_numpy())
         np.testing.assert_allclose(found, expected, atol=1e-4)
-        print(f"kserve rest infer binary={binary}", found.round(4).tolist())
+        print(f"kserve rest infer binary={binary}", found.astype(float).round(4).tolist())
     async with InferenceGRPCClient(address) as client:
         live, ready = await client.is_server_live(), await client.is_server_ready()
         print("kserve grpc live", live, "ready", ready, "model", await client.is_model_ready("nasrec"))
@@ -47,7 +47,7 @@ async def ask(url: str, address: str, golden: dict[str, Any], expected: np.ndarr
             answer = await client.infer(request(binary))
             found = np.array(answer.outputs[0].as_numpy())
             np.testing.assert_allclose(found, expected, atol=1e-4)
-            print(f"kserve grpc infer binary={binary}", found.round(4).tolist())
+            print(f"kserve grpc infer binary={binary}", found.astype(float).round(4).tolist())
 
 
 def check(resource: Any, kind: str, where: str) -> None:

@@ -31,7 +31,7 @@ def main(address: str) -> None:
     answer = client.infer("nasrec", inputs, model_version=version, request_id="7")
     found = answer.as_numpy("probability")
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    print("tritonclient.grpc infer", found.round(4).tolist(), answer.get_response().id)
+    print("tritonclient.grpc infer", found.astype(float).round(4).tolist(), answer.get_response().id)
     for name, of_version, sent in (("other", "", inputs), ("nasrec", "none", inputs), ("nasrec", "", inputs[:1])):
         try:
             client.infer(name, sent, model_version=of_version)
