@@ -324,7 +324,7 @@ def _score_alone(folder: Path, rows: list[dict[str, str]]) -> None:
     """Scores rows as a service does that has copies of two files, PyTorch, NumPy and pyarrow."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "nasrec_torchrec"]:
         del sys.modules[name]
-    for name in ("torchrec", "fbgemm_gpu", "fsspec", "iopath", "jsonargparse", "msgspec", "pandas", "upath", "yaml"):
+    for name in ("torchrec", "fbgemm_gpu", "fsspec", "iopath", "jsonargparse", "msgspec", "upath", "yaml"):
         sys.modules[name] = None  # type: ignore[assignment]  # any import of it fails
     shutil.copy(predictor.__file__, folder / "predictor.py")
     write_reader(folder / "reader.zip")
