@@ -18,6 +18,7 @@ _MODULES = (
     "datasets/config",
     "datasets/features",
     "datasets/history",
+    "datasets/moments",
     "datasets/names",
     "datasets/quality",
     "datasets/schema",
