@@ -1,7 +1,7 @@
 """JSON lines: text files with one JSON object a line."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from nasrec_torchrec.datasets.config import TextFormat
 from nasrec_torchrec.datasets.lines import first_lines
+from nasrec_torchrec.datasets.names import flat
 from nasrec_torchrec.datasets.sources import Piece, Source
 from nasrec_torchrec.datasets.values import show
 
@@ -77,17 +78,6 @@ def _object(line: bytes) -> dict[str, Any] | str:
     except (ValueError, RecursionError):  # also what is no UTF-8
         return show(line)
     return flat(entry) if isinstance(entry, dict) else show(line)
-
-
-def flat(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an object whose members are no objects: ``{"user.id": 5}`` for ``{"user": {"id": 5}}``."""
-    found: dict[str, Any] = {}
-    for key, value in entry.items():
-        if isinstance(value, dict):
-            found |= {f"{key}.{name}": inner for name, inner in flat(value).items()}
-        else:
-            found[key] = value
-    return found
 
 
 def _given(value: Any, marks: frozenset[str]) -> Any:

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Prefix of columns that preparation adds to rows temporarily.
@@ -79,6 +79,17 @@ def check_distinct(names: Iterable[str], what: str) -> None:
         other = found.setdefault(safe_name(name), name)
         if other != name:
             raise ValueError(f"{what}: {other!r} and {name!r} would both be named {safe_name(name)!r}; rename one")
+
+
+def flat(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns an object whose members are no objects: ``{"user.id": 5}`` for ``{"user": {"id": 5}}``."""
+    found: dict[str, Any] = {}
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{name}": inner for name, inner in flat(value).items()}
+        else:
+            found[key] = value
+    return found
 
 
 def _is_utf8(name: str) -> bool:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from nasrec_torchrec.datasets import values
 from nasrec_torchrec.datasets.buckets import buckets_of
+from nasrec_torchrec.datasets.cardinality import estimated_distinct
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.names import check_column, check_name
@@ -105,7 +106,12 @@ def propose(
     columns = profile(table.drop_columns([label]), labels)
     split_column = _time_column(columns, labels)
     marks = tuple(dict.fromkeys(mark for column in columns for mark in column.marks))
-    choices = {column.name: _choice(column, sample.rows, column is split_column) for column in columns}
+    # Of columns with ever new values, a sample says little about how many there are.
+    many = [column.name for column in columns if column.singles > 0.5 * column.distinct and column.kind != "list"]
+    known = {} if sample.whole else estimated_distinct(sample.files, sample.text, many)
+    choices = {
+        column.name: _choice(column, sample.rows, column is split_column, known.get(column.name)) for column in columns
+    }
     warnings = [
         f"'{choice.column.name}' alone tells the label (AUC {choice.column.auc:.3f}): it is a copy or a consequence of "
         f"it, and is left out; if it is known before the click, put it back"
@@ -237,8 +243,8 @@ def _time_column(columns: Sequence[Column], labels: np.ndarray) -> Column | None
     return max(fitting, key=lambda column: (bool(_IS_EVENT.search(column.name)), column.distinct), default=None)
 
 
-def _choice(column: Column, rows: int, splits: bool) -> Choice:
-    """What a column becomes."""
+def _choice(column: Column, rows: int, splits: bool, distinct: int | None = None) -> Choice:
+    """What a column becomes; ``distinct`` is the number of its values in all rows, if it is known."""
     why = _useless(column)
     if (column.auc or 0) >= LEAK:
         return Choice(column, "leak", f"tells the label alone: AUC {column.auc:.3f}")
@@ -255,7 +261,7 @@ def _choice(column: Column, rows: int, splits: bool) -> Choice:
         named = bool(_IS_ID.search(column.name))
         if not column.whole or (column.distinct > _FEW and not named) or column.minimum < 0:
             return _dense(column)
-    return _sparse(column, rows)
+    return _sparse(column, rows, distinct)
 
 
 def _named(choices: Mapping[str, Choice]) -> dict[str, Choice]:
@@ -320,7 +326,7 @@ def _dense(column: Column) -> Choice:
     return Choice(column, "dense", why, DenseFeature(names["name"], transform, column=names.get("column", "")))
 
 
-def _sparse(column: Column, rows: int) -> Choice:
+def _sparse(column: Column, rows: int, known: int | None) -> Choice:
     multi_hot = column.kind == "list"
     settings: dict[str, object] = {**_name(column), "multi_hot": multi_hot}
     if column.separator and column.separator != SparseFeature.separator:
@@ -332,11 +338,13 @@ def _sparse(column: Column, rows: int) -> Choice:
         seen += ", codes with leading zeros"
     # Were the sample all rows, its values would be all values.
     grown = column.distinct * rows / max(1, column.rows) if column.singles > 0.5 * column.distinct else column.distinct
+    if known is not None:
+        grown = max(column.distinct, known)
     if grown > _MANY:
         size = 2 ** int(np.ceil(np.log2(min(grown, 2**25))))
         why = f"{seen}, about {grown:,.0f} in all rows"
         return Choice(column, "sparse", why, SparseFeature(num_embeddings=size, ids="hash", **settings))  # type: ignore[arg-type]
     if column.singles:
         settings["min_count"] = next(count for least, count in _MIN_COUNTS if rows >= least)
-        seen += f", {column.singles:,} of them once"
+        seen += f", {column.singles:,} of them once" + ("" if known is None else f"; about {known:,} in all rows")
     return Choice(column, "sparse", seen, SparseFeature(ids="dictionary", **settings))  # type: ignore[arg-type]

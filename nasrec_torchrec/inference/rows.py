@@ -31,7 +31,7 @@ import torch
 
 from nasrec_torchrec.datasets import buckets, moments, transform, values
 from nasrec_torchrec.datasets.features import SparseFeature
-from nasrec_torchrec.datasets.json_lines import flat
+from nasrec_torchrec.datasets.names import flat
 from nasrec_torchrec.datasets.quality import Counts
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.words import read_dictionaries
