@@ -85,6 +85,10 @@ def test_the_paper_s_demo_compares_three_models_on_a_small_copy(
         monkeypatch.setattr(movielens, name, replace(getattr(movielens, name), epochs=1))
     evolution = replace(movielens.EVOLUTION, population=4, generations=1, children=2, tournament=2)
     monkeypatch.setattr(movielens, "EVOLUTION", evolution)
+    monkeypatch.setattr(movielens, "FINETUNING", replace(movielens.FINETUNING, finetune_steps=5))
+    monkeypatch.setattr(movielens, "SPACE", replace(movielens.SPACE, num_blocks=1))
+    if ranks == 2:  # the other one has two trials of every model
+        monkeypatch.setattr(movielens, "LEARNING_RATES", (0.1,))
 
     def run_component(component: str, ranks: int, **arguments: Any) -> None:
         if ranks == 1:
