@@ -22,7 +22,7 @@ from nasrec_torchrec.training.guard import DivergedError
 from nasrec_torchrec.training.trainer import Trainer
 
 SCHEMA = make_schema()
-SUPERNET = ModelDescription(SCHEMA, SMALL_SPACE, use_layernorm=True)
+SUPERNET = ModelDescription(SCHEMA, replace(SMALL_SPACE, num_blocks=2), use_layernorm=True)
 NASRECNET = ModelDescription(SCHEMA, SMALL_SPACE.sample(torch.Generator().manual_seed(3)))
 DLRM = ModelDescription(SCHEMA, Baseline("dlrm", (32, 16), (16, 1)))
 CONFIG = TrainConfig(epochs=2, batch_size=40, learning_rate=0.05, full_path_steps=10, log_every=1, checkpoint_every=4)
