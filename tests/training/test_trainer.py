@@ -23,7 +23,7 @@ from nasrec_torchrec.training.trainer import Trainer
 
 SCHEMA = make_schema()
 SUPERNET = ModelDescription(SCHEMA, replace(SMALL_SPACE, num_blocks=2), use_layernorm=True)
-NASRECNET = ModelDescription(SCHEMA, SMALL_SPACE.sample(torch.Generator().manual_seed(3)))
+NASRECNET = ModelDescription(SCHEMA, replace(SMALL_SPACE, num_blocks=2).sample(torch.Generator().manual_seed(3)))
 DLRM = ModelDescription(SCHEMA, Baseline("dlrm", (32, 16), (16, 1)))
 CONFIG = TrainConfig(epochs=2, batch_size=40, learning_rate=0.05, full_path_steps=10, log_every=1, checkpoint_every=4)
 ROWS = 500  # 12 steps an epoch
@@ -59,7 +59,8 @@ def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 def test_adam_with_embedding_l2_is_torchs_adam_on_whole_tables(one_rank, tmp_path: Path):
     data = make_click_files(SCHEMA, 40)
     config = replace(CONFIG, epochs=1, optimizer="adam", embedding_l2=0.5, warmup_fraction=0, full_path_steps=0)
-    trainer = _make(tmp_path, NASRECNET, config)
+    deeper = SMALL_SPACE.sample(torch.Generator().manual_seed(3))  # no gradient of its rows is near zero
+    trainer = _make(tmp_path, replace(NASRECNET, interaction=deeper), config)
     table = trainer.model.sparse_arch.embedding_bag_collection.embedding_bags["t_f0"].weight
     before = table.detach().clone()
     trainer.train(data)
