@@ -97,12 +97,13 @@ def main(
                 train(f"{len(chosen_names)} {plural}, {title}", folder, chosen_names)
     print("| added features | validation log loss | test log loss |\n|---|---:|---:|")
     for title, pairs in results.items():
-        print(f"| {title} | {' | '.join(map(_spread, zip(*pairs, strict=True)))} |")
+        print(f"| {title} | {' | '.join(map(spread, zip(*pairs, strict=True)))} |")
     ranking = f"The histories, the first one first: {', '.join(names)}. " if names else ""
     print(f"\n{ranking}Means and deviations of {len(chosen)} seeds.")
 
 
-def _spread(values: tuple[float, ...]) -> str:
+def spread(values: tuple[float, ...]) -> str:
+    """Returns the mean of what several seeds reached, and its deviation."""
     mean = f"{statistics.fmean(values):.5f}"
     return f"{mean} ± {statistics.stdev(values):.5f}" if len(values) > 1 else mean
 

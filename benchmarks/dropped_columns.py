@@ -6,11 +6,11 @@ A DLRM is trained on all columns, and the shuffling of each column on the valida
 without, as in a race. It is then trained without all of these, and without the less important half of them.
 """
 
-import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from added_features import spread
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
@@ -59,7 +59,7 @@ def main(
                 click_metrics(*predict(folders[-1], rows.open(split, repeated))) for split in ("validation", "test")
             )
             measured.append((validation.log_loss, test.log_loss, test.auc or 0.0))
-        cells = " | ".join(map(_spread, zip(*measured, strict=True)))
+        cells = " | ".join(map(spread, zip(*measured, strict=True)))
         print(f"| {columns_text((), trial.dropped) or 'all'} | {cells} |", flush=True)
         return folders
 
@@ -76,11 +76,6 @@ def main(
         f"\nMeans and deviations of {len(chosen)} seeds: {how}. By how much the validation log loss of the first grows"
     )
     print(f"if a column is shuffled, with its standard error: {ranked}.")
-
-
-def _spread(values: tuple[float, ...]) -> str:
-    mean = f"{statistics.fmean(values):.5f}"
-    return f"{mean} ± {statistics.stdev(values):.5f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":
