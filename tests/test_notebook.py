@@ -42,7 +42,7 @@ def _flights(rows: int) -> "pandas.DataFrame":
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     _flights(4000).to_csv(tmp_path / "flights.csv", index=False)
-    monkeypatch.setenv("BUDGET", "8s")
+    monkeypatch.setenv("BUDGET", "20s")  # of the clock, on a machine that runs other tests too
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[1]))
     cells = [cell for cell in executed(tmp_path, timeout=600).cells if cell.cell_type == "code"]
     texts = ["".join(str(output.get("text") or output.get("data")) for output in cell.outputs) for cell in cells]
