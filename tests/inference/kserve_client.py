@@ -52,8 +52,8 @@ async def ask(url: str, address: str, golden: dict[str, Any], expected: np.ndarr
 
 def check(resource: Any, kind: str, where: str) -> None:
     """Checks that every field of a resource is one of KServe's or Kubernetes' own models."""
-    listed = re.fullmatch(r"[Ll]ist\[(.*)\]", kind)
-    mapped = re.fullmatch(r"[Dd]ict[(\[]str, (.*)[)\]]", kind)
+    listed = re.fullmatch(r"(?:list|List)\[(.*)\]", kind)
+    mapped = re.fullmatch(r"(?:dict|Dict)[(\[]str, (.*)[)\]]", kind)
     model = getattr(kserve, kind, None) or getattr(kubernetes, kind, None)
     if listed:
         assert isinstance(resource, list), f"{where}: {resource!r} is no list"
