@@ -49,6 +49,9 @@ def test_what_another_feature_is_computed_from_stays():
     crossed = replace(_SCHEMA, sparse=(*_SCHEMA.sparse, cross_of(("a", "b"))))
     found = _found(age=1.0, a=-0.2, b=-0.1, c=-0.05, a_x_b=1.0)
     assert droppable(found, crossed, 0.5) == [("c",)]
+    # It leaves with what is computed from it, where that says nothing either, and where there is room for both.
+    assert droppable(_found(age=1.0, a=-0.2, b=1.0, c=1.0, a_x_b=0.0), crossed, 0.5) == [("a", "a_x_b"), ("a_x_b",)]
+    assert droppable(_found(a=-0.2, b=1.0, a_x_b=0.0), crossed, 0.5) == [("a_x_b",)]
     # A bucket that a trial adds brings the dense column back that it divides.
     trial = Trial("features", "features", Baseline(), Recipe(1e-3, 1, 64), ("age_bucket",), dropped=("age", "c"))
     whole = replace(_SCHEMA, sparse=(*_SCHEMA.sparse, replace(buckets_of("age"), name="age_bucket")))

@@ -21,18 +21,24 @@ def droppable(importances: Sequence[ColumnImportance], schema: Schema, log_loss:
 
     Returns:
         list: All columns whose importance chance may explain, at most half of all columns, and the less important half
-            of these. Columns that other features are computed from are never among them, and one categorical column
-            is always left.
+            of these. A column is dropped together with the features that are computed from it, if chance may explain
+            the importance of these too. One categorical column is always left.
     """
-    needed = {name for feature in schema.sparse for name in feature.cross}
     ranked = sorted(importances, key=lambda one: one.log_loss)
-    harmless = [
-        one.column
-        for one in ranked
-        if one.column not in needed and one.log_loss < max(_ERRORS * one.error, _LEAST * log_loss)
-    ]
-    chosen = harmless[: int(_SHARE * len(ranked))]
-    if set(schema.feature_names) <= set(chosen):
-        chosen = [name for name in chosen if name != schema.feature_names[0]]
-    half = chosen[: (len(chosen) + 1) // 2]
-    return [tuple(names) for names in dict.fromkeys(map(tuple, (chosen, half))) if names]
+    harmless = [one.column for one in ranked if one.log_loss < max(_ERRORS * one.error, _LEAST * log_loss)]
+    most = int(_SHARE * len(ranked))
+    chosen = _together(harmless, schema, most)
+    half = _together(chosen, schema, (len(chosen) + 1) // 2)
+    return [names for names in dict.fromkeys((chosen, half)) if names]
+
+
+def _together(names: Sequence[str], schema: Schema, most: int) -> tuple[str, ...]:
+    """Returns the first of the names, each with the features that are computed from it, and at most so many."""
+    chosen: list[str] = []
+    for name in names:
+        computed = [feature.name for feature in schema.sparse if name in feature.cross]
+        new = [one for one in (name, *computed) if one not in chosen]
+        left = set(schema.feature_names) - {*chosen, *new}
+        if set(computed) <= set(names) and len(chosen) + len(new) <= most and left:
+            chosen += new
+    return tuple(chosen)
