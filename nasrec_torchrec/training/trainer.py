@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
+from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
 from nasrec_torchrec.distributed.sharded_model import predict_on_ranks
 from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, rank_memory
@@ -40,6 +41,7 @@ from nasrec_torchrec.training.profiling import StepProfiler
 from nasrec_torchrec.training.progress import Progress
 from nasrec_torchrec.training.schedules import LearningRate
 from nasrec_torchrec.training.step import TrainingStep
+from nasrec_torchrec.training.table_gradients import TableGradients
 from nasrec_torchrec.training.task import ClickTask
 from nasrec_torchrec.training.warm_start import WarmStart
 from nasrec_torchrec.training.watch import TrainingWatch
@@ -143,6 +145,10 @@ class Trainer:
             table_memory=config.table_memory,
         )
         self.step = TrainingStep(self.dmp, self.task, self.paths, self.guard, config, self.rank, device)
+        self._table_gradients: TableGradients | None = TableGradients(
+            self.dmp, tables, config.optimizer == "adam", device
+        )
+        self._steps_seen = 0
 
     def train(
         self,
@@ -280,6 +286,7 @@ class Trainer:
             rate = self.learning_rate.at(progress.step, progress.total_steps)
             loss, logits, labels = step.run(progress.step, rate, batches)
             progress.step += 1
+            self._steps_seen += 1
             session.log.advance()
             self._count_skipped(session)
             meter.update(loss, logits, labels)
@@ -295,6 +302,7 @@ class Trainer:
         step.detach()
         metrics, improved = self._validate(session)
         self.learning_rate.end_epoch(improved)
+        self._look_at_tables(session)
         self._save(session, best=improved)
         if self._pauses(session, session.reader.epoch, metrics):
             return True
@@ -344,6 +352,17 @@ class Trainer:
                 file=sys.stderr,
             )
         return metrics, self.progress.record(metrics, self.config.monitor, block_losses(*predicted))
+
+    def _look_at_tables(self, session: _Session) -> None:
+        """Says which tables learned nothing in an epoch; of a supernet, whose paths share them, in the whole run."""
+        if self._table_gradients is None or (isinstance(self.model, SuperNet) and not self._ended(session.reader)):
+            return
+        idle = self._table_gradients.none_yet(self._steps_seen, session.reader.steps_per_epoch)
+        features = {safe_name(name): found for name, found in self.description.schema.features_by_table().items()}
+        columns = {name: [feature.name for feature in features[name]] for name in idle}
+        session.warn(self.progress.step, session.watch.after_epoch(self.progress.step, columns))
+        if not idle:  # so it stays
+            self._table_gradients = None
 
     def _resume(self, checkpoints: Checkpoints, folder: Path, reader: TrainingReader) -> None:
         """Restores everything that a checkpoint holds. This call is collective."""

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 
 from nasrec_torchrec.datasets.split_counts import FEWEST, SplitCounts, split_warnings
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
@@ -16,6 +17,8 @@ _PATIENCE, _SUPERNET_PATIENCE = 0.1, 0.3
 _EXPLOSION = 100.0
 # Numbers of standard deviations: of an AUC from .5 that may be chance.
 _CHANCE = 2.0
+# Tables that a warning names.
+_SHOWN = 10
 
 
 class TrainingWatch:
@@ -94,6 +97,25 @@ class TrainingWatch:
                 )
             self._worse_before = worse
         return found
+
+    def after_epoch(self, step: int, idle: Mapping[str, Sequence[str]]) -> list[str]:
+        """Returns warnings about the tables.
+
+        Args:
+            step: last step.
+            idle: columns by the name of their table, of tables of which no row has received a gradient so far.
+        """
+        if not idle:
+            return []
+        shown = [f"{table} (column {', '.join(columns)})" for table, columns in idle.items()]
+        more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+        return self._say(
+            "idle_tables",
+            f"step {step:,}: no row of these tables has received a gradient yet: {'; '.join(shown[:_SHOWN])}{more}: "
+            "the model has learned nothing from them. If the columns are empty in the training rows (nasrec prepare "
+            "describe), leave them out of the schema; otherwise the model does not react to them: lower learning_rate "
+            f"(now {self._config.learning_rate:g}), or choose another architecture",
+        )
 
     def after_validation(self, step: int, metrics: ClickMetrics) -> list[str]:
         """Returns warnings about a measurement of the validation split."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import SMALL_SPACE, make_click_files, make_schema, prepare_clicks, run_program
+from support import SMALL_SPACE, make_click_files, make_schema, prepare_clicks, run_program, run_ranks
 
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.split_counts import SplitCounts, split_warnings
@@ -70,6 +70,40 @@ def test_a_model_that_predicts_the_same_for_all_rows_is_said_at_once():
     assert set(said) == {"collapsed", "validation_loss"}
     few = TrainingWatch(CONFIG, False, 1000, SplitCounts(900, 3), {})
     assert few.after_validation(200, ClickMetrics(0.5, 0.1, 1.0, 900)) == []
+
+
+def _without_ids(files: ClickFiles, folder: Path) -> ClickFiles:
+    """The same rows, whose last feature, which is multi-hot, has no id in any of them."""
+    table = pq.read_table(files.files[0])
+    empty = pa.array([[]] * table.num_rows, table.schema.field("f3").type)
+    folder.mkdir()
+    pq.write_table(table.set_column(table.schema.get_field_index("f3"), "f3", empty), folder / files.files[0].name)
+    return ClickFiles.open(folder, SCHEMA)
+
+
+@pytest.mark.parametrize("optimizer", ["adagrad", "adam"])
+def test_a_table_that_never_received_a_gradient_is_said_once(one_rank, tmp_path: Path, optimizer):
+    # Adam's penalty moves the rows of the table all the same.
+    config = replace(CONFIG, optimizer=optimizer, learning_rate=0.01, embedding_l2=0.01 * (optimizer == "adam"))
+    warnings = _train(tmp_path / "run", config, _without_ids(_rows(1000, 0), tmp_path / "rows"), _rows(1000, 5))
+    (warning,) = [one for one in warnings if "gradient" in one]
+    assert warning.startswith(
+        "step 25: no row of these tables has received a gradient yet: t_f3 (column f3): the model"
+    )
+    assert "leave them out of the schema" in warning
+
+
+def test_a_table_that_no_rank_trains_is_said_by_ranks_that_share_the_tables(tmp_path: Path):
+    files = _without_ids(_rows(400, 0), tmp_path / "rows"), _rows(200, 5)
+    said = run_ranks(2, _idle_tables, files, tmp_path / "run")
+    assert said[0] == said[1] and ["t_f3 (column f3): the" in one for one in said[0]].count(True) == 1
+
+
+def _idle_tables(files: tuple[ClickFiles, ClickFiles], folder: Path) -> list[str]:
+    config = replace(CONFIG, epochs=1, sharding_type="table_wise")
+    trainer = Trainer(MODEL, config, folder, torch.device("cpu"))
+    trainer.train(*files)
+    return list(trainer.progress.warnings.values())
 
 
 def test_labels_that_are_reversed_in_validation_are_said(one_rank, tmp_path: Path):
