@@ -22,7 +22,8 @@ def evaluate(
 ) -> "tuple[str, Evaluation] | None":
     """Measures a trained model, whatever number of ranks trained it.
 
-    With several ranks of torchrun, each holds a part of the tables alone, and the memory of each is printed.
+    With several ranks of torchrun, each holds a part of the tables alone, and the memory of each is printed. If the
+    schema of the data names a column of weights, all metrics are weighted by it.
 
     Args:
         model: run folder of a training.

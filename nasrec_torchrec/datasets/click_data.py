@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,38 @@ from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.schema import Schema
 
 
+@dataclass
+class WeightedBatch(Batch):
+    """A batch whose rows do not count alike.
+
+    Args:
+        row_weights: float32 weights ``(B,)``, 0 or more.
+    """
+
+    row_weights: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "WeightedBatch":
+        return self._of(super().to(device, non_blocking), self.row_weights.to(device, non_blocking=non_blocking))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        super().record_stream(stream)
+        self.row_weights.record_stream(cast(torch.cuda.Stream, stream))
+
+    def pin_memory(self) -> "WeightedBatch":
+        return self._of(super().pin_memory(), self.row_weights.pin_memory())
+
+    @staticmethod
+    def _of(batch: Batch, row_weights: Tensor) -> "WeightedBatch":
+        return WeightedBatch(batch.dense_features, batch.sparse_features, batch.labels, row_weights)
+
+
+def make_batch(dense: Tensor, sparse: KeyedJaggedTensor, labels: Tensor, row_weights: Tensor | None) -> Batch:
+    """Returns rows as a batch, weighted if they have weights."""
+    if row_weights is None:
+        return Batch(dense, sparse, labels)
+    return WeightedBatch(dense, sparse, labels, row_weights)
+
+
 @dataclass(frozen=True)
 class ClickData:
     """Rows of a data set.
@@ -23,12 +56,14 @@ class ClickData:
         sparse: int32 or int64 ids of the N rows, feature by feature, with ``stride`` N. Batches have int64 ids.
         labels: float32 labels ``(N,)``, 0 or 1.
         one_id_each: whether every row is known to have exactly one id of every feature, which makes cutting cheaper.
+        row_weights: float32 weights ``(N,)`` of the rows; None if they count alike.
     """
 
     dense: Tensor
     sparse: KeyedJaggedTensor
     labels: Tensor
     one_id_each: bool = False
+    row_weights: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.numel()
@@ -53,12 +88,11 @@ class ClickData:
             positions = torch.repeat_interleave(shifts, lengths, output_size=total) + torch.arange(total)
             values = sparse.values()[positions]
             weights = None if weights is None else weights[positions]
-        return Batch(
-            dense_features=self.dense.index_select(0, rows),
-            sparse_features=KeyedJaggedTensor(
-                sparse.keys(), values.long(), lengths=lengths, weights=weights, stride=count
-            ),
-            labels=self.labels.index_select(0, rows),
+        return make_batch(
+            self.dense.index_select(0, rows),
+            KeyedJaggedTensor(sparse.keys(), values.long(), lengths=lengths, weights=weights, stride=count),
+            self.labels.index_select(0, rows),
+            None if self.row_weights is None else self.row_weights.index_select(0, rows),
         )
 
     @classmethod
@@ -72,13 +106,19 @@ class ClickData:
             order: order ``(N,)`` of the rows; by default that of the table.
 
         Raises:
-            ValueError: If a value is missing, a label is not 0 or 1, a dense value is not finite, an id is outside its
-                table, or a column has another type. The message names the column and the row.
+            ValueError: If a value is missing, a label is not 0 or 1, a weight is negative, a weight or a dense value is
+                not finite, an id is outside its table, or a column has another type. The message names the column and
+                the row.
         """
         rows = table.num_rows
         labels = torch.empty(rows)
         raw = _copy(_array(table, schema.label, where), labels, f"{where}: column '{schema.label}'", order)
         _require((raw == 0) | (raw == 1), raw, f"{where}: column '{schema.label}': expected 0 or 1")
+        row_weights = None
+        if schema.weight is not None:
+            row_weights, what = torch.empty(rows), f"{where}: column '{schema.weight}'"
+            raw = _copy(_array(table, schema.weight, where), row_weights, what, order)
+            _require(np.isfinite(raw) & (raw >= 0), raw, f"{what}: expected finite weights of 0 or more")
         dense = torch.empty(rows, len(schema.dense))
         for index, feature in enumerate(schema.dense):
             what = f"{where}: column '{feature.name}'"
@@ -101,7 +141,7 @@ class ClickData:
             lengths = torch.ones((), dtype=torch.int32).expand(values.numel())
             values, weights = values.flatten(), None
         keyed = KeyedJaggedTensor(schema.feature_names, values, lengths=lengths, weights=weights, stride=rows)
-        return cls(dense, keyed, labels, one_id_each)
+        return cls(dense, keyed, labels, one_id_each, row_weights)
 
 
 Rows = tuple[ClickData, int, int]  # rows first..last-1 of some data
@@ -128,16 +168,18 @@ def join(parts: Sequence[Rows]) -> Batch:
 
     lengths = cut([part.lengths() for part in sparse])
     weights = None if sparse[0].weights_or_none() is None else cut_bags([part.weights() for part in sparse])
-    return Batch(
-        dense_features=torch.cat([data.dense[first:last] for data, first, last in parts]),
-        sparse_features=KeyedJaggedTensor(
+    of_rows = [data.row_weights[first:last] for data, first, last in parts if data.row_weights is not None]
+    return make_batch(
+        torch.cat([data.dense[first:last] for data, first, last in parts]),
+        KeyedJaggedTensor(
             keys,
             cut_bags([part.values() for part in sparse]).long(),
             lengths=lengths,
             weights=weights,
             stride=lengths.numel() // len(keys),
         ),
-        labels=torch.cat([data.labels[first:last] for data, first, last in parts]),
+        torch.cat([data.labels[first:last] for data, first, last in parts]),
+        torch.cat(of_rows) if of_rows else None,
     )
 
 

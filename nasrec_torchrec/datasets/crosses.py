@@ -128,7 +128,7 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
             for name, ids in training.items() if split == SPLITS[0] else ():
                 rows_of = rows_of.set_column(rows_of.schema.get_field_index(name), name, ids[number])
             counted[split].add(rows_of)
-            files.append(write_rows(temporary / split / file.name, rows_of, schema.label))
+            files.append(write_rows(temporary / split / file.name, rows_of, schema.label, schema.weight))
         described[split] = manifest["splits"][split] | {"files": files}
     # What was counted of the other features before they were filled in is known already.
     measured = {feature.name: feature for feature in counted[SPLITS[0]].measured(whole).crosses}

@@ -8,11 +8,13 @@ checksums when their rows are read.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -39,8 +41,15 @@ EARLIER_FORMAT = "nasrec-torchrec/dataset/1"
 ROW_GROUP = 65_536
 
 
-def write_rows(file: Path, rows: pa.Table, label: str) -> dict[str, Any]:
-    """Writes prepared rows as one Parquet file, and returns its entry in the manifest."""
+def write_rows(file: Path, rows: pa.Table, label: str, weight: str | None = None) -> dict[str, Any]:
+    """Writes prepared rows as one Parquet file, and returns its entry in the manifest.
+
+    Args:
+        file: file to write.
+        rows: prepared rows.
+        label: column of the label.
+        weight: column of the rows' weights, whose sum is recorded.
+    """
     with atomic_path(file) as temporary:
         pq.write_table(
             rows,
@@ -51,13 +60,16 @@ def write_rows(file: Path, rows: pa.Table, label: str) -> dict[str, Any]:
             write_page_checksum=True,
         )
     positives = pc.sum(rows.column(label)).as_py() or 0
-    return {
+    entry: dict[str, Any] = {
         "name": file.name,
         "rows": rows.num_rows,
         "positives": int(positives),
         "bytes": file.stat().st_size,
         "sha256": sha256(file),
     }
+    if weight is not None:
+        entry["weights"] = float(rows.column(weight).to_numpy().sum(dtype=np.float64))
+    return entry
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -85,6 +97,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for file in described["files"]:
             _check_types(file, {"name": str, "rows": int, "positives": int, "bytes": int, "sha256": str}, where)
             _check_file_name(file["name"], where)
+            if "weights" in file:
+                _check_types(file, {"weights": float}, where)
     return manifest
 
 
@@ -141,7 +155,11 @@ def open_split(folder: Path, split: str) -> ClickFiles:
     files = ClickFiles.open(folder / split, schema, {file["name"]: file["sha256"] for file in described["files"]})
     dictionaries = tuple(sorted(manifest["dictionaries"].items()))
     kept = float(manifest.get("split", {}).get("keep_negatives", 1.0)) if split == SPLITS[0] else 1.0
-    return replace(files, dictionaries=dictionaries, clicks=described["positives"], keep_negatives=kept)
+    sums = [file["weights"] for file in described["files"] if "weights" in file]
+    weights = math.fsum(sums) if schema.weight is not None and len(sums) == len(described["files"]) else None
+    return replace(
+        files, dictionaries=dictionaries, clicks=described["positives"], keep_negatives=kept, weights=weights
+    )
 
 
 def check_dictionaries(folder: Path) -> None:

@@ -27,7 +27,7 @@ from torchrec.datasets.utils import Batch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec.datasets.checksums import known_sha256
-from nasrec_torchrec.datasets.click_data import ClickData, Rows, join
+from nasrec_torchrec.datasets.click_data import ClickData, Rows, WeightedBatch, join, make_batch
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.split_counts import SplitCounts
 from nasrec_torchrec.runs.files import local_copies
@@ -51,6 +51,7 @@ class ClickFiles:
         dictionaries: name and checksum of each dictionary that the ids come from.
         clicks: number of rows whose label is 1; None if it is not known.
         keep_negatives: share of the rows without a click that preparation kept.
+        weights: sum of the rows' weights; None if it is not known, or the rows count alike.
     """
 
     schema: Schema
@@ -60,6 +61,7 @@ class ClickFiles:
     dictionaries: tuple[tuple[str, str], ...] = ()
     clicks: int | None = None
     keep_negatives: float = 1.0
+    weights: float | None = None
 
     @classmethod
     def open(cls, path: Path, schema: Schema, checksums: Mapping[str, str] | None = None) -> "ClickFiles":
@@ -117,6 +119,7 @@ class ClickFiles:
             groups=(*self.groups, *((index + shift, number, rows) for index, number, rows in other.groups)),
             checksums=(*self.checksums, *other.checksums),
             clicks=None if self.clicks is None or other.clicks is None else self.clicks + other.clicks,
+            weights=None if self.weights is None or other.weights is None else self.weights + other.weights,
         )
 
     def __len__(self) -> int:
@@ -384,14 +387,14 @@ class TrainingReader:
         batches = iter(loader)
         while True:
             try:
-                dense, values, lengths, weights, labels = next(batches)
+                dense, values, lengths, weights, labels, row_weights = next(batches)
             except StopIteration:
                 return
             except (ConnectionError, EOFError, FileNotFoundError) as error:
                 # The process died while it was sending a tensor, before the loader noticed.
                 raise RuntimeError(f"the process that reads {self.files.files[0].parent} died: {error!r}") from error
             sparse = KeyedJaggedTensor(self.files.schema.feature_names, values, weights, lengths, stride=labels.numel())
-            yield Batch(dense, sparse, labels)
+            yield make_batch(dense, sparse, labels, row_weights)
 
 
 @dataclass(frozen=True)
@@ -418,8 +421,9 @@ class _Plan(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Tensor | None, ...]]:
         torch.set_num_threads(1)
         for batch in self.batches():
-            sparse = batch.sparse_features
-            yield batch.dense_features, sparse.values(), sparse.lengths(), sparse.weights_or_none(), batch.labels
+            sparse, labels = batch.sparse_features, batch.labels
+            row_weights = batch.row_weights if isinstance(batch, WeightedBatch) else None
+            yield batch.dense_features, sparse.values(), sparse.lengths(), sparse.weights_or_none(), labels, row_weights
 
 
 class _Line:

@@ -18,8 +18,9 @@ def fingerprints(table: pa.Table, schema: Schema) -> np.ndarray:
     """Returns a hash ``(N,)`` in uint64 of every prepared row, the same for rows with the same label and features."""
     found = np.zeros(table.num_rows, np.uint64)
     # Products with random numbers, one for each column: rows that differ agree by chance once in 2 ** 63 pairs.
-    factors = np.random.default_rng(0).integers(1, 2**63, len(schema.columns), np.uint64) * np.uint64(2) + np.uint64(1)
-    for name, factor in zip(schema.columns, factors, strict=True):
+    names = [name for name in schema.columns if name != schema.weight]
+    factors = np.random.default_rng(0).integers(1, 2**63, len(names), np.uint64) * np.uint64(2) + np.uint64(1)
+    for name, factor in zip(names, factors, strict=True):
         column = values.plain(table.column(name))
         numbers = _of_lists(column, factor) if values.is_list(column.type) else _integers(column)
         found += numbers * factor

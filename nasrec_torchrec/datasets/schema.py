@@ -35,6 +35,8 @@ class Schema:
         label_values: meaning of each value of the label, 1 for a click and 0 for none.
         text: how text files were read, which is also how raw rows are read when they are scored.
         split: how preparation divides the rows, unless it is told otherwise.
+        weight: name of a column of numbers, 0 or more: how much a row counts in training and in metrics, where a row of
+            weight 2 counts as two rows. Unset, all rows count alike. Serving never asks for it.
 
     Raises:
         ValueError: If names are repeated, there is no sparse feature, features that share a table disagree about it, or
@@ -49,9 +51,12 @@ class Schema:
     label_values: tuple[tuple[str, int], ...] = ()
     text: TextFormat = field(default_factory=TextFormat)
     split: SplitConfig | None = None
+    weight: str | None = None
 
     def __post_init__(self) -> None:
         check_column(self.label, "label")
+        if self.weight is not None:
+            check_column(self.weight, "weight")
         object.__setattr__(self, "label_values", _label_values(self.label_values))
         if self.label_values and self.label_above is not None:
             raise ValueError("schema: label_above and label_values: expected one of them, found both")
@@ -95,7 +100,8 @@ class Schema:
     def raw_columns(self) -> list[str]:
         """Every column that raw data must have; crosses are computed."""
         features: list[DenseFeature | SparseFeature] = [*self.dense, *self.sparse]
-        return list(dict.fromkeys([self.label, *(name for feature in features for name in feature.raw_columns)]))
+        of_features = [name for feature in features for name in feature.raw_columns]
+        return list(dict.fromkeys([self.label, *of_features, *self._weight]))
 
     @property
     def parsed_columns(self) -> list[str]:
@@ -113,7 +119,11 @@ class Schema:
     def columns(self) -> list[str]:
         """Every column of the prepared data that the schema reads."""
         weights = [feature.weights_column for feature in self.sparse if feature.weights_column]
-        return [self.label, *(feature.name for feature in self.dense), *self.feature_names, *weights]
+        return [self.label, *(feature.name for feature in self.dense), *self.feature_names, *weights, *self._weight]
+
+    @property
+    def _weight(self) -> list[str]:
+        return [] if self.weight is None else [self.weight]
 
     def _check_crosses(self) -> None:
         plain = {feature.name: feature for feature in self.sparse if not feature.cross}
@@ -188,7 +198,8 @@ class Schema:
     def difference(self, other: "Schema") -> str | None:
         """Finds the first reason why a model with this schema cannot read rows that were prepared with another one.
 
-        How files were read, what was merely counted, and the width of single tables make no difference.
+        How files were read, what was merely counted, how much rows count, and the width of single tables make no
+        difference.
 
         Args:
             other: schema of the data.
@@ -256,6 +267,8 @@ class Schema:
             del document["split"]
         else:
             document["split"] = self.split.to_dict()
+        if self.weight is None:
+            del document["weight"]
         for feature in document["sparse"]:
             for unused in ("cross", "of", "column", "edges", "embedding_dim"):
                 if not feature[unused]:

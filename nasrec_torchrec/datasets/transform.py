@@ -48,8 +48,8 @@ def parse(
         table: raw columns of any type, in which null is a missing value.
         schema: what the columns mean.
         extra: further columns to read, by the names that they get.
-        scoring: whether to leave out the label, whatever is in its column, and to treat an id outside its table as
-            unknown instead of rejecting its row.
+        scoring: whether to leave out the label and the weight, whatever is in their columns, and to treat an id outside
+            its table as unknown instead of rejecting its row.
 
     Returns:
         tuple: The rows that could be read, and the reason for each rejected row of ``table``. Columns with a dictionary
@@ -62,6 +62,8 @@ def parse(
     columns: dict[str, pa.Array] = {}
     if not scoring:
         columns[schema.label] = _label(_single(table, schema.label), schema, rejects)
+        if schema.weight is not None:
+            columns[schema.weight] = _elements(_single(table, schema.weight), _row_weights, schema.weight, rejects)
     seconds = {name: _elements(_single(table, name), moments.moments, name, rejects) for name in schema.moment_columns}
     for dense in schema.dense:
         if dense.age_of:
@@ -302,6 +304,13 @@ def _weights(flat: pa.Array, refused: Rejects) -> pa.Array:
     if numbers.null_count:
         missing = numbers.is_null().to_numpy(zero_copy_only=False)
         values.refuse(flat, missing, refused, "a finite number")
+    return pc.fill_null(_float32(flat, numbers, refused), 0.0)
+
+
+def _row_weights(flat: pa.Array, refused: Rejects) -> pa.Array:
+    numbers = values.numbers(flat, refused)
+    fits = pc.fill_null(pc.greater_equal(numbers, 0.0), False).to_numpy(zero_copy_only=False)
+    values.refuse(flat, ~fits, refused, "a weight, a finite number of 0 or more")
     return pc.fill_null(_float32(flat, numbers, refused), 0.0)
 
 

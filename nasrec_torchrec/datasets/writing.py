@@ -173,6 +173,7 @@ def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted)
     lines, assigned = rows.column(LINE).to_numpy(), fitted.assigned[number]
     # Histories of the training rows count what was earlier.
     times = [SPLIT_KEY] if job.split.split == "time" and job.split.split_column else []
+    of_rows = fitted.schema.label, fitted.schema.weight
     record: dict[str, Any] = {}
     rejects: dict[int, str] = {}
     for index, split in enumerate(SPLITS):
@@ -194,7 +195,7 @@ def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted)
             # Before the record, which says that the part is finished.
             with atomic_path(_fingerprints(work, number, split)) as temporary, temporary.open("wb") as hashes:
                 np.save(hashes, fingerprints(table, fitted.schema))
-            record[split] = {"file": write_rows(name, columns, fitted.schema.label), "quality": quality.to_json()}
+            record[split] = {"file": write_rows(name, columns, *of_rows), "quality": quality.to_json()}
     if rejects:
         write_rejects(work / "splits" / f"{number:06d}.rejects", job.files[part.file].uri, rejects)
     record["rejected"] = len(rejects)

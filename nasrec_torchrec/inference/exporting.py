@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompil
 
 from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.datasets.row_weights import row_weights
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.finite import json_text
@@ -255,13 +256,13 @@ def compare(
         logits.append((mean_prediction([one(batch.dense_features, sparse).flatten() for one in every]), scored))
         labels.append(batch.labels)
     trained, scored = map(torch.cat, zip(*logits, strict=True))
-    clicks, recalibration = torch.cat(labels), None
+    clicks, weights, recalibration = torch.cat(labels), row_weights(files), None
     if config.calibrate is not None:
-        recalibration = recalibrate(config.calibrate, scored, clicks)
+        recalibration = recalibrate(config.calibrate, scored, clicks, weights)
         scored = recalibration.module()(scored)
     whole = sum(4 * c.num_embeddings * c.embedding_dim for tables in scoring.every_tables for c in tables.configs)
     sizes = sum(tables.nbytes() for tables in scoring.every_tables), whole
-    return Drift(click_metrics(trained, clicks), click_metrics(scored, clicks), *sizes, recalibration)
+    return Drift(click_metrics(trained, clicks, weights), click_metrics(scored, clicks, weights), *sizes, recalibration)
 
 
 def _manifest(
@@ -294,7 +295,8 @@ def _manifest(
         "dense": config.dense,
         "metrics": dict(metrics),
         "origin": dict(origin),
-        "schema": json.loads(schema.to_json()),
+        # Only training and its metrics weigh rows; whoever asks for a score has no weight to give.
+        "schema": json.loads(replace(schema, weight=None).to_json()),
         "model": type(model).__name__,
         "architecture": json.loads(model.architecture.to_json()) if isinstance(model, NASRecNet) else None,
         "models": len(scoring.every_tables),

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nasrec_torchrec.inference.config import Calibration
 from nasrec_torchrec.metrics.calibration import calibration
+from nasrec_torchrec.metrics.click_metrics import weight_shares
 
 # Rows of the rarer label below which a fitted curve follows chance.
 _FEWEST = {"platt": 100, "isotonic": 1000}
@@ -99,8 +100,14 @@ class Steps(nn.Module):
         return low + share * (self.calibrated[right] - low)
 
 
-def recalibrate(method: Calibration, logits: Tensor, labels: Tensor) -> Recalibration:
-    """Fits a map to the logits ``(N,)`` and labels ``(N,)`` of rows that the model was not trained on.
+def recalibrate(method: Calibration, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Recalibration:
+    """Fits a map to rows that the model was not trained on.
+
+    Args:
+        method: kind of the map.
+        logits: logits ``(N,)``.
+        labels: labels ``(N,)`` of 0 and 1.
+        weights: weights ``(N,)`` of the rows; None if they count alike.
 
     Raises:
         ValueError: If all labels are equal, ``platt`` would reverse the ranking, or ``isotonic`` lacks the library that
@@ -113,15 +120,16 @@ def recalibrate(method: Calibration, logits: Tensor, labels: Tensor) -> Recalibr
         raise ValueError(
             f"calibrate: expected rows with and without a click, found {clicks:,} clicks in {len(labels):,}"
         )
-    parameters = _platt(logits, labels) if method == "platt" else _isotonic(logits, labels)
-    before = calibration(logits, labels).expected_error
+    counts = weight_shares(weights)
+    parameters = _platt(logits, labels, counts) if method == "platt" else _isotonic(logits, labels, counts)
+    before = calibration(logits, labels, weights).expected_error
     found = Recalibration(method, len(labels), rarer, before, 0.0, parameters)
-    after = calibration(found.module()(logits), labels).expected_error
+    after = calibration(found.module()(logits), labels, weights).expected_error
     return Recalibration(method, len(labels), rarer, before, after, parameters)
 
 
-def _platt(logits: Tensor, labels: Tensor) -> dict[str, tuple[float, ...]]:
-    clicks = float(labels.sum())
+def _platt(logits: Tensor, labels: Tensor, counts: Tensor | None) -> dict[str, tuple[float, ...]]:
+    clicks = float(labels.sum() if counts is None else (labels * counts).sum())
     others = len(labels) - clicks
     # Platt's targets keep the slope finite where the labels can be separated.
     targets = torch.where(labels == 1, (clicks + 1) / (clicks + 2), 1 / (others + 2))
@@ -130,7 +138,7 @@ def _platt(logits: Tensor, labels: Tensor) -> dict[str, tuple[float, ...]]:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.binary_cross_entropy_with_logits(logits.double() * line[0] + line[1], targets)
+        value = F.binary_cross_entropy_with_logits(logits.double() * line[0] + line[1], targets, counts)
         value.backward()
         return value
 
@@ -145,15 +153,17 @@ def _platt(logits: Tensor, labels: Tensor) -> dict[str, tuple[float, ...]]:
     return {"slope": (slope,), "intercept": (intercept,)}
 
 
-def _isotonic(logits: Tensor, labels: Tensor) -> dict[str, tuple[float, ...]]:
+def _isotonic(logits: Tensor, labels: Tensor, counts: Tensor | None) -> dict[str, tuple[float, ...]]:
     try:
         from scipy.optimize import isotonic_regression
     except ImportError:
         raise ValueError("calibrate: isotonic needs SciPy: pip install 'nasrec-torchrec[calibration]'") from None
+    if counts is not None:  # rows of weight 0 count nothing
+        logits, labels, counts = (rows[counts > 0] for rows in (logits, labels, counts))
     # Rows with equal logits get one probability.
     places, group = logits.unique(return_inverse=True)
-    rows = torch.bincount(group)
-    rates = torch.bincount(group, labels) / rows
+    rows = torch.bincount(group, counts)
+    rates = torch.bincount(group, labels if counts is None else labels * counts) / rows
     found = isotonic_regression(rates.numpy(), weights=rows.double().numpy())
     starts, ends = found.blocks[:-1], found.blocks[1:] - 1
     size = np.add.reduceat(rows.numpy(), starts)

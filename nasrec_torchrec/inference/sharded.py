@@ -1,6 +1,7 @@
 """Scoring by all ranks together with a model whose tables fit into no single machine."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class ShardedPredictor:
         schema = self.description.schema
         self.dense_features = [feature.name for feature in schema.dense]
         self.manifest: dict[str, Any] = {
-            "schema": json.loads(schema.to_json()),
+            "schema": json.loads(replace(schema, weight=None).to_json()),  # as in a package
             "sha256": {f"{DICTIONARIES}/{name}": checksum for name, checksum in self.description.dictionaries},
         }
         self._device, self._weighted, self._names = device, schema.weighted, schema.feature_names

@@ -9,18 +9,21 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_auroc
 
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.datasets.row_weights import row_weights
 
 
 @dataclass(frozen=True)
 class ClickMetrics:
     """Metrics over a split.
 
+    Where rows have weights, a row of weight 2 counts as two rows.
+
     Args:
         auc: exact area under the ROC curve; None if all labels are equal or a prediction is not a number.
         log_loss: mean binary cross-entropy in nats; infinite if a prediction is not a number.
         normalized_entropy: log loss divided by the log loss of always predicting the split's positive rate; None if
             all labels are equal.
-        rows: number of rows.
+        rows: number of rows, each counted once.
     """
 
     auc: float | None
@@ -29,21 +32,78 @@ class ClickMetrics:
     rows: int
 
 
-def click_metrics(logits: Tensor, labels: Tensor) -> ClickMetrics:
-    """Computes exact metrics of ``logits`` ``(N,)`` against ``labels`` ``(N,)`` of 0 and 1."""
+def click_metrics(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> ClickMetrics:
+    """Computes exact metrics.
+
+    Args:
+        logits: logits ``(N,)``.
+        labels: labels ``(N,)`` of 0 and 1.
+        weights: weights ``(N,)`` of the rows, 0 or more; None if they count alike.
+
+    Raises:
+        ValueError: If all weights are 0.
+    """
     logits, labels = logits.double().flatten(), labels.double().flatten()
-    loss = float(F.binary_cross_entropy_with_logits(logits, labels))
+    shares = weight_shares(weights)
+    loss = float(F.binary_cross_entropy_with_logits(logits, labels, shares))
     if math.isnan(loss):
         return ClickMetrics(None, math.inf, None, labels.numel())
-    rate = float(labels.mean())
+    rate = float(labels.mean() if shares is None else (labels * shares).mean())
     if not 0.0 < rate < 1.0:
         return ClickMetrics(None, loss, None, labels.numel())
     entropy = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
-    auc = float(binary_auroc(torch.sigmoid(logits), labels.long()))
+    probabilities = torch.sigmoid(logits)
+    if shares is None:
+        auc = float(binary_auroc(probabilities, labels.long()))
+    else:
+        auc = _weighted_auc(probabilities, labels, shares)
     return ClickMetrics(auc, loss, loss / entropy, labels.numel())
 
 
-def block_losses(logits: Tensor, labels: Tensor, blocks: int = 64) -> list[float]:
+def weight_shares(weights: Tensor | None) -> Tensor | None:
+    """Divides weights ``(N,)`` by their mean, so that a mean over rows times these is the weighted mean.
+
+    Args:
+        weights: weights of rows, 0 or more; None if the rows count alike.
+
+    Returns:
+        Tensor | None: The weights in float64; None for None.
+
+    Raises:
+        ValueError: If all weights are 0.
+    """
+    if weights is None:
+        return None
+    weights = weights.double().flatten()
+    if weights.numel() and not bool((weights > 0).any()):
+        raise ValueError(f"weights: expected one above 0, found 0 in all {weights.numel():,} rows")
+    return weights / weights.mean()
+
+
+def row_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Computes the log loss ``(N,)`` of every row, in float64, so that their mean is the (weighted) mean.
+
+    Args:
+        logits: logits ``(N,)``.
+        labels: labels ``(N,)`` of 0 and 1.
+        weights: weights ``(N,)`` of the rows; None if they count alike.
+
+    Raises:
+        ValueError: If all weights are 0.
+    """
+    logits, labels = logits.double().flatten(), labels.double().flatten()
+    return F.binary_cross_entropy_with_logits(logits, labels, weight_shares(weights), reduction="none")
+
+
+def _weighted_auc(probabilities: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """Returns the share of pairs of a click and another row that are in order, by weight; a tie is half in order."""
+    _, place = probabilities.unique(return_inverse=True)
+    clicks, others = (torch.bincount(place, part * weights) for part in (labels, 1 - labels))
+    below = others.cumsum(0) - others
+    return float((clicks * (below + others / 2)).sum() / (clicks.sum() * others.sum()))
+
+
+def block_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None, blocks: int = 64) -> list[float]:
     """Computes the log loss of each of so many consecutive blocks of rows.
 
     What two models lose in the same blocks tells a difference between them from chance, and a drift over time shows as
@@ -52,13 +112,14 @@ def block_losses(logits: Tensor, labels: Tensor, blocks: int = 64) -> list[float
     Args:
         logits: logits ``(N,)`` in the order of the rows.
         labels: labels ``(N,)`` of 0 and 1.
+        weights: weights ``(N,)`` of the rows; None if they count alike. The mean of equal blocks is then the weighted
+            mean, and a block whose rows weigh little has a small loss.
         blocks: number of blocks, at most one for each row.
 
     Returns:
         list[float]: mean log loss of each block; empty if a prediction is not a number.
     """
-    logits, labels = logits.double().flatten(), labels.double().flatten()
-    losses = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    losses = row_losses(logits, labels, weights)
     if not torch.isfinite(losses).all():
         return []
     return [float(block.mean()) for block in losses.tensor_split(min(blocks, losses.numel()))]
@@ -70,7 +131,7 @@ def evaluate(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> Cli
     Raises:
         ValueError: If the split has no rows.
     """
-    return click_metrics(*predict(model, files, batch_size))
+    return click_metrics(*predict(model, files, batch_size), row_weights(files))
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 # Of a normal distribution, for an interval of 95 %.
 _ERRORS = 1.96
@@ -28,11 +27,6 @@ class Difference:
     high: float
     rows: int
     seeds: tuple[int, int]
-
-
-def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns the log loss ``(N,)`` of every row."""
-    return F.binary_cross_entropy_with_logits(logits.double().flatten(), labels.double().flatten(), reduction="none")
 
 
 def difference(first: Sequence[Tensor], second: Sequence[Tensor]) -> Difference:

@@ -42,11 +42,11 @@ class WindowedMetrics:
             state_metrics_mapping={},
             device=device,
         )
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Adds this rank's ``(B,)`` logits and labels of a step."""
-        self._waiting.append((logits.detach(), labels))
+    def update(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Adds this rank's ``(B,)`` logits and labels of a step, and the weights of the rows if they have some."""
+        self._waiting.append((logits.detach(), labels, torch.ones_like(labels) if weights is None else weights))
         if len(self._waiting) == _STEPS_AT_ONCE:
             self._take_in()
 
@@ -64,7 +64,7 @@ class WindowedMetrics:
         """Hands the rows that are waiting to TorchRec's metrics."""
         if not self._waiting:
             return
-        logits, labels = map(torch.cat, zip(*self._waiting, strict=True))
+        logits, labels, weights = map(torch.cat, zip(*self._waiting, strict=True))
         self._waiting.clear()
         probabilities = logits.float().sigmoid().nan_to_num(0.5)
-        self._metrics.update({"prediction": probabilities, "label": labels, "weight": torch.ones_like(labels)})
+        self._metrics.update({"prediction": probabilities, "label": labels, "weight": weights})

@@ -29,7 +29,7 @@ from nasrec_torchrec.search.cost import cost_in_supernet, measure_latency
 from nasrec_torchrec.search.cost_values import Latency
 from nasrec_torchrec.search.finetuning import finetune_last_layers
 from nasrec_torchrec.search.racing import Verdict, judge, looks
-from nasrec_torchrec.search.rows import FinetuningRows, RowCache
+from nasrec_torchrec.search.rows import CachedRows, FinetuningRows, RowCache
 from nasrec_torchrec.search.sharing import SharedFeatures
 
 
@@ -117,9 +117,9 @@ class Evaluator:
         found = self._evaluate(architectures, rival)
         seconds = (time.perf_counter() - started) / len(architectures)
         candidates = []
-        for architecture, (logits, labels, verdict) in zip(architectures, found, strict=True):
+        for architecture, (logits, labels, weights, verdict) in zip(architectures, found, strict=True):
             started = time.perf_counter()
-            metrics = click_metrics(logits, labels)
+            metrics = click_metrics(logits, labels, weights)
             loss = metrics.log_loss if verdict is None or incumbent is None else incumbent.loss + verdict.difference
             counted = self.cost(architecture)
             latency = self.latency(architecture) if with_latency else None
@@ -162,11 +162,11 @@ class Evaluator:
     @torch.no_grad()
     def _evaluate(
         self, architectures: Sequence[Architecture], rival: Architecture | None
-    ) -> list[tuple[Tensor, Tensor, Verdict | None]]:
-        """Returns each candidate's logits and labels of the validation rows of all ranks. This call is collective.
+    ) -> list[tuple[Tensor, Tensor, Tensor | None, Verdict | None]]:
+        """Returns each candidate's logits, labels and, if there are some, weights of the validation rows of all ranks.
 
-        If a race ended early, the candidate's logits and labels cover only the rows seen so far, and the third value
-        says why. Otherwise this value is None.
+        This call is collective. If a race ended early, these cover only the rows seen so far, and the last value says
+        why. Otherwise this value is None.
         """
         rows = self.validation_rows
         theirs = None if rival is None else self._losses_of(rival)
@@ -187,7 +187,7 @@ class Evaluator:
             first = end
             if theirs is not None and look < len(ends):
                 for index in going:
-                    losses = _row_losses(races[index].logits(rows.labels), rows.labels[:end])
+                    losses = _row_losses(races[index].logits(rows.labels), rows)
                     margins = self.config.race_tolerance, self.config.race_confidence
                     races[index].verdict = judge(losses - theirs[:end], *margins)
         found = []
@@ -195,11 +195,12 @@ class Evaluator:
             logits = race.logits(rows.labels)
             labels = rows.labels[: len(logits)]
             if race.verdict is None:
-                losses = _row_losses(logits, labels)
+                losses = _row_losses(logits, rows)
                 loss = float(sum_over_ranks(losses.double().sum())) / rows.total
                 if self._best is None or is_better(loss, self._best[1]):
                     self._best = architecture, loss, losses
-            found.append((gather_uneven(logits), gather_uneven(labels), race.verdict))
+            weights = None if rows.weights is None else gather_uneven(rows.weights[: len(logits)])
+            found.append((gather_uneven(logits), gather_uneven(labels), weights, race.verdict))
         return found
 
     def _losses_of(self, architecture: Architecture) -> Tensor:
@@ -222,5 +223,8 @@ class _Race:
         return torch.cat(self.parts) if self.parts else like[:0]
 
 
-def _row_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+def _row_losses(logits: Tensor, rows: CachedRows) -> Tensor:
+    """Returns the losses, times the weights, of the first rows, as many as there are logits."""
+    count = len(logits)
+    weights = None if rows.weights is None else rows.weights[:count]
+    return F.binary_cross_entropy_with_logits(logits, rows.labels[:count], weights, reduction="none")

@@ -82,6 +82,8 @@ def _adagrad_steps(
         error = (
             torch.sigmoid(batch @ weight + (bias + rows.log_odds_added)) - cached.labels[selected]
         ) / config.finetune_batch_size
+        if cached.weights is not None:
+            error = error * cached.weights[selected]
         gradient = sum_over_ranks(torch.cat([error @ batch, error.sum().reshape(1)]))
         weight.grad, bias.grad = gradient[:-1], gradient[-1:]
         optimizer.step()

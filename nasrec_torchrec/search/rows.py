@@ -8,7 +8,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from nasrec_torchrec.datasets.click_data import WeightedBatch
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.distributed.gather import sum_over_ranks
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.progress import progress_bar
@@ -27,12 +29,14 @@ class CachedRows:
             mapped from a file.
         labels: labels ``(rows,)``.
         total: number of rows over all ranks.
+        weights: weights ``(rows,)``, of mean 1 over all ranks; None if the rows count alike.
     """
 
     dense: Tensor
     embedded: Tensor
     labels: Tensor
     total: int
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return self.labels.numel()
@@ -119,6 +123,7 @@ class RowCache:
         device = next(sparse_arch.parameters()).device
         count = len(range(rank, len(rows), ranks))
         dense, labels = torch.empty(count, len(files.schema.dense)), torch.empty(count)
+        weights = None if files.schema.weight is None else torch.empty(count)
         embedded = self._allocate((count, *sparse_arch.output_shape), device)
         ends = torch.tensor(list(accumulate(rows_of_group for _, _, rows_of_group in files.groups)))
         per_group = torch.searchsorted(rows, ends).diff(prepend=torch.tensor([0]))
@@ -141,9 +146,16 @@ class RowCache:
                     embedded[target.to(embedded.device)] = pooled.to(embedded.device, self._type)
                     dense[target] = batch.dense_features[: len(part)]
                     labels[target] = batch.labels[: len(part)]
+                    if weights is not None and isinstance(batch, WeightedBatch):
+                        weights[target] = batch.row_weights[: len(part)]
                 start += wanted
                 bar.update(wanted)
-        return CachedRows(dense.to(device), embedded, labels.to(device), len(rows))
+        if weights is not None:
+            total = float(sum_over_ranks(weights.double().sum().to(device)))
+            if not total > 0:
+                raise ValueError(f"{files.files[0].parent}: column '{files.schema.weight}': all weights are 0")
+            weights = (weights * (len(rows) / total)).to(device)
+        return CachedRows(dense.to(device), embedded, labels.to(device), len(rows), weights)
 
     def _allocate(self, shape: tuple[int, ...], device: torch.device) -> Tensor:
         count = torch.Size(shape).numel()

@@ -114,9 +114,9 @@ def column_importances(
     return tuple(sorted(found, key=lambda one: -one.log_loss))
 
 
-def _blocks(logits: Tensor, labels: Tensor) -> np.ndarray:
+def _blocks(logits: Tensor, labels: Tensor, weights: Tensor | None) -> np.ndarray:
     """Returns the log losses of consecutive blocks of rows."""
-    found = block_losses(logits, labels)
+    found = block_losses(logits, labels, weights)
     if not found:
         raise ValueError("importance: a prediction is not a number")
     return np.array(found)
@@ -143,11 +143,13 @@ def _shuffled(
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, table: pa.Table, schema: Schema, batch_size: int) -> tuple[Tensor, Tensor]:
+def _predict(
+    model: nn.Module, table: pa.Table, schema: Schema, batch_size: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
     data = ClickData.from_table(table.combine_chunks(), schema, "shuffled rows")
     logits, labels = [], []
     for first in range(0, table.num_rows, batch_size):
         batch = join([(data, first, min(first + batch_size, table.num_rows))])
         logits.append(model(batch.dense_features, batch.sparse_features).flatten())
         labels.append(batch.labels)
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(logits), torch.cat(labels), data.row_weights

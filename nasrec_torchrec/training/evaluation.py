@@ -21,7 +21,7 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.split_counts import FEWEST, SplitCounts
 from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
 from nasrec_torchrec.metrics.calibration import Calibration, calibration, confidence
-from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics, weight_shares
 from nasrec_torchrec.training.column_importance import IMPORTANCE_COLUMNS, ColumnImportance
 
 # Values of a sliced column that have a line of their own, the most frequent ones; and parts of a column of numbers.
@@ -80,15 +80,20 @@ class Evaluation(ClickMetrics):
         calibration: predicted probabilities beside click rates.
         slices: metrics of slices of the rows by column.
         importance: what shuffling each column costs, the most important one first; empty if it was not asked for.
+        weight: column of the rows' weights, by which all metrics are weighted; None if the rows count alike.
     """
 
     auc_interval: float | None
     calibration: Calibration
     slices: dict[str, tuple[Slice, ...]]
     importance: tuple[ColumnImportance, ...] = ()
+    weight: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        document = asdict(self)
+        if self.weight is None:
+            del document["weight"]
+        return document
 
     @property
     def summary(self) -> list[tuple[str, str]]:
@@ -98,8 +103,9 @@ class Evaluation(ClickMetrics):
         entropy = "undefined" if self.normalized_entropy is None else f"{self.normalized_entropy:.5f}"
         lift = f"{found.deciles[-1].click_rate / found.click_rate:.2f}" if found.click_rate else "undefined"
         ratio = "" if found.ratio is None else f", {found.ratio:.3f} of it"
+        weighted = "" if self.weight is None else f" by weight; all metrics are weighted by '{self.weight}'"
         return [
-            ("rows", f"{self.rows:,}, {found.click_rate:.2%} of them clicks"),
+            ("rows", f"{self.rows:,}, {found.click_rate:.2%} of them clicks{weighted}"),
             ("AUC", auc),
             ("log loss", f"{self.log_loss:.5f}"),
             ("normalized entropy", f"{entropy} (log loss over that of always predicting the click rate)"),
@@ -132,20 +138,40 @@ def evaluation(
     labels: Tensor,
     slices: dict[str, list[tuple[str, Tensor]]],
     shuffled: tuple[ColumnImportance, ...] = (),
+    weights: Tensor | None = None,
+    weight: str | None = None,
 ) -> Evaluation:
     """Returns the evaluation of ``logits`` ``(N,)`` against ``labels`` ``(N,)``.
 
     Args:
         logits: predictions.
         labels: 0 or 1.
-        slices: for each column, the slices: their value, and which rows ``(N,)`` belong to it.
+        slices: for each column, the slices: their value, and which rows ``(N,)`` belong to it. A slice whose rows all
+            have the weight 0 is left out.
         shuffled: what was measured of the columns' importance.
+        weights: weights ``(N,)`` of the rows; None if they count alike.
+        weight: column of the weights.
+
+    Raises:
+        ValueError: If all weights are 0.
     """
-    metrics = click_metrics(logits, labels)
-    interval = _interval(metrics, labels)
-    found = {name: tuple(_slice(value, logits[rows], labels[rows]) for value, rows in s) for name, s in slices.items()}
-    measured = calibration(logits, labels)
-    return Evaluation(**asdict(metrics), auc_interval=interval, calibration=measured, slices=found, importance=shuffled)
+    metrics = click_metrics(logits, labels, weights)
+    found = {
+        name: tuple(
+            _slice(value, logits[rows], labels[rows], None if weights is None else weights[rows])
+            for value, rows in parts
+            if weights is None or bool(weights[rows].any())
+        )
+        for name, parts in slices.items()
+    }
+    return Evaluation(
+        **asdict(metrics),
+        auc_interval=_interval(metrics, labels, weights),
+        calibration=calibration(logits, labels, weights),
+        slices=found,
+        importance=shuffled,
+        weight=weight,
+    )
 
 
 def slices_of(folder: Path, files: ClickFiles, schema: Schema, column: str) -> list[tuple[str, Tensor]]:
@@ -182,15 +208,28 @@ def slices_of(folder: Path, files: ClickFiles, schema: Schema, column: str) -> l
     return slices
 
 
-def _slice(value: str, logits: Tensor, labels: Tensor) -> Slice:
-    prediction, clicks = float(logits.double().sigmoid().mean()), int(labels.sum())
-    metrics = click_metrics(logits, labels)
+def _slice(value: str, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Slice:
+    clicks, shares = int(labels.sum()), weight_shares(weights)
+    metrics = click_metrics(logits, labels, weights)
     few = SplitCounts(labels.numel(), clicks).rarer < FEWEST
-    return Slice(value, metrics, clicks / labels.numel(), prediction, _interval(metrics, labels), few)
+    probabilities, rate = logits.double().sigmoid(), clicks / labels.numel()
+    if shares is not None:
+        probabilities, rate = probabilities * shares, float((labels * shares).mean())
+    return Slice(value, metrics, rate, float(probabilities.mean()), _interval(metrics, labels, weights), few)
 
 
-def _interval(metrics: ClickMetrics, labels: Tensor) -> float | None:
-    return None if metrics.auc is None else confidence(metrics.auc, int(labels.sum()), labels.numel())
+def _interval(metrics: ClickMetrics, labels: Tensor, weights: Tensor | None) -> float | None:
+    if metrics.auc is None:
+        return None
+    if weights is None:
+        return confidence(metrics.auc, int(labels.sum()), labels.numel())
+    clicks, others = (_effective(weights[labels == label].double()) for label in (1, 0))
+    return confidence(metrics.auc, clicks, clicks + others)
+
+
+def _effective(weights: Tensor) -> float:
+    """Returns how many rows of equal weight say as much as these (Kish, 1965)."""
+    return float(weights.sum() ** 2 / weights.square().sum())
 
 
 def _ranges(feature: DenseFeature, found: np.ndarray) -> list[tuple[str, Tensor]]:

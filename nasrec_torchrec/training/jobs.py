@@ -246,6 +246,8 @@ def evaluate(
 ) -> "Evaluation | None":
     """Measures a trained model, whatever number of ranks trained it.
 
+    If the schema of the data names a column of weights, a row of weight 2 counts as two rows in every metric.
+
     With several ranks, in a process group or under a launcher, each loads a part of the tables alone, and the memory of
     each is printed.
 
@@ -274,6 +276,7 @@ def evaluate(
         print(training.evaluate("runs/model", "data/criteo").auc)
     """
     from nasrec_torchrec.datasets.prepared import open_split
+    from nasrec_torchrec.datasets.row_weights import row_weights
     from nasrec_torchrec.distributed.process_group import launched_ranks
     from nasrec_torchrec.metrics.click_metrics import predict
     from nasrec_torchrec.models.stored import load_model
@@ -300,7 +303,7 @@ def evaluate(
     if predicted is None:
         return None
     divided = {column: slices_of(folder, rows, rows.schema, column) for column in slices}
-    found = evaluation(*predicted, divided, shuffled)
+    found = evaluation(*predicted, divided, shuffled, row_weights(rows), rows.schema.weight)
     if report is not None:
         write_text(to_path(report), page(found, str(model), str(data), split))
     return found

@@ -35,11 +35,14 @@ class StepMeter:
         # The sum of the losses, the clicks and the rows since the last reading of `recent_entropy`.
         self._recent = torch.zeros(3, device=device)
 
-    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Takes in this rank's rows of a step, and their mean loss."""
-        sums = torch.stack([loss.detach() * len(labels), labels.sum(), loss.new_tensor(len(labels))])
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Takes in this rank's rows of a step, their mean loss, and their weights if they have some."""
+        clicks, rows = labels.sum(), loss.new_tensor(len(labels))
+        if weights is not None:
+            clicks, rows = (labels * weights).sum(), weights.sum()
+        sums = torch.stack([loss.detach() * len(labels), clicks, rows])
         self._recent += sums.where(loss.isfinite(), torch.zeros_like(sums))  # others are skipped and counted elsewhere
-        self._windowed.update(logits, labels)
+        self._windowed.update(logits, labels, weights)
 
     def read(self, loss: Tensor, step: int) -> dict[str, float]:
         """Values over all ranks since the last call; collective."""

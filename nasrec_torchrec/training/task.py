@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrec.datasets.utils import Batch
 
+from nasrec_torchrec.datasets.click_data import WeightedBatch
 from nasrec_torchrec.training.config import TrainPrecision
 
 
@@ -22,9 +23,12 @@ class ClickTask(nn.Module):
 
     # What is added to the logits of training rows, see ClickFiles.log_odds_added.
     log_odds_added = 0.0
+    # By what the weights of training rows are divided: with their mean, the loss has the same scale as without weights.
+    mean_weight = 1.0
     # Of the latest training step.
     batch: Batch
     loss: Tensor
+    row_weights: Tensor | None
 
     def __init__(self, model: nn.Module, device: torch.device, precision: TrainPrecision = "fp32") -> None:
         super().__init__()
@@ -32,7 +36,7 @@ class ClickTask(nn.Module):
         self._device_type, self._bf16 = device.type, precision == "bf16"
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Computes the loss of a batch.
+        """Computes the loss of a batch: of training rows with weights, the mean of weight times cross-entropy.
 
         Args:
             batch: batch of B rows.
@@ -45,7 +49,10 @@ class ClickTask(nn.Module):
         if self.training and self.log_odds_added:
             logits = logits + self.log_odds_added
         labels = batch.labels.float()
-        loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
+        weights = None
+        if self.training and isinstance(batch, WeightedBatch):
+            weights = batch.row_weights / self.mean_weight
+        loss = F.binary_cross_entropy_with_logits(logits.float(), labels, weights)
         if self.training:
-            self.batch, self.loss = batch, loss.detach()
+            self.batch, self.loss, self.row_weights = batch, loss.detach(), weights
         return loss, (loss.detach(), logits.detach(), labels.detach())

@@ -17,6 +17,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
+from nasrec_torchrec.datasets.row_weights import mean_weight, row_weights
 from nasrec_torchrec.distributed.sharded_model import predict_on_ranks
 from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, rank_memory
 from nasrec_torchrec.memory import require_memory
@@ -201,7 +202,7 @@ class Trainer:
         )
         self.description.require_fits(data)
         self.description = replace(self.description, dictionaries=data.dictionaries)
-        self.task.log_odds_added = data.log_odds_added
+        self.task.log_odds_added, self.task.mean_weight = data.log_odds_added, mean_weight(data)
         if validation is not None:
             self.description.require_fits(validation)
         from_scratch = config.resume == "never"
@@ -266,10 +267,11 @@ class Trainer:
         """
         return click_metrics(*self._predict(data))
 
-    def _predict(self, data: ClickFiles) -> tuple[Tensor, Tensor]:
-        """Returns logits and labels of all rows of a split, in their order, on every rank."""
+    def _predict(self, data: ClickFiles) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns logits, labels and, if there are some, weights of all rows of a split, in order, on every rank."""
         self.description.require_fits(data)
-        return predict_on_ranks(self.dmp, data, 8 * self.config.batch_size, self.device)
+        predicted = predict_on_ranks(self.dmp, data, 8 * self.config.batch_size, self.device)
+        return *predicted, row_weights(data)
 
     def _ended(self, reader: TrainingReader) -> bool:
         return reader.epoch >= self.config.epochs or self.learning_rate.ended
@@ -289,7 +291,7 @@ class Trainer:
             self._steps_seen += 1
             session.log.advance()
             self._count_skipped(session)
-            meter.update(loss, logits, labels)
+            meter.update(loss, logits, labels, self.task.row_weights)
             if progress.step % config.log_every == 0:
                 values = meter.read(loss, progress.step)
                 norm = float(step.gradient_norm)
@@ -413,6 +415,7 @@ class Trainer:
             "lengths": sparse.lengths(),
             "weights": sparse.weights_or_none(),
             "labels": batch.labels,
+            "row_weights": self.task.row_weights,
         }
         file = self.run_dir / names.SKIPPED_BATCH.format(self.rank)
         saved = io.BytesIO()

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from nasrec_torchrec.metrics.paired import difference, row_losses
+from nasrec_torchrec.metrics.click_metrics import row_losses
+from nasrec_torchrec.metrics.paired import difference
 
 
 def _logits(seed: int, skill: float, truth: torch.Tensor) -> torch.Tensor:

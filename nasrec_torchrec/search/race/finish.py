@@ -11,10 +11,11 @@ from torch import Tensor
 
 from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.datasets.row_weights import row_weights
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.calibration import calibration
-from nasrec_torchrec.metrics.click_metrics import click_metrics
-from nasrec_torchrec.metrics.paired import difference, row_losses
+from nasrec_torchrec.metrics.click_metrics import click_metrics, row_losses
+from nasrec_torchrec.metrics.paired import difference
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs import names
@@ -216,7 +217,7 @@ def _measure(
         if not data.rows(split):
             continue
         files = data.open(split, entry.trial)
-        logits, labels = [], torch.empty(0)
+        logits, labels, weights = [], torch.empty(0), row_weights(files)
         for seed in seeds:
             folder = out / names.RACE_TRIALS / f"{seed.number:04d}"
             if not (folder / names.CHECKPOINTS).exists() and seed.number == entry.number:
@@ -224,13 +225,13 @@ def _measure(
             if (folder / names.CHECKPOINTS).exists():
                 predicted, labels = predict(folder, files)
                 logits.append(predicted)
-        found[split] = [asdict(click_metrics(rows, labels)) for rows in logits]
-        losses[split] = [row_losses(rows, labels) for rows in logits]
+        found[split] = [asdict(click_metrics(rows, labels, weights)) for rows in logits]
+        losses[split] = [row_losses(rows, labels, weights) for rows in logits]
         if logits:  # of the first seed, which is the one that is kept
-            found["calibration"] = asdict(calibration(logits[0], labels)) | {"split": split}
+            found["calibration"] = asdict(calibration(logits[0], labels, weights)) | {"split": split}
         if len(logits) > 1:
             mean = torch.stack([rows.double().sigmoid() for rows in logits]).mean(0)
-            found[f"{split} ensemble"] = asdict(click_metrics(torch.logit(mean).float(), labels))
+            found[f"{split} ensemble"] = asdict(click_metrics(torch.logit(mean).float(), labels, weights))
     return found
 
 
@@ -253,7 +254,8 @@ def _measure_final(best: Entry, final: Path, data: RaceData, out: Path) -> dict[
     }
     if data.rows("test"):
         folder = final if (final / names.CHECKPOINTS).exists() else out
-        found["test"] = [asdict(click_metrics(*predict(folder, data.open("test", best.trial))))]
+        files = data.open("test", best.trial)
+        found["test"] = [asdict(click_metrics(*predict(folder, files), row_weights(files)))]
     return found
 
 

@@ -16,6 +16,7 @@ from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.features import HISTORY_LEVELS, SparseFeature
 from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
+from nasrec_torchrec.datasets.row_weights import row_weights
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.click_metrics import click_metrics
@@ -81,6 +82,7 @@ def train_tree(
     counts: list[int] = []
     for split in files.values():
         rows, labels = _rows(split)
+        weights = row_weights(split)
         reference = sets[0] if sets else None
         # As in the training of a network, which learns the click rate of all rows from those that were kept.
         added = np.full(len(labels), split.log_odds_added) if split.log_odds_added else None
@@ -89,6 +91,7 @@ def train_tree(
                 rows,
                 labels,
                 reference,
+                weight=None if weights is None else weights[: len(labels)].numpy(),
                 feature_name=columns,
                 categorical_feature=categories,
                 init_score=added,
@@ -151,7 +154,9 @@ def measure_tree(out: Path, files: ClickFiles, digest: str | None = None) -> dic
         raise ValueError(f"{out / _MODEL}: damaged, its checksum is another one than when it was written")
     rows, labels = _rows(files)
     raw = lightgbm.Booster(model_file=out / _MODEL).predict(rows, raw_score=True)
-    return asdict(click_metrics(torch.from_numpy(np.asarray(raw)).float(), torch.from_numpy(labels).float()))
+    logits, clicks = torch.from_numpy(np.asarray(raw)).float(), torch.from_numpy(labels).float()
+    weights = row_weights(files)
+    return asdict(click_metrics(logits, clicks, None if weights is None else weights[: len(labels)]))
 
 
 class _Deadline:
