@@ -250,7 +250,7 @@ def _race(data: Path, config: RaceConfig, folder: Path, space: RaceSpace | None 
         "recipe": best["recipe"],
         "features": best["features"],
         "dropped": best["dropped"],
-        "ensemble": best.get("test ensemble"),
+        "together": results["ensemble"],
         "spent": {phase: round(seconds, 1) for phase, seconds in phases.items()},
         "sources": results["sources"],
         "suspicious": results["suspicious"],

@@ -8,6 +8,7 @@ It trains nothing. The runs may come from several machines, but all must have ha
 import json
 import math
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,21 +82,37 @@ def table(shipped: dict[Procedure, dict[int, dict[str, Any]]]) -> str:
     Args:
         shipped: runs by procedure and seed.
     """
-    lines = [
-        "| procedure | test log loss | test AUC | log loss less that of auto, 95 % | seeds | trials | seconds |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
     reference = shipped.get("auto", {})
+    # Earlier runs do not know which models would have predicted better together.
+    more = any("together" in one for one in reference.values())
+    head = "| procedure | test log loss | test AUC | log loss less that of auto, 95 % | seeds | trials | seconds |"
+    lines = [
+        head + (" log loss of models together | less that of auto's |" if more else ""),
+        "|---|---:|---:|---:|---:|---:|---:|" + ("---:|---:|" if more else ""),
+    ]
     for procedure, runs in shipped.items():
-        paired = [runs[seed]["log_loss"] - reference[seed]["log_loss"] for seed in runs if seed in reference]
-        difference = "" if procedure == "auto" or not paired else interval(paired)
+        beside = {} if procedure == "auto" else reference
+        alone, difference = _compared(lambda one: float(one["log_loss"]), runs, beside)
         trials, seconds = (statistics.fmean(one[name] for one in runs.values()) for name in ("trials", "seconds"))
-        lines.append(
-            f"| {TITLES[procedure]} | {interval([one['log_loss'] for one in runs.values()])} "
-            f"| {interval([one['auc'] for one in runs.values()])} | {difference} | {len(runs)} | {trials:.0f} "
-            f"| {seconds:.0f} |"
+        line = (
+            f"| {TITLES[procedure]} | {alone} | {interval([one['auc'] for one in runs.values()])} | {difference} "
+            f"| {len(runs)} | {trials:.0f} | {seconds:.0f} |"
         )
+        lines.append(line + (" {} | {} |".format(*_compared(_together, runs, beside)) if more else ""))
     return "\n".join(lines)
+
+
+def _compared(
+    loss: Callable[[dict[str, Any]], float], runs: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]]
+) -> tuple[str, str]:
+    """Returns the mean loss of runs, and the mean difference to those of the same seeds, if there are any."""
+    paired = [loss(runs[seed]) - loss(reference[seed]) for seed in runs if seed in reference]
+    return interval([loss(one) for one in runs.values()]), interval(paired) if paired else ""
+
+
+def _together(run: dict[str, Any]) -> float:
+    """Returns the test log loss of the models that predict better together, by the validation rows, if any do."""
+    return float((run["together"]["test"] if run.get("together") else run)["log_loss"])
 
 
 def interval(values: list[float]) -> str:

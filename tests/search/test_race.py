@@ -93,8 +93,10 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     description, _ = load_model(out)
     assert description.schema.feature_names[:3] == ["user", "item", "shop"]
     assert set(description.schema.feature_names[3:]) == set(winner["trial"]["features"])
-    others = [number for number in results["measured"]["winner"]["trials"] if number != results["winner"]]
-    assert [f"{number:04d}" for number in others] == [file.parent.name for file in out.glob("trials/*/checkpoints")]
+    others = sorted((results["ensemble"] or {"trials": [-1]})["trials"][1:])
+    assert [f"{number:04d}" for number in others] == sorted(
+        file.parent.name for file in out.glob("trials/*/checkpoints")
+    )
     assert any(row["seeds"] == 2 for row in results["leaderboard"])
     # What is added was shown to help, with its numbers; the rest is named with the reason.
     judged = {tuple(one["features"]): one for one in results["features"]["judged"]}
@@ -109,17 +111,22 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert auto(data, out, _CONFIG) == json.loads(json.dumps(results))
 
 
-def test_all_seeds_of_the_winner_can_be_exported_together(data: Path, tmp_path: Path):
+def test_models_that_predict_better_together_can_be_exported_together(data: Path, tmp_path: Path):
     out, own = tmp_path / "out", {"features": False, "drop_columns": False, "trees": False}
-    results = auto(data, out, RaceConfig(trials=8, epochs=1, final_seeds=2, finalists=1, quiet=True, **own))
+    results = auto(data, out, RaceConfig(trials=8, epochs=1, ensemble=2, final_seeds=2, finalists=1, quiet=True, **own))
     assert results is not None
-    best = results["measured"]["winner"]
-    others = [f"trials/{number:04d}" for number in best["trials"] if number != results["winner"]]
-    assert others and f"export with `--ensemble_with {','.join(others)}`" in results["verdict"]
+    ensemble, alone = results["ensemble"], results["measured"]["winner"]["validation"][0]["log_loss"]
+    assert ensemble["trials"][0] == results["winner"] and len(ensemble["trials"]) == 2
+    others = [f"trials/{number:04d}" for number in ensemble["trials"][1:]]
+    assert f"export with `--ensemble_with {','.join(others)}`" in results["verdict"]
+    assert {out / other for other in others} == {file.parent for file in out.glob("trials/*/checkpoints")}
     package = inference.export(out, tmp_path / "package", data=data, ensemble_with=others)
     assert package.drift is not None
-    together, alone = best["validation ensemble"]["log_loss"], best["validation"][0]["log_loss"]
-    assert package.drift.exported.log_loss == pytest.approx(together, abs=1e-6) != pytest.approx(alone, abs=1e-6)
+    together = ensemble["validation"]["log_loss"]
+    assert package.drift.exported.log_loss == pytest.approx(together, abs=1e-6) and together < alone
+    assert ensemble["difference"]["mean"] == pytest.approx(
+        ensemble["test"]["log_loss"] - results["measured"]["winner"]["test"][0]["log_loss"], abs=1e-6
+    )
     predictor = Predictor(tmp_path / "package")
     assert predictor.manifest["models"] == 1 + len(others)
     description, model = load_model(out)

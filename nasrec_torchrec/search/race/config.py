@@ -38,6 +38,7 @@ class RaceConfig:
             ``mutation``, ``surrogate``. Recipes and features are judged by a small DLRM in any case.
         finalists: number of models that are repeated with further seeds.
         final_seeds: number of seeds of every finalist.
+        ensemble: largest number of trained models whose mean prediction stands beside the winner's; 1 for none.
         trees: whether to train LightGBM as a yardstick, which takes at most 6 % of the budget; if unset, it is trained
             if it is installed.
         step_limit: largest duration of a training step relative to the slowest baseline; a slower architecture is not
@@ -61,6 +62,7 @@ class RaceConfig:
     sources: tuple[Source, ...] = get_args(Source)
     finalists: int = 3
     final_seeds: int = 3
+    ensemble: int = 4
     trees: bool | None = None
     step_limit: float = 4.0
     final_fit: bool = False
@@ -68,7 +70,7 @@ class RaceConfig:
 
     def __post_init__(self) -> None:
         self.budget_seconds  # noqa: B018 - checks it
-        for name in ("trials", "epochs", "max_features", "candidate_features", "finalists", "final_seeds"):
+        for name in ("trials", "epochs", "max_features", "candidate_features", "finalists", "final_seeds", "ensemble"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected a positive number, found {value}")

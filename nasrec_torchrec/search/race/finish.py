@@ -25,6 +25,7 @@ from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible, judgements
 from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.ensemble import candidates, mean_logits, select
 from nasrec_torchrec.search.race.leaderboard import by_source, front, standings
 from nasrec_torchrec.search.race.planner import winner
 from nasrec_torchrec.search.race.promotion import fidelity
@@ -91,13 +92,15 @@ def finish(
         if errors := [str(entry.facts["error"]) for entry in entries if entry.status == "failed"]:
             raise ValueError(f"all {len(errors)} trials failed; the first one: {errors[0]}")
         raise ValueError("budget: no trial finished a single epoch; a larger budget is needed")
+    predictions = _Predictions(data, out, best.number)
     losses: dict[str, dict[str, list[Tensor]]] = {}
     measured = {
-        name: _measure(entry, entries, data, out, losses.setdefault(name, {}))
+        name: _measure(entry, entries, data, predictions, losses.setdefault(name, {}))
         for name, entry in compared(may_win).items()
     }
     _compare(measured, losses)
-    measured["winner"]["importance"] = _importance(best, data, out)
+    measured["winner"]["importance"] = _importance(best, data, predictions.folder(best))
+    together = None if final is not None else _ensemble(best, may_win, config, data, predictions)
     tree = _measured_tree(data, out)
     if tree is not None:
         measured["tree"] = {name: value for name, value in tree.items() if name != "seconds"}
@@ -110,6 +113,7 @@ def finish(
         "model": best.trial.to_dict(),
         "title": best.trial.title,
         "measured": measured,
+        "ensemble": together,
         "leaderboard": (leaderboard := standings(entries)),
         "front": front(leaderboard),
         "features": {"combinations": combinations, "judged": [judgement.to_dict() for judgement in judged]},
@@ -146,11 +150,11 @@ def finish(
     write_text(out / names.REPORT, page(results))
     write_text(out / names.RESULTS, json_text(results, indent=2))
     keep_best(out)
-    kept = [] if final is not None else [n for n in measured["winner"]["trials"] if n != best.number]
+    kept = [] if together is None else [number for number in together["trials"] if number != best.number]
     for entry in entries:  # of the winner too, if another training of it has taken its place
         folder = out / names.RACE_TRIALS / f"{entry.number:04d}"
         if entry.number in kept:
-            keep_best(folder)  # an export can score with all seeds of the winner together
+            keep_best(folder)  # an export can score with all of them together
         else:
             remove_checkpoints(folder)
     return results
@@ -201,10 +205,44 @@ def _configuration(measured: Mapping[str, Any]) -> list[Any]:
     return [measured[name] for name in ("title", "recipe", "features", "dropped")]
 
 
+class _Predictions:
+    """Logits of trials for the rows of a split, computed once.
+
+    Args:
+        data: the rows.
+        out: run folder of the race.
+        best: number of the winner, whose files may be in the run folder already.
+    """
+
+    def __init__(self, data: RaceData, out: Path, best: int) -> None:
+        self.data, self.out, self.best = data, out, best
+        self._known: dict[tuple[int, str], tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def folder(self, entry: Entry) -> Path:
+        """Returns where the checkpoint of a trial is, if it still has one."""
+        folder = self.out / names.RACE_TRIALS / f"{entry.number:04d}"
+        return self.out if entry.number == self.best and not (folder / names.CHECKPOINTS).exists() else folder
+
+    def exist(self, entry: Entry) -> bool:
+        """Returns whether the trial still has a checkpoint."""
+        return (self.folder(entry) / names.CHECKPOINTS).exists()
+
+    def of(self, entry: Entry, split: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns logits, labels and, if rows have them, weights ``(N,)``."""
+        if (key := (entry.number, split)) not in self._known:
+            files = self.data.open(split, entry.trial)
+            self._known[key] = *predict(self.folder(entry), files), row_weights(files)
+        return self._known[key]
+
+
 def _measure(
-    entry: Entry, entries: Sequence[Entry], data: RaceData, out: Path, losses: dict[str, list[Tensor]]
+    entry: Entry,
+    entries: Sequence[Entry],
+    data: RaceData,
+    predictions: _Predictions,
+    losses: dict[str, list[Tensor]],
 ) -> dict[str, Any]:
-    """Metrics of all seeds of a configuration, each alone and their mean prediction.
+    """Metrics of all seeds of a configuration, each alone.
 
     The log loss of every row is added to ``losses`` by split, for each seed.
     """
@@ -216,29 +254,45 @@ def _measure(
     for split in ("validation", "test"):
         if not data.rows(split):
             continue
-        files = data.open(split, entry.trial)
-        logits, labels, weights = [], torch.empty(0), row_weights(files)
-        for seed in seeds:
-            folder = out / names.RACE_TRIALS / f"{seed.number:04d}"
-            if not (folder / names.CHECKPOINTS).exists() and seed.number == entry.number:
-                folder = out
-            if (folder / names.CHECKPOINTS).exists():
-                predicted, labels = predict(folder, files)
-                logits.append(predicted)
-        found[split] = [asdict(click_metrics(rows, labels, weights)) for rows in logits]
-        losses[split] = [row_losses(rows, labels, weights) for rows in logits]
-        if logits:  # of the first seed, which is the one that is kept
-            found["calibration"] = asdict(calibration(logits[0], labels, weights)) | {"split": split}
-        if len(logits) > 1:
-            mean = torch.stack([rows.double().sigmoid() for rows in logits]).mean(0)
-            found[f"{split} ensemble"] = asdict(click_metrics(torch.logit(mean).float(), labels, weights))
+        scored = [predictions.of(seed, split) for seed in seeds if predictions.exist(seed)]
+        found[split] = [asdict(click_metrics(*rows)) for rows in scored]
+        losses[split] = [row_losses(*rows) for rows in scored]
+        if scored:  # of the first seed, which is the one that is kept
+            found["calibration"] = asdict(calibration(*scored[0])) | {"split": split}
     return found
 
 
-def _importance(best: Entry, data: RaceData, out: Path) -> list[dict[str, Any]]:
+def _ensemble(
+    best: Entry, entries: Sequence[Entry], config: RaceConfig, data: RaceData, predictions: _Predictions
+) -> dict[str, Any] | None:
+    """Returns what the winner and other models predict together, if that helps on the validation rows."""
+    others = [entry for entry in candidates(best, entries) if predictions.exist(entry)]
+    members = {entry.number: entry for entry in (best, *others)}
+    scored = {number: predictions.of(entry, "validation") for number, entry in members.items()}
+    _, labels, weights = scored[best.number]
+    logits = {number: rows for number, (rows, *_) in scored.items()}
+    chosen = [members[number] for number in select(logits, labels, best.number, config.ensemble, weights)]
+    if len(chosen) == 1:
+        return None
+    latencies = [entry.facts.get("latency_us") for entry in chosen]
+    found: dict[str, Any] = {
+        "trials": [entry.number for entry in chosen],
+        "titles": [entry.trial.title for entry in chosen],
+        "latency_us": None if None in latencies else sum(latencies),
+        "latency_us of the winner": latencies[0],
+    }
+    for split in ("validation", "test"):
+        if data.rows(split):
+            each = [predictions.of(entry, split) for entry in chosen]
+            together = mean_logits([rows for rows, *_ in each]), *each[0][1:]
+            found[split] = asdict(click_metrics(*together))
+            found["difference"] = asdict(difference([row_losses(*together)], [row_losses(*each[0])]))
+    return found
+
+
+def _importance(best: Entry, data: RaceData, folder: Path) -> list[dict[str, Any]]:
     """How much the winner relies on each column, on the rows that decided."""
-    folder = out / names.RACE_TRIALS / f"{best.number:04d}"
-    _, model = load_model(folder if (folder / names.CHECKPOINTS).exists() else out)
+    _, model = load_model(folder)
     files = data.open("validation", best.trial)
     found = column_importances(model, data.folder(best.trial), files, _REPEATS, _IMPORTANCE_ROWS)
     return [asdict(one) for one in found]

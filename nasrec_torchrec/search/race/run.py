@@ -228,8 +228,11 @@ class _Race:
                 f"a training step of {self.batch.labels.numel()} rows takes {1e3 * cheap_step:.1f} ms here, an "
                 f"epoch about {epoch:.1f} s; a full training has {epochs} epochs"
             )
-            # The winner and two baselines read the validation rows and the test rows, a row at a third of a training's.
-            measured = (self.rows["validation"] + self.data.rows("test")) / self.batch.labels.numel() * slowest_step
+            # Models that read the validation rows and the test rows, a row at a third of a training's: the winner, two
+            # baselines, and of the ensemble all that may and all that do belong to it.
+            more = (self.config.ensemble > 1) * self.config.finalists, self.config.ensemble - 1
+            rows = (3 + more[0]) * self.rows["validation"] + (3 + more[1]) * self.data.rows("test")
+            measured = rows / 3 / self.batch.labels.numel() * slowest_step
             reserve = min(_REPORT_SECONDS + measured, _REPORT_SHARE * self.config.budget_seconds)
             self.training_seconds -= reserve
             affordable = _MOST_SHARE * self.config.budget_seconds / (steps * epochs)

@@ -28,11 +28,8 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"Trained once more for {final['epochs']} epochs, with the validation rows too{test}. "
             "This is the model in the run folder."
         )
-    if (together := best.get(f"{split} ensemble")) is not None:
-        lines.append(
-            f"The mean prediction of its {len(best[split])} seeds: {split} {_metrics([together], seeds=False)}."
-            + _others(results)
-        )
+    if (together := results.get("ensemble")) is not None:
+        lines.append(_together(together, split))
     for name, title in (
         ("baseline", "The best tuned baseline"),
         ("baseline without added features", "The best tuned baseline without added features"),
@@ -51,13 +48,27 @@ def verdict(results: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *_rejected(results["features"]), *_suspicions(results, best["features"])])
 
 
-def _others(results: Mapping[str, Any]) -> str:
-    """Says where the other seeds of the winner are, for an export of all together."""
-    numbers = results["measured"]["winner"].get("trials", ())
-    folders = [f"trials/{number:04d}" for number in numbers if number != results["winner"]]
-    if not folders or "final_fit" in results["measured"]:
-        return ""
-    return f" To serve that, export with `--ensemble_with {','.join(folders)}`, folders of this run."
+def _together(ensemble: Mapping[str, Any], split: str) -> str:
+    """Says what the winner and other models predict together, what that costs, and how to serve it."""
+    found = ensemble["difference"]
+    folders = ",".join(f"trials/{number:04d}" for number in ensemble["trials"][1:])
+    cost = ""
+    if ensemble["latency_us"] is not None:
+        cost = (
+            f" 512 rows take {ensemble['latency_us']:,.0f} µs instead of {ensemble['latency_us of the winner']:,.0f}."
+        )
+    metrics = _metrics([ensemble[split]], seeds=False)
+    return (
+        f"Its mean prediction with {_listed(ensemble['titles'][1:])}: {split} {metrics}. The log loss less that of the "
+        f"winner alone is {found['mean']:+.5f} (95 % interval {found['low']:+.5f} to {found['high']:+.5f} over "
+        f"{found['rows']:,} rows).{cost} "
+        f"To serve that, export with `--ensemble_with {folders}`, folders of this run."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names several things in a sentence."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _rejected(features: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,63 @@
+"""Which models of a race predict better together than the best one alone."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nasrec_torchrec.search.race.trial import Entry
+
+
+def candidates(best: Entry, entries: Sequence[Entry]) -> list[Entry]:
+    """Returns the other trials whose models read the columns of the best one, as one package of them all must."""
+    columns = best.trial.features, best.trial.dropped
+    return [
+        entry
+        for entry in entries
+        if entry.measured and (entry.trial.features, entry.trial.dropped) == columns and entry.number != best.number
+    ]
+
+
+def select(
+    logits: Mapping[int, Tensor], labels: Tensor, first: int, most: int, weights: Tensor | None = None
+) -> list[int]:
+    """Adds, one after the other, the model that lowers the log loss of the mean probability most.
+
+    The source is Caruana et al., "Ensemble selection from libraries of models" (ICML 2004), here without repetition.
+
+    Args:
+        logits: logits ``(N,)`` of every model for the rows that decide, by the model's number.
+        labels: labels ``(N,)`` of these rows.
+        first: number of the model to begin with.
+        most: largest number of models.
+        weights: weights ``(N,)`` of the rows, if they have them.
+
+    Returns:
+        list: numbers of the models; the first one alone if no other one helps.
+    """
+    probabilities = {number: rows.double().sigmoid() for number, rows in logits.items()}
+    clicks, weight = labels.double(), None if weights is None else weights.double() / weights.double().mean()
+    chosen, total = [first], probabilities[first]
+
+    def loss(total: Tensor, models: int) -> float:
+        return float(F.binary_cross_entropy(total / models, clicks, weight))
+
+    lowest = loss(total, 1)
+    while len(chosen) < most:
+        losses = {
+            number: loss(total + rows, len(chosen) + 1)
+            for number, rows in probabilities.items()
+            if number not in chosen
+        }
+        best = min(losses, key=lambda number: losses[number], default=None)
+        if best is None or losses[best] >= lowest:
+            break
+        chosen.append(best)
+        total, lowest = total + probabilities[best], losses[best]
+    return chosen
+
+
+def mean_logits(logits: Sequence[Tensor]) -> Tensor:
+    """Returns the logits ``(N,)`` of the mean probability of several models."""
+    return torch.logit(torch.stack([rows.double().sigmoid() for rows in logits]).mean(0)).float()
