@@ -70,8 +70,8 @@ def main(batch_sizes: tuple[int, ...] = (1, 64, 512), seconds: float = 20.0, thr
             "eager": lambda request, model=model: lambda: model(request[0], _keyed(request)),
             "eager, fused": _scoring(scoring_model(model, ExportConfig())),
             "torch.compile": _scoring(torch.compile(scoring_model(model, ExportConfig()), dynamic=True)),
-            "AOTInductor": _scoring(_compiled(scoring_model(model, ExportConfig()))),
-            "AOTInductor, int8 tables": _scoring(_compiled(scoring_model(model, ExportConfig(tables="int8")))),
+            "AOTInductor": _scoring(compiled(scoring_model(model, ExportConfig()))),
+            "AOTInductor, int8 tables": _scoring(compiled(scoring_model(model, ExportConfig(tables="int8")))),
         }
         attention = [block for block in PUBLISHED[name].blocks if "attention" in block.sparse_operators]
         exponentials = sum(NUM_HEADS * block.sparse_width**2 for block in attention)
@@ -79,7 +79,7 @@ def main(batch_sizes: tuple[int, ...] = (1, 64, 512), seconds: float = 20.0, thr
     dlrm = DLRM(_tables(), NUM_DENSE, [512, 256, DIM], [512, 512, 256, 1]).eval()
     forms = {
         "eager": lambda request: lambda: dlrm(request[0], _keyed(request)),
-        "AOTInductor": _scoring(_compiled(ScoringDLRM(dlrm).eval())),
+        "AOTInductor": _scoring(compiled(ScoringDLRM(dlrm).eval())),
     }
     _measure("DLRM (512-256-16, 512-512-256-1)", forms, batch_sizes, seconds, 0)
 
@@ -106,7 +106,8 @@ def _scoring(model: Callable[..., Tensor]) -> Callable[[tuple[Tensor, ...]], Cal
     return lambda request: lambda: model(*request)
 
 
-def _compiled(scoring: ScoringModel) -> Callable[..., Tensor]:
+def compiled(scoring: ScoringModel) -> Callable[..., Tensor]:
+    """Returns the compiled form of a model, as a package has it."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         package = str(Path(folder) / "model.pt2")
         torch._inductor.aoti_compile_and_package(

@@ -61,6 +61,14 @@ def test_throughput(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_operator_costs():
+    header, _, cheapest, other = _run("operator_costs").strip().splitlines()
+    assert header.startswith("| sparse operator | multiply-adds | compiled, 512 rows |")
+    assert cheapest.startswith("| `embedded_fully_connected` | 29,184 |") and cheapest.count("| 1.00 |") == 2
+    assert other.startswith("| `squeeze_excitation` |")
+
+
+@pytest.mark.slow
 def test_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     # In this process, whose fork server has made the imports of the ranks.
