@@ -53,7 +53,7 @@ def main(supernet: Path, data: Path, evaluation: EvaluationConfig, architectures
         evaluated = time.perf_counter() - started
         started = time.perf_counter()
         for rows in cached:
-            for part in rows.chunks(evaluation.chunk_size):
+            for part in rows.chunks(evaluation.pass_rows):
                 arch(*part)
         bare = time.perf_counter() - started
         seconds.append(evaluated)

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# What a container uses is here beside its limit, without the pages of files that the kernel may drop.
+_CGROUP_USED = {"/sys/fs/cgroup/memory.stat": "anon", "/sys/fs/cgroup/memory/memory.stat": "total_rss"}
+_MEMORY, _AVAILABLE = "/proc/meminfo", "MemAvailable:"
 
 
 class Table(Protocol):
@@ -25,6 +28,23 @@ def host_memory() -> int:
         except (OSError, ValueError):  # there is none, or it is "max"
             continue
     return min(limits)
+
+
+def free_memory() -> int:
+    """Returns the bytes of :func:`host_memory` that no process uses now, or all of it where that is not known."""
+    limit = host_memory()
+    used = [_numbers(file).get(name, 0) for file, name in _CGROUP_USED.items()]
+    available = 1024 * _numbers(_MEMORY).get(_AVAILABLE, limit)
+    return max(0, min(limit - max(used), available))
+
+
+def _numbers(file: str) -> dict[str, int]:
+    """Returns the numbers of a file of the kernel by their names; nothing if there is no such file."""
+    try:
+        words = [line.split() for line in Path(file).read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdecimal()}
 
 
 def gib(count: float) -> str:

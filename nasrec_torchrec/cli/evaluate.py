@@ -14,7 +14,7 @@ def evaluate(
     model: Path,
     data: Path,
     split: Literal["train", "validation", "test"] = "test",
-    batch_size: int = 4096,
+    batch_size: int | None = None,
     slice: tuple[str, ...] = (),
     sharding_type: str | None = None,
     importance: int = 0,
@@ -29,7 +29,7 @@ def evaluate(
         model: run folder of a training.
         data: folder of a prepared data set.
         split: split to measure on.
-        batch_size: number of rows in a forward pass.
+        batch_size: rows of a forward pass; unset, up to 4,096, as the memory of this machine allows.
         slice: features by whose values the rows are divided, to measure each part; numbers are divided into five parts.
         sharding_type: sharding type of all tables on several ranks; unset, the planner chooses.
         importance: number of times that each column is shuffled, to measure how much the model relies on it; 0 leaves

@@ -20,6 +20,7 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 
 from nasrec_torchrec.distributed.config import QuantizedComms, TableMemory
 from nasrec_torchrec.distributed.managed_tables import ManagedTableSharder
+from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.memory import gib, host_memory
 from nasrec_torchrec.modules.dynamic_ids import DynamicIds
 
@@ -302,4 +303,4 @@ def describe_plan(dmp: DistributedModelParallel) -> str:
 
 def local_world_size() -> int:
     """Returns the number of ranks on this host, as the launcher reports it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size()))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", rank_and_ranks()[1]))

@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.row_weights import row_weights
+from nasrec_torchrec.metrics.passes import evaluation_rows
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def block_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None, 
     return [float(block.mean()) for block in losses.tensor_split(min(blocks, losses.numel()))]
 
 
-def evaluate(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> ClickMetrics:
+def evaluate(model: nn.Module, files: ClickFiles, batch_size: int | None = None) -> ClickMetrics:
     """Computes exact metrics of an unsharded model over a split, in this process.
 
     Raises:
@@ -135,8 +136,13 @@ def evaluate(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> Cli
 
 
 @torch.no_grad()
-def predict(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, files: ClickFiles, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
     """Returns the logits ``(N,)`` of an unsharded model for the rows of a split, and their labels ``(N,)``.
+
+    Args:
+        model: the model.
+        files: the split, with the columns that the model reads.
+        batch_size: rows of a forward pass; unset, what the memory of this machine allows.
 
     Raises:
         ValueError: If the split has no rows.
@@ -144,6 +150,8 @@ def predict(model: nn.Module, files: ClickFiles, batch_size: int = 4096) -> tupl
     if not len(files):
         raise ValueError(f"{files.files[0].parent}: the split has no rows to measure")
     model.eval()
+    if batch_size is None:
+        batch_size, _ = evaluation_rows(model, files.schema)
     logits, labels = [], []
     for batch in files.evaluation_batches(batch_size):
         logits.append(model(batch.dense_features, batch.sparse_features).flatten())

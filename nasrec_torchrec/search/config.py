@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from nasrec_torchrec.search.candidate import Candidate
 
 Precision = Literal["fp32", "bf16"]
+# Rows in a forward pass, unless memory is short. Their activations stay in the caches of a CPU.
+MOST_ON_CPU, MOST_ON_GPU = 1024, 8192
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class EvaluationConfig:
         finetune_batch_size: number of rows in a fine-tuning step.
         finetune_learning_rate: learning rate of Adagrad, which follows a cosine schedule.
         evaluation_rows: largest number of validation rows. All candidates see the same rows.
-        chunk_size: number of rows in a forward pass.
+        chunk_size: number of rows in a forward pass; unset, up to 1,024 on a CPU and 8,192 on a GPU, as its memory
+            allows.
         together: largest number of candidates in one pass over the rows. Blocks on which they agree are computed once.
         finetune_seed: seed of the fine-tuning rows and of the order of the validation rows. It is the same for every
             candidate.
@@ -35,14 +38,15 @@ class EvaluationConfig:
             stopped early, however well its loss is known. If unset, no candidate is stopped.
         latency_batch_size: number of rows in the batch whose latency is measured.
         cache_precision: precision of the cached embeddings; bf16 halves their memory.
-        cache_memory: bytes of embeddings that a rank keeps in memory. Further rows are mapped from a temporary file.
+        cache_memory: bytes of embeddings that a rank keeps in memory; further rows are mapped from a temporary file.
+            Unset, a quarter of what is free when the search starts.
     """
 
     finetune_steps: int = 500
     finetune_batch_size: int = 512
     finetune_learning_rate: float = 0.04
     evaluation_rows: int = 150 * 8192
-    chunk_size: int = 1024
+    chunk_size: int | None = None
     together: int = 8
     finetune_seed: int = 0
     finetune_rows: int | None = 65_536
@@ -50,13 +54,13 @@ class EvaluationConfig:
     race_confidence: float | None = None
     latency_batch_size: int = 512
     cache_precision: Precision = "fp32"
-    cache_memory: int = 4 << 30
+    cache_memory: int | None = None
 
     def __post_init__(self) -> None:
         lowest = {"finetune_steps": 0, "finetune_batch_size": 1, "evaluation_rows": 1, "chunk_size": 1, "together": 1}
         for name, least in (lowest | {"latency_batch_size": 1, "cache_memory": 0}).items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected {least} or more, found {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}: expected {least} or more, found {value}")
         if not 0 < self.finetune_learning_rate < math.inf:
             raise ValueError(f"finetune_learning_rate: expected a positive number, found {self.finetune_learning_rate}")
         if self.finetune_rows is not None and self.finetune_rows < 1:
@@ -65,6 +69,11 @@ class EvaluationConfig:
             raise ValueError(f"race_confidence: expected a number between 0.5 and 1, found {self.race_confidence}")
         if not 0 <= self.race_tolerance < math.inf:
             raise ValueError(f"race_tolerance: expected 0 or a positive number, found {self.race_tolerance}")
+
+    @property
+    def pass_rows(self) -> int:
+        """Number of rows in a forward pass, where it is not left to the machine."""
+        return self.chunk_size or MOST_ON_CPU
 
     @property
     def races(self) -> bool:

@@ -1,33 +1,19 @@
 """What an architecture costs: counts from the meta device, and a measured latency."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 from torchrec.datasets.utils import Batch
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.metrics.passes import ActivationBytes
 from nasrec_torchrec.models.supernet import SharedInteractionArch
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
 from nasrec_torchrec.search.cost_values import Cost, Latency
-
-
-class _ActivationBytes(TorchDispatchMode):
-    """Sums the bytes that every operation allocates."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            outputs = result if isinstance(result, tuple | list) else (result,)
-            self.total += sum(output.nbytes for output in outputs if isinstance(output, torch.Tensor))
-        return result
 
 
 def cost(
@@ -53,7 +39,7 @@ def cost(
     arch = InteractionArch(architecture, *sizes, use_layernorm, device=meta, tables=tables)
     dense = torch.empty(1, dense_in_features, device=meta)
     tokens = torch.empty(1, *arch.row_shape, device=meta)
-    with FlopCounterMode(display=False) as counter, _ActivationBytes() as activations, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, ActivationBytes() as activations, torch.no_grad():
         arch(dense, tokens)
     counts = counter.get_flop_counts()
     prefix = type(arch).__name__

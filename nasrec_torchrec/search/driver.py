@@ -109,6 +109,8 @@ def search_supernet(
             lambda: opened.append(CandidateStudy(place, study, model.search_space, settings, objective, never))
         )
         evaluator = Evaluator(model, *rows, evaluation)
+        if first:
+            print(evaluator.chosen, file=sys.stderr)
         if not first:
             with request.listening():  # rank 0 gets the same signal, and says when to end
                 evaluator.follow()

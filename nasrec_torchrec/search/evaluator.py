@@ -8,7 +8,7 @@ import functools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,11 +20,13 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.distributed.gather import gather_uneven, sum_over_ranks
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
+from nasrec_torchrec.distributed.sharding import local_world_size
 from nasrec_torchrec.finite import is_better
 from nasrec_torchrec.metrics.click_metrics import click_metrics
+from nasrec_torchrec.metrics.passes import free_bytes, rows_at_once
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.search.candidate import Candidate
-from nasrec_torchrec.search.config import EvaluationConfig
+from nasrec_torchrec.search.config import MOST_ON_CPU, MOST_ON_GPU, EvaluationConfig
 from nasrec_torchrec.search.cost import cost_in_supernet, measure_latency
 from nasrec_torchrec.search.cost_values import Latency
 from nasrec_torchrec.search.finetuning import finetune_last_layers
@@ -58,19 +60,34 @@ class Evaluator:
         for name, split in (("train", train if config.finetune_steps else None), ("validation", validation)):
             if split is not None and not len(split):
                 raise ValueError(f"{name}: the split has no rows, and candidates are evaluated on them")
-        self.config = config
         self._arch = supernet.eval().interaction_arch
         self._device = next(self._arch.parameters()).device
         self._rank, self._ranks = rank_and_ranks()
         # A search asks for the cost of a candidate before it evaluates the candidate.
         self.cost = functools.cache(functools.partial(cost_in_supernet, self._arch))
         self.latency = functools.cache(self._latency)
+        self.config = config = self._fitted(config)
         cache = RowCache(supernet.sparse_arch, config)
         generator = torch.Generator().manual_seed(config.finetune_seed)
         self.finetuning_rows: FinetuningRows | None = cache.finetuning_rows(train, generator)
         self.validation_rows = cache.validation_rows(validation, generator)
+        # What was chosen for this machine, for people.
+        self.chosen = f"{config.pass_rows:,} rows a pass; {cache}"
         # The architecture of the best candidate so far, its loss, and its loss on every row that this rank holds.
         self._best: tuple[Architecture, float, Tensor] | None = None
+
+    def _fitted(self, config: EvaluationConfig) -> EvaluationConfig:
+        """Chooses how many rows a pass takes, the same on all ranks, where nobody said. This call is collective."""
+        if config.chunk_size is not None:
+            return config
+        full = self._arch.search_space.sample(torch.Generator(), "full")
+        # All that the widest candidate allocates. Several narrower ones in a pass hold less at any time.
+        each = self.cost(full).activation_bytes
+        most = MOST_ON_CPU if self._device.type == "cpu" else MOST_ON_GPU
+        chosen = [rows_at_once(each, free_bytes(self._device, local_world_size()), most)] * self._ranks
+        if self._ranks > 1:
+            dist.all_gather_object(chosen, chosen[0])
+        return replace(config, chunk_size=min(chosen))
 
     def __call__(
         self, architecture: Architecture, incumbent: Candidate | None = None, with_latency: bool = False
@@ -180,7 +197,7 @@ class Evaluator:
             if not going:
                 break
             shared = SharedFeatures([subnets[index] for index in going])
-            for dense, embedded in rows.chunks(self.config.chunk_size, first, end):
+            for dense, embedded in rows.chunks(self.config.pass_rows, first, end):
                 for index, features in zip(going, shared(dense, embedded), strict=True):
                     weight, bias = layers[index]
                     races[index].parts.append(features @ weight + bias)

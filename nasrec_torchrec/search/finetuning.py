@@ -50,7 +50,7 @@ def finetune_last_layers(
             continue
         kept: list[list[Tensor]] = [[] for _ in range(first, last)]
         shared = SharedFeatures(subnets[first:last])
-        for dense, embedded in rows.cached.chunks(config.chunk_size):
+        for dense, embedded in rows.cached.chunks(config.pass_rows):
             for parts, features in zip(kept, shared(dense, embedded), strict=True):
                 parts.append(features)
         for index, parts in enumerate(kept, start=first):

@@ -12,10 +12,15 @@ from nasrec_torchrec.datasets.click_data import WeightedBatch
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.distributed.gather import sum_over_ranks
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
+from nasrec_torchrec.distributed.sharding import local_world_size
+from nasrec_torchrec.memory import gib
+from nasrec_torchrec.metrics.passes import free_bytes
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.search.config import EvaluationConfig
 
+# Part of the free memory that the rows may take.
+_SHARE = 4
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -74,8 +79,8 @@ class FinetuningRows:
 class RowCache:
     """Looks up the embeddings of rows on all ranks together, and keeps them.
 
-    Rows that exceed the configuration's ``cache_memory`` are mapped from a file in the folder for temporary files
-    (``TMPDIR``). Such a file has no name and is deleted with the process.
+    Rows that exceed the configuration's ``cache_memory``, or a quarter of the free memory, are mapped from a file in
+    the folder for temporary files (``TMPDIR``). Such a file has no name and is deleted with the process.
 
     Args:
         sparse_arch: module that looks up embeddings; it may be sharded over the ranks.
@@ -85,7 +90,15 @@ class RowCache:
     def __init__(self, sparse_arch: SparseArch, config: EvaluationConfig) -> None:
         self._sparse_arch, self._config = sparse_arch, config
         self._type = _TYPES[config.cache_precision]
-        self._left = config.cache_memory
+        device = next(sparse_arch.parameters()).device
+        free = free_bytes(device, local_world_size())
+        self._left = free // _SHARE if config.cache_memory is None else config.cache_memory
+        self._limit = (
+            f"{gib(self._left)} that --cache_memory allows"
+            if config.cache_memory is not None
+            else f"a quarter of {gib(free)} that are free (--cache_memory)"
+        )
+        self._kept = self._mapped = 0
 
     def finetuning_rows(self, files: ClickFiles, generator: torch.Generator) -> FinetuningRows | None:
         """Draws the rows of every fine-tuning step; returns None if there is no step. This call is collective."""
@@ -104,6 +117,11 @@ class RowCache:
         steps = tuple(step[step % ranks == rank] // ranks for step in positions.split(config.finetune_batch_size))
         return FinetuningRows(self._look_up(files, rows, torch.arange(len(rows))), steps, files.log_odds_added)
 
+    def __str__(self) -> str:
+        kept, mapped = (f"{size / 2**20:,.1f} MiB" for size in (self._kept, self._mapped))
+        beyond = f" and {mapped} in a file" if self._mapped else ""
+        return f"{kept} of embeddings kept in memory{beyond}, of {self._limit}"
+
     def validation_rows(self, files: ClickFiles, generator: torch.Generator) -> CachedRows:
         """Returns the first rows of a split in random order, so that any prefix is a fair sample."""
         rows = torch.arange(min(len(files), self._config.evaluation_rows))
@@ -118,7 +136,7 @@ class RowCache:
             rows: ascending positions ``(N,)`` in ``files``.
             places: order ``(N,)`` in which the rows are dealt to the ranks, one by one.
         """
-        sparse_arch, chunk_size = self._sparse_arch, self._config.chunk_size
+        sparse_arch, chunk_size = self._sparse_arch, self._config.pass_rows
         rank, ranks = rank_and_ranks()
         device = next(sparse_arch.parameters()).device
         count = len(range(rank, len(rows), ranks))
@@ -162,6 +180,8 @@ class RowCache:
         size = count * self._type.itemsize
         if size <= self._left:
             self._left -= size
+            self._kept += size
             return torch.empty(shape, dtype=self._type, device=device)
+        self._mapped += size
         with tempfile.NamedTemporaryFile(prefix="nasrec-rows-") as file:
             return torch.from_file(file.name, shared=True, size=count, dtype=self._type).view(shape)

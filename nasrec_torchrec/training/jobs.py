@@ -238,7 +238,7 @@ def evaluate(
     model: Path | str,
     data: Path | str,
     split: Literal["train", "validation", "test"] = "test",
-    batch_size: int = 4096,
+    batch_size: int | None = None,
     slices: tuple[str, ...] = (),
     sharding_type: str | None = None,
     importance: int = 0,
@@ -255,7 +255,7 @@ def evaluate(
         model: run folder of a training.
         data: folder of a prepared data set.
         split: rows to measure on.
-        batch_size: rows of a forward pass.
+        batch_size: rows of a forward pass; unset, up to 4,096, as the memory of this machine allows.
         slices: features by whose values the rows are divided, to measure each part.
         sharding_type: sharding type of all tables on several ranks; unset, the planner chooses.
         importance: number of times that each column is shuffled, to measure how much the model relies on it; 0 leaves
@@ -279,6 +279,7 @@ def evaluate(
     from nasrec_torchrec.datasets.row_weights import row_weights
     from nasrec_torchrec.distributed.process_group import launched_ranks
     from nasrec_torchrec.metrics.click_metrics import predict
+    from nasrec_torchrec.metrics.passes import evaluation_rows
     from nasrec_torchrec.models.stored import load_model
     from nasrec_torchrec.runs.files import write_text
     from nasrec_torchrec.runs.paths import to_path
@@ -294,12 +295,16 @@ def evaluate(
     if launched_ranks() > 1:
         if importance:
             raise ValueError("importance: is measured by one process; start evaluate without a launcher")
-        predicted = _predict_on_ranks(to_path(model), rows, batch_size, sharding_type)
+        predicted = _predict_on_ranks(to_path(model), rows, batch_size or 4096, sharding_type)
     else:
         description, trained = load_model(to_path(model))
-        predicted = predict(trained, description.read(rows), batch_size)
+        read = description.read(rows)
+        if batch_size is None:
+            batch_size, reason = evaluation_rows(trained, read.schema)
+            print(f"{reason} (--batch_size)", file=sys.stderr)
+        predicted = predict(trained, read, batch_size)
         if importance:
-            shuffled = column_importances(trained, folder, description.read(rows), importance, batch_size=batch_size)
+            shuffled = column_importances(trained, folder, read, importance, batch_size=batch_size)
     if predicted is None:
         return None
     divided = {column: slices_of(folder, rows, rows.schema, column) for column in slices}

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nasrec_torchrec.datasets.prepared import open_split
@@ -15,6 +14,7 @@ from nasrec_torchrec.datasets.row_weights import row_weights
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.calibration import calibration
 from nasrec_torchrec.metrics.click_metrics import click_metrics, row_losses
+from nasrec_torchrec.metrics.click_metrics import predict as predict_rows
 from nasrec_torchrec.metrics.paired import difference
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.stored import load_model
@@ -37,7 +37,6 @@ from nasrec_torchrec.search.race.verdict import verdict
 from nasrec_torchrec.training.column_importance import column_importances
 
 _FORMAT = "nasrec-torchrec/race/1"
-_EVALUATION_ROWS = 8192
 # Rows and repeats by which the importance of the winner's columns is measured, within a few seconds.
 _IMPORTANCE_ROWS, _REPEATS = 8192, 3
 
@@ -313,12 +312,7 @@ def _measure_final(best: Entry, final: Path, data: RaceData, out: Path) -> dict[
     return found
 
 
-@torch.no_grad()
 def predict(run_dir: Path, files: ClickFiles) -> tuple[Tensor, Tensor]:
     """Logits of a trained model for the rows of a split, and their labels."""
     _, model = load_model(run_dir)
-    logits, labels = [], []
-    for batch in files.evaluation_batches(_EVALUATION_ROWS):
-        logits.append(model(batch.dense_features, batch.sparse_features).flatten().float())
-        labels.append(batch.labels.float())
-    return torch.cat(logits), torch.cat(labels)
+    return predict_rows(model, files)
