@@ -146,14 +146,15 @@ def make_click_files(schema: Schema, count: int, seed: int = 0, row_group: int =
 
 
 def in_step(trainer: Any, step: int, act: Callable[[torch.Tensor], object]) -> None:
-    """Calls ``act`` with the dense features in the middle of a step, counted from 0."""
+    """Calls ``act`` once, with the dense features, in the middle of a step, counted from 0."""
 
     def hook(model: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         # A pipeline traces the model before it runs it.
         if model.training and isinstance(inputs[0], torch.Tensor) and trainer.progress.step == step:
+            handle.remove()
             act(inputs[0])
 
-    trainer.model.register_forward_pre_hook(hook)
+    handle = trainer.model.register_forward_pre_hook(hook)
 
 
 def forked() -> BaseContext:

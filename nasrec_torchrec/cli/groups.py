@@ -16,7 +16,7 @@ TRAINING = {
         *("gradient_clip", "seed"),
     ),
     "Speed and distribution": (
-        *("precision", "compile", "sharding_type", "table_memory", "pipeline", "quantized_comms"),
+        *("accumulate", "precision", "compile", "sharding_type", "table_memory", "pipeline", "quantized_comms"),
         *("background_reader",),
     ),
     "Logs and checkpoints": (

@@ -11,7 +11,7 @@ from nasrec_torchrec.search_space import Strategy
 # Settings that may change when a run is resumed.
 _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
-    *("sharding_type", "table_memory", "pipeline", "quantized_comms", "profile"),
+    *("sharding_type", "table_memory", "pipeline", "quantized_comms", "profile", "accumulate"),
 )
 Monitor = Literal["log_loss", "auc"]
 Optimizer = Literal["adagrad", "adam"]
@@ -51,6 +51,11 @@ class TrainFlags:
         strategy: how a supernet samples its path.
         full_path_steps: number of steps over which the probability of a supernet's full path decays from 1 to 0. If
             unset, 15,000 steps or a quarter of the run's steps, whichever is less.
+        accumulate: number of micro-batches into which a step divides the rows of each rank, to need less memory. The
+            dense part computes one after the other and sums their gradients; the weights are updated once, and so are
+            the tables: they are looked up, and updated in the backward pass, for the whole batch at once. The step is
+            that of the whole batch but for rounding and the masks of dropout, so ``batch_size``, the learning rate and
+            the number of steps mean what they mean without it.
         precision: precision of the dense part. ``bf16`` runs it under autocast; weights and tables stay in float32.
             ``tf32`` rounds the factors of matrix products on a GPU. Either is worth it for large batches only.
         compile: whether to compile the dense part with torch.compile. Not available for a supernet, whose path changes
@@ -92,6 +97,7 @@ class TrainFlags:
     seed: int = 0
     strategy: Strategy = "single_operator_any_connection"
     full_path_steps: int | None = None
+    accumulate: int = 1
     precision: TrainPrecision = "fp32"
     compile: bool = False
     sharding_type: str | None = None
@@ -109,7 +115,7 @@ class TrainFlags:
     def __post_init__(self) -> None:
         for name in (
             *("epochs", "batch_size", "learning_rate", "adagrad_eps", "log_every"),
-            *("checkpoint_every", "keep_checkpoints", "max_skipped_steps", "patience"),
+            *("checkpoint_every", "keep_checkpoints", "max_skipped_steps", "patience", "accumulate"),
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

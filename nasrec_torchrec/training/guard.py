@@ -31,18 +31,31 @@ class StepGuard:
         self.skip = False
         # The signal that asked one of the ranks to end, or 0.
         self.stop = 0
-        self._held: tuple[Tensor, Tensor] | None = None
+        # The embedded features of the batch, and the leaves that stand for them, or for parts of their rows.
+        self._held: tuple[Tensor, tuple[Tensor, ...]] | None = None
         # The one that came to this rank.
         self.request = StopRequest()
 
     def hold(self, _: nn.Module, __: object, embedded: Tensor) -> Tensor:
         """Cuts the graph. This is a forward hook of the part that looks up the tables."""
         # A pipeline traces the model before it runs it.
-        if not isinstance(embedded, Tensor) or not embedded.requires_grad:
-            return embedded
-        leaf = embedded.detach().requires_grad_()
-        self._held = embedded, leaf
-        return leaf
+        return self.hold_parts(embedded, 1)[0] if isinstance(embedded, Tensor) else embedded
+
+    def hold_parts(self, embedded: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """Cuts the graph, and divides the rows.
+
+        Args:
+            embedded: embedded features ``(B, ...)``.
+            parts: number of parts of the rows.
+
+        Returns:
+            The parts ``(B / parts, ...)``, through which gradients go no further.
+        """
+        if not embedded.requires_grad:
+            return embedded.tensor_split(parts)
+        leaves = tuple(part.requires_grad_() for part in embedded.detach().tensor_split(parts))
+        self._held = embedded, leaves
+        return leaves
 
     def agree(self, loss: Tensor, gradient_norm: Tensor) -> bool:
         """Decides together with the other ranks whether the step counts. This call is collective.
@@ -56,9 +69,9 @@ class StepGuard:
         """
         finite = loss.isfinite() & gradient_norm.isfinite()
         if self._held is not None:
-            gradient = self._held[1].grad
-            assert gradient is not None
-            finite = finite & gradient.isfinite().all()
+            for leaf in self._held[1]:
+                assert leaf.grad is not None
+                finite = finite & leaf.grad.isfinite().all()
         flags = torch.stack([~finite, torch.tensor(self.request.signal, device=finite.device)]).int()
         if dist.get_world_size() > 1:  # one rank alone would wait for the thread of its process group
             dist.all_reduce(flags, dist.ReduceOp.MAX)
@@ -72,5 +85,6 @@ class StepGuard:
         """Continues the backward pass into the tables, which updates them."""
         held, self._held = self._held, None
         if held is not None:
-            embedded, leaf = held
-            embedded.backward(leaf.grad)
+            embedded, leaves = held
+            gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+            embedded.backward(gradients[0] if len(gradients) == 1 else torch.cat(gradients))

@@ -196,7 +196,10 @@ class IncrementalTraining:
             return Days(self._inputs(config), asdict(config), [])
         # What the flags leave open was decided by the first day, which may be gone.
         given = {name: value for name, value in asdict(self.flags).items() if value is not None}
-        config = TrainConfig(**{field.name: found.settings[field.name] for field in fields(TrainConfig)} | given)
+        known = {
+            field.name: found.settings[field.name] for field in fields(TrainConfig) if field.name in found.settings
+        }
+        config = TrainConfig(**known | given)
         require_same(self.out, found.inputs, self._inputs(config), _REMEDY)
         return Days(found.inputs, asdict(config), found.days)
 

@@ -107,6 +107,9 @@ class TrainingStep:
 
     def step(self) -> None:
         """Averages and clips the gradients, agrees with the other ranks, and updates the weights."""
+        if self._config.accumulate > 1 and self._config.optimizer == "adam":
+            # The gradients of the tables, which the optimizer of the dense part updates, stop at their outputs too.
+            self._guard.finish_backward()
         trained = [parameter for parameter in self._paths.parameters() if parameter.grad is not None]
         self.bytes_reduced = average_gradients([p.grad for p in trained if p.grad is not None])
         self.gradient_norm = nn.utils.clip_grad_norm_(trained, self._config.gradient_clip)

@@ -43,7 +43,7 @@ from nasrec_torchrec.training.progress import Progress
 from nasrec_torchrec.training.schedules import LearningRate
 from nasrec_torchrec.training.step import TrainingStep
 from nasrec_torchrec.training.table_gradients import TableGradients
-from nasrec_torchrec.training.task import ClickTask
+from nasrec_torchrec.training.task import ClickTask, MicroBatches
 from nasrec_torchrec.training.warm_start import WarmStart
 from nasrec_torchrec.training.watch import TrainingWatch
 
@@ -129,14 +129,16 @@ class Trainer:
         if config.optimizer == "adagrad":
             options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
             apply_optimizer_in_backward(torch.optim.Adagrad, tables.parameters(), options)
-            self.model.sparse_arch.register_forward_hook(self.guard.hold)
+            if config.accumulate == 1:  # otherwise the task asks the guard
+                self.model.sparse_arch.register_forward_hook(self.guard.hold)
         if config.dropout:
             add_dropout(self.model, config.dropout)
         if config.compile:
             for name, child in self.model.named_children():
                 if name != "sparse_arch":
                     child.compile()
-        self.task = ClickTask(self.model, device, config.precision)
+        micro_batches = None if config.accumulate == 1 else MicroBatches(config.accumulate, self.guard)
+        self.task = ClickTask(self.model, device, config.precision, micro_batches)
         self.dmp = parallelize(
             self.task,
             device,
@@ -191,6 +193,11 @@ class Trainer:
             raise ValueError("schedule: plateau needs a validation split; a supernet is trained without one")
         if validation is not None and not len(validation):
             raise ValueError("the validation split has no rows, and decides which weights are kept")
+        if config.accumulate > config.batch_size // self.world_size:
+            raise ValueError(
+                f"accumulate: expected at most the {config.batch_size // self.world_size} rows that each of "
+                f"{self.world_size} ranks has in a batch of {config.batch_size}, found {config.accumulate}"
+            )
         reader = TrainingReader(
             data,
             config.batch_size,

@@ -31,7 +31,8 @@ from nasrec_torchrec.search.race.tree import measure_tree, train_tree
 from nasrec_torchrec.search.supernet import load_supernet
 from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.training.config import TrainConfig
-from nasrec_torchrec.training.task import ClickTask
+from nasrec_torchrec.training.guard import StepGuard
+from nasrec_torchrec.training.task import ClickTask, MicroBatches
 from nasrec_torchrec.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -127,13 +128,21 @@ def test_the_loss_and_its_gradient_are_those_of_repeated_rows():
     torch.manual_seed(0)
     task = ClickTask(ModelDescription(schema, Baseline("mlp", (8,), (8, 1))).build(), CPU)
     found = []
-    for rows, mean in ((data, float(weights.mean())), (repeated, 1.0)):
-        task.mean_weight = mean
+    guard = StepGuard()
+    divided = ClickTask(task.model, CPU, micro_batches=MicroBatches(3, guard))
+    for computed_by, rows, mean in (
+        (task, repeated, 1.0),
+        (task, data, float(weights.mean())),
+        (divided, data, float(weights.mean())),
+    ):
+        computed_by.mean_weight = mean
         task.zero_grad()
-        loss, _ = task(join([(rows, 0, len(rows))]))
+        loss, _ = computed_by(join([(rows, 0, len(rows))]))
         loss.backward()
+        guard.finish_backward()
         found.append([loss.detach(), *(p.grad for p in task.parameters())])
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
     assert found[0][0] > 0
 
 

@@ -119,6 +119,7 @@ def test_dropout_changes_training_alone(one_rank, tmp_path: Path):
         (SUPERNET, {"optimizer": "adam"}, "optimizer: a supernet is trained with adagrad"),
         (NASRECNET, {"embedding_l2": 0.1}, "embedding_l2: expected a positive number with optimizer adam"),
         (NASRECNET, {"optimizer": "adam", "sharding_type": "row_wise"}, "sharding_type: expected none"),
+        (NASRECNET, {"accumulate": 0}, "accumulate: expected a positive number, found 0"),
         (NASRECNET, {"dropout": 1.0}, "dropout: expected 0 or more and less than 1, found 1.0"),
     ],
 )
@@ -141,7 +142,7 @@ def _ends_at(trainer: Trainer, step: int, number: int = signal.SIGTERM) -> Train
         pytest.param(NASRECNET, {}, id="nasrecnet"),
         pytest.param(NASRECNET, {"optimizer": "adam", "embedding_l2": 0.01, "dropout": 0.2}, id="nasrecnet-adam"),
         pytest.param(NASRECNET, {"schedule": "plateau", "patience": 1, "monitor": "auc"}, id="nasrecnet-plateau"),
-        pytest.param(DLRM, {}, id="dlrm"),
+        pytest.param(DLRM, {"accumulate": 3}, id="dlrm-accumulate"),
         pytest.param(replace(DLRM, interaction=Baseline("dcn", (32, 16), (16, 1))), {"dropout": 0.2}, id="dcn"),
         pytest.param(replace(DLRM, interaction=Baseline("deepfm")), {"optimizer": "adam"}, id="deepfm-adam"),
     ],
