@@ -78,7 +78,9 @@ def run_races(out: Path, budget: str, workers: int, seed: int) -> list[dict[str,
     tested = len(open_split(data, "test"))
     print(
         f"MovieLens-100K, split by time: the model that each would ship, on the {tested:,} test rows.\n"
-        f"Each had {budget} and {workers} {'process' if workers == 1 else 'processes'}.\n\n{table}"
+        f"Each had {budget} and {workers} {'process' if workers == 1 else 'processes'}.\n\n{table}\n\n"
+        "with others: the log loss of its mean prediction with models of the same race, where that was better on the "
+        "validation rows"
     )
     print(f"\nTest log loss of the exported model, from its scores: {again.log_loss:.4f}")
     print(f"Report: {out}/report.html, and all trainings of the race: {out}/auto/report.html")
@@ -89,13 +91,14 @@ def run_races(out: Path, budget: str, workers: int, seed: int) -> list[dict[str,
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the rows as Markdown, which a terminal shows well too."""
     lines = [
-        "| procedure              | ships                     | test log loss | test AUC | trainings | seconds |",
-        "|------------------------|---------------------------|--------------:|---------:|----------:|--------:|",
+        "| procedure              | ships                    | log loss | with others |    AUC | trainings | seconds |",
+        "|------------------------|--------------------------|---------:|------------:|-------:|----------:|--------:|",
     ]
     for row in rows:
+        others = f"{row['together']:.4f}" if row.get("together") else ""
         lines.append(
-            f"| {row['procedure']:<22} | {row['model']:<25} | {row['log_loss']:>13.4f} | {row['auc']:>8.4f} "
-            f"| {row['trainings']:>9} | {row['seconds']:>7.0f} |"
+            f"| {row['procedure']:<22} | {row['model']:<24} | {row['log_loss']:>8.4f} | {others:>11} "
+            f"| {row['auc']:>6.4f} | {row['trainings']:>9} | {row['seconds']:>7.0f} |"
         )
     return "\n".join(lines)
 
@@ -135,7 +138,9 @@ def _shipped(results: dict[str, Any]) -> dict[str, Any]:
     best = results["measured"]["winner"]
     counts = {word: len(best[kind]) for kind, word in _CHANGES.items() if best[kind]}
     changes = [f"{count} column{'s' if count > 1 else ''} {word}" for word, count in counts.items()]
+    together = results["ensemble"]
     return {
+        "together": together["test"]["log_loss"] if together else None,
         "model": ", ".join([best["title"], *changes]),
         "trainings": len(results["trials"]),
         "seconds": results["seconds"],

@@ -39,6 +39,8 @@ def test_the_demo_gives_three_races_the_same_budget(
     procedures = ["nasrec auto", "random networks alone", "baselines alone, tuned", "LightGBM"]
     assert [row["procedure"] for row in rows] == procedures
     assert races.format_table(rows) in printed
+    ensemble = json.loads((tmp_path / "demo" / "auto" / "results.json").read_text())["ensemble"]
+    assert rows[0]["together"] == (ensemble["test"]["log_loss"] if ensemble else None) and "with others:" in printed
     # What stands in the table is the model in the folder, and the exported file gives the same loss.
     folder = tmp_path / "demo" / "auto"
     data = next(
