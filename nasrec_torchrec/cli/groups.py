@@ -13,7 +13,7 @@ TRAINING = {
     "Recipe": (
         *("recipe", "epochs", "batch_size", "learning_rate", "min_learning_rate", "warmup_fraction", "schedule"),
         *("patience", "monitor", "optimizer", "embedding_l2", "embedding_std", "dropout", "adagrad_eps"),
-        *("gradient_clip", "seed"),
+        *("gradient_clip", "ema_decay", "seed"),
     ),
     "Speed and distribution": (
         *("accumulate", "precision", "compile", "sharding_type", "table_memory", "pipeline", "quantized_comms"),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, TypedDict
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
@@ -43,6 +45,8 @@ class Checkpoints:
         optimizer: optimizer of the tables and the dense part.
         keep: number of the latest checkpoints to keep.
         replace: whether to remove the checkpoints of an earlier run once this run has written its first one.
+        averaged: weights by name that have an average, and this average. Whoever loads the model of a checkpoint gets
+            the averages; a run that is resumed gets both.
     """
 
     def __init__(
@@ -53,7 +57,9 @@ class Checkpoints:
         optimizer: KeyedOptimizer,
         keep: int = 2,
         replace: bool = False,
+        averaged: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
+        self._averaged = averaged or {}
         self._folder, self._keep = run_dir / names.CHECKPOINTS, keep
         self._description, self._model, self._optimizer = description, model, optimizer
         self._stale = sorted(self._folder.glob(names.CHECKPOINT_PATTERN)) if replace else []
@@ -153,8 +159,12 @@ class Checkpoints:
             ValueError: If it cannot be read.
         """
         state = self._state()
+        if self._averaged:
+            state["trained"] = {name: weight.clone() for name, weight in state["trained"].items()}
         load_tensors(state, folder)
         self._model.load_state_dict(state["model"])
+        for name, (weight, _) in self._averaged.items():
+            weight.copy_(state["trained"][name])
         self._optimizer.load_state_dict(state["optimizer"])
         return read_progress(folder)
 
@@ -164,7 +174,11 @@ class Checkpoints:
         self.load(self._folder / self._best)
 
     def _state(self) -> dict[str, Any]:
-        return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        state: dict[str, Any] = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        if self._averaged:
+            state["model"].update({name: average for name, (_, average) in self._averaged.items()})
+            state["trained"] = {name: weight for name, (weight, _) in self._averaged.items()}
+        return state
 
     def _publish(
         self,

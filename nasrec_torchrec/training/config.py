@@ -13,6 +13,7 @@ _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
     *("sharding_type", "table_memory", "pipeline", "quantized_comms", "profile", "accumulate"),
 )
+_LATER: dict[str, Any] = {"ema_decay": None}
 Monitor = Literal["log_loss", "auc"]
 Optimizer = Literal["adagrad", "adam"]
 RecipeName = Literal["fitted", "paper"]
@@ -47,6 +48,10 @@ class TrainFlags:
         adagrad_eps: constant that is added to Adagrad's denominator.
         gradient_clip: largest norm of the dense part's gradient. The tables are updated during the backward pass,
             unclipped.
+        ema_decay: decay of an exponential moving average of the dense part's weights, such as 0.999, which averages
+            about the last 1,000 steps. Validation, the choice of the best epoch, checkpoints and exports take the
+            average in place of the weights, while training goes on with these. The tables, which change where rows are
+            looked up, are not averaged. If unset, nothing is averaged. Not available for a supernet.
         seed: seed of the initial weights, the order of the rows and the sampled paths.
         strategy: how a supernet samples its path.
         full_path_steps: number of steps over which the probability of a supernet's full path decays from 1 to 0. If
@@ -94,6 +99,7 @@ class TrainFlags:
     dropout: float = 0.0
     adagrad_eps: float = 1e-2
     gradient_clip: float = 5.0
+    ema_decay: float | None = None
     seed: int = 0
     strategy: Strategy = "single_operator_any_connection"
     full_path_steps: int | None = None
@@ -128,6 +134,8 @@ class TrainFlags:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected 0 or a positive number, found {value}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay: expected more than 0 and less than 1, found {self.ema_decay}")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction: expected 0..1, found {self.warmup_fraction}")
         if self.profile is not None:
@@ -158,7 +166,9 @@ class TrainConfig(TrainFlags):
 
 def settings_of(config: TrainConfig) -> dict[str, Any]:
     """Returns the settings that a resumed run must share with its beginning."""
-    return {name: value for name, value in asdict(config).items() if name not in _FREE}
+    settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    # What earlier versions did not have, and runs of theirs did not use.
+    return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
 
 
 def parse_steps(text: str) -> range:

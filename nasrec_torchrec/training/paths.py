@@ -68,6 +68,8 @@ class SampledPaths:
             raise ValueError("compile: a supernet's paths change from step to step; only a fixed model is compiled")
         if config.dropout:
             raise ValueError(f"dropout: expected 0 for a supernet, found {config.dropout}")
+        if config.ema_decay is not None:
+            raise ValueError("ema_decay: expected none for a supernet, whose steps touch the active path alone")
         if config.optimizer == "adam":
             raise ValueError("optimizer: a supernet is trained with adagrad, whose steps touch the active path alone")
         self._supernet, self._config = supernet, config

@@ -12,6 +12,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
+from nasrec_torchrec.training.averaging import DenseAverage
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.guard import StepGuard
 from nasrec_torchrec.training.paths import Paths
@@ -50,6 +51,11 @@ class TrainingStep:
         dense = dict(in_backward_optimizer_filter(dmp.named_parameters()))
         self.dense_optimizer = KeyedOptimizerWrapper(dense, paths.make_optimizer)
         self.optimizer = CombinedOptimizer([dmp.fused_optimizer, self.dense_optimizer])
+        self.average: DenseAverage | None = None
+        if config.ema_decay is not None:
+            # With Adam, the tables are dense parameters too.
+            above = {name: parameter for name, parameter in dense.items() if "sparse_arch." not in name}
+            self.average = DenseAverage(above, config.ema_decay)
         self.gradient_norm = torch.tensor(0.0)
         self.bytes_reduced = 0
         self.start_epoch()
@@ -116,6 +122,8 @@ class TrainingStep:
         if self._guard.agree(self._task.loss, self.gradient_norm):
             self._guard.finish_backward()
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update()
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -225,6 +226,7 @@ class Trainer:
                 self.step.optimizer,
                 config.keep_checkpoints,
                 replace=from_scratch,
+                averaged=None if self.step.average is None else self.step.average.pairs,
             ) as checkpoints,
         ):
             found = None if from_scratch else checkpoints.newest()
@@ -277,7 +279,8 @@ class Trainer:
     def _predict(self, data: ClickFiles) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns logits, labels and, if there are some, weights of all rows of a split, in order, on every rank."""
         self.description.require_fits(data)
-        predicted = predict_on_ranks(self.dmp, data, 8 * self.config.batch_size, self.device)
+        with nullcontext() if self.step.average is None else self.step.average.in_use():
+            predicted = predict_on_ranks(self.dmp, data, 8 * self.config.batch_size, self.device)
         return *predicted, row_weights(data)
 
     def _ended(self, reader: TrainingReader) -> bool:
@@ -386,6 +389,8 @@ class Trainer:
         checkpoints.resume(folder, None if best is None else best["step"])
         for part in (self.progress, self.paths, self.learning_rate):
             part.load_state_dict(state)
+        if self.step.average is not None:
+            self.step.average.resume(self.progress.step - self.progress.skipped_steps)
         if self.rank == 0:
             step, total = self.progress.step, self.progress.total_steps
             print(f"{self.run_dir}: resumes from step {step} of {total}", file=sys.stderr)

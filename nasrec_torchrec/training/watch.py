@@ -17,6 +17,8 @@ _PATIENCE, _SUPERNET_PATIENCE = 0.1, 0.3
 _EXPLOSION = 100.0
 # Numbers of standard deviations: of an AUC from .5 that may be chance.
 _CHANCE = 2.0
+# Share of an average that may be the weights of the first step.
+_LEFT = 0.05
 # Tables that a warning names.
 _SHOWN = 10
 
@@ -47,6 +49,14 @@ class TrainingWatch:
 
     def at_start(self) -> list[str]:
         """Returns warnings about settings that the run cannot honour."""
+        decay = self._config.ema_decay
+        if decay is not None and self._total_steps and (left := decay**self._total_steps) > _LEFT:
+            return self._say(
+                "ema_decay",
+                f"ema_decay: the run has only {self._total_steps:,} steps, after which {left:.0%} of the average is "
+                f"still the weights of its first step; set it to {max(0.1, 1 - 10 / self._total_steps):.4g}, or train "
+                "for more epochs",
+            )
         steps = self._config.full_path_steps
         if self._supernet and steps > self._total_steps > 0:
             left = 1 - self._total_steps / steps
