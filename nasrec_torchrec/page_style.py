@@ -24,7 +24,8 @@ caption { text-align: left; padding-bottom: .3rem }
 td, th { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; font-size: .9rem;
   vertical-align: top; font-weight: normal }
 thead th { font-weight: 600 }
-.n { text-align: right; font-variant-numeric: tabular-nums }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+@media (max-width: 40rem) { td, tbody th { white-space: nowrap } }
 dt { font-weight: 600 }
 dd { margin: 0 0 .4rem 1rem }
 """
@@ -85,17 +86,31 @@ def calibration_curve(deciles: Sequence[dict[str, float]], description: str) -> 
         deciles: ``rows``, ``prediction`` and ``click_rate`` of each part of the rows.
         description: what the drawing shows, for those who cannot see it.
     """
-    size, edge = 340, 60
     most = max(max(part["prediction"], part["click_rate"]) for part in deciles) or 1.0
+    points = [(part["prediction"], part["click_rate"]) for part in deciles]
+    return _curve(points, most, ("mean predicted probability", "click rate"), description, dots=True)
+
+
+def roc_drawing(points: Sequence[Sequence[float]], description: str) -> str:
+    """Draws a ROC curve as SVG in the colours of the page.
+
+    Args:
+        points: share of the other rows and share of the clicks at each threshold.
+        description: what the drawing shows, for those who cannot see it.
+    """
+    return _curve(points, 1.0, ("share of the other rows above a threshold", "share of the clicks"), description)
+
+
+def _curve(
+    points: Sequence[Sequence[float]], most: float, titles: tuple[str, str], description: str, dots: bool = False
+) -> str:
+    """Draws a line and the diagonal in a square from 0 to ``most``, with the titles of both axes."""
+    size, edge = 340, 60
     span = size - 2 * edge
-
-    def place(part: dict[str, float]) -> tuple[float, float]:
-        return edge + span * part["prediction"] / most, size - edge - span * part["click_rate"] / most
-
-    points = [place(part) for part in deciles]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dots = "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='currentColor'/>" for x, y in points)
     low, high = edge, size - edge
+    placed = [(low + span * x / most, high - span * y / most) for x, y in points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+    circles = "".join(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='currentColor'/>" for x, y in placed if dots)
     ticks = "".join(
         f"<text x='{low + span * share:.0f}' y='{high + 16}' text-anchor='middle'>{most * share:.2g}</text>"
         f"<text x='{low - 6}' y='{high - span * share + 4:.0f}' text-anchor='end'>{most * share:.2g}</text>"
@@ -106,9 +121,9 @@ def calibration_curve(deciles: Sequence[dict[str, float]], description: str) -> 
         f"fill='currentColor'><title>{escape(description)}</title>"
         f"<path d='M{low} {low}V{high}H{high}' fill='none' stroke='currentColor'/>"
         f"<path d='M{low} {high}L{high} {low}' stroke='currentColor' stroke-dasharray='4 4' opacity='.6'/>"
-        f"<polyline points='{line}' fill='none' stroke='currentColor' stroke-width='2'/>{dots}{ticks}"
-        f"<text x='{size / 2}' y='{size - 10}' text-anchor='middle'>mean predicted probability</text>"
-        f"<text transform='translate(12 {size / 2}) rotate(-90)' text-anchor='middle'>click rate</text></svg>"
+        f"<polyline points='{line}' fill='none' stroke='currentColor' stroke-width='2'/>{circles}{ticks}"
+        f"<text x='{size / 2}' y='{size - 10}' text-anchor='middle'>{escape(titles[0])}</text>"
+        f"<text transform='translate(12 {size / 2}) rotate(-90)' text-anchor='middle'>{escape(titles[1])}</text></svg>"
     )
 
 

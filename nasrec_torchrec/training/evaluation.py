@@ -22,6 +22,7 @@ from nasrec_torchrec.datasets.split_counts import FEWEST, SplitCounts
 from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
 from nasrec_torchrec.metrics.calibration import Calibration, calibration, confidence
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics, weight_shares
+from nasrec_torchrec.metrics.roc import roc_curve
 from nasrec_torchrec.training.column_importance import IMPORTANCE_COLUMNS, ColumnImportance
 
 # Values of a sliced column that have a line of their own, the most frequent ones; and parts of a column of numbers.
@@ -79,6 +80,7 @@ class Evaluation(ClickMetrics):
         auc_interval: half the width of a 95 % interval of the AUC over rows; None where there is no AUC.
         calibration: predicted probabilities beside click rates.
         slices: metrics of slices of the rows by column.
+        roc: points of the ROC curve, see :func:`~nasrec_torchrec.metrics.roc.roc_curve`.
         importance: what shuffling each column costs, the most important one first; empty if it was not asked for.
         weight: column of the rows' weights, by which all metrics are weighted; None if the rows count alike.
     """
@@ -86,6 +88,7 @@ class Evaluation(ClickMetrics):
     auc_interval: float | None
     calibration: Calibration
     slices: dict[str, tuple[Slice, ...]]
+    roc: tuple[tuple[float, float], ...] = ()
     importance: tuple[ColumnImportance, ...] = ()
     weight: str | None = None
 
@@ -168,10 +171,27 @@ def evaluation(
         **asdict(metrics),
         auc_interval=_interval(metrics, labels, weights),
         calibration=calibration(logits, labels, weights),
+        roc=roc_curve(logits, labels, weights),
         slices=found,
         importance=shuffled,
         weight=weight,
     )
+
+
+def sliced_feature(schema: Schema, column: str) -> DenseFeature | SparseFeature:
+    """Returns the feature by whose values rows are divided.
+
+    Raises:
+        ValueError: If there is no such feature, or it has several values a row.
+    """
+    every: list[DenseFeature | SparseFeature] = [*schema.dense, *schema.sparse]
+    features = {feature.name: feature for feature in every}
+    if column not in features:
+        raise ValueError(f"slice: expected a feature of the data, found '{column}'; it has {', '.join(features)}")
+    feature = features[column]
+    if isinstance(feature, SparseFeature) and feature.multi_hot:
+        raise ValueError(f"slice: '{column}' has several values a row; expected a feature with one")
+    return feature
 
 
 def slices_of(folder: Path, files: ClickFiles, schema: Schema, column: str) -> list[tuple[str, Tensor]]:
@@ -186,13 +206,7 @@ def slices_of(folder: Path, files: ClickFiles, schema: Schema, column: str) -> l
     Raises:
         ValueError: If there is no such feature, or it has several values a row.
     """
-    every: list[DenseFeature | SparseFeature] = [*schema.dense, *schema.sparse]
-    features = {feature.name: feature for feature in every}
-    if column not in features:
-        raise ValueError(f"slice: expected a feature of the data, found '{column}'; it has {', '.join(features)}")
-    feature = features[column]
-    if isinstance(feature, SparseFeature) and feature.multi_hot:
-        raise ValueError(f"slice: '{column}' has several values a row; expected a feature with one")
+    feature = sliced_feature(schema, column)
     files.verify()
     read = values.plain(pa.concat_tables([pq.read_table(file, columns=[column]) for file in files.files])[column])
     found = read.to_numpy(zero_copy_only=False)

@@ -1,14 +1,15 @@
 """The evaluation of a model as one page that needs no other file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from nasrec_torchrec import page_style
-from nasrec_torchrec.page_style import bars, calibration_curve, table
+from nasrec_torchrec.page_style import bars, calibration_curve, roc_drawing, table
 from nasrec_torchrec.training.column_importance import IMPORTANCE_COLUMNS, ColumnImportance
-from nasrec_torchrec.training.evaluation import DECILE_COLUMNS, FEW_NOTE, SLICE_COLUMNS, Evaluation
+from nasrec_torchrec.training.evaluation import DECILE_COLUMNS, FEW_NOTE, SLICE_COLUMNS, Evaluation, Slice
 
 # Bars of a picture; a table below it has all columns.
 _BARS = 20
@@ -46,12 +47,44 @@ def page(found: Evaluation, model: str, data: str, split: str) -> str:
         calibration_curve(curve, f"Click rate over mean prediction by decile: {text}"),
         table("Calibration by decile of the prediction", DECILE_COLUMNS, found.deciles),
     ]
-    for column, slices in found.slices.items():
-        sections.append(f"<h2>By {escape(column)}</h2>")
-        sections.append(table(f"Metrics by {column}", [column, *SLICE_COLUMNS], [part.cells for part in slices]))
-        sections += [f"<p>{escape(FEW_NOTE)}.</p>"] * any(part.few for part in slices)
+    sections += roc_sections(found.roc, found.auc, split)
+    sections += slice_sections(found.slices, split)
     sections += importance_sections(found.importance, split)
     return page_style.page("nasrec evaluate", "\n".join(sections))
+
+
+def roc_sections(points: Sequence[Sequence[float]], auc: float | None, split: str) -> list[str]:
+    """Returns the ROC curve as a part of a page; nothing if there is none."""
+    if not points or auc is None:
+        return []
+    found = ", ".join(
+        f"{_share_of_clicks(points, share):.0%} of the clicks in {share:.0%}" for share in (0.1, 0.3, 0.5)
+    )
+    return [
+        f"<h2>ROC curve</h2><p>On the {escape(split)} split: which share of the clicks is above a threshold, over "
+        "the share of the other rows that are above it too. Guessing would follow the dashed line; the area below the "
+        f"curve is the AUC, {auc:.4f}.</p>",
+        roc_drawing(points, f"ROC curve with an area of {auc:.4f}: {found} of the other rows"),
+    ]
+
+
+def _share_of_clicks(points: Sequence[Sequence[float]], others: float) -> float:
+    """Returns the share of the clicks at a share of the other rows, between two points on a line."""
+    for (x, y), (right, above) in pairwise(points):
+        if right >= others:
+            return y + (above - y) * (others - x) / (right - x) if right > x else above
+    return 1.0
+
+
+def slice_sections(found: Mapping[str, Sequence[Slice]], split: str) -> list[str]:
+    """Returns the metrics of slices of the rows as a part of a page; nothing if none were asked for."""
+    sections = []
+    for column, slices in found.items():
+        sections.append(f"<h2>By {escape(column)}</h2>")
+        caption = f"Metrics by {column}, on the {split} split"
+        sections.append(table(caption, [column, *SLICE_COLUMNS], [part.cells for part in slices]))
+        sections += [f"<p>{escape(FEW_NOTE)}.</p>"] * any(part.few for part in slices)
+    return sections
 
 
 def importance_sections(found: Sequence[ColumnImportance], split: str) -> list[str]:

@@ -40,7 +40,7 @@ from nasrec_torchrec.search.race.trial import Trial
 from nasrec_torchrec.training.jobs import evaluate
 from nasrec_torchrec.training.trainer import Trainer
 
-_CONFIG = RaceConfig(trials=12, epochs=5, final_seeds=2, finalists=2, max_features=2, quiet=True)
+_CONFIG = RaceConfig(trials=12, epochs=5, final_seeds=2, finalists=2, max_features=2, slice=("shop",), quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,9 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert [row["log_loss"] for row in others] == sorted((row["log_loss"] for row in others), reverse=True)
     page = (out / "report.html").read_text()
     assert page.index("Winner: ") < page.index("Calibration of") < page.index("Importance") < page.index("Leaderboard")
+    parts = results["measured"]["winner"]["slices"]["columns"]["shop"]
+    assert sum(part["metrics"]["rows"] for part in parts) == results["rows"]["test"]
+    assert "ROC curve with an area of" in page and "aria-label='Metrics by shop, on the test split'" in page
     important = {one["column"]: one["log_loss"] for one in results["measured"]["winner"]["importance"]}
     assert set(important) <= {"user", "item", "shop", *(feature.name for feature in load_schema(data).dense)}
     assert min(important["user"], important["item"]) > 0.01
@@ -248,6 +251,11 @@ def test_a_trial_that_cannot_be_trained_spoils_no_other(data: Path, tmp_path: Pa
         auto(data, tmp_path / "all", config)
     with pytest.raises(ValueError, match="the first 10 trials failed, and none was trained; the last one: its tables"):
         auto(data, tmp_path / "many", replace(config, trials=None, budget="1h", epochs=None))
+
+
+def test_a_column_that_cannot_be_sliced_is_refused_before_the_race(data: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="slice: expected a feature of the data, found 'shops'"):
+        auto(data, tmp_path, replace(_CONFIG, slice=("shops",)))
 
 
 def test_limits_that_no_architecture_meets_are_refused(data: Path, tmp_path: Path):

@@ -45,6 +45,8 @@ class RaceConfig:
             trained, nor is one whose full training would take more than a tenth of the budget.
         final_fit: whether to train the winner once more, on the rows of the training and the validation split together,
             for as many epochs as were best; that model is then the result.
+        slice: columns by whose values the report divides the rows that are read last, with the winner's metrics of each
+            part; numbers are divided into five parts.
         quiet: whether to print only the verdict.
     """
 
@@ -66,6 +68,7 @@ class RaceConfig:
     trees: bool | None = None
     step_limit: float = 4.0
     final_fit: bool = False
+    slice: tuple[str, ...] = ()
     quiet: bool = False
 
     def __post_init__(self) -> None:

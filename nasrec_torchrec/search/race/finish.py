@@ -35,6 +35,7 @@ from nasrec_torchrec.search.race.tree import measure_tree, read_tree
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.race.verdict import verdict
 from nasrec_torchrec.training.column_importance import column_importances
+from nasrec_torchrec.training.evaluation import evaluation, slices_of
 
 _FORMAT = "nasrec-torchrec/race/1"
 # Rows and repeats by which the importance of the winner's columns is measured, within a few seconds.
@@ -98,6 +99,7 @@ def finish(
         for name, entry in compared(may_win).items()
     }
     _compare(measured, losses)
+    measured["winner"] |= _parts(best, config, data, predictions)
     measured["winner"]["importance"] = _importance(best, data, predictions.folder(best))
     together = None if final is not None else _ensemble(best, may_win, config, data, predictions)
     tree = _measured_tree(data, out)
@@ -287,6 +289,23 @@ def _ensemble(
             found[split] = asdict(click_metrics(*together))
             found["difference"] = asdict(difference([row_losses(*together)], [row_losses(*each[0])]))
     return found
+
+
+def _parts(best: Entry, config: RaceConfig, data: RaceData, predictions: _Predictions) -> dict[str, Any]:
+    """How the winner ranks the rows that are read last, and how good it is on parts of them."""
+    split = "test" if data.rows("test") else "validation"
+    folder = data.folders[0]
+    files = open_split(folder, split)
+    divided = {column: slices_of(folder, files, files.schema, column) for column in config.slice}
+    logits, labels, weights = predictions.of(best, split)
+    found = evaluation(logits, labels, divided, weights=weights)
+    return {
+        "roc": {"split": split, "auc": found.auc, "points": found.roc},
+        "slices": {
+            "split": split,
+            "columns": {name: [asdict(p) for p in parts] for name, parts in found.slices.items()},
+        },
+    }
 
 
 def _importance(best: Entry, data: RaceData, folder: Path) -> list[dict[str, Any]]:

@@ -7,11 +7,13 @@ from html import escape
 from typing import Any
 
 from nasrec_torchrec import page_style
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.page_style import calibration_curve, table
 from nasrec_torchrec.search.race.leaderboard import span
 from nasrec_torchrec.search.race.trial import columns_text
 from nasrec_torchrec.training.column_importance import ColumnImportance
-from nasrec_torchrec.training.evaluation_page import importance_sections
+from nasrec_torchrec.training.evaluation import Slice
+from nasrec_torchrec.training.evaluation_page import importance_sections, roc_sections, slice_sections
 
 _PICTURED = (
     "Left: validation log loss of every trial over the seconds of training, and the best so far. Right: validation log "
@@ -41,6 +43,8 @@ def page(results: Mapping[str, Any]) -> str:
         f"<p>{len(results['trials'])} trials in {span(results['seconds'])}, on {rows['train']:,} rows to train on, "
         f"{rows['validation']:,} that decided, and {rows['test']:,} that were read once, at the end.</p>",
         *_calibration(results["measured"]["winner"]),
+        *_roc(results["measured"]["winner"]),
+        *_slices(results["measured"]["winner"]),
         *_importance(results["measured"]["winner"]),
         "<h2>The race</h2>",
         f"<img alt='{_PICTURED}' src='data:image/png;base64,{picture}'>",
@@ -106,16 +110,7 @@ def page(results: Mapping[str, Any]) -> str:
                 for row in results["sources"]
             ],
         ),
-        "<h2>How far early losses can be trusted</h2><p>Kendall's tau of the losses after a share of a full training "
-        "with the final ones, over the trainings that ran to their end.</p>",
-        table(
-            "Kendall's tau by the share of a training",
-            ["trainings", *next(iter(results["fidelity"].values()), {})],
-            [
-                [kind, *("" if tau is None else f"{tau:.2f}" for tau in taus.values())]
-                for kind, taus in results["fidelity"].items()
-            ],
-        ),
+        *_fidelity(results["fidelity"]),
     ]
     return page_style.page("nasrec auto", "\n".join(sections))
 
@@ -135,11 +130,32 @@ def _calibration(winner: Mapping[str, Any]) -> list[str]:
     ]
     return [
         f"<h2>Calibration of the winner</h2><p>On the {found['split']} split: {text}. Each point is a tenth of the "
-        "rows; on the dashed line, probabilities are what is observed. <code>nasrec evaluate --slice COLUMN</code> "
-        "shows the same for parts of the rows.</p>",
+        "rows; on the dashed line, probabilities are what is observed.</p>",
         calibration_curve(found["deciles"], f"Click rate over mean prediction by decile: {text}"),
         table("Calibration by decile of the prediction", ["decile", "rows", "mean prediction", "click rate"], rows),
     ]
+
+
+def _roc(winner: Mapping[str, Any]) -> list[str]:
+    """How the winner ranks the rows."""
+    found = winner.get("roc")
+    return roc_sections(found["points"], found["auc"], found["split"]) if found else []
+
+
+def _slices(winner: Mapping[str, Any]) -> list[str]:
+    """How good the winner is on parts of the rows."""
+    found = winner.get("slices")
+    if not found:
+        return []
+    read = {
+        column: [
+            Slice(**part | {"metrics": ClickMetrics(**part["metrics"])})
+            for part in parts
+            if part["metrics"]["log_loss"] is not None  # it was no number
+        ]
+        for column, parts in found["columns"].items()
+    }
+    return slice_sections(read, found["split"])
 
 
 def _importance(winner: Mapping[str, Any]) -> list[str]:
@@ -170,6 +186,24 @@ def _features(features: Mapping[str, Any]) -> list[str]:
                     "rejected" if judged["verdict"] == "open" else judged["verdict"],
                 ]
                 for judged in features["judged"]
+            ],
+        ),
+    ]
+
+
+def _fidelity(fidelity: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """How well early losses order the final ones, where enough trainings ran to their end to tell."""
+    if not fidelity:
+        return []
+    return [
+        "<h2>How far early losses can be trusted</h2><p>Kendall's tau of the losses after a share of a full training "
+        "with the final ones, over the trainings that ran to their end.</p>",
+        table(
+            "Kendall's tau by the share of a training",
+            ["trainings", *next(iter(fidelity.values()))],
+            [
+                [kind, *("" if tau is None else f"{tau:.2f}" for tau in taus.values())]
+                for kind, taus in fidelity.items()
             ],
         ),
     ]

@@ -51,6 +51,7 @@ from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.training.column_importance import column_importances
+from nasrec_torchrec.training.evaluation import sliced_feature
 from nasrec_torchrec.training.guard import DivergedError
 
 # What remains of a budget for the last measurements and the report: so many seconds and what reading the rows takes,
@@ -146,6 +147,8 @@ class _Race:
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
         if not all(self.rows.values()):
             raise ValueError(f"{data}: expected rows to train and to validate on, found {self.rows}")
+        for column in config.slice:
+            sliced_feature(self.base, column)
         if config.final_fit:
             check_final_fit(self.data)
         self.trees = trees_are_installed() if config.trees is None else config.trees
@@ -153,7 +156,7 @@ class _Race:
             raise ValueError("trees: LightGBM is not installed; install nasrec-torchrec[trees], or choose false")
         described = asdict(config) | {"trees": self.trees}
         # What may change between a kill and the next start.
-        for name in ("budget", "trials", "quiet"):
+        for name in ("budget", "trials", "slice", "quiet"):
             del described[name]
         settings = {"data": sha256(data / MANIFEST), "config": described, "limits": asdict(limits)}
         if code := code_of(COMMAND.plugins):
