@@ -2,7 +2,8 @@
 
 TRAINING = {
     "Model": (
-        *("architecture", "use_layernorm", "embedding_dim", "drop_features", "init_from", "init_data", "from_scratch"),
+        *("architecture", "use_layernorm", "embedding_dim", "drop_features", "init_from", "init_data", "freeze"),
+        *("from_scratch",),
     ),
     "Baseline": ("kind", "dense_layers", "over_layers", "cross_layers", "cross_rank"),
     "Search space of a supernet, and how its paths are drawn": (

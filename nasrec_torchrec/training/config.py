@@ -13,7 +13,8 @@ _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
     *("sharding_type", "table_memory", "pipeline", "quantized_comms", "profile", "accumulate"),
 )
-_LATER: dict[str, Any] = {"ema_decay": None}
+_LATER: dict[str, Any] = {"ema_decay": None, "freeze": None}
+FrozenPart = Literal["tables", "interaction"]
 Monitor = Literal["log_loss", "auc"]
 Optimizer = Literal["adagrad", "adam"]
 RecipeName = Literal["fitted", "paper"]
@@ -52,6 +53,9 @@ class TrainFlags:
             about the last 1,000 steps. Validation, the choice of the best epoch, checkpoints and exports take the
             average in place of the weights, while training goes on with these. The tables, which change where rows are
             looked up, are not averaged. If unset, nothing is averaged. Not available for a supernet.
+        freeze: part of the model that keeps the weights of the earlier run that the training begins with: the embedding
+            ``tables``, or the ``interaction`` part, which is everything above them. The other part is trained. A part
+            with anything new in it is refused, except for rows of tables, which keep their initial weights.
         seed: seed of the initial weights, the order of the rows and the sampled paths.
         strategy: how a supernet samples its path.
         full_path_steps: number of steps over which the probability of a supernet's full path decays from 1 to 0. If
@@ -100,6 +104,7 @@ class TrainFlags:
     adagrad_eps: float = 1e-2
     gradient_clip: float = 5.0
     ema_decay: float | None = None
+    freeze: FrozenPart | None = None
     seed: int = 0
     strategy: Strategy = "single_operator_any_connection"
     full_path_steps: int | None = None
@@ -136,6 +141,10 @@ class TrainFlags:
                 raise ValueError(f"{name}: expected 0 or a positive number, found {value}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected more than 0 and less than 1, found {self.ema_decay}")
+        if self.freeze not in (None, "tables", "interaction"):
+            raise ValueError(f"freeze: expected tables or interaction, found {self.freeze!r}")
+        if self.ema_decay is not None and self.freeze == "interaction":
+            raise ValueError("ema_decay: expected none with freeze interaction, whose weights do not change")
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction: expected 0..1, found {self.warmup_fraction}")
         if self.profile is not None:

@@ -24,10 +24,15 @@ class StepGuard:
 
     TorchRec updates the tables during the backward pass. So that the ranks can decide before that, the backward pass
     stops at the embedded features (:meth:`hold`) and continues into the tables (:meth:`finish_backward`) once all
-    ranks agree that the step counts. Tables that the dense optimizer updates need not be held back.
+    ranks agree that the step counts. Tables that the dense optimizer updates need not be held back. Those that are
+    frozen get no gradient.
+
+    Args:
+        frozen_tables: whether the backward pass ends at the embedded features for good.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, frozen_tables: bool = False) -> None:
+        self._frozen_tables = frozen_tables
         self.skip = False
         # The signal that asked one of the ranks to end, or 0.
         self.stop = 0
@@ -51,8 +56,8 @@ class StepGuard:
         Returns:
             The parts ``(B / parts, ...)``, through which gradients go no further.
         """
-        if not embedded.requires_grad:
-            return embedded.tensor_split(parts)
+        if self._frozen_tables or not embedded.requires_grad:
+            return embedded.detach().tensor_split(parts)
         leaves = tuple(part.requires_grad_() for part in embedded.detach().tensor_split(parts))
         self._held = embedded, leaves
         return leaves

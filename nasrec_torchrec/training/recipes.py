@@ -68,7 +68,7 @@ def fitted(
     if rate is None:
         rate = rates[0] if rates else 1e-3 if optimizer == "adam" else 0.12 if many else 0.05
     if penalty is None:
-        penalty = _ADAM_L2 if optimizer == "adam" else 0.0
+        penalty = _ADAM_L2 if optimizer == "adam" and flags.freeze != "tables" else 0.0
     if full_path_steps is None:
         full_path_steps = min(TrainConfig.full_path_steps, steps // 4) if supernet else 0
     chosen: dict[str, Any] = {

@@ -105,7 +105,7 @@ class Trainer:
         self.device = device
         self.progress = Progress()
         self.learning_rate = LearningRate(config)
-        self.guard = StepGuard()
+        self.guard = StepGuard(frozen_tables=config.freeze == "tables")
         self._skipped_in_a_row = 0
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._slow = check_precision(config.precision, device)
@@ -126,12 +126,20 @@ class Trainer:
                 table.init_fn = partial(nn.init.normal_, std=config.embedding_std)
             tables.reset_parameters()
         if initial is not None:
-            self._copied = initial.copy_into(self.model, description)
+            self._copied = initial.copy_into(self.model, description, config.freeze)
+        elif config.freeze is not None:
+            raise ValueError(f"freeze: {config.freeze} needs init_from, the earlier run whose weights are kept")
+        if config.freeze == "tables" and description.schema.dynamic:
+            raise ValueError("freeze: tables cannot be those of dynamic ids, which are given rows as they are read")
+        if config.freeze == "interaction":
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_("sparse_arch." in f".{name}")
         if config.optimizer == "adagrad":
             options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
             apply_optimizer_in_backward(torch.optim.Adagrad, tables.parameters(), options)
-            if config.accumulate == 1:  # otherwise the task asks the guard
-                self.model.sparse_arch.register_forward_hook(self.guard.hold)
+        held = config.optimizer == "adagrad" or config.freeze == "tables"
+        if held and config.accumulate == 1:  # otherwise the task asks the guard
+            self.model.sparse_arch.register_forward_hook(self.guard.hold)
         if config.dropout:
             add_dropout(self.model, config.dropout)
         if config.compile:
@@ -149,9 +157,9 @@ class Trainer:
             table_memory=config.table_memory,
         )
         self.step = TrainingStep(self.dmp, self.task, self.paths, self.guard, config, self.rank, device)
-        self._table_gradients: TableGradients | None = TableGradients(
-            self.dmp, tables, config.optimizer == "adam", device
-        )
+        self._table_gradients: TableGradients | None = None
+        if config.freeze != "tables":
+            self._table_gradients = TableGradients(self.dmp, tables, config.optimizer == "adam", device)
         self._steps_seen = 0
 
     def train(

@@ -27,6 +27,11 @@ from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import read_text
 from nasrec_torchrec.runs.fingerprint import digest
 from nasrec_torchrec.runs.names import DIGESTS
+from nasrec_torchrec.training.config import FrozenPart
+
+_NEW = "dense part: new"
+_FROZEN_PARTS = {"tables": "tables; a row that is new keeps its initial weights", "interaction": "dense part"}
+_FROZEN = "freeze: {} would keep random weights that {} has not trained: {}"
 
 
 @dataclass(frozen=True)
@@ -52,18 +57,22 @@ class WarmStart:
         return {"init_from": digest(read_text(kept_checkpoint(self.run) / DIGESTS))}
 
     @torch.no_grad()
-    def copy_into(self, model: ClickModel, description: ModelDescription) -> list[str]:
+    def copy_into(
+        self, model: ClickModel, description: ModelDescription, freeze: FrozenPart | None = None
+    ) -> list[str]:
         """Copies weights into a model that is not sharded.
 
         Args:
             model: The new model, with initial weights.
             description: What it is.
+            freeze: The part that will not be trained.
 
         Returns:
             Lines that say what was copied and what is new.
 
         Raises:
-            ValueError: If the earlier run cannot be read, or the words of its dictionaries are needed and not found.
+            ValueError: If the earlier run cannot be read, the words of its dictionaries are needed and not found, or a
+                table or weight of the part that will not be trained is new.
         """
         theirs, earlier = load_model(self.run)
         lines = [f"warm start from {self.run}"]
@@ -80,6 +89,8 @@ class WarmStart:
             name, feature = safe_name(table), features[0]
             if table not in their_tables:
                 lines.append(f"table {table}: new")
+                if freeze == "tables":
+                    raise ValueError(_FROZEN.format("tables", self.run, lines[-1]))
                 continue
             weight, old = tables[name].weight, earlier_tables[name].weight
             sums = dict(theirs.dictionaries), my_sums
@@ -89,6 +100,8 @@ class WarmStart:
             if isinstance(rows, str):
                 renumbered.update(feature.name for feature in features)
                 lines.append(f"table {table}: new, because {rows}")
+                if freeze == "tables":
+                    raise ValueError(_FROZEN.format("tables", self.run, lines[-1]))
                 continue
             known = rows >= 0
             if not torch.equal(rows, torch.arange(len(rows))):
@@ -100,7 +113,12 @@ class WarmStart:
                 weight[: len(rows)][~known] = old[UNKNOWN]
             copied = int(known.sum())
             lines.append(f"table {table}: {copied:,} of {len(weight):,} rows copied, {len(weight) - copied:,} new")
-        return lines + self._copy_dense(model, description, earlier, theirs)
+        of_dense = self._copy_dense(model, description, earlier, theirs)
+        if freeze == "interaction" and (new := [line for line in of_dense if line.startswith(_NEW)]):
+            more = f", and {len(new) - 1} more weights" if len(new) > 1 else ""
+            raise ValueError(_FROZEN.format("interaction", self.run, new[0]) + more)
+        kept = [] if freeze is None else [f"frozen: {_FROZEN_PARTS[freeze]}"]
+        return [*lines, *of_dense, *kept]
 
     def _rows(
         self,
@@ -149,13 +167,13 @@ class WarmStart:
         model: ClickModel, description: ModelDescription, earlier: ClickModel, theirs: ModelDescription
     ) -> list[str]:
         if (description.interaction, description.use_layernorm) != (theirs.interaction, theirs.use_layernorm):
-            return ["dense part: new, because it is another model"]
+            return [f"{_NEW}, because it is another model"]
         inputs = [_inputs(one) for one in (description, theirs)]
         same = inputs[0] == inputs[1]
         if not same and not isinstance(model, NASRecNet):
-            return ["dense part: new, because the features are others"]
+            return [f"{_NEW}, because the features are others"]
         if description.schema.embedding_dim != theirs.schema.embedding_dim:
-            return ["dense part: new, because embedding_dim is another"]
+            return [f"{_NEW}, because embedding_dim is another"]
         old = {name: value for name, value in earlier.state_dict().items() if not _is_table(name)}
         # Where only the names differ, a layer may have a weight for each feature, by its position.
         replaced = not same and list(map(len, inputs[0])) == list(map(len, inputs[1]))
@@ -176,7 +194,7 @@ class WarmStart:
             if not done:
                 new.append(name)
         lines = [f"dense part: {copied:,} of {copied + len(new):,} weights copied"]
-        return lines + [f"dense part: new: {name}" for name in new]
+        return lines + [f"{_NEW}: {name}" for name in new]
 
 
 def _inputs(description: ModelDescription) -> tuple[list[str], list[str]]:

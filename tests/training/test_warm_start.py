@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,14 @@ from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.prepared import load_schema
+from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
+from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.training.config import TrainConfig
+from nasrec_torchrec.training.trainer import Trainer
 from nasrec_torchrec.training.warm_start import WarmStart
 
 ARCHITECTURE = SMALL_SPACE.sample(torch.Generator().manual_seed(3))
@@ -143,3 +147,42 @@ def test_the_command_begins_where_yesterday_ended_and_remembers_it(days: tuple[P
         assert lost.returncode == 2 and "pass --init_data with its folder" in lost.stderr, lost.stderr
     finally:
         first.with_name("moved").rename(first)
+
+
+@pytest.mark.parametrize("part", ["tables", "interaction"])
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"optimizer": "adam", "embedding_l2": 0.01}], ids=str)
+def test_a_frozen_part_stays_and_the_other_one_learns(
+    days: tuple[Path, Path, Path, Path], one_rank: None, tmp_path: Path, part: str, changes: dict[str, Any]
+):
+    first, _, run, _ = days
+    config = TrainConfig(epochs=1, batch_size=100, learning_rate=0.01, freeze=part, **changes)
+    description = ModelDescription(load_schema(first), ARCHITECTURE)
+    trainer = Trainer(description, config, tmp_path, torch.device("cpu"), WarmStart(run, first))
+    trainer.train(open_split(first, "train"), open_split(first, "validation"))
+    before, after = (load_model(folder)[1].state_dict() for folder in (run, tmp_path))
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    frozen = {name for name in before if ("sparse_arch." in name) == (part == "tables")}
+    assert frozen <= same < set(before)
+    assert "idle_tables" not in trainer.progress.warnings
+
+
+def test_what_is_new_is_not_frozen(days: tuple[Path, Path, Path, Path], one_rank: None, tmp_path: Path):
+    first, second, run, _ = days
+    for part, interaction, message in (
+        ("tables", ARCHITECTURE, r"freeze: tables would keep random .* that .*run has not trained: table t_hour: new"),
+        (
+            "interaction",
+            Baseline("mlp", over_layers=(8, 1)),
+            r"freeze: interaction would keep .*: dense part: new, because it is another model",
+        ),
+    ):
+        description = ModelDescription(load_schema(second), interaction)
+        with pytest.raises(ValueError, match=message):
+            WarmStart(run, second).copy_into(description.build(), description, part)
+    config = TrainConfig(freeze="tables")
+    with pytest.raises(ValueError, match="freeze: tables needs init_from, the earlier run whose weights are kept"):
+        Trainer(ModelDescription(load_schema(first), ARCHITECTURE), config, tmp_path, torch.device("cpu"))
+    with pytest.raises(ValueError, match="ema_decay: expected none with freeze interaction"):
+        TrainConfig(freeze="interaction", ema_decay=0.9)
+    with pytest.raises(ValueError, match="freeze: expected tables or interaction, found 'dense'"):
+        TrainConfig(freeze="dense")
