@@ -1,11 +1,10 @@
 """One race from end to end: what ``auto`` does."""
 
-import fcntl
 import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +13,9 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.datasets.buckets import buckets_of
-from nasrec_torchrec.datasets.crosses import add_crosses
-from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
-from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.files import require_local
@@ -35,12 +29,11 @@ from nasrec_torchrec.search.cost_values import Cost, Latency
 from nasrec_torchrec.search.limits import require_reachable
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
-from nasrec_torchrec.search.race.chance import accepted_sets, eligible
-from nasrec_torchrec.search.race.columns import droppable
+from nasrec_torchrec.search.race.chance import eligible
+from nasrec_torchrec.search.race.column_choice import ColumnChoice
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
-from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank_features
-from nasrec_torchrec.search.race.finish import compared, finish, predict, read_results
+from nasrec_torchrec.search.race.finish import compared, finish, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation, winner
 from nasrec_torchrec.search.race.ranks import follow, tell
@@ -50,7 +43,6 @@ from nasrec_torchrec.search.race.tree import read_tree, train_tree, trees_are_in
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
-from nasrec_torchrec.training.column_importance import column_importances
 from nasrec_torchrec.training.evaluation import sliced_feature
 from nasrec_torchrec.training.guard import DivergedError
 
@@ -70,8 +62,6 @@ _MOST_FAILURES = 10
 _EPOCH_OVERHEAD = 0.25
 _POLL_SECONDS = 0.5
 _LATENCY_ROWS = 512
-# Rows that are scored to find out which columns matter, over all columns.
-_IMPORTANCE_ROWS = 500_000
 
 
 def auto(
@@ -143,14 +133,14 @@ class _Race:
         self.started = self.now()
         self.config, self.space, self.limits, self.out, self.device = config, space, limits, out, device
         self.base = load_schema(data)
-        self.data = RaceData((data,), self.base)
+        given = RaceData((data,), self.base)
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
         if not all(self.rows.values()):
             raise ValueError(f"{data}: expected rows to train and to validate on, found {self.rows}")
         for column in config.slice:
             sliced_feature(self.base, column)
         if config.final_fit:
-            check_final_fit(self.data)
+            check_final_fit(given)
         self.trees = trees_are_installed() if config.trees is None else config.trees
         if self.trees and not trees_are_installed():
             raise ValueError("trees: LightGBM is not installed; install nasrec-torchrec[trees], or choose false")
@@ -164,12 +154,7 @@ class _Race:
         require_reachable(self.space, limits, self._counted)
         self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)}, from_scratch)
         self.before = self.book.seconds()
-        self.buckets = _missing_buckets(self.base) if config.features else []
-        # Sets of columns that models may do without; None until a model has told.
-        self.droppable: list[tuple[str, ...]] | None = None if config.drop_columns else []
-        self.rankings: list[tuple[Ranked, ...]] = []
-        self.combinations = 0
-        self.left_out: list[Ranked] = []
+        self.columns = ColumnChoice(given, out, config, self.book, self._say)
 
     def run(self) -> dict[str, Any]:
         """Races, and returns the results."""
@@ -180,10 +165,15 @@ class _Race:
         with self.book.worker() as worker:
             self.worker = worker
             self._prepare(worker)
-            self._add_features(self.buckets)
+            self.columns.add_buckets()
             self._grow_tree(worker)
             self._race(worker)
             return self._finish(worker)
+
+    @property
+    def data(self) -> RaceData:
+        """The data with all columns that were added so far."""
+        return self.columns.data
 
     @property
     def seconds(self) -> float:
@@ -296,113 +286,25 @@ class _Race:
 
     def _situation(self, busy: set[int]) -> Situation:
         entries = self.book.entries()
-        added = [[feature.name for feature in proposed(found)] for found in self.rankings if found]
-        crosses = [f.name for found in self.rankings for f in proposed(found) if f.ids != "history"]
         if self.config.trials is not None:
             left, spent = None, len(entries) / self.config.trials
         else:
             left = self.seconds_left - self._final_seconds(entries)
             spent = self.seconds / self.training_seconds if left > 0 else 1.0
-        buckets = [feature.name for feature in self.buckets]
-        return Situation(
-            *(entries, spent, busy, left, added, crosses, self.combinations, buckets, self.droppable or ())
-        )
+        return Situation(entries, spent, busy, left, **self.columns.proposals())
 
     def _final_seconds(self, entries: Sequence[Entry]) -> float:
         """Returns what training the best trial once more, on all rows, would take."""
-        if not self.config.final_fit or not (may_win := eligible(entries, self.combinations)):
+        if not self.config.final_fit or not (may_win := eligible(entries, self.columns.combinations)):
             return 0.0
         best = min(may_win, key=lambda entry: entry.loss)
         return sum(best.seconds[: best.best_epoch]) * (1 + self.rows["validation"] / self.rows["train"])
-
-    def _wants_columns(self, situation: Situation) -> bool:
-        """Returns whether to ask now which columns are worth nothing: when the best recipe is known."""
-        trained = any(entry.measured for entry in situation.entries)
-        return self.droppable is None and trained and self.config.phase(situation.spent) != "recipes"
-
-    def _find_columns(self, worker: Worker, entries: Sequence[Entry]) -> None:
-        """Asks the best model so far which columns models may do without."""
-
-        def rank() -> list[Any]:
-            best = min((entry for entry in entries if entry.measured), key=lambda entry: entry.loss)
-            _, model = load_model(self._folder(best.number))
-            files = self.data.open("validation", best.trial)
-            rows = _IMPORTANCE_ROWS // max(1, len(files.schema.columns))
-            found = column_importances(model, self.data.folder(best.trial), files, 1, rows)
-            return [list(names) for names in droppable(found, self.base, best.loss)]
-
-        self.droppable = [tuple(names) for names in self.book.recall(worker, "columns", rank)]
-        if self.droppable:
-            self._say(f"columns that the best model gains nothing from: {', '.join(self.droppable[0])}")
-
-    def _wants_features(self, situation: Situation) -> bool:
-        """Returns whether to rank features now: when the best recipe is known, and again after features were added."""
-        if not self.config.features or self.config.phase(situation.spent) == "recipes":
-            return False
-        if not self.rankings:
-            # By the errors of a model that has the buckets already, if they help.
-            buckets = {feature.name for feature in self.buckets}
-            if buckets:
-                return any(buckets <= set(e.trial.features) and e.status != "running" for e in situation.entries)
-            return any(entry.measured for entry in situation.entries)
-        if not self.rankings[-1] or sum(map(len, self.rankings)) >= self.config.max_features:
-            return False
-        # Again only after some of the newest were accepted, and all of them were tried.
-        newest = {feature.name for feature in proposed(self.rankings[-1]) if feature.ids == "history"}
-        accepted = accepted_sets(situation.judgements)
-        tried = any(e.status == "complete" and newest <= set(e.trial.features) for e in situation.entries)
-        return tried and any(newest & names for names in accepted)
-
-    def _find_features(self, worker: Worker, entries: Sequence[Entry]) -> None:
-        """Ranks features by the errors of the best model so far, and adds them to a copy of the data."""
-        known = [ranked.columns for found in self.rankings for ranked in found]
-
-        def rank() -> list[Any]:
-            trained = eligible([e for e in entries if e.measured], self.combinations)
-            best = min(trained, key=lambda e: e.loss)
-            self._say(f"ranking features by the errors of trial {best.number}")
-            logits, _ = predict(self._folder(best.number), self.data.open("validation", best.trial))
-            most = min((self.config.max_features + 1) // 2, self.config.max_features - len(known))
-            found = rank_features(
-                *(self.data.folders[-1], self.base, logits.numpy(), most),
-                self.config.candidate_features,
-                self.config.reversed_features,
-            )
-            return replace(found, chosen=tuple(r for r in found.chosen if r.columns not in known)).to_json()
-
-        name = f"features {len(self.rankings)}"
-        ranking = Ranking.from_json(self.book.recall(worker, name, rank))
-        found = ranking.chosen
-        self.rankings.append(found)
-        self.combinations += ranking.combinations
-        self.left_out += [
-            ranked for ranked in ranking.left_out if ranked.columns not in {r.columns for r in self.left_out}
-        ]
-        if not found:
-            return
-        self._add_features([*self.buckets, *(feature for ranked in self.rankings for feature in proposed(ranked))])
-        for ranked in found:
-            self._say(f"feature {' x '.join(ranked.columns)}: its history would save {ranked.gain:.5f} of log loss")
-
-    def _add_features(self, features: Sequence[SparseFeature]) -> None:
-        """Adds features to a copy of the data, unless there are none; several workers wait for the one that does it."""
-        if not features:
-            return
-        folder = self.out / f"{names.RACE_DATA}-{len(self.rankings)}"
-        with folder.with_name(f".{folder.name}.lock").open("w") as crossing:
-            fcntl.flock(crossing, fcntl.LOCK_EX)
-            add_crosses(self.data.folders[0], folder, features)
-        self.data = RaceData((*self.data.folders, folder), self.base)
 
     def _race(self, worker: Worker) -> None:
         busy: set[int] = set()
         while True:
             situation = self._situation(busy)
-            if self._wants_columns(situation):
-                self._find_columns(worker, situation.entries)
-                continue
-            if self._wants_features(situation):
-                self._find_features(worker, situation.entries)
+            if self.columns.find(worker, situation):
                 continue
             action = self.planner.next(situation)
             match action:
@@ -475,7 +377,7 @@ class _Race:
         entries = self.book.entries()
         keep = self.config.finalists + 3
         ranked = sorted((entry for entry in entries if entry.measured), key=lambda entry: entry.loss)
-        may_win = eligible(ranked, self.combinations)
+        may_win = eligible(ranked, self.columns.combinations)
         kept = {entry.number for entry in (*ranked[:keep], *may_win[:keep], *compared(may_win).values())}
         for entry in ranked:
             if entry.status == "complete" and entry.number not in kept and entry.trial.phase != "finals":
@@ -503,13 +405,9 @@ class _Race:
             try:
                 results = read_results(self.out)
                 if results is None:
-                    added = [ranked for found in self.rankings for ranked in found]
-                    signs = {
-                        "certain": [asdict(r) for r in added if r.certain_rows],
-                        "left_out": [*map(asdict, self.left_out)],
-                    }
+                    found = self.columns.suspicious(), self.columns.combinations
                     results = finish(
-                        *(self.book, self.config, self.data, self.out, lambda: self.seconds, signs, self.combinations),
+                        *(self.book, self.config, self.data, self.out, lambda: self.seconds, *found),
                         self._fit_finally(),
                     )
                     self.book.close()
@@ -520,7 +418,7 @@ class _Race:
 
     def _fit_finally(self) -> Path | None:
         """Trains the winner once more with the validation rows; returns its folder, or None if that is not wanted."""
-        best = winner(eligible(self.book.entries(), self.combinations)) if self.config.final_fit else None
+        best = winner(eligible(self.book.entries(), self.columns.combinations)) if self.config.final_fit else None
         if best is None:
             return None
         folder = self.out / names.RACE_TRIALS / names.RACE_FINAL
@@ -528,10 +426,3 @@ class _Race:
         tell((best.trial, best.best_epoch, self.data, folder, True))
         fit_finally(best.trial, best.best_epoch, self.data, folder, self.device)
         return folder
-
-
-def _missing_buckets(schema: Schema) -> list[SparseFeature]:
-    """Returns the buckets of all dense features that the data has none of."""
-    have = {feature.cross[0] for feature in schema.sparse if feature.ids == "buckets"}
-    found = [buckets_of(dense.name) for dense in schema.dense if dense.name not in have]
-    return [feature for feature in found if feature.name not in schema.feature_names]
