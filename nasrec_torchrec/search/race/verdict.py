@@ -49,20 +49,15 @@ def verdict(results: Mapping[str, Any]) -> str:
 
 
 def _together(ensemble: Mapping[str, Any], split: str) -> str:
-    """Says what the winner and other models predict together, what that costs, and how to serve it."""
+    """Says what the winner and other models predict together, and how to serve that."""
     found = ensemble["difference"]
     folders = ",".join(f"trials/{number:04d}" for number in ensemble["trials"][1:])
-    cost = ""
-    if ensemble["latency_us"] is not None:
-        cost = (
-            f" 512 rows take {ensemble['latency_us']:,.0f} µs instead of {ensemble['latency_us of the winner']:,.0f}."
-        )
     metrics = _metrics([ensemble[split]], seeds=False)
     return (
         f"Its mean prediction with {_listed(ensemble['titles'][1:])}: {split} {metrics}. The log loss less that of the "
         f"winner alone is {found['mean']:+.5f} (95 % interval {found['low']:+.5f} to {found['high']:+.5f} over "
-        f"{found['rows']:,} rows).{cost} "
-        f"To serve that, export with `--ensemble_with {folders}`, folders of this run."
+        f"{found['rows']:,} rows). To serve that, for the time of all {len(ensemble['trials'])}, export with "
+        f"`--ensemble_with {folders}`, folders of this run."
     )
 
 
