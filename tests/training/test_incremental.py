@@ -1,6 +1,8 @@
 """One model trained day after day: measured as yesterday's package would score, resumed after a kill."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import run_program
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from support import run_program, run_ranks
 
 from nasrec_torchrec import training
 from nasrec_torchrec.datasets.features import FIRST_WORD, UNKNOWN, SparseFeature
@@ -21,6 +25,7 @@ from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.training import incremental
 from nasrec_torchrec.training.step import TrainingStep
 
 CONFIG = training.TrainConfig(batch_size=50, learning_rate=0.1)
@@ -128,6 +133,54 @@ def test_a_killed_run_ends_with_the_same_weights_and_metrics(
         assert mine["progressive"] == theirs["progressive"]
     for name, value in _weights(out).items():
         assert torch.equal(value, _weights(finished[0])[name]), name
+
+
+_AT_PUBLICATION = -1
+
+
+def _run_days(days: str, out: str, day: str, step: int) -> None:
+    """Trains on all days; the last rank kills itself at a step of one, or where its model becomes that of the run."""
+    run_step, publish = TrainingStep.run, incremental.promote
+
+    def die_in(now: int) -> None:
+        if now == step and (Path(out) / "days" / day).exists() and dist.get_rank() == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed_step(self: TrainingStep, now: int, *arguments: Any) -> Any:
+        die_in(now)
+        return run_step(self, now, *arguments)
+
+    def killed_publication(*arguments: Any) -> None:
+        die_in(_AT_PUBLICATION)
+        publish(*arguments)
+
+    if day:
+        TrainingStep.run, incremental.promote = killed_step, killed_publication  # this process is a test's own
+    training.run_incremental(days, out, replace(CONFIG, checkpoint_every=2), MLP)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks, day, step", [(1, DAYS[1], 3), (1, DAYS[1], _AT_PUBLICATION), (2, DAYS[2], 3)])
+def test_after_a_sigkill_the_same_command_ends_as_an_undisturbed_run(
+    days: Path, finished: tuple[Path, dict[str, Any]], tmp_path: Path, ranks: int, day: str, step: int
+):
+    out = tmp_path / "run"
+    with pytest.raises(mp.ProcessExitedException) as died:
+        run_ranks(ranks, _run_days, str(days), str(out), day, step)
+    assert died.value.signal_name == "SIGKILL"
+    known = json.loads((out / "results.json").read_text())["days"]
+    assert [one["day"] for one in known] == list(DAYS[: DAYS.index(day) + 1])
+    run_ranks(ranks, _run_days, str(days), str(out), "", 0)
+    results = json.loads((out / "results.json").read_text())
+    exact = ranks == 1  # two ranks add up in another order than the undisturbed one
+    for mine, theirs in zip(results["days"], finished[1]["days"], strict=True):
+        assert mine["training_seconds"] is not None
+        assert mine["progressive"] == (
+            theirs["progressive"] if exact else pytest.approx(theirs["progressive"], abs=1e-4)
+        )
+    expected = _weights(finished[0])
+    for name, value in _weights(out).items():
+        torch.testing.assert_close(value, expected[name], atol=0 if exact else 1e-4, rtol=0, msg=name)
 
 
 def test_a_new_day_is_added_by_the_same_command_and_an_earlier_one_is_refused(days: Path, tmp_path: Path):
