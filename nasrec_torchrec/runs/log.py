@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from nasrec_torchrec.finite import json_text
@@ -20,6 +21,8 @@ from nasrec_torchrec.runs.names import LOG, TENSORBOARD
 from nasrec_torchrec.runs.paths import is_remote
 from nasrec_torchrec.runs.record import record_start
 
+# What the tab of hyper-parameters shows beside them, by the names that events have.
+_MEASURED = ("validation/log_loss", "validation/auc", "validation/normalized_entropy", "train/loss")
 # Seconds between two uploads of the log to a remote run folder; events other than training steps upload it at once.
 _UPLOAD_EVERY = 30.0
 
@@ -61,7 +64,19 @@ class RunLog:
                 for events in (run_dir / TENSORBOARD).glob("events.out.tfevents.*"):
                     events.unlink()
             self._board = SummaryWriter(str(self._folder / TENSORBOARD), purge_step=step + 1 if step else None)
-            self._note("start", step, total_steps=total_steps, **record_start(run_dir, settings))
+            facts = record_start(run_dir, settings)
+            self._note("start", step, total_steps=total_steps, **facts)
+            self._describe(step, facts, settings or {})
+
+    def _describe(self, step: int, facts: dict[str, Any], settings: Mapping[str, Any]) -> None:
+        """Gives TensorBoard a description of the run, and its settings for the tab of hyper-parameters."""
+        facts = facts | {"versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items())}
+        rows = "".join(f"| {name} | `{value}` |\n" for name, value in facts.items() if value is not None)
+        self._board.add_text("run", f"| fact | value |\n|---|---|\n{rows}", step)
+        shown = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str)}
+        *beginning, self._session_end = hparams(shown, dict.fromkeys(_MEASURED, 0.0))
+        for summary in beginning:
+            self._board._get_file_writer().add_summary(summary)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -72,6 +87,7 @@ class RunLog:
         self._bar.close()
         if self._writes:
             self._file.close()
+            self._board._get_file_writer().add_summary(self._session_end)
             self._board.close()
             if self._remote:
                 self._upload()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -124,8 +125,9 @@ def evolve_asynchronously(
                 progress.read(study, worker, prefix)
             missing = list(progress.missing[number].values())
             for start in range(0, len(missing), together):
+                clock = datetime.now()
                 for candidate in evaluate(missing[start : start + together], best_of(progress.finished)):
-                    study.add(candidate)
+                    clock = study.add(candidate, clock)
         finally:
             worker.release(claim)
 

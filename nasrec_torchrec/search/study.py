@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -135,21 +136,33 @@ class CandidateStudy:
         """Returns this process as one of the workers that search the study."""
         return Worker(self._storage, self._workers)
 
-    def add(self, candidate: Candidate) -> None:
-        """Records an evaluated candidate, which is in the storage when this returns."""
+    def add(self, candidate: Candidate, started: datetime | None = None) -> datetime:
+        """Records an evaluated candidate, which is in the storage when this returns.
+
+        Args:
+            candidate: the candidate.
+            started: when its evaluation began; unset, its seconds ago.
+
+        Returns:
+            When its evaluation ended.
+        """
+        took = timedelta(seconds=candidate.seconds)
+        started = datetime.now() - took if started is None else started
         parameters, distributions = _parameters(candidate.architecture, self._space)
         attributes = candidate.to_record()
         state = TrialState.PRUNED if candidate.stopped else TrialState.COMPLETE
-        self._study.add_trial(
-            create_trial(
-                state=TrialState.FAIL if candidate.failed else state,
-                values=None if candidate.failed else list(self._objective.values(candidate)),
-                params=parameters,
-                distributions=distributions,
-                user_attrs=attributes,
-            )
+        trial = create_trial(
+            state=TrialState.FAIL if candidate.failed else state,
+            values=None if candidate.failed else list(self._objective.values(candidate)),
+            params=parameters,
+            distributions=distributions,
+            user_attrs=attributes,
         )
+        # Optuna would take the time at which it is told, as if no candidate had taken any.
+        trial.datetime_start, trial.datetime_complete = started, started + took
+        self._study.add_trial(trial)
         self._read()
+        return started + took
 
     def _evaluate(
         self,
@@ -171,8 +184,10 @@ class CandidateStudy:
                     break
             self._read()
             mine = [architecture for architecture in claims.values() if architecture.canonical() not in self._known]
+            # Candidates that were evaluated together have equal shares of the time, one after the other.
+            clock = datetime.now()
             for candidate in evaluate(mine, incumbent) if mine else ():
-                self.add(candidate)
+                clock = self.add(candidate, clock)
         finally:
             for claim in claims:
                 worker.release(claim)

@@ -9,6 +9,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,6 +45,20 @@ def search(study: CandidateStudy, evaluate=make_candidate, objective: Objective 
 
 def _undisturbed(objective: Objective | None = None) -> list[Candidate]:
     return list(evolve(SMALL_SPACE, one_by_one(make_candidate), EVOLUTION, objective))
+
+
+def test_candidates_have_the_times_of_their_evaluation(tmp_path: Path):
+    study = open_study(tmp_path / "study.journal")
+    before = datetime.now()
+    with study.worker() as worker:
+        timed = partial(make_candidate, seconds=2.5)
+        batches = study.evaluating(worker, lambda group, _: list(map(timed, group)), "test", together=4)
+        list(evolve(SMALL_SPACE, batches, EVOLUTION))
+    trials = optuna.load_study(study_name="search", storage=open_storage(tmp_path / "study.journal")).trials
+    times = [(trial.datetime_start, trial.datetime_complete) for trial in trials]
+    assert all(start and end and (end - start).total_seconds() == 2.5 and start >= before for start, end in times)
+    # Those that were evaluated together come one after the other.
+    assert times[1][0] == times[0][1]
 
 
 @pytest.fixture(scope="module")
