@@ -140,13 +140,14 @@ def propose(
     found = [choice.feature for choice in choices.values()]
     sparse = tuple(feature for feature in found if isinstance(feature, SparseFeature))
     dense = tuple(feature for feature in found if isinstance(feature, DenseFeature))
+    taken = {choice.column.name for choice in choices.values()}
+    # A table of nothing but numbers has their ranges as its categories.
+    sparse += tuple(bucketed for feature in dense if (bucketed := buckets_of(feature.name)).name not in taken)
     if not sparse:
         raise ValueError(
-            f"no column can be a sparse feature, and a model needs one; columns were left out because: "
-            f"{ {name: choice.why for name, choice in choices.items() if choice.role != 'dense'} }"
+            "no column can be a feature; columns were left out because: "
+            f"{ {name: choice.why for name, choice in choices.items()} }"
         )
-    taken = {choice.column.name for choice in choices.values()}
-    sparse += tuple(bucketed for feature in dense if (bucketed := buckets_of(feature.name)).name not in taken)
     split = SplitConfig("time", split_column.name) if split_column is not None else SplitConfig()
     text = replace(sample.text, missing=tuple(dict.fromkeys(["", *marks]))) if sample.text else TextFormat()
     schema = Schema(label, dense, sparse, embedding_dim, text=text, split=split, **kind)  # type: ignore[arg-type]

@@ -70,8 +70,8 @@ def to_yaml(proposal: Proposal, then: str = "") -> str:
     if schema.split is not None:
         split = {"split": schema.split.split} | _differing(schema.split, SplitConfig())
         lines += [_split_comment(proposal), _key("split", split)]
-    for role in ("dense", "sparse"):
-        lines += ["", f"{role}:" if any(choice.role == role for choice in proposal.choices) else f"{role}: []"]
+    for role, features in (("dense", schema.dense), ("sparse", schema.sparse)):
+        lines += ["", f"{role}:" if features else f"{role}: []"]
         lines += [_entry(choice) for choice in proposal.choices if choice.role == role]
         lines += _of_moments(proposal, role)
     if buckets := [feature for feature in schema.sparse if feature.ids == "buckets"]:

@@ -88,6 +88,16 @@ def test_a_table_in_memory_has_a_schema_too():
     assert schema.feature_names == ["shop", "age_buckets"] and [feature.name for feature in schema.dense] == ["age"]
 
 
+def test_a_table_of_numbers_alone_has_their_ranges_as_categories(tmp_path: Path):
+    rows = [{"label": number % 2, "mean radius": 0.37 * number + (number % 2)} for number in range(200)]
+    file = _write(tmp_path / "rows.csv", rows, ",")
+    run_program("nasrec", "prepare", "init", "--source", file, "--label", "label", "--out", tmp_path / "s.yaml")
+    schema = Schema.read(tmp_path / "s.yaml")
+    assert [feature.name for feature in schema.sparse] == ["mean radius_buckets"]
+    with pytest.raises(ValueError, match="no column can be a feature; columns were left out because: {'same'"):
+        Schema.infer(pa.table({"label": [0, 1] * 60, "same": ["a"] * 120}))
+
+
 def test_a_file_without_names_of_columns_is_refused_with_its_first_lines(tmp_path: Path):
     (tmp_path / "log.csv").write_text("1,2.5,a\n0,3.5,b\n")
     done = run_program("nasrec", "prepare", "init", "--source", tmp_path / "log.csv")
