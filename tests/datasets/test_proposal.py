@@ -94,7 +94,7 @@ def test_a_table_of_numbers_alone_has_their_ranges_as_categories(tmp_path: Path)
     run_program("nasrec", "prepare", "init", "--source", file, "--label", "label", "--out", tmp_path / "s.yaml")
     schema = Schema.read(tmp_path / "s.yaml")
     assert [feature.name for feature in schema.sparse] == ["mean radius_buckets"]
-    with pytest.raises(ValueError, match="no column can be a feature; columns were left out because: {'same'"):
+    with pytest.raises(ValueError, match=r"no column can be a feature; columns were left out because: \{'same'"):
         Schema.infer(pa.table({"label": [0, 1] * 60, "same": ["a"] * 120}))
 
 
