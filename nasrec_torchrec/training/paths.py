@@ -27,7 +27,7 @@ class FixedPath:
     statistics: PathStatistics | None = None
 
     def __init__(self, tables: EmbeddingBagCollection, config: TrainConfig) -> None:
-        self._tables, self._config = list(tables.parameters()), config
+        self._tables, self._config = tables, config
         self._dense: Sequence[nn.Parameter] = ()
 
     def make_optimizer(self, dense: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -35,7 +35,8 @@ class FixedPath:
         config = self._config
         self._dense = dense
         if config.optimizer == "adam":
-            return adam(dense, self._tables, config.learning_rate, config.embedding_l2)
+            # Only now: TorchRec replaces parameters on the meta device, on which a model for a GPU is built.
+            return adam(dense, list(self._tables.parameters()), config.learning_rate, config.embedding_l2)
         return torch.optim.Adagrad(dense, config.learning_rate, eps=config.adagrad_eps)
 
     def draw(self, step: int) -> None:
