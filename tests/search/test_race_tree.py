@@ -83,3 +83,8 @@ def test_the_verdict_begins_with_the_tree_where_it_is_better(loss: float, first:
     assert text.startswith(first)
     assert ("tried to close the gap: a_x_b" in text) == (loss < 0.4)
     assert f"A tree, LightGBM: test log loss {loss:.5f}" in text
+    # What is said of the networks does not tell to adopt one where a tree is better.
+    measured["baseline"] = measured["winner"]
+    lines = verdict(results).splitlines()
+    among = [line for line in lines if "no difference: the best tuned baseline won" in line.lower()]
+    assert [line.startswith("Among the networks: no difference") for line in among] == [loss < 0.4]

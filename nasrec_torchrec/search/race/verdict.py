@@ -14,13 +14,14 @@ def verdict(results: Mapping[str, Any]) -> str:
     best = measured["winner"]
     lines = []
     tree = measured.get("tree")
-    if tree is not None and _loss(tree[split]) < _loss(best[split]):
+    if tree_wins := tree is not None and _loss(tree[split]) < _loss(best[split]):
         added = sorted({name for trial in results["trials"] for name in trial["trial"]["features"]})
         lines.append(
             f"A tree is better than the best network of this race: LightGBM ({tree['recipe']}): {split} "
             f"{_metrics(tree[split])}. Added features that were tried to close the gap: {', '.join(added) or 'none'}."
         )
-    lines += [line for line in [adoption(measured, split)] if line]
+    if line := adoption(measured, split):
+        lines.append(f"Among the networks: {line[0].lower()}{line[1:]}" if tree_wins else line)
     lines += [f"Winner: {best['title']} ({best['recipe']}{_with(best)}): {split} {_metrics(best[split])}."]
     if (final := measured.get("final_fit")) is not None:
         test = f": test {_metrics(final['test'])}" if final.get("test") else ""
