@@ -63,7 +63,13 @@ def test_a_tree_without_time_is_one_of_few_trees(data: Path, tmp_path: Path):
 
 
 def _measured(title: str, loss: float) -> dict[str, Any]:
-    return {"title": title, "recipe": "as usual", "features": [], "test": [{"log_loss": loss, "auc": 0.8}]}
+    return {
+        "title": title,
+        "recipe": "as usual",
+        "features": [],
+        "dropped": [],
+        "test": [{"log_loss": loss, "auc": 0.8}],
+    }
 
 
 @pytest.mark.parametrize(("loss", "first"), [(0.39, "A tree is better"), (0.41, "Winner: dlrm")])
