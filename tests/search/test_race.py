@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     important = {one["column"]: one["log_loss"] for one in results["measured"]["winner"]["importance"]}
     assert set(important) <= {"user", "item", "shop", *(feature.name for feature in load_schema(data).dense)}
     assert min(important["user"], important["item"]) > 0.01
+    assert "How it was made" in page and f"torch {version('torch')}" in page and str(data) in page
     assert "data:image/png;base64,iVBOR" in page and "95 % interval" in page and "<svg role='img'" in page
     assert "history_of_user_x_item" in page and "LightGBM" in page
     description, _ = load_model(out)

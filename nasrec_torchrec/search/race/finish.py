@@ -65,6 +65,7 @@ def finish(
     suspicious: Mapping[str, Any],
     combinations: int = 0,
     final: Path | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measures the winner, the best baseline and the tree on the test split, and writes the results.
 
@@ -77,6 +78,7 @@ def finish(
         suspicious: histories that know too much, those in use and those left out.
         combinations: number of combinations of columns that were ranked.
         final: run folder of the winner that was trained on the validation rows too; it is the one to use then.
+        origin: where the results come from: data, command, versions, device.
 
     Returns:
         dict: the results, as JSON values.
@@ -142,6 +144,7 @@ def finish(
         "rows": {split: data.rows(split) for split in ("train", "validation", "test")},
         "suspicious": suspicious,
         "config": asdict(config),
+        "origin": dict(origin or {}),
         "seconds": round(seconds(), 1),
     }
     results = json.loads(json_text(results))

@@ -111,8 +111,17 @@ def page(results: Mapping[str, Any]) -> str:
             ],
         ),
         *_fidelity(results["fidelity"]),
+        *_origin(results.get("origin", {})),
     ]
     return page_style.page("nasrec auto", "\n".join(sections))
+
+
+def _origin(origin: Mapping[str, Any]) -> list[str]:
+    """Where the results come from, for whoever wants to have them again."""
+    shown = {name: origin.get(name) for name in ("data", "command", "commit", "started", "device")}
+    versions = [f"{name} {version}" for name, version in origin.get("versions", {}).items() if version]
+    rows = [[name, value] for name, value in {**shown, "versions": ", ".join(versions)}.items() if value]
+    return ["<h2>How it was made</h2>", table("Where these results come from", ["what", "value"], rows)] if rows else []
 
 
 def _calibration(winner: Mapping[str, Any]) -> list[str]:

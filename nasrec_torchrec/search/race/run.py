@@ -161,7 +161,7 @@ class _Race:
         if (results := read_results(self.out)) is not None:
             self._say(f"{self.out / names.RESULTS}: this race is over; --resume never repeats it")
             return results
-        record_start(self.out)
+        self.origin = {"data": str(self.data.folders[0]), **record_start(self.out)}
         with self.book.worker() as worker:
             self.worker = worker
             self._prepare(worker)
@@ -409,6 +409,7 @@ class _Race:
                     results = finish(
                         *(self.book, self.config, self.data, self.out, lambda: self.seconds, *found),
                         self._fit_finally(),
+                        self.origin,
                     )
                     self.book.close()
             finally:
