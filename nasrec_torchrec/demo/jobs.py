@@ -18,7 +18,7 @@ def run(
     Args:
         out: folder that receives everything: data, runs, report.html, the exported model.
         budget: time for each of the three races, with s, m or h.
-        workers: processes that share each race; set OMP_NUM_THREADS to 1 if there is one for every core.
+        workers: processes that share each race, and the cores unless OMP_NUM_THREADS is set.
         seed: seed of everything that is sampled.
         paper: whether to show the paper's procedure instead: train a supernet, search it, retrain the best candidates
             beside DLRM and a random architecture with three seeds, export the winner.

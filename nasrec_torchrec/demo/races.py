@@ -1,6 +1,7 @@
 """The demo: ``nasrec auto`` on MovieLens-100K beside what a user would try instead, each for the same seconds."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -123,7 +124,13 @@ def _race(data: Path, out: Path, config: RaceConfig, workers: int) -> dict[str, 
             words += [f"--{field.name}", value if isinstance(value, str) else json.dumps(value)]
     _say(f"\n$ {shlex.join(['nasrec', *words[3:]])}")
     quiet = [False, *(True for _ in range(workers - 1))]
-    processes = [subprocess.Popen([*words, "--quiet", json.dumps(one)], stdout=subprocess.DEVNULL) for one in quiet]
+    # Several processes with a thread for every core each would wait for one another most of the time.
+    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    processes = [
+        subprocess.Popen([*words, "--quiet", json.dumps(one)], stdout=subprocess.DEVNULL, env=environment)
+        for one in quiet
+    ]
     codes = [process.wait() for process in processes]
     if any(codes):
         raise ValueError(f"{out}: a worker of the race failed; its output is above")

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,13 @@ def test_the_demo_gives_three_races_the_same_budget(
 
 def test_workers_of_the_demo_are_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     started: list[list[str]] = []
+    threads: list[str] = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     class Failing:
-        def __init__(self, words: list[str], **_: Any) -> None:
+        def __init__(self, words: list[str], env: dict[str, str], **_: Any) -> None:
             started.append(words)
+            threads.append(env["OMP_NUM_THREADS"])
 
         def wait(self) -> int:
             return len(started) - 1  # the second one fails
@@ -73,6 +77,7 @@ def test_workers_of_the_demo_are_the_command(tmp_path: Path, monkeypatch: pytest
     one, other = started
     assert one[1:4] == ["-m", "nasrec_torchrec", "auto"] and one[-4:] == ["--seed", "3", "--quiet", "false"]
     assert one[one.index("--budget") + 1] == "80s" and other[-1] == "true" and other[:-1] == one[:-1]
+    assert threads == [str(max(1, (os.cpu_count() or 1) // 2))] * 2
 
 
 @pytest.mark.slow
