@@ -98,7 +98,9 @@ def table(shipped: dict[Procedure, dict[int, dict[str, Any]]]) -> str:
             f"| {TITLES[procedure]} | {alone} | {interval([one['auc'] for one in runs.values()])} | {difference} "
             f"| {len(runs)} | {trials:.0f} | {seconds:.0f} |"
         )
-        lines.append(line + (" {} | {} |".format(*_compared(_together, runs, beside)) if more else ""))
+        several = any("together" in one for one in runs.values())
+        together = _compared(_together, runs, beside) if several else ("", "")
+        lines.append(line + (" {} | {} |".format(*together) if more else ""))
     return "\n".join(lines)
 
 

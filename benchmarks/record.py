@@ -62,6 +62,7 @@ def main() -> None:
     flags = parser.parse_args()
     if not flags.command:
         parser.error("command: expected a program to run, found nothing")
+    flags.out.mkdir(parents=True, exist_ok=True)  # before the benchmark, whose output would be lost otherwise
     lines = []
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(flags.command, stdout=subprocess.PIPE, text=True, env=environment) as process:

@@ -91,14 +91,15 @@ def run_races(out: Path, budget: str, workers: int, seed: int) -> list[dict[str,
 
 def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the rows as Markdown, which a terminal shows well too."""
+    width = max(24, *(len(row["model"]) for row in rows))
     lines = [
-        "| procedure              | ships                    | log loss | with others |    AUC | trainings | seconds |",
-        "|------------------------|--------------------------|---------:|------------:|-------:|----------:|--------:|",
+        f"| procedure              | {'ships':<{width}} | log loss | with others |    AUC | trainings | seconds |",
+        f"|------------------------|{'-' * (width + 2)}|---------:|------------:|-------:|----------:|--------:|",
     ]
     for row in rows:
         others = f"{row['together']:.4f}" if row.get("together") else ""
         lines.append(
-            f"| {row['procedure']:<22} | {row['model']:<24} | {row['log_loss']:>8.4f} | {others:>11} "
+            f"| {row['procedure']:<22} | {row['model']:<{width}} | {row['log_loss']:>8.4f} | {others:>11} "
             f"| {row['auc']:>6.4f} | {row['trainings']:>9} | {row['seconds']:>7.0f} |"
         )
     return "\n".join(lines)

@@ -43,11 +43,13 @@ def test_models_that_predict_better_together_stand_in_columns_of_their_own(
     for seed in (0, 1):
         write(tmp_path, "auto", seed, 0.5, together={"test": {"log_loss": 0.4}})
         write(tmp_path, "baselines", seed, 0.45, together=None)
+        write(tmp_path, "lightgbm", seed, 0.45)
     report.main(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("| seconds | log loss of models together | less that of auto's |")
     assert lines[2].endswith("| 2 | 4 | 60 | 0.40000 ± 0.00000 |  |")
     assert lines[3].endswith("| -0.05000 ± 0.00000 | 2 | 4 | 60 | 0.45000 ± 0.00000 | 0.05000 ± 0.00000 |")
+    assert lines[4].startswith("| LightGBM | 0.45000") and lines[4].endswith("| 60 |  |  |")
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path):
