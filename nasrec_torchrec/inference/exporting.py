@@ -30,11 +30,12 @@ from nasrec_torchrec.inference.predictor import (
     version_of,
 )
 from nasrec_torchrec.inference.recalibration import Recalibration, recalibrate
-from nasrec_torchrec.inference.scoring_model import ScoringModel, mean_prediction, scoring_model, trace
+from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model, trace
 from nasrec_torchrec.inference.tables import FloatTables
 from nasrec_torchrec.inference.triton import publish
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
 from nasrec_torchrec.models.description import ClickModel
+from nasrec_torchrec.models.mean_prediction import mean_prediction
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.runs.files import local_folder, place_beside, write_text
 from nasrec_torchrec.runs.folder import check_replaceable, recover, replace_folder

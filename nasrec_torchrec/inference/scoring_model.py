@@ -20,6 +20,7 @@ from nasrec_torchrec.inference.recalibration import Recalibration
 from nasrec_torchrec.inference.tables import Tables, make_tables, table_precisions
 from nasrec_torchrec.models.baselines import FlatModel
 from nasrec_torchrec.models.description import ClickModel
+from nasrec_torchrec.models.mean_prediction import mean_prediction
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.modules.table_collection import bags_of, parts_of
@@ -119,12 +120,6 @@ class ScoringModel(nn.Module):
         if len(self.others):
             logits = mean_prediction([logits, *(other(*inputs) for other in self.others)])
         return logits if self.recalibration is None else self.recalibration(logits)
-
-
-def mean_prediction(logits: Sequence[Tensor]) -> Tensor:
-    """Returns the logit of the mean probability of several models, from their logits of the same shape."""
-    every = torch.stack(list(logits))
-    return F.logsigmoid(every).logsumexp(0) - F.logsigmoid(-every).logsumexp(0)
 
 
 class PositionWeights(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nasrec_torchrec.models.config import Baseline
-from nasrec_torchrec.search.race.ensemble import candidates, mean_logits, select
+from nasrec_torchrec.search.race.ensemble import candidates, select
 from nasrec_torchrec.search.race.recipe import Recipe
 from nasrec_torchrec.search.race.trial import Entry, Trial
 
@@ -24,12 +24,6 @@ def test_models_whose_errors_differ_join_and_those_that_do_not_help_stay_out():
     # The one that lowers the loss most comes first.
     better = torch.tensor([-1.0, -3.0, 1.0, 2.0])
     assert select(logits | {10: better}, _LABELS, 3, 2) == [3, 10]
-
-
-def test_the_mean_is_one_of_probabilities():
-    found = mean_logits([torch.tensor([0.0, 2.0]), torch.tensor([0.0, -1.0])])
-    expected = torch.tensor([0.5, torch.sigmoid(torch.tensor(2.0)) + torch.sigmoid(torch.tensor(-1.0))])
-    torch.testing.assert_close(found.sigmoid().float(), torch.stack([expected[0], expected[1] / 2]))
 
 
 def test_only_models_of_the_same_columns_can_be_one_package():

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,8 +55,3 @@ def select(
         chosen.append(best)
         total, lowest = total + probabilities[best], losses[best]
     return chosen
-
-
-def mean_logits(logits: Sequence[Tensor]) -> Tensor:
-    """Returns the logits ``(N,)`` of the mean probability of several models."""
-    return torch.logit(torch.stack([rows.double().sigmoid() for rows in logits]).mean(0)).float()

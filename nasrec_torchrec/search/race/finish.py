@@ -17,6 +17,7 @@ from nasrec_torchrec.metrics.click_metrics import click_metrics, row_losses
 from nasrec_torchrec.metrics.click_metrics import predict as predict_rows
 from nasrec_torchrec.metrics.paired import difference
 from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.models.mean_prediction import mean_prediction
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.checkpoint import keep_best
@@ -25,7 +26,7 @@ from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible, judgements
 from nasrec_torchrec.search.race.config import RaceConfig
-from nasrec_torchrec.search.race.ensemble import candidates, mean_logits, select
+from nasrec_torchrec.search.race.ensemble import candidates, select
 from nasrec_torchrec.search.race.leaderboard import by_source, front, standings
 from nasrec_torchrec.search.race.planner import winner
 from nasrec_torchrec.search.race.promotion import fidelity
@@ -288,7 +289,7 @@ def _ensemble(
     for split in ("validation", "test"):
         if data.rows(split):
             each = [predictions.of(entry, split) for entry in chosen]
-            together = mean_logits([rows for rows, *_ in each]), *each[0][1:]
+            together = mean_prediction([rows.double() for rows, *_ in each]).float(), *each[0][1:]
             found[split] = asdict(click_metrics(*together))
             found["difference"] = asdict(difference([row_losses(*together)], [row_losses(*each[0])]))
     return found
