@@ -20,7 +20,7 @@ from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank
 from nasrec_torchrec.search.race.finish import predict
 from nasrec_torchrec.search.race.planner import Situation
 from nasrec_torchrec.search.race.training import RaceData
-from nasrec_torchrec.search.race.trial import Entry
+from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.training.column_importance import column_importances
 
@@ -92,7 +92,7 @@ class ColumnChoice:
 
         def rank() -> list[Any]:
             best = min((entry for entry in entries if entry.measured), key=lambda entry: entry.loss)
-            _, model = load_model(self._folder(best))
+            _, model = load_model(trial_folder(self._out, best.number))
             files = self.data.open("validation", best.trial)
             rows = _IMPORTANCE_ROWS // max(1, len(files.schema.columns))
             found = column_importances(model, self.data.folder(best.trial), files, 1, rows)
@@ -127,7 +127,7 @@ class ColumnChoice:
             trained = eligible([e for e in entries if e.measured], self.combinations)
             best = min(trained, key=lambda e: e.loss)
             self._say(f"ranking features by the errors of trial {best.number}")
-            logits, _ = predict(self._folder(best), self.data.open("validation", best.trial))
+            logits, _ = predict(trial_folder(self._out, best.number), self.data.open("validation", best.trial))
             most = min((self._config.max_features + 1) // 2, self._config.max_features - len(known))
             found = rank_features(
                 *(self.data.folders[-1], self.data.base, logits.numpy(), most),
@@ -157,9 +157,6 @@ class ColumnChoice:
             fcntl.flock(crossing, fcntl.LOCK_EX)
             add_crosses(self.data.folders[0], folder, features)
         self.data = RaceData((*self.data.folders, folder), self.data.base)
-
-    def _folder(self, entry: Entry) -> Path:
-        return self._out / names.RACE_TRIALS / f"{entry.number:04d}"
 
 
 def _missing_buckets(schema: Schema) -> list[SparseFeature]:

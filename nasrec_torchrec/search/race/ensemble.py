@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
+from nasrec_torchrec.metrics.click_metrics import weight_shares
 from nasrec_torchrec.search.race.trial import Entry
 
 
@@ -36,11 +37,11 @@ def select(
         list: numbers of the models; the first one alone if no other one helps.
     """
     probabilities = {number: rows.double().sigmoid() for number, rows in logits.items()}
-    clicks, weight = labels.double(), None if weights is None else weights.double() / weights.double().mean()
+    clicks, shares = labels.double(), weight_shares(weights)
     chosen, total = [first], probabilities[first]
 
     def loss(total: Tensor, models: int) -> float:
-        return float(F.binary_cross_entropy(total / models, clicks, weight))
+        return float(F.binary_cross_entropy(total / models, clicks, shares))
 
     lowest = loss(total, 1)
     while len(chosen) < most:

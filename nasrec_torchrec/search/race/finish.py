@@ -33,7 +33,7 @@ from nasrec_torchrec.search.race.promotion import fidelity
 from nasrec_torchrec.search.race.report import page
 from nasrec_torchrec.search.race.training import RaceData
 from nasrec_torchrec.search.race.tree import measure_tree, read_tree
-from nasrec_torchrec.search.race.trial import Entry
+from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.race.verdict import verdict
 from nasrec_torchrec.training.column_importance import column_importances
 from nasrec_torchrec.training.evaluation import evaluation, slices_of
@@ -104,7 +104,8 @@ def finish(
     _compare(measured, losses)
     measured["winner"] |= _parts(best, config, data, predictions)
     measured["winner"]["importance"] = _importance(best, data, predictions.folder(best))
-    together = None if final is not None else _ensemble(best, may_win, config, data, predictions)
+    alone = final is not None or config.ensemble == 1
+    together = None if alone else _ensemble(best, may_win, config, data, predictions)
     tree = _measured_tree(data, out)
     if tree is not None:
         measured["tree"] = {name: value for name, value in tree.items() if name != "seconds"}
@@ -150,14 +151,14 @@ def finish(
     }
     results = json.loads(json_text(results))
     results["verdict"] = verdict(results)
-    source = final or out / names.RACE_TRIALS / f"{best.number:04d}"
+    source = final or trial_folder(out, best.number)
     _move(source, out)
     write_text(out / names.REPORT, page(results))
     write_text(out / names.RESULTS, json_text(results, indent=2))
     keep_best(out)
     kept = [] if together is None else [number for number in together["trials"] if number != best.number]
     for entry in entries:  # of the winner too, if another training of it has taken its place
-        folder = out / names.RACE_TRIALS / f"{entry.number:04d}"
+        folder = trial_folder(out, entry.number)
         if entry.number in kept:
             keep_best(folder)  # an export can score with all of them together
         else:
@@ -225,7 +226,7 @@ class _Predictions:
 
     def folder(self, entry: Entry) -> Path:
         """Returns where the checkpoint of a trial is, if it still has one."""
-        folder = self.out / names.RACE_TRIALS / f"{entry.number:04d}"
+        folder = trial_folder(self.out, entry.number)
         return self.out if entry.number == self.best and not (folder / names.CHECKPOINTS).exists() else folder
 
     def exist(self, entry: Entry) -> bool:

@@ -40,7 +40,7 @@ from nasrec_torchrec.search.race.ranks import follow, tell
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
 from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, check_final_fit, fit_finally, train_trial
 from nasrec_torchrec.search.race.tree import read_tree, train_tree, trees_are_installed
-from nasrec_torchrec.search.race.trial import Entry
+from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.training.evaluation import sliced_feature
@@ -330,7 +330,7 @@ class _Race:
     def _train(self, entry: Entry, until: int) -> None:
         """A trial up to its next rung."""
         self.book.begin(entry.number, until)
-        folder = self._folder(entry.number)
+        folder = trial_folder(self.out, entry.number)
         tell((entry.trial, until, self.data, folder, False))
         out_of_time = False
 
@@ -369,9 +369,6 @@ class _Race:
         if len(entries) >= _MOST_FAILURES and all(one.status == "failed" for one in entries):
             raise ValueError(f"the first {len(entries)} trials failed, and none was trained; the last one: {error}")
 
-    def _folder(self, number: int) -> Path:
-        return self.out / names.RACE_TRIALS / f"{number:04d}"
-
     def _clean(self) -> None:
         """Drops the checkpoints of trials that are complete and far from winning."""
         entries = self.book.entries()
@@ -381,7 +378,7 @@ class _Race:
         kept = {entry.number for entry in (*ranked[:keep], *may_win[:keep], *compared(may_win).values())}
         for entry in ranked:
             if entry.status == "complete" and entry.number not in kept and entry.trial.phase != "finals":
-                remove_checkpoints(self._folder(entry.number))
+                remove_checkpoints(trial_folder(self.out, entry.number))
 
     def _show(self, entry: Entry) -> None:
         entries = self.book.entries()

@@ -5,11 +5,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.runs import names
 from nasrec_torchrec.search.race.config import Phase
 from nasrec_torchrec.search.race.recipe import Recipe
 
@@ -98,6 +100,11 @@ class Trial:
             document["seed"],
             tuple(document.get("dropped", ())),
         )
+
+
+def trial_folder(out: Path, number: int) -> Path:
+    """Returns the run folder of a trial in the folder of its race."""
+    return out / names.RACE_TRIALS / f"{number:04d}"
 
 
 def columns_text(features: Sequence[str], dropped: Sequence[str]) -> str:
