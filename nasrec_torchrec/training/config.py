@@ -11,7 +11,7 @@ from nasrec_torchrec.search_space import Strategy
 # Settings that may change when a run is resumed.
 _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
-    *("sharding_type", "table_memory", "pipeline", "quantized_comms", "profile", "accumulate"),
+    *("sharding_type", "table_memory", "pipeline", "quantized_comms", "profile", "accumulate", "cuda_graphs"),
 )
 _LATER: dict[str, Any] = {"ema_decay": None, "freeze": None}
 FrozenPart = Literal["tables", "interaction"]
@@ -69,6 +69,10 @@ class TrainFlags:
             ``tf32`` rounds the factors of matrix products on a GPU. Either is worth it for large batches only.
         compile: whether to compile the dense part with torch.compile. Not available for a supernet, whose path changes
             from step to step.
+        cuda_graphs: whether training steps on a GPU launch all kernels of the dense part at once, as CUDA graphs, which
+            is faster where launching them takes longer than running them: up to some thousand rows. The first step
+            captures them, and evaluation and batches of another size do without. Requires one rank and no
+            ``accumulate``; not available for a supernet. If unset, they are not used.
         sharding_type: sharding type of all tables. If unset, the planner chooses.
         table_memory: where tables may be on CUDA. ``device`` is the memory of the GPUs; ``host`` is that of their
             hosts, from which rows are read as they are needed (FBGEMM's UVM); ``host_cached`` also keeps the rows that
@@ -111,6 +115,7 @@ class TrainFlags:
     accumulate: int = 1
     precision: TrainPrecision = "fp32"
     compile: bool = False
+    cuda_graphs: bool | None = None
     sharding_type: str | None = None
     table_memory: TableMemory = "device"
     pipeline: Literal["sparse_dist", "base"] = "sparse_dist"
@@ -145,6 +150,11 @@ class TrainFlags:
             raise ValueError(f"freeze: expected tables or interaction, found {self.freeze!r}")
         if self.ema_decay is not None and self.freeze == "interaction":
             raise ValueError("ema_decay: expected none with freeze interaction, whose weights do not change")
+        if self.cuda_graphs and self.accumulate > 1:
+            raise ValueError(
+                f"cuda_graphs: expected accumulate 1, found {self.accumulate}: a graph writes the gradients of "
+                "every part into the same memory"
+            )
         if not 0 <= self.warmup_fraction <= 1:
             raise ValueError(f"warmup_fraction: expected 0..1, found {self.warmup_fraction}")
         if self.profile is not None:

@@ -34,6 +34,7 @@ from nasrec_torchrec.runs.log import RunLog
 from nasrec_torchrec.runs.ranks import writing
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.dropout import add_dropout
+from nasrec_torchrec.training.graphs import graph_dense_part, uses_graphs
 from nasrec_torchrec.training.guard import DivergedError, StepGuard
 from nasrec_torchrec.training.inputs import inputs_of
 from nasrec_torchrec.training.meter import CountedBatches, StepMeter
@@ -142,7 +143,10 @@ class Trainer:
             self.model.sparse_arch.register_forward_hook(self.guard.hold)
         if config.dropout:
             add_dropout(self.model, config.dropout)
-        if config.compile:
+        if uses_graphs(config, device, self.world_size, not isinstance(self.model, SuperNet)):
+            required = config.cuda_graphs is not None
+            graph_dense_part(self.model, config.batch_size, device, config.compile, required)
+        elif config.compile:
             for name, child in self.model.named_children():
                 if name != "sparse_arch":
                     child.compile()
