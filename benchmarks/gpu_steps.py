@@ -6,42 +6,52 @@ may have nothing else. Every result is a line of JSON in ``FOLDER/STEP.jsonl`` a
 
 import argparse
 import importlib.util
+import itertools
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 import torchrec
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
-from torchrec.models.dlrm import DLRM
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from nasrec_torchrec import NASREC_FULL, PUBLISHED, NASRecNet, SuperNet, load_research_state_dict
+from benchmarks.gpu_models import (
+    DENSE,
+    DEVICE,
+    DIM,
+    SPARSE,
+    Result,
+    Step,
+    batch_of,
+    by_key,
+    most_memory,
+    rate_of,
+    seconds_of,
+    start_counting,
+    supernet_of,
+    tables_of,
+    values_of,
+    wait,
+)
+from nasrec_torchrec import NASREC_FULL, PUBLISHED, NASRecNet, load_research_state_dict
+from nasrec_torchrec.distributed.config import TableMemory
 from nasrec_torchrec.distributed.sharding import parallelize
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.modules.attention import NUM_HEADS
 from nasrec_torchrec.modules.kernels.self_attention import has_kernel, self_attention
 from nasrec_torchrec.search.sharing import SharedFeatures
-from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 
-Result = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DENSE, SPARSE, DIM = 13, 26, 16
+FIXED = ("criteo-full", "dlrm", "criteo-small")
 # Peak rates of one H100 SXM without sparsity, in FLOP/s (NVIDIA's data sheet).
 H100 = {"fp32": 67e12, "tf32": 494.7e12, "bf16": 989.4e12}
 
@@ -61,25 +71,34 @@ def imports(quick: bool) -> Iterator[Result]:
 
 
 def lookup(quick: bool) -> Iterator[Result]:
-    """A fused look-up and update under DistributedModelParallel, against plain tables on the CPU; bytes per second."""
+    """A fused look-up and update under DistributedModelParallel, against plain tables on the CPU; bytes per second.
+
+    Then the same in larger tables, whose frequent rows are asked for most, in the memory of the GPU and of its host.
+    """
     for rows in (64,) if quick else (512, 4096, 16384):
-        tables, (_, kjt, _) = _tables(1000), _batch(rows, 1000)
-        plain = tables(kjt.to("cpu")).values().detach()
-        apply_optimizer_in_backward(torch.optim.Adagrad, tables.parameters(), {"lr": 0.1, "eps": 1e-2})
-        fused = parallelize(nn.ModuleDict({"tables": tables}), DEVICE).module["tables"]
+        yield _lookup(rows, 1000, "device", quick)
+    for memory in ("device",) if DEVICE.type == "cpu" else ("device", "host_cached", "host"):
+        yield _lookup(64 if quick else 4096, 2000 if quick else 500_000, memory, quick)
 
-        def step(fused: Any = fused, kjt: KeyedJaggedTensor = kjt) -> Tensor:
-            values = _values(fused(kjt))
-            values.sum().backward()
-            return values
 
-        first = torch.stack([_by_key(fused(kjt))[name] for name in kjt.keys()], 1).flatten(1)
-        difference = float((first.detach().cpu() - plain.view(rows, -1)).abs().max())
-        seconds = _seconds({"step": step}, quick)["step"]
-        # Read forward; read and written backward, with the optimizer's sums.
-        yield {"rows": rows, "difference": difference, "seconds": seconds} | _rate(
-            "bytes", 5 * 4 * rows * SPARSE * DIM, seconds
-        )
+def _lookup(rows: int, table_rows: int, memory: TableMemory, quick: bool) -> Result:
+    tables, kjts = (
+        tables_of(table_rows),
+        [batch_of(rows, table_rows, seed, skew=4)[1] for seed in range(4 if quick else 25)],
+    )
+    plain = tables(kjts[0].to("cpu")).values().detach()
+    apply_optimizer_in_backward(torch.optim.Adagrad, tables.parameters(), {"lr": 0.1, "eps": 1e-2})
+    before = start_counting()
+    fused = parallelize(nn.ModuleDict({"tables": tables}), DEVICE, table_memory=memory).module["tables"]
+    found = by_key(fused(kjts[0]))
+    first = torch.stack([found[name] for name in kjts[0].keys()], 1).flatten(1)
+    difference = float((first.detach().cpu() - plain.view(rows, -1)).abs().max())
+    turns = itertools.cycle(kjts)
+    seconds = seconds_of({"step": lambda: values_of(fused(next(turns))).sum().backward()}, quick)["step"]
+    result: Result = {"rows": rows, "table_rows": table_rows, "memory": memory, "difference": difference}
+    # Read forward; read and written backward, with the optimizer's sums.
+    moved = rate_of("bytes", 5 * 4 * rows * SPARSE * DIM, seconds)
+    return result | {"seconds": seconds, "peak_memory": most_memory(before)} | moved
 
 
 def golden(quick: bool) -> Iterator[Result]:
@@ -93,7 +112,7 @@ def golden(quick: bool) -> Iterator[Result]:
         rows, sparse = vectors["rows"], vectors["sparse_features"]
         shapes = {parameter: tuple(shape) for parameter, (shape, *_) in case["parameters"].items()}
         embeddings = next(shape[0] for parameter, shape in shapes.items() if parameter.startswith("_embedding."))
-        model = NASRecNet(_tables(embeddings, sparse), vectors["dense_features"], PUBLISHED[name])
+        model = NASRecNet(tables_of(embeddings, sparse), vectors["dense_features"], PUBLISHED[name])
         load_research_state_dict(model, {parameter: weight(parameter, shape) for parameter, shape in shapes.items()})
         model.to(DEVICE)
         dense, ids, _ = inputs(rows, vectors["dense_features"], sparse)
@@ -157,7 +176,7 @@ def attention(quick: bool) -> Iterator[Result]:
                 out = kernels[name](qkv)
                 found = out, *torch.autograd.grad(out, qkv, grad)
                 difference[name] = [float((a - b).abs().max().detach()) for a, b in zip(found, expected, strict=True)]
-            yield result | {"difference": difference, "seconds": _seconds(calls, quick)}
+            yield result | {"difference": difference, "seconds": seconds_of(calls, quick)}
 
 
 def _without_gradients(kernel: Callable[[Tensor], Tensor], qkv: Tensor) -> Tensor:
@@ -169,33 +188,59 @@ def training(quick: bool) -> Iterator[Result]:
     """Rows per second of training steps: published networks, sampled supernet steps and TorchRec's DLRM."""
     for rows in (16,) if quick else (512, 4096, 16384):
         for precision in ("fp32",) if quick else ("fp32", "tf32", "bf16"):
-            for name in ("criteo-small", "dlrm") if quick else ("criteo-full", "criteo-small", "dlrm", "supernet-full"):
-                yield _training_step(name, rows, precision, False, quick)
+            for name in ("criteo-small", "dlrm") if quick else (*FIXED, "supernet-full"):
+                yield from _training_steps(name, rows, precision, ["eager"], quick)
+
+
+def graphs(quick: bool) -> Iterator[Result]:
+    """Training steps of fixed networks, launched kernel by kernel and as CUDA graphs, in turns."""
+    modes = ["eager"] if DEVICE.type == "cpu" else ["eager", "graphs"]
+    for precision in ("fp32",) if quick else ("fp32", "bf16"):
+        for rows in (16,) if quick else (512, 4096):
+            for name in ("dlrm",) if quick else FIXED:
+                yield from _training_steps(name, rows, precision, modes, quick)
 
 
 def compiled(quick: bool) -> Iterator[Result]:
     """The same with the dense part compiled by ``torch.compile``; the first step compiles, which takes a minute."""
-    for precision in () if quick else ("bf16", "tf32"):
-        for name in ("criteo-full", "criteo-small", "dlrm"):
-            yield _training_step(name, 4096, precision, True, quick)
+    for precision, rows in () if quick else (("fp32", 512), ("bf16", 4096), ("fp32", 4096), ("bf16", 512)):
+        for name in FIXED:
+            yield from _training_steps(name, rows, precision, ["compiled", "compiled graphs"], quick)
 
 
-def _training_step(name: str, rows: int, precision: str, compiled: bool, quick: bool) -> Result:
+def _training_steps(name: str, rows: int, precision: str, modes: list[str], quick: bool) -> Iterator[Result]:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.compiler.reset()  # another model would be one more variant of the last one
     table_rows = 1000 if quick else 100_000
-    step = _Step(name, _batch(rows, table_rows), precision, compiled, table_rows)
-    started = time.perf_counter()
-    step()
-    _wait()
-    first = time.perf_counter() - started
-    seconds = _seconds({name: step}, quick)[name]
-    result: Result = {"model": name, "rows": rows, "precision": precision, "compiled": compiled, "first_step": first}
-    return result | {"seconds": seconds, "rows_per_second": rows / seconds[0]} | step.mfu(seconds[0])
+    steps, results = {}, {}
+    for mode in modes:
+        before = start_counting()
+        step = Step(name, batch_of(rows, table_rows), precision, mode, table_rows)
+        started = time.perf_counter()
+        try:
+            losses = [step() for _ in range(3)]
+        except (RuntimeError, ValueError) as error:
+            yield {"model": name, "rows": rows, "precision": precision, "mode": mode, "refused": str(error)[:2000]}
+            continue
+        wait()
+        steps[mode] = step
+        results[mode] = {"first_steps": time.perf_counter() - started, "peak_memory": most_memory(before)}
+        results[mode]["losses"] = [float(loss) for loss in losses]
+    # A compiled one would be compiled again to count its operations.
+    more = steps["eager"].flops() if "eager" in steps else {}
+    for mode, seconds in seconds_of(dict(steps), quick).items():
+        result: Result = {"model": name, "rows": rows, "precision": precision, "mode": mode, **results[mode]}
+        result |= {"seconds": seconds, "rows_per_second": rows / seconds[0]}
+        if more:
+            result |= rate_of("flops", more["flops"], seconds)
+            rate = result["flops_per_second"] / H100[precision]
+            result["mfu"] = rate if DEVICE.type == "cuda" else None
+        yield result
 
 
 def search(quick: bool) -> Iterator[Result]:
     """Rows per second of scoring a generation of mutated candidates, each alone and all in one pass."""
-    supernet = _supernet(1000)
+    supernet = supernet_of(1000)
     generator = torch.Generator().manual_seed(0)
     parent = NASREC_FULL.sample(generator)
     family = [NASREC_FULL.mutate(parent, generator) for _ in range(2 if quick else 8)]
@@ -214,7 +259,7 @@ def search(quick: bool) -> Iterator[Result]:
                 pass
 
         with torch.no_grad():
-            seconds = _seconds({"alone": alone, "shared": shared}, quick)
+            seconds = seconds_of({"alone": alone, "shared": shared}, quick)
         whole = 150 * 8192 / chunk / len(family)
         yield {
             "chunk": chunk,
@@ -228,7 +273,7 @@ def search(quick: bool) -> Iterator[Result]:
 def export(quick: bool) -> Iterator[Result]:
     """Compiles the fused dense part with AOTInductor; its relative difference from eager mode, and its latency."""
     architecture = PUBLISHED["criteo-small" if quick else "criteo-full"]
-    model = NASRecNet(_tables(1000), DENSE, architecture).to(DEVICE).eval()
+    model = NASRecNet(tables_of(1000), DENSE, architecture).to(DEVICE).eval()
     fused = fuse(model.interaction_arch).eval()
     rows = torch.export.Dim("rows", min=2, max=65536)
     example = torch.randn(8, DENSE, device=DEVICE), torch.randn(8, SPARSE, DIM, device=DEVICE)
@@ -243,13 +288,38 @@ def export(quick: bool) -> Iterator[Result]:
         package = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "dense.pt2"))
         yield {"what": "AOTInductor", "seconds": time.perf_counter() - started}
         loaded = torch._inductor.aoti_load_package(package)
+        calls_of = {}
         for count in (2, 64, 512, 4096):
             inputs = torch.randn(count, DENSE, device=DEVICE), torch.randn(count, SPARSE, DIM, device=DEVICE)
             with torch.no_grad():
                 expected = model.interaction_arch(*inputs)
                 difference = float((loaded(*inputs) - expected).abs().max() / expected.abs().max())
                 calls = {"package": partial(loaded, *inputs), "eager": partial(model.interaction_arch, *inputs)}
-                yield {"rows": count, "difference": difference, "seconds": _seconds(calls, quick)}
+                calls_of[count] = calls
+                yield {"rows": count, "difference": difference, "seconds": seconds_of(calls, quick)}
+        # Last, since a graph that cannot be captured may leave the device unusable.
+        for name in ("eager", "package"):
+            for count, calls in calls_of.items():
+                try:
+                    with torch.no_grad():
+                        replay = _captured(calls[name])
+                        yield {"graph_of": name, "rows": count, "seconds": seconds_of({name: replay}, quick)[name]}
+                except RuntimeError as error:
+                    yield {"graph_of": name, "rows": count, "refused": str(error)[:300]}
+
+
+def _captured(call: Callable[[], object]) -> Callable[[], object]:
+    """A call as one CUDA graph, after some calls to warm up beside the current stream, as PyTorch asks for."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def tests(quick: bool) -> Iterator[Result]:
@@ -258,12 +328,18 @@ def tests(quick: bool) -> Iterator[Result]:
     if missing:
         yield {"status": "not run", "missing": missing}
         return
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-q", "-m", "cuda"]
-    done = subprocess.run([*command, "tests/test_cuda.py"], cwd=ROOT, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
-    yield {"status": done.returncode, "summary": lines[-1] if lines else done.stderr[-300:], "several_gpus": "not run"}
-    if done.returncode:
-        raise RuntimeError(done.stdout[-3000:] + done.stderr[-1000:])
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib", "-v", "-m", "cuda"]
+    lines: list[str] = []
+    with subprocess.Popen(
+        [*command, "tests/test_cuda.py"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:  # as it goes, so that a time limit costs only what is left
+            print(line, end="", flush=True)
+            lines.append(line.strip())
+    yield {"status": running.returncode, "summary": lines[-1] if lines else "", "several_gpus": "not run"}
+    if running.returncode:
+        raise RuntimeError("some tests failed")
 
 
 def programs(quick: bool) -> Iterator[Result]:
@@ -303,137 +379,8 @@ def programs(quick: bool) -> Iterator[Result]:
 
 STEPS: dict[str, Callable[[bool], Iterator[Result]]] = {
     step.__name__: step
-    for step in (imports, lookup, golden, attention, training, search, export, compiled, programs, tests)
+    for step in (imports, graphs, lookup, attention, training, search, export, compiled, golden, programs, tests)
 }
-
-
-class _Step:
-    """A training step as the trainer takes it, with fused Adagrad in the tables.
-
-    Args:
-        name: a published network, ``dlrm`` or ``supernet-full``, which samples an architecture in every step.
-        batch: dense features, ids and labels.
-        precision: fp32, tf32 or bf16.
-        compiled: whether the dense part is compiled.
-        rows: rows of each table.
-    """
-
-    def __init__(
-        self, name: str, batch: tuple[Tensor, KeyedJaggedTensor, Tensor], precision: str, compiled: bool, rows: int
-    ) -> None:
-        torch.manual_seed(0)
-        self.precision, self.batch, self.seed = precision, batch, 0
-        if name == "supernet-full":
-            model: nn.Module = _supernet(rows)
-        elif name == "dlrm":
-            model = DLRM(_tables(rows), DENSE, [512, 256, DIM], [512, 512, 256, 1])
-        else:
-            model = NASRecNet(_tables(rows), DENSE, PUBLISHED[name])
-        self.supernet = model if isinstance(model, SuperNet) else None
-        tables = [parameter for path, parameter in model.named_parameters() if "embedding_bag" in path]
-        apply_optimizer_in_backward(torch.optim.Adagrad, tables, {"lr": 0.01, "eps": 1e-2})
-        if compiled:
-            for path, child in model.named_children():
-                if path != "sparse_arch":
-                    child.compile()
-        self.model = parallelize(model, DEVICE)
-        self.optimizer: torch.optim.Optimizer
-        if self.supernet is not None:
-            interaction = self.supernet.interaction_arch
-            self.optimizer = ActiveSliceAdagrad(interaction.parameters(), interaction.active_parameters)
-        else:
-            self.dense = [value for path, value in self.model.named_parameters() if "embedding_bag" not in path]
-            self.optimizer = torch.optim.Adagrad(self.dense, 0.01, eps=1e-2, foreach=True)
-
-    def __call__(self) -> None:
-        dense, kjt, labels = self.batch
-        parameters = self._active()
-        self.optimizer.zero_grad()
-        with self._autocast():
-            logits = self.model(dense, kjt)
-        F.binary_cross_entropy_with_logits(logits.float().flatten(), labels).backward()
-        nn.utils.clip_grad_norm_(parameters, 5.0)
-        self.optimizer.step()
-
-    def mfu(self, seconds: float) -> Result:
-        """Model FLOPs of a step, and their rate as a share of an H100's peak. A supernet's steps differ: none then."""
-        if self.supernet is not None:
-            return {}
-        dense, kjt, _ = self.batch
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.model(dense, kjt)
-        return _rate("flops", 3 * counter.get_total_flops(), [seconds]) | {
-            "mfu": 3 * counter.get_total_flops() / seconds / H100[self.precision] if DEVICE.type == "cuda" else None
-        }
-
-    def _active(self) -> list[Tensor]:
-        if self.supernet is None:
-            return list(self.dense)
-        self.seed += 1
-        self.supernet.set_architecture(NASREC_FULL.sample(torch.Generator().manual_seed(self.seed)))
-        return [view for _, view in self.supernet.interaction_arch.active_parameters()]
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(DEVICE.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-
-
-def _tables(rows: int, count: int = SPARSE) -> EmbeddingBagCollection:
-    return EmbeddingBagCollection(
-        tables=[
-            EmbeddingBagConfig(name=f"t_f{i}", embedding_dim=DIM, num_embeddings=rows, feature_names=[f"f{i}"])
-            for i in range(count)
-        ]
-    )
-
-
-def _supernet(rows: int) -> SuperNet:
-    return SuperNet(_tables(rows), DENSE, NASREC_FULL).to(DEVICE)
-
-
-def _batch(rows: int, embeddings: int) -> tuple[Tensor, KeyedJaggedTensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(embeddings, (rows * SPARSE,), generator=generator)
-    lengths = torch.ones(rows * SPARSE, dtype=torch.int64)
-    kjt = KeyedJaggedTensor([f"f{i}" for i in range(SPARSE)], ids, lengths=lengths)
-    labels = (torch.rand(rows, generator=generator) < 0.25).float()
-    return torch.randn(rows, DENSE, generator=generator).to(DEVICE), kjt.to(DEVICE), labels.to(DEVICE)
-
-
-def _by_key(output: Any) -> Any:
-    return output.wait() if hasattr(output, "wait") else output
-
-
-def _values(output: Any) -> Tensor:
-    return _by_key(output).values()
-
-
-def _seconds(calls: dict[str, Callable[[], object]], quick: bool) -> dict[str, list[float]]:
-    """Median and first and last decile of each call's seconds, in turns, after two calls each to warm up."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    warm, rounds = (0, 2) if quick else (2, 20)
-    for turn in range(warm + rounds):
-        for name, call in calls.items():
-            _wait()
-            started = time.perf_counter()
-            call()
-            _wait()
-            if turn >= warm:
-                found[name].append(time.perf_counter() - started)
-    ordered = {name: sorted(seconds) for name, seconds in found.items()}
-    last = rounds - 1
-    return {
-        name: [statistics.median(values), values[round(0.1 * last)], values[round(0.9 * last)]]
-        for name, values in ordered.items()
-    }
-
-
-def _wait() -> None:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _rate(what: str, amount: float, seconds: list[float]) -> Result:
-    return {what: amount, f"{what}_per_second": amount / seconds[0]}
 
 
 def main() -> None:

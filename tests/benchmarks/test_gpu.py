@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
     ("step", "keys"),
     [
         ("imports", {"torch", "fbgemm_gpu", "device"}),
-        ("lookup", {"rows", "difference", "bytes_per_second"}),
+        ("graphs", {"model", "mode", "rows_per_second", "losses", "peak_memory"}),
+        ("lookup", {"rows", "memory", "difference", "bytes_per_second"}),
         ("golden", {"network", "float32", "float64"}),
         ("attention", {"tokens", "precision"}),
         ("training", {"model", "rows_per_second", "mfu"}),
@@ -30,7 +31,7 @@ def test_every_step_runs_on_a_cpu(one_rank, step: str, keys: set[str]):
     assert results and all(keys <= set(result) for result in results)
     assert json.loads(json.dumps(results)) == results
     if step == "lookup":
-        assert results[0]["difference"] < 1e-6
+        assert max(result["difference"] for result in results) < 1e-6
     if step == "attention":
         exact = next(result for result in results if result["precision"] == "fp32" and "difference" in result)
         assert {"ours", "math"} <= set(exact["difference"])
@@ -59,7 +60,7 @@ def test_a_step_that_fails_costs_only_itself(tmp_path: Path):
     assert (tmp_path / "out" / "search.log").read_text().endswith("--quick\n")
 
 
-def test_all_steps_fit_into_eight_minutes(tmp_path: Path):
+def test_all_steps_fit_into_twelve_minutes(tmp_path: Path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 0\n")
     python.chmod(0o755)
@@ -67,8 +68,8 @@ def test_all_steps_fit_into_eight_minutes(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
     limits = {line["step"]: line["limit"] for line in lines}
     assert limits.keys() == STEPS.keys() and len(lines) == len(STEPS)
-    together = {"imports", "golden", "tests", "programs"}
+    together = {"golden", "tests", "programs"}
     alone = sum(limit for step, limit in limits.items() if step not in together)
-    assert max(limits[step] for step in together) + alone <= 8 * 60
+    assert max(limits[step] for step in together) + alone <= 12 * 60
     refused = _run("--out", str(tmp_path / "out"), "--steps", "imports,nothing", python=python)
     assert refused.returncode == 2 and "nothing: expected steps among" in refused.stderr
