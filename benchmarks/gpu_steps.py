@@ -355,22 +355,31 @@ def programs(quick: bool) -> Iterator[Result]:
         batch = ["--batch_size", "512" if quick else "4096"]
         network = ["--architecture", "criteo-small" if quick else "criteo-full"]
         few = ["--population", 8, "--generations", 2, "--children", 4, "--tournament", 4, "--finetune_steps", 50]
+        train = ["--data", data, *network, *epochs, *batch, "--log_every", 5]
         commands: dict[str, list[object]] = {
             "doctor": [],
             "prepare": ["criteo", "--source", text, "--out", data],
             "supernet": ["--data", data, "--out", supernet, *epochs, *batch, "--log_every", 5],
             "search": ["--supernet", supernet, "--data", data, "--out", search, *few],
-            "train": ["--data", data, "--out", model, *network, *epochs, *batch, "--log_every", 5],
+            "train": [*train, "--out", model],
+            "train with graphs": [
+                *train,
+                "--out",
+                folder / "graphs",
+                "--cuda_graphs",
+                str(DEVICE.type == "cuda").lower(),
+            ],
             "evaluate": ["--model", model, "--data", data, "--json", "true"],
             "export": ["--model", model, "--data", data, "--out", package, "--device", DEVICE.type],
             "score": ["--package", package, "--data", data, "--out", folder / "scores"],
         }
         for name, flags in list(commands.items())[: 2 if quick else None]:
             started = time.perf_counter()
-            command = [sys.executable, "-m", "nasrec_torchrec", name, *map(str, flags)]
+            command = [sys.executable, "-m", "nasrec_torchrec", name.split()[0], *map(str, flags)]
             done = subprocess.run(command, capture_output=True, text=True)
             result = {"program": name, "status": done.returncode, "seconds": time.perf_counter() - started}
-            log = {"supernet": supernet, "train": model}.get(name, folder) / "log.jsonl"
+            logs = {"supernet": supernet, "train": model, "train with graphs": folder / "graphs"}
+            log = logs.get(name, folder) / "log.jsonl"
             last = log.read_text().splitlines()[-3:] if log.exists() else []
             yield result | {"last": done.stdout.strip()[-1500:], "log": last}
             if done.returncode:

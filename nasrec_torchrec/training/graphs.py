@@ -1,7 +1,9 @@
 """CUDA graphs of the dense part of a fixed model: a step launches all of its kernels at once instead of one by one."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,6 +109,7 @@ class _Graphed:
             with (
                 torch.random.fork_rng([self._device] if kind == "cuda" else []),
                 torch.autocast(kind, *precision, cache_enabled=False),
+                _beside_other_threads(),
             ):
                 callables = _Callable(self._module, self._usual, keywords)
                 graph = torch.cuda.make_graphed_callables(callables, samples, allow_unused_input=True)
@@ -132,6 +135,17 @@ class _Graphed:
             for name, value in list(vars(module).items()):
                 if isinstance(value, Tensor) and value.device.type != self._device.type:
                     setattr(module, name, value.to(self._device))
+
+
+@contextmanager
+def _beside_other_threads() -> Iterator[None]:
+    """Lets other threads use the GPU during a capture, as the one that page-locks batches does; it would end there."""
+    usual = torch.cuda.graph
+    torch.cuda.graph = partial(usual, capture_error_mode="thread_local")  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        torch.cuda.graph = usual  # type: ignore[misc]
 
 
 class _Callable(nn.Module):
