@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[impo
 from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
 
 from nasrec_torchrec.cli import run
+from nasrec_torchrec.cli.main import main as nasrec
 from nasrec_torchrec.datasets.prepared import load_schema, read_manifest
 
 # Largest number of categories that scikit-learn takes.
@@ -87,7 +90,8 @@ def main(raw: Path, out: Path, tables: list[str] | None = None, budget: str = "1
         out: receives a folder for every table.
         tables: tables to measure; unset, all.
         budget: of `nasrec auto`, in seconds of one processor.
-        quick: whether three trials take the place of the budget, to see that it works.
+        quick: whether three trials take the place of the budget, and the commands run in this process, to see that it
+            works.
     """
     raw.mkdir(parents=True, exist_ok=True)
     print("| table | rows | clicks | train, DLRM | auto | HistGradientBoosting | what auto ships |")
@@ -112,13 +116,16 @@ def _measure(name: str, raw: Path, out: Path, budget: str, quick: bool) -> dict[
             data.to_csv(file, index=False)
     schema, data = out / "schema.yaml", out / "data"
     out.mkdir(parents=True, exist_ok=True)
-    printed = _run("prepare", "init", "--source", file, *table.label, "--out", schema, "--overwrite", "true")
+    run_command = _run_here if quick else _run
+    printed = run_command("prepare", "init", "--source", file, *table.label, "--out", schema, "--overwrite", "true")
     # The command that it prints accepts the rejects of its sample, such as flights without a time of arrival.
     _, *prepare = shlex.split(printed[-1])
-    _run(*(data if word == "DATA" else word for word in prepare))
-    trained = _nasrec("train", "--data", data, "--out", out / "train", "--json")
+    run_command(*(data if word == "DATA" else word for word in prepare))
+    trained = json.loads(run_command("train", "--data", data, "--out", out / "train", "--json")[-1])
     spent = ("--trials", "3") if quick else ("--budget", budget, "--clock", "cpu")
-    race = _nasrec("auto", "--data", data, "--out", out / "auto", *spent, "--quiet", "true", "--json")
+    race = json.loads(
+        run_command("auto", "--data", data, "--out", out / "auto", *spent, "--quiet", "true", "--json")[-1]
+    )
     winner = race["measured"]["winner"]
     manifest = read_manifest(data)
     return {
@@ -149,13 +156,8 @@ def tree(data: Path) -> float:
     return float(roc_auc_score(labels, model.predict_proba(features)[:, 1]))
 
 
-def _nasrec(*words: object) -> dict[str, Any]:
-    """Runs a command as a user does, and returns the object that it prints."""
-    return dict(json.loads(_run(*words)[-1]))
-
-
 def _run(*words: object) -> list[str]:
-    """Runs a command, shows on standard error what it warns of, and returns the lines that it prints."""
+    """Runs a command as a user does, shows on standard error what it warns of, and returns the lines that it prints."""
     command = [sys.executable, "-m", "nasrec_torchrec", *map(str, words)]
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
@@ -166,6 +168,13 @@ def _run(*words: object) -> list[str]:
             print(line, file=sys.stderr)
     print(f"{' '.join(map(str, words[:2]))}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     return done.stdout.splitlines()
+
+
+def _run_here(*words: object) -> list[str]:
+    """Runs a command in this process, and returns the lines that it prints."""
+    with redirect_stdout(StringIO()) as printed:
+        nasrec([str(word) for word in words])
+    return printed.getvalue().splitlines()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 import gc
 import multiprocessing
 import os
+import shutil
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +20,15 @@ settings.load_profile("default")
 
 
 # What a forked process need not import again. It counts until the fork server starts, see support.run_program.
-multiprocessing.set_forkserver_preload(
-    [f"nasrec_torchrec.{name}" for name in ("cli.main", "training.trainer", "search.workers", "inference.exporting")]
+_OURS = "cli.main", "training.trainer", "search.workers", "search.race.run", "inference.exporting"
+_SLOW = (
+    "torch.export._trace",
+    "torch._inductor.compile_fx",
+    "matplotlib.backends.backend_agg",
+    "scipy.stats",
+    "lightgbm",
 )
+multiprocessing.set_forkserver_preload([*(f"nasrec_torchrec.{name}" for name in _OURS), *_SLOW])
 
 # Where Triton is installed, Inductor would start a pool of compilers in every process; nothing on a CPU uses it.
 if not torch.cuda.is_available():
@@ -32,6 +41,21 @@ for _option, _value in {"compile_wrapper_opt_level": "O0", "enable_line_tables":
     if hasattr(inductor.aot_inductor, _option):  # not in every version of torch
         setattr(inductor.aot_inductor, _option, _value)
         os.environ.setdefault(f"AOT_INDUCTOR_{_option.upper()}", str(_value))  # for other processes
+
+# Objects that packages are linked of are kept from run to run, until a week after their last use, see tests/g++.
+_OBJECTS = Path(__file__).parents[1] / ".pytest_cache" / "objects"
+if "TESTS_CXX" in os.environ or shutil.which(os.environ.get("CXX", "g++")):
+    os.environ.setdefault("TESTS_CXX", os.environ.get("CXX", "g++"))  # the workers of pytest-xdist have it
+    os.environ |= {"CXX": str(Path(__file__).with_name("g++")), "TESTS_CXX_OBJECTS": str(_OBJECTS)}
+    os.environ["TESTS_CXX_HEADERS"] = torch.__version__
+    inductor.cpp.cxx = (os.environ["CXX"],)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        for kept in _OBJECTS.glob("*"):
+            if kept.stat().st_mtime < time.time() - 7 * 24 * 3600:
+                kept.unlink()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
