@@ -7,7 +7,8 @@ Importing torch takes six seconds, so that a test should start no new interprete
 - :func:`run_ranks` runs a function on gloo ranks, each a forked process.
 - :func:`forked` is the context behind these two, for processes of a test's own.
 - :func:`run_script` runs a script like this, and returns what it printed.
-- :func:`launch` runs a script on gloo ranks, each a forked process that finds the variables of ``torchrun``.
+- :func:`launch` runs a script on gloo ranks, each a forked process that finds the variables of ``torchrun``; those of
+  :func:`start_ranks` can be killed.
 - :func:`component_program` says what a torchx component would start, to give it to :func:`run_program`.
 
 A real ``torchrun``, ``torchx`` or server is a subprocess: for tests that kill ranks or look at a launcher.
@@ -25,8 +26,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from multiprocessing.forkserver import ensure_running
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +139,15 @@ def click_table(data: ClickData, schema: Schema) -> pa.Table:
     return pa.table(columns)
 
 
-_FOLDER = tempfile.TemporaryDirectory(prefix="click-files-")
+@cache
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    """Removed at the end of a process that needs it; a forked one leaves nothing behind only if it makes none."""
+    return tempfile.TemporaryDirectory(prefix="click-files-")
 
 
 def make_click_files(schema: Schema, count: int, seed: int = 0, row_group: int = 64) -> ClickFiles:
     """The rows of :func:`make_click_data` in a Parquet file with small row groups."""
-    file = Path(tempfile.mkdtemp(dir=_FOLDER.name)) / "part-000000.parquet"
+    file = Path(tempfile.mkdtemp(dir=_folder().name)) / "part-000000.parquet"
     pq.write_table(click_table(make_click_data(schema, count, seed), schema), file, row_group_size=row_group)
     return ClickFiles.open(file.parent, schema)
 
@@ -316,22 +323,45 @@ def run_script(script: str, *words: object) -> str:
 
 def launch(script: str, ranks: int, *words: object) -> str:
     """What a script of this repository, or a module after ``-m``, printed on forked ranks with torchrun's variables."""
-    method = forked().get_start_method()
     with tempfile.TemporaryDirectory() as folder:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        mp.start_processes(_script_rank, (ranks, port, folder, (script, *words)), nprocs=ranks, start_method=method)
-        return "".join(Path(folder, str(rank)).read_text() for rank in range(ranks))
+        return end_ranks(start_ranks(Path(folder), ranks, script, *words), Path(folder))
 
 
-def _script_rank(rank: int, ranks: int, port: int, folder: str, words: tuple[object, ...]) -> None:
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def start_ranks(
+    folder: Path, ranks: int, *words: object, environment: dict[str, str] | None = None
+) -> list[BaseProcess]:
+    """Starts the ranks of :func:`launch` and returns their processes; the folder receives what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ranks, port, folder, words, environment or {}
+    processes = [forked().Process(target=_script_rank, args=(rank, *arguments)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def end_ranks(processes: list[BaseProcess], folder: Path) -> str:
+    """Waits for the ranks, and returns what they printed; where one fails, the others would wait for it."""
+    while running := [process for process in processes if process.is_alive()]:
+        connection.wait([process.sentinel for process in running])
+        if any(process.exitcode for process in processes):
+            for process in running:
+                process.kill()
+    printed = "".join(file.read_text() for file in sorted(folder.iterdir()))
+    assert not any(process.exitcode for process in processes), printed[-3000:]
+    return printed
+
+
+def _script_rank(
+    rank: int, ranks: int, port: int, folder: Path, words: tuple[object, ...], environment: dict[str, str]
+) -> None:
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     environment |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     done = _run_process(words, _ROOT, environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    Path(folder, str(rank)).write_text(done.stdout)
+    (folder / str(rank)).write_text(done.stdout + (done.stderr if done.returncode else ""))
+    sys.exit(done.returncode)
 
 
 def component_program(name: str, words: Sequence[str]) -> list[str]:

@@ -2,10 +2,7 @@
 
 import gzip
 import json
-import os
 import re
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -33,14 +30,6 @@ APPS = [
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _run(command: list[str], expected: int = 0) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == expected, result.stdout[-3000:] + result.stderr[-3000:]
-    return result
-
-
 def _app(name: str, *arguments: object, expected: int = 0) -> Done:
     done = run_program("-m", *f"apps.{name}".split(), *arguments)
     assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
@@ -54,19 +43,15 @@ def test_help_is_that_of_the_command(name: str):
 
 
 @pytest.mark.slow
-def test_everything_end_to_end_on_two_ranks_through_torchx(tmp_path: Path):
+def test_everything_end_to_end_on_two_ranks_as_torchx_starts_them(tmp_path: Path):
     data = prepare_clicks(tmp_path / "data")
 
     def start(name: str, *flags: str, **arguments: object) -> None:
         named = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
         more = ["--", *flags] if flags else []
-        if name == "train_supernet":
-            scheduler = ["torchx", "run", "--scheduler", "local_cwd", "--wait"]
-            _run([*scheduler, f"components/nasrec.py:{name}", *named, "-j", "1x2", *more])
-            return
-        # What torchx would start, without new interpreters.
+        # What torchx would start, without new interpreters; tests.components.test_local has a real launcher.
         word, *program = component_program(name, [*named, *more])
-        launch(word, 2 if name == "train" else 1, *program)
+        launch(word, 2 if name.startswith("train") else 1, *program)
 
     space = ["--num_blocks", "2", "--dense_widths", "[16,32]", "--sparse_widths", "[4,8]"]
     fast = ["--batch_size", "40", "--learning_rate", "0.05", "--epochs", "1"]

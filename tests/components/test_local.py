@@ -24,7 +24,7 @@ def _flags(data: Path, out: Path, retries: int) -> list[str]:
 
 def _start(data: Path, out: Path) -> subprocess.Popen[str]:
     folder = Path(sys.executable).parent
-    command = [str(folder / "torchx"), "run", "--scheduler", "local_cwd", "--wait", "nasrec.train"]
+    command = [str(folder / "torchx"), "run", "--scheduler", "local_cwd", "--wait", "components/nasrec.py:train"]
     environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.Popen(
         [*command, *_flags(data, out, 1)],

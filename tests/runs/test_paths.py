@@ -1,8 +1,5 @@
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from iopath.common.file_io import PathHandler
 from moto.server import ThreadedMotoServer
-from support import click_table, make_click_data, make_schema, run_process
+from support import click_table, end_ranks, make_click_data, make_schema, run_process, start_ranks
 from upath import UPath
 
 from nasrec_torchrec.runs.files import (
@@ -156,13 +153,6 @@ def _run(s3: dict[str, str], program: str, *arguments: str, expected: int = 0) -
     return done.stderr if expected else done.stdout
 
 
-def _start_ranks(s3: dict[str, str], program: str, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", f"apps.{program}", *arguments, "--path-handlers", "company_paths:register"]
-    environment = os.environ | s3 | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{s3['PYTHONPATH']}:{ROOT}"}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=-1, stderr=-1)
-
-
 @pytest.mark.slow
 def test_every_file_of_all_jobs_lies_in_a_bucket(s3: dict[str, str], tmp_path: Path):
     register_handlers("company_paths:register")
@@ -190,19 +180,19 @@ def test_every_file_of_all_jobs_lies_in_a_bucket(s3: dict[str, str], tmp_path: P
     best = str(base / "search" / "architectures" / "rank-01.json")
     train = ["--data", data, "--out", str(run), "--architecture", best, "--batch_size", "50"]
     train += ["--checkpoint_every", "20", "--log_every", "1", "--epochs", "4"]
-    process = _start_ranks(s3, "train", *train)
+    handlers, place = ["--path-handlers", "company_paths:register"], tmp_path / "printed"
+    place.mkdir()
+    ranks = start_ranks(place, 2, "-m", "apps.train", *train, *handlers, environment=s3)
     checkpoints = run / "trial-01-seed-0" / "checkpoints"
     while not list(checkpoints.glob("step-*/.metadata")):
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert all(rank.is_alive() for rank in ranks), [file.read_text() for file in place.iterdir()]
         time.sleep(0.1)
-    for pid in [process.pid, *Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]:
-        os.kill(int(pid), signal.SIGKILL)
-    process.communicate()
+    for rank in ranks:
+        rank.kill()
+        rank.join()
     assert "training loss" in _run(s3, "status", str(run))
-    process = _start_ranks(s3, "train", *train, "--json")
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-    kept = json.loads(output)["runs"][0]
+    ranks = start_ranks(place, 2, "-m", "apps.train", *train, *handlers, "--json", environment=s3)
+    kept = json.loads(end_ranks(ranks, place))["runs"][0]
     starts = [line for line in read_text(run / "trial-01-seed-0" / "log.jsonl").splitlines() if '"start"' in line]
     assert [json.loads(line)["step"] > 0 for line in starts] == [False, True]
     assert list((run / "trial-01-seed-0" / "tensorboard").glob("events*"))
