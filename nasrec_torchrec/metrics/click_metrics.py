@@ -1,7 +1,7 @@
 """Exact metrics of click predictions: AUC, log loss, normalized entropy."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,15 @@ class ClickMetrics:
         normalized_entropy: log loss divided by the log loss of always predicting the split's positive rate; None if
             all labels are equal.
         rows: number of rows, each counted once.
+        centered_log_loss: log loss of the logits that :func:`centered` returns, which does not depend on how far the
+            mean prediction is from the split's positive rate; None if all labels are equal or a logit is infinite.
     """
 
     auc: float | None
     log_loss: float
     normalized_entropy: float | None
     rows: int
+    centered_log_loss: float | None = field(default=None, kw_only=True)
 
 
 def click_metrics(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> ClickMetrics:
@@ -58,7 +61,50 @@ def click_metrics(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
         auc = float(binary_auroc(probabilities, labels.long()))
     else:
         auc = _weighted_auc(probabilities, labels, shares)
-    return ClickMetrics(auc, loss, loss / entropy, labels.numel())
+    shifted = None
+    if bool(torch.isfinite(logits).all()):
+        shifted = float(F.binary_cross_entropy_with_logits(centered(logits, labels, weights), labels, shares))
+    return ClickMetrics(auc, loss, loss / entropy, labels.numel(), centered_log_loss=shifted)
+
+
+# Newton's method doubles the correct digits with each step once it is close; the bracket halves until then.
+_CENTERING_STEPS = 60
+
+
+def centered(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Adds the constant to all logits with which their mean probability is the positive rate.
+
+    What is left of the log loss is how well rows are told apart: a model neither gains nor loses by a click rate that
+    differs from that of the rows it was trained on.
+
+    Args:
+        logits: finite logits ``(N,)``.
+        labels: labels ``(N,)`` of 0 and 1, some of each.
+        weights: weights ``(N,)`` of the rows, 0 or more; None if they count alike.
+
+    Returns:
+        Tensor: Logits ``(N,)`` in float64.
+    """
+    logits, labels, shares = logits.double().flatten(), labels.double().flatten(), weight_shares(weights)
+
+    def mean(values: Tensor) -> float:
+        return float(values.mean() if shares is None else (values * shares).mean())
+
+    rate = mean(labels)
+    target = math.log(rate / (1 - rate))
+    # With either end, all probabilities are on one side of the rate.
+    low, high = target - float(logits.max()), target - float(logits.min())
+    shift = min(max(0.0, low), high)
+    for _ in range(_CENTERING_STEPS):
+        probabilities = torch.sigmoid(logits + shift)
+        error = mean(probabilities) - rate
+        if abs(error) < 1e-12:
+            break
+        low, high = (low, shift) if error > 0 else (shift, high)
+        slope = mean(probabilities * (1 - probabilities))
+        step = shift - error / slope if slope > 0 else math.inf
+        shift = step if low < step < high else (low + high) / 2
+    return logits + shift
 
 
 def weight_shares(weights: Tensor | None) -> Tensor | None:

@@ -20,7 +20,7 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.transform import add_crosses
 from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
-from nasrec_torchrec.metrics.click_metrics import block_losses, click_metrics
+from nasrec_torchrec.metrics.click_metrics import block_losses, centered, click_metrics
 from nasrec_torchrec.progress import progress_bar
 
 
@@ -61,6 +61,7 @@ def column_importances(
     most_rows: int = 100_000,
     batch_size: int = 4096,
     seed: int = 0,
+    center: bool = False,
 ) -> tuple[ColumnImportance, ...]:
     """Measures the importance of every column that a model reads, the most important first.
 
@@ -75,6 +76,7 @@ def column_importances(
         most_rows: number of rows to measure on; of more, some from all over the split are taken.
         batch_size: number of rows in a forward pass.
         seed: seed of the shuffling.
+        center: whether log losses do not count how far the mean prediction is from the click rate.
 
     Raises:
         ValueError: If a file was changed, the words of a cross are missing, or a prediction is not a number.
@@ -91,7 +93,7 @@ def column_importances(
     }
     model.eval()
     orders = [np.random.default_rng([seed, number]).permutation(table.num_rows) for number in range(repeats)]
-    predicted = _predict(model, table, schema, batch_size)
+    predicted = _predict(model, table, schema, batch_size, center)
     whole, blocks = click_metrics(*predicted), _blocks(*predicted)
     found = []
     parts = _columns(schema)
@@ -100,7 +102,7 @@ def column_importances(
             rises, falls, by_block = [], [], []
             for order in orders:
                 shuffled = _shuffled(table, schema, columns, order, words)
-                predicted = _predict(model, shuffled, schema, batch_size)
+                predicted = _predict(model, shuffled, schema, batch_size, center)
                 metrics = click_metrics(*predicted)
                 by_block.append(_blocks(*predicted) - blocks)
                 rises.append(metrics.log_loss - whole.log_loss)
@@ -144,7 +146,7 @@ def _shuffled(
 
 @torch.no_grad()
 def _predict(
-    model: nn.Module, table: pa.Table, schema: Schema, batch_size: int
+    model: nn.Module, table: pa.Table, schema: Schema, batch_size: int, center: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     data = ClickData.from_table(table.combine_chunks(), schema, "shuffled rows")
     logits, labels = [], []
@@ -152,4 +154,5 @@ def _predict(
         batch = join([(data, first, min(first + batch_size, table.num_rows))])
         logits.append(model(batch.dense_features, batch.sparse_features).flatten())
         labels.append(batch.labels)
-    return torch.cat(logits), torch.cat(labels), data.row_weights
+    predicted = torch.cat(logits), torch.cat(labels), data.row_weights
+    return (centered(*predicted), *predicted[1:]) if center else predicted

@@ -15,7 +15,7 @@ _FREE = (
 )
 _LATER: dict[str, Any] = {"ema_decay": None, "freeze": None}
 FrozenPart = Literal["tables", "interaction"]
-Monitor = Literal["log_loss", "auc"]
+Monitor = Literal["log_loss", "centered_log_loss", "auc"]
 Optimizer = Literal["adagrad", "adam"]
 RecipeName = Literal["fitted", "paper"]
 TrainPrecision = Literal["fp32", "tf32", "bf16"]
@@ -37,7 +37,10 @@ class TrainFlags:
             ``plateau`` keeps it constant, divides it by ten whenever ``patience`` epochs in a row have not improved on
             the best one, and ends the run instead of dividing it a third time.
         patience: number of epochs without improvement after which ``plateau`` acts.
-        monitor: metric on the validation split that decides which epoch is the best.
+        monitor: metric on the validation split that decides which epoch is the best. ``centered_log_loss`` is the log
+            loss after a constant is added to all logits so that their mean probability is the click rate. It suits
+            validation rows whose click rate differs from that of the training rows: otherwise an epoch whose
+            predictions happen to be too low or too high in all may seem the best.
         optimizer: ``adagrad`` is fused into the backward pass of the tables and updates only the rows that were looked
             up. ``adam`` updates whole tables and keeps a full copy on every rank, which suits tables of a few thousand
             rows. If unset, it follows from the size of the tables.

@@ -56,7 +56,9 @@ class Progress:
         """Metrics of the best measurement."""
         if self.best is None:
             return None
-        return ClickMetrics(**{field.name: self.best[field.name] for field in fields(ClickMetrics)})
+        # Older versions did not store the centered log loss.
+        known = [field.name for field in fields(ClickMetrics) if field.name in self.best]
+        return ClickMetrics(**{name: self.best[name] for name in known})
 
     @property
     def best_blocks(self) -> tuple[float, ...]:
@@ -78,7 +80,12 @@ class Progress:
 def _rank(measured: dict[str, Any], monitor: Monitor) -> tuple[tuple[bool, float], ...]:
     """Returns the sort key of a measurement; the lowest is the best."""
     log_loss, auc = measured["log_loss"], measured["auc"]
-    return (order(None if auc is None else -auc), order(log_loss)) if monitor == "auc" else (order(log_loss),)
+    match monitor:
+        case "auc":
+            return order(None if auc is None else -auc), order(log_loss)
+        case "centered_log_loss":
+            return order(measured.get(monitor)), order(log_loss)
+    return (order(log_loss),)
 
 
 def _restored(measured: Any) -> Any:

@@ -22,7 +22,7 @@ from nasrec_torchrec.datasets.row_weights import mean_weight, row_weights
 from nasrec_torchrec.distributed.sharded_model import predict_on_ranks
 from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, rank_memory
 from nasrec_torchrec.memory import require_memory
-from nasrec_torchrec.metrics.click_metrics import ClickMetrics, block_losses, click_metrics
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics, block_losses, centered, click_metrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.modules.table_collection import bags_of
@@ -375,6 +375,8 @@ class Trainer:
                 "all equal or a prediction is not a number; the log loss decides instead",
                 file=sys.stderr,
             )
+        if self.config.monitor == "centered_log_loss" and metrics.centered_log_loss is not None:
+            predicted = centered(*predicted), *predicted[1:]
         return metrics, self.progress.record(metrics, self.config.monitor, block_losses(*predicted))
 
     def _look_at_tables(self, session: _Session) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.crosses import add_crosses
 from nasrec_torchrec.datasets.features import SparseFeature
+from nasrec_torchrec.datasets.row_weights import row_weights
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.metrics.click_metrics import centered
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.search.race.book import Book
@@ -49,6 +51,11 @@ class ColumnChoice:
         self._droppable: list[tuple[str, ...]] | None = None if config.drop_columns else []
         self._rankings: list[tuple[Ranked, ...]] = []
         self._left_out: list[Ranked] = []
+
+    @property
+    def _centers(self) -> bool:
+        """Whether losses do not count how far the mean prediction is off."""
+        return self.data.monitor == "centered_log_loss"
 
     def add_buckets(self) -> None:
         """Adds the buckets of dense features to the data, before any model is trained."""
@@ -95,7 +102,7 @@ class ColumnChoice:
             _, model = load_model(trial_folder(self._out, best.number))
             files = self.data.open("validation", best.trial)
             rows = _IMPORTANCE_ROWS // max(1, len(files.schema.columns))
-            found = column_importances(model, self.data.folder(best.trial), files, 1, rows)
+            found = column_importances(model, self.data.folder(best.trial), files, 1, rows, center=self._centers)
             return [list(names) for names in droppable(found, self.data.base, best.loss)]
 
         self._droppable = [tuple(names) for names in self._book.recall(worker, "columns", rank)]
@@ -127,7 +134,10 @@ class ColumnChoice:
             trained = eligible([e for e in entries if e.measured], self.combinations)
             best = min(trained, key=lambda e: e.loss)
             self._say(f"ranking features by the errors of trial {best.number}")
-            logits, _ = predict(trial_folder(self._out, best.number), self.data.open("validation", best.trial))
+            files = self.data.open("validation", best.trial)
+            logits, labels = predict(trial_folder(self._out, best.number), files)
+            if self._centers:
+                logits = centered(logits, labels, row_weights(files))
             most = min((self._config.max_features + 1) // 2, self._config.max_features - len(known))
             found = rank_features(
                 *(self.data.folders[-1], self.data.base, logits.numpy(), most),
@@ -156,7 +166,7 @@ class ColumnChoice:
         with folder.with_name(f".{folder.name}.lock").open("w") as crossing:
             fcntl.flock(crossing, fcntl.LOCK_EX)
             add_crosses(self.data.folders[0], folder, features)
-        self.data = RaceData((*self.data.folders, folder), self.data.base)
+        self.data = replace(self.data, folders=(*self.data.folders, folder))
 
 
 def _missing_buckets(schema: Schema) -> list[SparseFeature]:

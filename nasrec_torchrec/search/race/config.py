@@ -25,6 +25,9 @@ class RaceConfig:
             fairly on a machine that also does other work.
         trials: number of trials that replaces the budget; with one worker the race is then reproducible.
         seed: seed of everything that is sampled.
+        monitor: validation loss that decides. ``centered_log_loss`` is the log loss after the mean prediction is moved
+            to the click rate of the validation rows; if unset, it decides where that rate differs from the training
+            rows' by more than chance explains, and ``log_loss`` decides elsewhere.
         epochs: number of epochs of a full training; if unset, as many as the budget allows, between 2 and 20.
         reduction_factor: number of trials at a rung of which one is promoted.
         features: whether to propose crosses and statistics of the categorical features.
@@ -54,6 +57,7 @@ class RaceConfig:
     clock: Literal["wall", "cpu"] = "wall"
     trials: int | None = None
     seed: int = 0
+    monitor: Literal["log_loss", "centered_log_loss"] | None = None
     epochs: int | None = None
     reduction_factor: int = 3
     features: bool = True

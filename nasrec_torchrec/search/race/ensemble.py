@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nasrec_torchrec.metrics.click_metrics import weight_shares
+from nasrec_torchrec.metrics.click_metrics import centered, weight_shares
 from nasrec_torchrec.search.race.trial import Entry
 
 
@@ -20,7 +21,12 @@ def candidates(best: Entry, entries: Sequence[Entry]) -> list[Entry]:
 
 
 def select(
-    logits: Mapping[int, Tensor], labels: Tensor, first: int, most: int, weights: Tensor | None = None
+    logits: Mapping[int, Tensor],
+    labels: Tensor,
+    first: int,
+    most: int,
+    weights: Tensor | None = None,
+    center: bool = False,
 ) -> list[int]:
     """Adds, one after the other, the model that lowers the log loss of the mean probability most.
 
@@ -32,6 +38,7 @@ def select(
         first: number of the model to begin with.
         most: largest number of models.
         weights: weights ``(N,)`` of the rows, if they have them.
+        center: whether losses do not count how far the mean prediction is from the click rate.
 
     Returns:
         list: numbers of the models; the first one alone if no other one helps.
@@ -41,7 +48,10 @@ def select(
     chosen, total = [first], probabilities[first]
 
     def loss(total: Tensor, models: int) -> float:
-        return float(F.binary_cross_entropy(total / models, clicks, shares))
+        mean = total / models
+        if center:
+            mean = centered(torch.logit(mean), clicks, weights).sigmoid()
+        return float(F.binary_cross_entropy(mean, clicks, shares))
 
     lowest = loss(total, 1)
     while len(chosen) < most:

@@ -26,6 +26,7 @@ from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible, judgements
 from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.drift import decisive
 from nasrec_torchrec.search.race.ensemble import candidates, select
 from nasrec_torchrec.search.race.leaderboard import by_source, front, standings
 from nasrec_torchrec.search.race.planner import winner
@@ -36,6 +37,7 @@ from nasrec_torchrec.search.race.tree import measure_tree, read_tree
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.race.verdict import verdict
 from nasrec_torchrec.training.column_importance import column_importances
+from nasrec_torchrec.training.config import Monitor
 from nasrec_torchrec.training.evaluation import evaluation, slices_of
 
 _FORMAT = "nasrec-torchrec/race/1"
@@ -122,7 +124,7 @@ def finish(
         "leaderboard": (leaderboard := standings(entries)),
         "front": front(leaderboard),
         "features": {"combinations": combinations, "judged": [judgement.to_dict() for judgement in judged]},
-        "sources": [*by_source(entries), *([] if tree is None else [_tree_source(tree)])],
+        "sources": [*by_source(entries), *([] if tree is None else [_tree_source(tree, data.monitor)])],
         "fidelity": {
             kind: {str(share): tau for share, tau in fidelity(group).items()}
             for kind, group in (
@@ -146,6 +148,7 @@ def finish(
         "rows": {split: data.rows(split) for split in ("train", "validation", "test")},
         "suspicious": suspicious,
         "config": asdict(config),
+        "monitor": data.monitor,
         "origin": dict(origin or {}),
         "seconds": round(seconds(), 1),
     }
@@ -174,9 +177,9 @@ def _measured_tree(data: RaceData, out: Path) -> dict[str, Any] | None:
     return tree
 
 
-def _tree_source(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _tree_source(tree: Mapping[str, Any], monitor: Monitor) -> dict[str, Any]:
     """Returns the tree as a row of the table of sources."""
-    loss = tree["validation"][0]["log_loss"]
+    loss = decisive(tree["validation"][0], monitor)
     return {"source": "LightGBM", "trials": 1, "seconds": tree["seconds"], "log_loss": loss, "gain": 0.0}
 
 
@@ -277,7 +280,8 @@ def _ensemble(
     scored = {number: predictions.of(entry, "validation") for number, entry in members.items()}
     _, labels, weights = scored[best.number]
     logits = {number: rows for number, (rows, *_) in scored.items()}
-    chosen = [members[number] for number in select(logits, labels, best.number, config.ensemble, weights)]
+    centers = data.monitor == "centered_log_loss"
+    chosen = [members[number] for number in select(logits, labels, best.number, config.ensemble, weights, centers)]
     if len(chosen) == 1:
         return None
     latencies = [entry.facts.get("latency_us") for entry in chosen]

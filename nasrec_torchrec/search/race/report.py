@@ -19,6 +19,11 @@ _PICTURED = (
     "Left: validation log loss of every trial over the seconds of training, and the best so far. Right: validation log "
     "loss of every model against its latency."
 )
+_CENTERED = (
+    " The click rate of the rows that decided differs from that of the training rows by more than chance explains. So "
+    "validation log losses on this page are those after the mean prediction of each model was moved to that rate: a "
+    "model is not rewarded for predictions that are too low or too high in all."
+)
 _WORDS = """<details><summary>Words and abbreviations</summary><dl>
 <dt>log loss</dt><dd>mean negative logarithm of the probability that was given to what happened; lower is better</dd>
 <dt>AUC</dt><dd>area under the ROC curve: how often a click is ranked above a row that is none; .5 is guessing</dd>
@@ -41,7 +46,8 @@ def page(results: Mapping[str, Any]) -> str:
         f"<h1>What the race found</h1><div class='verdict'>{_paragraphs(results['verdict'])}</div>",
         _WORDS,
         f"<p>{len(results['trials'])} trials in {span(results['seconds'])}, on {rows['train']:,} rows to train on, "
-        f"{rows['validation']:,} that decided, and {rows['test']:,} that were read once, at the end.</p>",
+        f"{rows['validation']:,} that decided, and {rows['test']:,} that were read once, at the end."
+        f"{_CENTERED if results.get('monitor') == 'centered_log_loss' else ''}</p>",
         *_calibration(results["measured"]["winner"]),
         *_roc(results["measured"]["winner"]),
         *_slices(results["measured"]["winner"]),

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
+from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, read_manifest, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.modules.sparse_arch import SparseArch
@@ -33,6 +33,7 @@ from nasrec_torchrec.search.race.chance import eligible
 from nasrec_torchrec.search.race.column_choice import ColumnChoice
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
+from nasrec_torchrec.search.race.drift import deciding_loss, drift
 from nasrec_torchrec.search.race.finish import compared, finish, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation, winner
@@ -133,7 +134,8 @@ class _Race:
         self.started = self.now()
         self.config, self.space, self.limits, self.out, self.device = config, space, limits, out, device
         self.base = load_schema(data)
-        given = RaceData((data,), self.base)
+        errors = drift(read_manifest(data)["splits"], open_split(data, "train").log_odds_added)
+        given = RaceData((data,), self.base, config.monitor or deciding_loss(errors))
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
         if not all(self.rows.values()):
             raise ValueError(f"{data}: expected rows to train and to validate on, found {self.rows}")
@@ -141,6 +143,11 @@ class _Race:
             sliced_feature(self.base, column)
         if config.final_fit:
             check_final_fit(given)
+        if config.monitor is None and given.monitor == "centered_log_loss":
+            self._say(
+                f"the click rate of the validation rows differs from that of the training rows by {abs(errors):.0f} "
+                "standard errors: the log loss with the mean prediction moved to that rate decides (--monitor)"
+            )
         self.trees = trees_are_installed() if config.trees is None else config.trees
         if self.trees and not trees_are_installed():
             raise ValueError("trees: LightGBM is not installed; install nasrec-torchrec[trees], or choose false")

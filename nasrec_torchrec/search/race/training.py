@@ -15,7 +15,9 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.checkpoint import newest_intact, read_progress
+from nasrec_torchrec.search.race.drift import decisive
 from nasrec_torchrec.search.race.trial import Trial
+from nasrec_torchrec.training.config import Monitor
 from nasrec_torchrec.training.progress import Progress
 from nasrec_torchrec.training.trainer import Trainer
 
@@ -30,10 +32,12 @@ class RaceData:
     Args:
         folders: prepared data set, and its copies with the features that were added one time after the other.
         base: the schema of the data without them.
+        monitor: validation loss that decides.
     """
 
     folders: tuple[Path, ...]
     base: Schema
+    monitor: Monitor = "log_loss"
 
     def schema(self, trial: Trial) -> Schema:
         """What a trial's model reads."""
@@ -87,7 +91,7 @@ def train_trial(
     Raises:
         UnbuildableError: on every rank, if the trial cannot be trained at all.
     """
-    done = _trained(run_dir) if dist.get_rank() == 0 else []
+    done = _trained(run_dir, data.monitor) if dist.get_rank() == 0 else []
     stop = False
     for epoch, (loss, auc) in enumerate(done, start=1):
         assert report is not None
@@ -102,7 +106,8 @@ def train_trial(
         assert metrics is not None
         epoch = round(epochs)
         seconds, started = now() - started, now()
-        stop = report(epoch, metrics.log_loss, _number(metrics.auc), seconds) if report is not None else False
+        loss = _number(decisive(metrics, data.monitor))
+        stop = report(epoch, loss, _number(metrics.auc), seconds) if report is not None else False
         return _agreed(stop or epoch >= until, device)
 
     trainer.train(data.open("train", trial), data.open("validation", trial), pause)
@@ -147,7 +152,8 @@ def fit_finally(trial: Trial, epochs: int, data: RaceData, run_dir: Path, device
 def _trainer(trial: Trial, data: RaceData, run_dir: Path, device: torch.device) -> Trainer:
     description = ModelDescription(data.schema(trial), trial.interaction)
     try:
-        return Trainer(description, trial.recipe.train_config(trial.seed), run_dir, device)
+        config = replace(trial.recipe.train_config(trial.seed), monitor=data.monitor)
+        return Trainer(description, config, run_dir, device)
     except ValueError as error:  # of this model alone: an operator that its tables do not suit, too little memory
         raise UnbuildableError(str(error)) from None
 
@@ -178,9 +184,11 @@ def _trained_blocks(run_dir: Path) -> tuple[float, ...]:
     return progress.best_blocks
 
 
-def _trained(run_dir: Path) -> list[tuple[float, float]]:
-    """Validation log loss and AUC of the epochs behind the newest undamaged checkpoint."""
+def _trained(run_dir: Path, monitor: Monitor) -> list[tuple[float, float]]:
+    """The loss that decides, and the AUC, of the epochs behind the newest undamaged checkpoint."""
     folder = newest_intact(run_dir)
     if folder is None:
         return []
-    return [(_number(found["log_loss"]), _number(found["auc"])) for found in read_progress(folder)["validations"]]
+    return [
+        (_number(decisive(found, monitor)), _number(found["auc"])) for found in read_progress(folder)["validations"]
+    ]
