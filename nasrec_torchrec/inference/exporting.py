@@ -34,6 +34,7 @@ from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model,
 from nasrec_torchrec.inference.tables import FloatTables
 from nasrec_torchrec.inference.triton import publish
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
+from nasrec_torchrec.models.boosted_trees import BoostedTrees
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.mean_prediction import mean_prediction
 from nasrec_torchrec.models.nasrecnet import NASRecNet
@@ -64,7 +65,7 @@ def export(
     dictionaries: Path | None = None,
     origin: Mapping[str, Any] | None = None,
     recalibration: Recalibration | None = None,
-    others: Sequence[ClickModel] = (),
+    others: Sequence[ClickModel | BoostedTrees] = (),
 ) -> Predictor:
     """Compiles a model with AOTInductor into a package, which takes about 20 seconds.
 
@@ -222,7 +223,7 @@ def compare(
     config: ExportConfig,
     files: ClickFiles,
     batch_size: int = 4096,
-    others: Sequence[ClickModel] = (),
+    others: Sequence[ClickModel | BoostedTrees] = (),
 ) -> Drift:
     """Compares the exported form of a model with the model itself, before anything is compiled.
 
@@ -300,7 +301,7 @@ def _manifest(
         "schema": json.loads(replace(schema, weight=None).to_json()),
         "model": type(model).__name__,
         "architecture": json.loads(model.architecture.to_json()) if isinstance(model, NASRecNet) else None,
-        "models": len(scoring.every_tables),
+        "models": 1 + len(scoring.others),
     }
     if recalibration is not None:
         document["calibration"] = asdict(recalibration)

@@ -61,9 +61,9 @@ def export(
         out: package folder; an earlier package is replaced when the new one is complete.
         config: how the model is exported.
         data: folder of the prepared data set.
-        ensemble_with: run folders of further models of the same columns, such as other seeds; relative ones that do
-            not exist here are looked for in the run folder. The package scores with the mean probability of all models,
-            and takes as long as all of them.
+        ensemble_with: run folders of further models of the same columns, such as other seeds, or the folder of the
+            trees of a race; relative ones that do not exist here are looked for in the run folder. The package scores
+            with the mean probability of all models, and takes as long as all of them.
 
     Returns:
         What was written.
@@ -84,6 +84,7 @@ def export(
     from nasrec_torchrec.datasets.words import DICTIONARIES
     from nasrec_torchrec.inference import exporting
     from nasrec_torchrec.models.stored import load_model
+    from nasrec_torchrec.models.stored_trees import load_member
     from nasrec_torchrec.runs.files import local_folder
     from nasrec_torchrec.runs.paths import to_path
 
@@ -95,8 +96,8 @@ def export(
     others = []
     for folder in map(to_path, ensemble_with):
         place = folder if folder.exists() else model / str(folder)
-        other, loaded = load_model(place)
-        if (found := description.schema.difference(other.schema)) or other.dictionaries != description.dictionaries:
+        columns, dictionaries, loaded = load_member(place)
+        if (found := description.schema.difference(columns)) or dictionaries != dict(description.dictionaries):
             raise ValueError(
                 f"ensemble_with: {place} reads other columns than {model}: {found or 'other dictionaries'}"
             )

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from nasrec_torchrec.inference.id_map import IdMap, has_known_maps
 from nasrec_torchrec.inference.recalibration import Recalibration
 from nasrec_torchrec.inference.tables import Tables, make_tables, table_precisions
 from nasrec_torchrec.models.baselines import FlatModel
+from nasrec_torchrec.models.boosted_trees import BoostedTrees
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.mean_prediction import mean_prediction
 from nasrec_torchrec.models.nasrecnet import NASRecNet
@@ -40,7 +41,7 @@ class ScoringModel(nn.Module):
         bf16: whether to run the dense part in bfloat16.
         features: order of the sparse features in the inputs; by default the model's own.
         recalibration: map that the logits go through, if any.
-        others: further models of the same features, in the same form. The probability is then the mean of all.
+        others: further models of the same features in the same form, or trees; the probability is the mean of all.
 
     Raises:
         ValueError: If the model is of another kind, or the features are not those of the model.
@@ -55,7 +56,7 @@ class ScoringModel(nn.Module):
         bf16: bool = False,
         features: Sequence[str] | None = None,
         recalibration: Recalibration | None = None,
-        others: Sequence["ScoringModel"] = (),
+        others: Sequence["ScoringModel | ScoringTrees"] = (),
     ) -> None:
         super().__init__()
         ebc, own = tables_of(model), feature_names(model)
@@ -88,7 +89,7 @@ class ScoringModel(nn.Module):
     @property
     def every_tables(self) -> list[Tables]:
         """The tables of the model and of the others."""
-        return [self.tables, *(cast(ScoringModel, other).tables for other in self.others)]
+        return [self.tables, *(other.tables for other in self.others if isinstance(other, ScoringModel))]
 
     @property
     def input_names(self) -> list[str]:
@@ -120,6 +121,29 @@ class ScoringModel(nn.Module):
         if len(self.others):
             logits = mean_prediction([logits, *(other(*inputs) for other in self.others)])
         return logits if self.recalibration is None else self.recalibration(logits)
+
+
+class ScoringTrees(nn.Module):
+    """Trees in the form for serving, with the inputs of :class:`ScoringModel`.
+
+    Args:
+        trees: the trees.
+        features: order of the sparse features in the inputs.
+
+    Raises:
+        ValueError: If the features are not those of the trees.
+    """
+
+    def __init__(self, trees: BoostedTrees, features: Sequence[str]) -> None:
+        super().__init__()
+        if list(features) != trees.features:
+            raise ValueError(f"the trees read the features {trees.features}, the schema has {list(features)}")
+        self.trees = trees
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Computes logits ``(B,)`` in float32."""
+        dense, (ids, lengths, *_) = (inputs[0], inputs[1:]) if self.trees.has_dense else (None, inputs)
+        return self.trees.logits(dense, ids, lengths)
 
 
 class PositionWeights(nn.Module):
@@ -216,7 +240,7 @@ def scoring_model(
     config: ExportConfig,
     features: Sequence[str] | None = None,
     recalibration: Recalibration | None = None,
-    others: Sequence[ClickModel] = (),
+    others: Sequence[ClickModel | BoostedTrees] = (),
 ) -> ScoringModel:
     """Returns the form of a model that ``config`` asks for, not compiled yet.
 
@@ -232,7 +256,11 @@ def scoring_model(
     """
     _interaction(model)
     precisions = table_precisions(tables_of(model), config.tables, config.table_precisions)
-    members = [scoring_model(other, config, features or feature_names(model)) for other in others]
+    order = features or feature_names(model)
+    members = [
+        ScoringTrees(other, order) if isinstance(other, BoostedTrees) else scoring_model(other, config, order)
+        for other in others
+    ]
     return ScoringModel(model, precisions, config.dense == "bf16", features, recalibration, members).eval()
 
 

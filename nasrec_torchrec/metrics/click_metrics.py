@@ -79,11 +79,11 @@ def centered(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> T
 
     Args:
         logits: finite logits ``(N,)``.
-        labels: labels ``(N,)`` of 0 and 1, some of each.
+        labels: labels ``(N,)`` of 0 and 1.
         weights: weights ``(N,)`` of the rows, 0 or more; None if they count alike.
 
     Returns:
-        Tensor: Logits ``(N,)`` in float64.
+        Tensor: Logits ``(N,)`` in float64; as they were if all labels are equal, since no constant does then.
     """
     logits, labels, shares = logits.double().flatten(), labels.double().flatten(), weight_shares(weights)
 
@@ -91,6 +91,8 @@ def centered(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> T
         return float(values.mean() if shares is None else (values * shares).mean())
 
     rate = mean(labels)
+    if not 0.0 < rate < 1.0:
+        return logits
     target = math.log(rate / (1 - rate))
     # With either end, all probabilities are on one side of the rate.
     low, high = target - float(logits.max()), target - float(logits.min())

@@ -54,7 +54,7 @@ IN_PLACE: dict[str, tuple[str, ...]] = {
             f"{names.RACE_DATA}-*",
             f".{names.RACE_DATA}-*",
         ),
-        f"{names.RACE_TREE}/*",
+        *(f"{tree}/*" for tree in (names.RACE_TREE, names.RACE_TREE_BESIDE)),
         *(f"{names.CHECKPOINTS}/{names.BEST}", f"{names.CHECKPOINTS}/step-????????/*"),
     ),
 }

@@ -47,4 +47,6 @@ RACE_JOURNAL = "race.journal"
 RACE_TRIALS = "trials"
 RACE_FINAL = "final"  # among the trials: the winner, trained on the validation rows too
 RACE_TREE = "tree"  # the yardstick
+RACE_TREE_BESIDE = "tree-of-winner"  # one that reads the winner's columns
+TREES = "model.txt"  # of trained trees, whose record has the name RESULT
 RACE_DATA = "data"  # with buckets of dense features, and the features of round 1, 2, ...: data-0, data-1

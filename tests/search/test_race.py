@@ -29,11 +29,13 @@ from nasrec_torchrec.inference.predictor import Predictor, Request
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.models.mean_prediction import mean_prediction
 from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.models.stored_trees import load_member
 from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.search.config import Limits
 from nasrec_torchrec.search.race.config import RaceConfig
-from nasrec_torchrec.search.race.finish import predict
+from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.recipe import Recipe
 from nasrec_torchrec.search.race.run import auto
 from nasrec_torchrec.search.race.training import RaceData, fit_finally, train_trial
@@ -98,10 +100,15 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     description, _ = load_model(out)
     assert description.schema.feature_names[:3] == ["user", "item", "shop"]
     assert set(description.schema.feature_names[3:]) == set(winner["trial"]["features"])
-    others = sorted((results["ensemble"] or {"trials": [-1]})["trials"][1:])
-    assert [f"{number:04d}" for number in others] == sorted(
-        file.parent.name for file in out.glob("trials/*/checkpoints")
-    )
+    together = (results["ensemble"] or {"folders": []})["folders"][1:]
+    assert {out / folder for folder in together if "tree" not in folder} == {
+        file.parent for file in out.glob("trials/*/checkpoints")
+    }
+    # The winner reads columns that the yardstick does not, so it has a tree of its own beside it.
+    beside = results["measured"]["tree of the winner's columns"]
+    assert set(beside["features"]) == set(winner["trial"]["features"]) and (out / "tree-of-winner").is_dir()
+    assert "\nA tree with the winner's columns, LightGBM, with " in results["verdict"]
+    assert results["monitor"] == "log_loss" and "differs from that of the training rows" not in page
     assert any(row["seeds"] == 2 for row in results["leaderboard"])
     # What is added was shown to help, with its numbers; the rest is named with the reason.
     judged = {tuple(one["features"]): one for one in results["features"]["judged"]}
@@ -117,30 +124,35 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
 
 
 def test_models_that_predict_better_together_can_be_exported_together(data: Path, tmp_path: Path):
-    out, own = tmp_path / "out", {"features": False, "drop_columns": False, "trees": False}
-    results = auto(data, out, RaceConfig(trials=8, epochs=1, ensemble=2, final_seeds=2, finalists=1, quiet=True, **own))
+    out, own = tmp_path / "out", {"features": False, "drop_columns": False, "trees": True}
+    results = auto(data, out, RaceConfig(trials=8, epochs=1, ensemble=3, final_seeds=2, finalists=1, quiet=True, **own))
     assert results is not None
     ensemble, alone = results["ensemble"], results["measured"]["winner"]["validation"][0]["log_loss"]
-    assert ensemble["trials"][0] == results["winner"] and len(ensemble["trials"]) == 2
-    others = [f"trials/{number:04d}" for number in ensemble["trials"][1:]]
-    assert f"export with `--ensemble_with {','.join(others)}`" in results["verdict"]
-    assert {out / other for other in others} == {file.parent for file in out.glob("trials/*/checkpoints")}
-    package = inference.export(out, tmp_path / "package", data=data, ensemble_with=others)
-    assert package.drift is not None
-    together = ensemble["validation"]["log_loss"]
-    assert package.drift.exported.log_loss == pytest.approx(together, abs=1e-6) and together < alone
+    first, *others = ensemble["folders"]
+    # The tree divides by user and item, which these small models have not learned in an epoch.
+    assert first == f"trials/{results['winner']:04d}" and others[0] == "tree" and ensemble["titles"][1] == "LightGBM"
+    assert f"export with `--ensemble_with {','.join(others)}`" in results["verdict"] and ensemble["latency_us"] > 0
+    assert {out / other for other in others[1:]} == {file.parent for file in out.glob("trials/*/checkpoints")}
     assert ensemble["difference"]["mean"] == pytest.approx(
         ensemble["test"]["log_loss"] - results["measured"]["winner"]["test"][0]["log_loss"], abs=1e-6
     )
-    predictor = Predictor(tmp_path / "package")
-    assert predictor.manifest["models"] == 1 + len(others)
     description, model = load_model(out)
-    batch = next(description.read(open_split(data, "validation")).evaluation_batches(100))
+    rows = description.read(open_split(data, "validation"))
+    models = [model, *(load_member(out / other)[2] for other in others)]
+    (batch,) = rows.evaluation_batches(len(rows))
+    logits = [one(batch.dense_features, batch.sparse_features).flatten() for one in models]
+    together = click_metrics(mean_prediction(logits), batch.labels).log_loss
+    assert ensemble["validation"]["log_loss"] == pytest.approx(together, abs=1e-6) and together < alone
+    # A package of them all, and once more of the winner, as another network.
+    package = inference.export(out, tmp_path / "package", data=data, ensemble_with=[*others, out])
+    assert package.drift is not None
+    assert package.drift.exported.log_loss == pytest.approx(package.drift.trained.log_loss, abs=1e-6)
+    predictor = Predictor(tmp_path / "package")
+    assert predictor.manifest["models"] == len(models) + 1
     sparse = batch.sparse_features
-    models = [model, *(load_model(out / other)[1] for other in others)]
-    separate = [one(batch.dense_features, sparse).flatten().sigmoid() for one in models]
-    request = Request(sparse.values().long(), sparse.lengths().view(-1, 100).long())
-    torch.testing.assert_close(predictor.predict(request), torch.stack(separate).mean(0), atol=1e-5, rtol=0)
+    request = Request(sparse.values().long(), sparse.lengths().view(-1, len(rows)).long())
+    expected = torch.stack([*logits, logits[0]]).sigmoid().mean(0)
+    torch.testing.assert_close(predictor.predict(request), expected, atol=1e-5, rtol=0)
 
 
 def test_a_model_of_a_race_is_measured_on_a_data_set_with_more_added_features(data: Path, tmp_path: Path):

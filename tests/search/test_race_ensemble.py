@@ -13,17 +13,23 @@ _LABELS = torch.tensor([0.0, 0.0, 1.0, 1.0])
 
 def test_models_whose_errors_differ_join_and_those_that_do_not_help_stay_out():
     logits = {
-        3: torch.tensor([-2.0, 1.0, 2.0, 1.0]),
-        5: torch.tensor([1.0, -2.0, 1.0, 2.0]),
-        8: torch.tensor([-2.0, 1.0, 2.0, 1.0]),  # as the first one
-        9: torch.tensor([4.0, 4.0, -4.0, -4.0]),
+        "a": torch.tensor([-2.0, 1.0, 2.0, 1.0]),
+        "b": torch.tensor([1.0, -2.0, 1.0, 2.0]),
+        "c": torch.tensor([-2.0, 1.0, 2.0, 1.0]),  # as the first one
+        "d": torch.tensor([4.0, 4.0, -4.0, -4.0]),
     }
-    assert select(logits, _LABELS, 3, 4) == [3, 5]
-    assert select(logits, _LABELS, 3, 1) == [3]
-    assert select({3: logits[3], 9: logits[9]}, _LABELS, 3, 4) == [3]
+    assert select(logits, _LABELS, "a", 4) == ["a", "b"]
+    assert select(logits, _LABELS, "a", 1) == ["a"]
+    assert select({"a": logits["a"], "d": logits["d"]}, _LABELS, "a", 4) == ["a"]
     # The one that lowers the loss most comes first.
     better = torch.tensor([-1.0, -3.0, 1.0, 2.0])
-    assert select(logits | {10: better}, _LABELS, 3, 2) == [3, 10]
+    assert select(logits | {"e": better}, _LABELS, "a", 2) == ["a", "e"]
+
+
+def test_a_model_that_only_moves_the_mean_does_not_join_where_the_click_rate_drifts():
+    logits = {"a": torch.tensor([0.0, 1.0, 2.0, 1.0]), "b": torch.tensor([-2.0, -1.0, 0.0, -1.0])}
+    assert select(logits, _LABELS, "a", 2) == ["a", "b"]
+    assert select(logits, _LABELS, "a", 2, center=True) == ["a"]
 
 
 def test_only_models_of_the_same_columns_can_be_one_package():

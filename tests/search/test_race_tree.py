@@ -1,6 +1,7 @@
 """The yardstick of a race, and what its verdict says about it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from support import prepare_pairs
 
 from nasrec_torchrec.datasets.crosses import add_crosses, history_of
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
-from nasrec_torchrec.search.race.tree import measure_tree, read_tree, train_tree
+from nasrec_torchrec.models.stored_trees import read_record
+from nasrec_torchrec.search.race.tree import measure_tree, train_tree
 from nasrec_torchrec.search.race.verdict import verdict
 
 
@@ -26,24 +28,27 @@ def data(tmp_path_factory) -> Path:
 
 def test_a_tree_reads_categories_and_counts_and_is_trained_once(data: Path, tmp_path: Path):
     schema = load_schema(data)
-    assert read_tree(tmp_path) is None
+    assert read_record(tmp_path) is None
     result = train_tree(data, schema, tmp_path, None)
     booster = lightgbm.Booster(model_file=tmp_path / "model.txt")
     names = booster.feature_name()
     history = "history_of_user_x_item"
     assert {f"{history}_clicks", f"{history}_others"} <= set(names) and history not in names
-    assert result["features"] == [history] and result["recipe"].startswith(f"{booster.num_trees()} trees")
+    assert result.features == [history] and result.recipe.startswith(f"{booster.num_trees()} trees")
     # The same metrics as from the rows as they are stored.
     rows = pq.read_table(data / "validation")
     table = {name: rows[name].to_numpy() for name in schema.feature_names}
     table[f"{history}_clicks"], table[f"{history}_others"] = np.divmod(table[history] - 1, 12)
     probability = booster.predict(np.stack([table[name] for name in names], 1).astype(float))
-    label, found = rows[schema.label].to_numpy(), result["validation"][0]
+    label, found = rows[schema.label].to_numpy(), result.validation[0]
     assert found["log_loss"] == pytest.approx(log_loss(label, probability), abs=1e-6)
     assert found["auc"] == pytest.approx(roc_auc_score(label, probability), abs=1e-4)
-    assert read_tree(tmp_path) == result == train_tree(data, schema, tmp_path, None)
+    assert read_record(tmp_path) == result == train_tree(data, schema, tmp_path, None)
     again = train_tree(data, schema, tmp_path / "again", None)
-    assert again | {"seconds": 0} == result | {"seconds": 0}
+    assert replace(again, seconds=0.0) == replace(result, seconds=0.0)
+    # Other columns are another tree.
+    fewer = train_tree(data, schema.without([history]), tmp_path, None)
+    assert fewer.features == [] and fewer.sha256 != result.sha256
 
 
 def test_a_damaged_record_of_a_tree_is_named(data: Path, tmp_path: Path):
@@ -51,15 +56,15 @@ def test_a_damaged_record_of_a_tree_is_named(data: Path, tmp_path: Path):
     record = json.loads((tmp_path / "result.json").read_text())
     (tmp_path / "result.json").write_text(json.dumps({name: record[name] for name in record if name != "seconds"}))
     with pytest.raises(ValueError, match=r"result\.json: damaged, seconds: .*; remove it to train the tree again"):
-        read_tree(tmp_path)
+        read_record(tmp_path)
 
 
 def test_a_tree_without_time_is_one_of_few_trees(data: Path, tmp_path: Path):
     schema = load_schema(data)
     hurried, whole = (train_tree(data, schema, tmp_path / str(s), s) for s in (0.0, 60.0))
-    assert hurried["recipe"].startswith("1 trees")
-    assert whole["validation"][0]["log_loss"] < hurried["validation"][0]["log_loss"]
-    assert measure_tree(tmp_path / "60.0", open_split(data, "validation")) == whole["validation"][0]
+    assert hurried.recipe.startswith("1 trees")
+    assert whole.validation[0]["log_loss"] < hurried.validation[0]["log_loss"]
+    assert measure_tree(tmp_path / "60.0", open_split(data, "validation")) == whole.validation[0]
 
 
 def _measured(title: str, loss: float) -> dict[str, Any]:

@@ -21,29 +21,29 @@ def candidates(best: Entry, entries: Sequence[Entry]) -> list[Entry]:
 
 
 def select(
-    logits: Mapping[int, Tensor],
+    logits: Mapping[str, Tensor],
     labels: Tensor,
-    first: int,
+    first: str,
     most: int,
     weights: Tensor | None = None,
     center: bool = False,
-) -> list[int]:
+) -> list[str]:
     """Adds, one after the other, the model that lowers the log loss of the mean probability most.
 
     The source is Caruana et al., "Ensemble selection from libraries of models" (ICML 2004), here without repetition.
 
     Args:
-        logits: logits ``(N,)`` of every model for the rows that decide, by the model's number.
+        logits: logits ``(N,)`` of every model for the rows that decide, by the model's name.
         labels: labels ``(N,)`` of these rows.
-        first: number of the model to begin with.
+        first: name of the model to begin with.
         most: largest number of models.
         weights: weights ``(N,)`` of the rows, if they have them.
         center: whether losses do not count how far the mean prediction is from the click rate.
 
     Returns:
-        list: numbers of the models; the first one alone if no other one helps.
+        list: names of the models; the first one alone if no other one helps.
     """
-    probabilities = {number: rows.double().sigmoid() for number, rows in logits.items()}
+    probabilities = {name: rows.double().sigmoid() for name, rows in logits.items()}
     clicks, shares = labels.double(), weight_shares(weights)
     chosen, total = [first], probabilities[first]
 
@@ -56,11 +56,9 @@ def select(
     lowest = loss(total, 1)
     while len(chosen) < most:
         losses = {
-            number: loss(total + rows, len(chosen) + 1)
-            for number, rows in probabilities.items()
-            if number not in chosen
+            name: loss(total + rows, len(chosen) + 1) for name, rows in probabilities.items() if name not in chosen
         }
-        best = min(losses, key=lambda number: losses[number], default=None)
+        best = min(losses, key=lambda name: losses[name], default=None)
         if best is None or losses[best] >= lowest:
             break
         chosen.append(best)

@@ -9,16 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from nasrec_torchrec.datasets.prepared import open_split
-from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.row_weights import row_weights
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.calibration import calibration
 from nasrec_torchrec.metrics.click_metrics import click_metrics, row_losses
-from nasrec_torchrec.metrics.click_metrics import predict as predict_rows
 from nasrec_torchrec.metrics.paired import difference
 from nasrec_torchrec.models.config import Baseline
-from nasrec_torchrec.models.mean_prediction import mean_prediction
 from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.models.stored_trees import TreeRecord, read_record
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.checkpoint import keep_best
 from nasrec_torchrec.runs.files import read_json, write_text
@@ -27,13 +25,14 @@ from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible, judgements
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.drift import decisive
-from nasrec_torchrec.search.race.ensemble import candidates, select
 from nasrec_torchrec.search.race.leaderboard import by_source, front, standings
 from nasrec_torchrec.search.race.planner import winner
+from nasrec_torchrec.search.race.predictions import Predictions, predict
 from nasrec_torchrec.search.race.promotion import fidelity
 from nasrec_torchrec.search.race.report import page
+from nasrec_torchrec.search.race.together import predict_together
 from nasrec_torchrec.search.race.training import RaceData
-from nasrec_torchrec.search.race.tree import measure_tree, read_tree
+from nasrec_torchrec.search.race.tree import TREE_BESIDE, measure_tree, tree_folders
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.race.verdict import verdict
 from nasrec_torchrec.training.column_importance import column_importances
@@ -97,7 +96,7 @@ def finish(
         if errors := [str(entry.facts["error"]) for entry in entries if entry.status == "failed"]:
             raise ValueError(f"all {len(errors)} trials failed; the first one: {errors[0]}")
         raise ValueError("budget: no trial finished a single epoch; a larger budget is needed")
-    predictions = _Predictions(data, out, best.number)
+    predictions = Predictions(data, out, best.number)
     losses: dict[str, dict[str, list[Tensor]]] = {}
     measured = {
         name: _measure(entry, entries, data, predictions, losses.setdefault(name, {}))
@@ -107,10 +106,9 @@ def finish(
     measured["winner"] |= _parts(best, config, data, predictions)
     measured["winner"]["importance"] = _importance(best, data, predictions.folder(best))
     alone = final is not None or config.ensemble == 1
-    together = None if alone else _ensemble(best, may_win, config, data, predictions)
-    tree = _measured_tree(data, out)
-    if tree is not None:
-        measured["tree"] = {name: value for name, value in tree.items() if name != "seconds"}
+    together = None if alone else predict_together(best, may_win, config.ensemble, data, predictions)
+    measured |= _measured_trees(best, data, out)
+    tree = read_record(tree_folders(out)[0])
     if final is not None:
         measured["final_fit"] = _measure_final(best, final, data, out)
     whole = [entry for entry in entries if entry.status == "complete"]
@@ -159,28 +157,37 @@ def finish(
     write_text(out / names.REPORT, page(results))
     write_text(out / names.RESULTS, json_text(results, indent=2))
     keep_best(out)
-    kept = [] if together is None else [number for number in together["trials"] if number != best.number]
+    kept = [] if together is None else [out / folder for folder in together["folders"][1:]]
     for entry in entries:  # of the winner too, if another training of it has taken its place
         folder = trial_folder(out, entry.number)
-        if entry.number in kept:
+        if folder in kept:
             keep_best(folder)  # an export can score with all of them together
         else:
             remove_checkpoints(folder)
     return results
 
 
-def _measured_tree(data: RaceData, out: Path) -> dict[str, Any] | None:
-    """What the tree reached, with its metrics on the test split; None where none was trained."""
-    tree = read_tree(out / names.RACE_TREE)
-    if tree is not None and data.rows("test"):
-        tree["test"] = [measure_tree(out / names.RACE_TREE, open_split(data.folders[0], "test"))]
-    return tree
+def _measured_trees(best: Entry, data: RaceData, out: Path) -> dict[str, dict[str, Any]]:
+    """What the trees reached, with their metrics on the test split: the yardstick, and one of the winner's columns."""
+    yardstick, beside = tree_folders(out)
+    found = {}
+    for name, folder, files in (
+        ("tree", yardstick, lambda: open_split(data.folders[0], "test")),
+        (TREE_BESIDE, beside, lambda: data.open("test", best.trial)),
+    ):
+        if (record := read_record(folder)) is None or (folder == beside and record.columns != data.schema(best.trial)):
+            continue
+        shown = ("title", "recipe", "features", "sha256", "validation")
+        found[name] = {key: value for key, value in vars(record).items() if key in shown}
+        if data.rows("test"):
+            found[name]["test"] = [measure_tree(folder, files())]
+    return found
 
 
-def _tree_source(tree: Mapping[str, Any], monitor: Monitor) -> dict[str, Any]:
+def _tree_source(record: TreeRecord, monitor: Monitor) -> dict[str, Any]:
     """Returns the tree as a row of the table of sources."""
-    loss = decisive(tree["validation"][0], monitor)
-    return {"source": "LightGBM", "trials": 1, "seconds": tree["seconds"], "log_loss": loss, "gain": 0.0}
+    loss = decisive(record.validation[0], monitor)
+    return {"source": record.title, "trials": 1, "seconds": record.seconds, "log_loss": loss, "gain": 0.0}
 
 
 def compared(entries: Sequence[Entry]) -> dict[str, Entry]:
@@ -214,41 +221,11 @@ def _configuration(measured: Mapping[str, Any]) -> list[Any]:
     return [measured[name] for name in ("title", "recipe", "features", "dropped")]
 
 
-class _Predictions:
-    """Logits of trials for the rows of a split, computed once.
-
-    Args:
-        data: the rows.
-        out: run folder of the race.
-        best: number of the winner, whose files may be in the run folder already.
-    """
-
-    def __init__(self, data: RaceData, out: Path, best: int) -> None:
-        self.data, self.out, self.best = data, out, best
-        self._known: dict[tuple[int, str], tuple[Tensor, Tensor, Tensor | None]] = {}
-
-    def folder(self, entry: Entry) -> Path:
-        """Returns where the checkpoint of a trial is, if it still has one."""
-        folder = trial_folder(self.out, entry.number)
-        return self.out if entry.number == self.best and not (folder / names.CHECKPOINTS).exists() else folder
-
-    def exist(self, entry: Entry) -> bool:
-        """Returns whether the trial still has a checkpoint."""
-        return (self.folder(entry) / names.CHECKPOINTS).exists()
-
-    def of(self, entry: Entry, split: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns logits, labels and, if rows have them, weights ``(N,)``."""
-        if (key := (entry.number, split)) not in self._known:
-            files = self.data.open(split, entry.trial)
-            self._known[key] = *predict(self.folder(entry), files), row_weights(files)
-        return self._known[key]
-
-
 def _measure(
     entry: Entry,
     entries: Sequence[Entry],
     data: RaceData,
-    predictions: _Predictions,
+    predictions: Predictions,
     losses: dict[str, list[Tensor]],
 ) -> dict[str, Any]:
     """Metrics of all seeds of a configuration, each alone.
@@ -271,36 +248,7 @@ def _measure(
     return found
 
 
-def _ensemble(
-    best: Entry, entries: Sequence[Entry], config: RaceConfig, data: RaceData, predictions: _Predictions
-) -> dict[str, Any] | None:
-    """Returns what the winner and other models predict together, if that helps on the validation rows."""
-    others = [entry for entry in candidates(best, entries) if predictions.exist(entry)]
-    members = {entry.number: entry for entry in (best, *others)}
-    scored = {number: predictions.of(entry, "validation") for number, entry in members.items()}
-    _, labels, weights = scored[best.number]
-    logits = {number: rows for number, (rows, *_) in scored.items()}
-    centers = data.monitor == "centered_log_loss"
-    chosen = [members[number] for number in select(logits, labels, best.number, config.ensemble, weights, centers)]
-    if len(chosen) == 1:
-        return None
-    latencies = [entry.facts.get("latency_us") for entry in chosen]
-    found: dict[str, Any] = {
-        "trials": [entry.number for entry in chosen],
-        "titles": [entry.trial.title for entry in chosen],
-        "latency_us": None if None in latencies else sum(latencies),
-        "latency_us of the winner": latencies[0],
-    }
-    for split in ("validation", "test"):
-        if data.rows(split):
-            each = [predictions.of(entry, split) for entry in chosen]
-            together = mean_prediction([rows.double() for rows, *_ in each]).float(), *each[0][1:]
-            found[split] = asdict(click_metrics(*together))
-            found["difference"] = asdict(difference([row_losses(*together)], [row_losses(*each[0])]))
-    return found
-
-
-def _parts(best: Entry, config: RaceConfig, data: RaceData, predictions: _Predictions) -> dict[str, Any]:
+def _parts(best: Entry, config: RaceConfig, data: RaceData, predictions: Predictions) -> dict[str, Any]:
     """How the winner ranks the rows that are read last, and how good it is on parts of them."""
     split = "test" if data.rows("test") else "validation"
     folder = data.folders[0]
@@ -338,9 +286,3 @@ def _measure_final(best: Entry, final: Path, data: RaceData, out: Path) -> dict[
         files = data.open("test", best.trial)
         found["test"] = [asdict(click_metrics(*predict(folder, files), row_weights(files)))]
     return found
-
-
-def predict(run_dir: Path, files: ClickFiles) -> tuple[Tensor, Tensor]:
-    """Logits of a trained model for the rows of a split, and their labels."""
-    _, model = load_model(run_dir)
-    return predict_rows(model, files)

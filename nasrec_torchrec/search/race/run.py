@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, read_manifest, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.models.stored_trees import read_record, trees_are_installed
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.files import require_local
@@ -33,14 +34,14 @@ from nasrec_torchrec.search.race.chance import eligible
 from nasrec_torchrec.search.race.column_choice import ColumnChoice
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
-from nasrec_torchrec.search.race.drift import deciding_loss, drift
+from nasrec_torchrec.search.race.drift import deciding_loss, decisive, drift
 from nasrec_torchrec.search.race.finish import compared, finish, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation, winner
 from nasrec_torchrec.search.race.ranks import follow, tell
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
 from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, check_final_fit, fit_finally, train_trial
-from nasrec_torchrec.search.race.tree import read_tree, train_tree, trees_are_installed
+from nasrec_torchrec.search.race.tree import train_tree, tree_folders
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
@@ -52,6 +53,8 @@ from nasrec_torchrec.training.guard import DivergedError
 _REPORT_SECONDS, _REPORT_SHARE = 2.0, 0.06
 # Share of it that the yardstick may take.
 _TREE_SHARE = 0.06
+# A tree of the winner's columns may take this many times the seconds of the yardstick.
+_TREE_SLACK = 1.5
 # Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
 _WHOLE_TRAININGS = 14
 # Share of the budget that a full training of a proposed architecture may take.
@@ -258,8 +261,8 @@ class _Race:
             )
         finally:
             worker.release(claim)
-        loss = tree["validation"][0]["log_loss"]
-        self._say(f"LightGBM, the yardstick: {loss:.5f} with {tree['recipe']}, {tree['seconds']:.0f} s")
+        loss = decisive(tree.validation[0], self.data.monitor)
+        self._say(f"LightGBM, the yardstick: {loss:.5f} with {tree.recipe}, {tree.seconds:.0f} s")
 
     def _describe(self, interaction: sources.Interaction) -> ModelDescription:
         return ModelDescription(self.base, interaction)
@@ -301,10 +304,14 @@ class _Race:
         return Situation(entries, spent, busy, left, **self.columns.proposals())
 
     def _final_seconds(self, entries: Sequence[Entry]) -> float:
-        """Returns what training the best trial once more, on all rows, would take."""
-        if not self.config.final_fit or not (may_win := eligible(entries, self.columns.combinations)):
+        """Returns what is trained after the race: the best trial once more on all rows, or a tree of its columns."""
+        if not (may_win := eligible(entries, self.columns.combinations)):
             return 0.0
         best = min(may_win, key=lambda entry: entry.loss)
+        if self._wants_tree_beside(best):
+            return self._tree_seconds
+        if not self.config.final_fit:
+            return 0.0
         return sum(best.seconds[: best.best_epoch]) * (1 + self.rows["validation"] / self.rows["train"])
 
     def _race(self, worker: Worker) -> None:
@@ -398,7 +405,7 @@ class _Race:
 
     def _finish(self, worker: Worker) -> dict[str, Any]:
         """One worker writes the results; the others wait for them."""
-        while self.trees and read_tree(self.out / names.RACE_TREE) is None:  # a worker that died may have left it
+        while self.trees and read_record(self.out / names.RACE_TREE) is None:  # a worker that died may have left it
             self._grow_tree(worker)
             time.sleep(_POLL_SECONDS)
         while (results := read_results(self.out)) is None:
@@ -409,6 +416,7 @@ class _Race:
             try:
                 results = read_results(self.out)
                 if results is None:
+                    self._grow_tree_beside()
                     found = self.columns.suspicious(), self.columns.combinations
                     results = finish(
                         *(self.book, self.config, self.data, self.out, lambda: self.seconds, *found),
@@ -420,6 +428,27 @@ class _Race:
                 worker.release(claim)
             break
         return results
+
+    def _grow_tree_beside(self) -> None:
+        """Trains a tree of the winner's columns, if they are others than the yardstick's, to predict with networks."""
+        best = winner(eligible(self.book.entries(), self.columns.combinations))
+        if best is None or not self._wants_tree_beside(best):
+            return
+        _, folder = tree_folders(self.out)
+        seconds = None if self.config.trials is not None else max(1.0, self._tree_seconds)
+        where = self.data.folder(best.trial), self.data.schema(best.trial), folder
+        train_tree(*where, seconds, self.config.seed, self.now)
+
+    def _wants_tree_beside(self, best: Entry) -> bool:
+        """Returns whether the winner can predict with a tree, and has other columns than the yardstick."""
+        together = self.trees and self.config.ensemble > 1 and not self.config.final_fit
+        return together and bool(best.trial.features or best.trial.dropped)
+
+    @cached_property
+    def _tree_seconds(self) -> float:
+        """How long a tree of the winner's columns may take; known once the yardstick is trained."""
+        record = read_record(tree_folders(self.out)[0])
+        return _TREE_SHARE * self.config.budget_seconds if record is None else _TREE_SLACK * record.seconds
 
     def _fit_finally(self) -> Path | None:
         """Trains the winner once more with the validation rows; returns its folder, or None if that is not wanted."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nasrec_torchrec.search.race.adoption import adoption
+from nasrec_torchrec.search.race.tree import TREE_BESIDE
 
 
 def verdict(results: Mapping[str, Any]) -> str:
@@ -35,6 +36,7 @@ def verdict(results: Mapping[str, Any]) -> str:
         ("baseline", "The best tuned baseline"),
         ("baseline without added features", "The best tuned baseline without added features"),
         ("tree", "A tree"),
+        (TREE_BESIDE, "A tree with the winner's columns"),
     ):
         other = measured.get(name)
         if other is None or not other.get(split):
@@ -52,12 +54,12 @@ def verdict(results: Mapping[str, Any]) -> str:
 def _together(ensemble: Mapping[str, Any], split: str) -> str:
     """Says what the winner and other models predict together, and how to serve that."""
     found = ensemble["difference"]
-    folders = ",".join(f"trials/{number:04d}" for number in ensemble["trials"][1:])
+    folders = ",".join(ensemble["folders"][1:])
     metrics = _metrics([ensemble[split]], seeds=False)
     return (
         f"Its mean prediction with {_listed(ensemble['titles'][1:])}: {split} {metrics}. The log loss less that of the "
         f"winner alone is {found['mean']:+.5f} (95 % interval {found['low']:+.5f} to {found['high']:+.5f} over "
-        f"{found['rows']:,} rows). To serve that, for the time of all {len(ensemble['trials'])}, export with "
+        f"{found['rows']:,} rows). To serve that, for the time of all {len(ensemble['folders'])}, export with "
         f"`--ensemble_with {folders}`, folders of this run."
     )
 
