@@ -24,7 +24,7 @@ from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.runs.files import read_text, write_text
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.features import rank_features
-from nasrec_torchrec.search.race.finish import predict
+from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.recipe import starting_recipes
 from nasrec_torchrec.search.race.training import RaceData, train_trial
 from nasrec_torchrec.search.race.trial import Trial

@@ -20,7 +20,7 @@ from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.runs.files import read_text, write_text
-from nasrec_torchrec.search.race.finish import predict
+from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.recipe import starting_recipes
 from nasrec_torchrec.search.race.sources import cheap_baseline
 from nasrec_torchrec.search.race.training import RaceData, train_trial

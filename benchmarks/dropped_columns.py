@@ -18,7 +18,7 @@ from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.search.race.columns import droppable
-from nasrec_torchrec.search.race.finish import predict
+from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.recipe import starting_recipes
 from nasrec_torchrec.search.race.sources import cheap_baseline
 from nasrec_torchrec.search.race.training import RaceData, train_trial

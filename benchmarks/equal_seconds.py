@@ -36,16 +36,17 @@ from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split,
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.description import ModelDescription
+from nasrec_torchrec.models.stored_trees import trees_are_installed
 from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig
 from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.evolution import evolve, one_by_one
 from nasrec_torchrec.search.race.config import RACE_SPACES, RaceConfig, RaceSpace
-from nasrec_torchrec.search.race.finish import predict
+from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.recipe import Recipe, usual_batch_size
 from nasrec_torchrec.search.race.run import auto
 from nasrec_torchrec.search.race.training import RaceData, train_trial
-from nasrec_torchrec.search.race.tree import measure_tree, train_tree, trees_are_installed
+from nasrec_torchrec.search.race.tree import measure_tree, train_tree
 from nasrec_torchrec.search.race.trial import Trial
 from nasrec_torchrec.search.supernet import load_supernet
 from nasrec_torchrec.search_space import SearchSpace
@@ -260,7 +261,7 @@ def _race(data: Path, config: RaceConfig, folder: Path, space: RaceSpace | None 
 def _tree(data: Path, folder: Path, seed: int, now: Callable[[], float]) -> dict[str, Any]:
     tree = train_tree(data, load_schema(data), folder, None, seed, now)
     test = measure_tree(folder, open_split(data, "test"))
-    return {**_picked(test), "validation": tree["validation"][0]["log_loss"], "seconds": tree["seconds"], "trials": 1}
+    return {**_picked(test), "validation": tree.validation[0]["log_loss"], "seconds": tree.seconds, "trials": 1}
 
 
 def _picked(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.evolution import evolve, one_by_one
 from nasrec_torchrec.search.race.config import RACE_SPACES
 from nasrec_torchrec.search.race.costs import step_seconds
-from nasrec_torchrec.search.race.finish import predict
+from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.recipe import Recipe, starting_recipes
 from nasrec_torchrec.search.race.training import RaceData, train_trial
 from nasrec_torchrec.search.race.trial import Trial
