@@ -17,7 +17,7 @@ from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.search.race.columns import droppable
 from nasrec_torchrec.search.race.config import RaceConfig
-from nasrec_torchrec.search.race.finish import predict
+from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.recipe import Recipe
 from nasrec_torchrec.search.race.run import auto
 from nasrec_torchrec.search.race.training import RaceData, train_trial

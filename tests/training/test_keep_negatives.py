@@ -19,7 +19,7 @@ from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.search.config import EvaluationConfig
 from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.race.config import RaceConfig
-from nasrec_torchrec.search.race.finish import predict
+from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.run import auto
 from nasrec_torchrec.search.race.tree import measure_tree, train_tree
 from nasrec_torchrec.search.supernet import load_supernet
