@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from nasrec_torchrec.training.config import TrainConfig
 
-# What a run does whose flag is unset, where its model can be captured.
-BY_DEFAULT = False
 _LOG = logging.getLogger(__name__)
 
 
@@ -30,7 +28,7 @@ def uses_graphs(config: TrainConfig, device: torch.device, ranks: int, fixed: bo
     """
     if not config.cuda_graphs:
         able = device.type == "cuda" and ranks == 1 and fixed and config.accumulate == 1
-        return BY_DEFAULT and config.cuda_graphs is None and able
+        return config.cuda_graphs is None and able
     if not fixed:
         raise ValueError("cuda_graphs: a supernet's paths change from step to step; only a fixed model is captured")
     if device.type != "cuda":

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.training import graphs
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.graphs import graph_dense_part, uses_graphs
 from nasrec_torchrec.training.trainer import Trainer
@@ -171,9 +170,9 @@ def test_what_cannot_be_captured(memory: StaticMemory, monkeypatch: pytest.Monke
     assert torch.equal(model.part.norm.running_mean, plain.part.norm.running_mean)
 
 
-def test_where_they_are_possible(one_rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_where_they_are_possible(one_rank, tmp_path: Path):
     wanted = replace(CONFIG, cuda_graphs=True)
-    assert uses_graphs(wanted, CUDA, 1, fixed=True) and not uses_graphs(CONFIG, CUDA, 1, fixed=True)
+    assert uses_graphs(wanted, CUDA, 1, fixed=True) and uses_graphs(CONFIG, CUDA, 1, fixed=True)
     with pytest.raises(ValueError, match="cuda_graphs: expected one rank, found 2"):
         uses_graphs(wanted, CUDA, 2, fixed=True)
     with pytest.raises(ValueError, match="cuda_graphs: a supernet's paths change from step to step"):
@@ -182,8 +181,6 @@ def test_where_they_are_possible(one_rank, tmp_path: Path, monkeypatch: pytest.M
         replace(wanted, accumulate=4)
     with pytest.raises(ValueError, match="cuda_graphs: they are for CUDA, and this training runs on cpu"):
         Trainer(MODELS["nasrecnet"], wanted, tmp_path, CPU)
-    monkeypatch.setattr(graphs, "BY_DEFAULT", True)
-    assert uses_graphs(CONFIG, CUDA, 1, fixed=True)
     assert not uses_graphs(replace(CONFIG, cuda_graphs=False), CUDA, 1, fixed=True)
     for device, ranks, fixed in ((CPU, 1, True), (CUDA, 2, True), (CUDA, 1, False)):
         assert not uses_graphs(CONFIG, device, ranks, fixed)
