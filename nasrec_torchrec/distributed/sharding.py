@@ -12,6 +12,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs, ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
@@ -248,8 +249,12 @@ def plan_tables(
     # No constraint where none is asked for: with several types in one the planner tries them in the order of a set, and
     # plans differ from run to run. It takes grid_shard, wrong for means, only where a constraint names it.
     only = ParameterConstraints(sharding_types=[sharding_type])
+    # On one rank the tables do not compete for places, so that the best choice for each is the best plan: the planner
+    # need not try every combination, of which five tables have thousands.
+    alone = [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()]
     planner = EmbeddingShardingPlanner(
         topology=topology,
+        proposer=alone if topology.world_size == 1 else None,
         constraints={config.name: only for config in _configs(model)} if sharding_type else None,
     )
     try:

@@ -163,8 +163,9 @@ def test_a_run_that_was_ended_goes_on_bit_by_bit(one_rank, tmp_path: Path, descr
     resumed = _make(tmp_path / "b", description, config)
     assert resumed.train(data, validation) == best
     assert _losses(tmp_path / "b") == _losses(tmp_path / "a") and len(_losses(tmp_path / "a")) == 24
+    weights = _weights(resumed)
     for name, value in _weights(undisturbed).items():
-        assert torch.equal(value, _weights(resumed)[name]), name
+        assert torch.equal(value, weights[name]), name
     assert resumed.paths.state_dict() == undisturbed.paths.state_dict()
     assert resumed.progress == undisturbed.progress
     assert signal.getsignal(signal.SIGTERM) == before
@@ -200,8 +201,9 @@ def test_rungs_within_an_epoch_train_like_one_run(one_rank, tmp_path: Path, desc
     assert racing.train(data, validation, validate_at=rungs) == best
     assert racing.progress == undisturbed.progress
     assert _losses(tmp_path / "b") == _losses(tmp_path / "a") == _losses(tmp_path / "c")
+    weights = _weights(racing)
     for name, value in _weights(undisturbed).items():
-        assert torch.equal(value, _weights(racing)[name]), name
+        assert torch.equal(value, weights[name]), name
 
 
 def _part(world: str, folder: str, ends_at: int) -> float:
