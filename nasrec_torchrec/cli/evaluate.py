@@ -26,15 +26,9 @@ def evaluate(
     schema of the data names a column of weights, all metrics are weighted by it.
 
     Args:
-        model: run folder of a training.
-        data: folder of a prepared data set.
-        split: split to measure on.
-        batch_size: rows of a forward pass; unset, up to 4,096, as the memory of this machine allows.
         slice: features by whose values the rows are divided, to measure each part; numbers are divided into five parts.
-        sharding_type: sharding type of all tables on several ranks; unset, the planner chooses.
-        importance: number of times that each column is shuffled, to measure how much the model relies on it; 0 leaves
-            that out.
-        report: HTML file to write, which shows all that was measured.
+
+    The other arguments are those of :func:`~nasrec_torchrec.training.jobs.evaluate`.
     """
     found = jobs.evaluate(model, data, split, batch_size, slice, sharding_type, importance, report)
     return None if found is None else (split, found)

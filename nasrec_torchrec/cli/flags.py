@@ -8,6 +8,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -17,6 +18,8 @@ from nasrec_torchrec.messages import nearest
 
 _NO_DEFAULT = inspect.Parameter.empty
 _NAMES = {str: "TEXT", int: "INTEGER", float: "NUMBER", bool: "true|false", Path: "PATH", dict: "JSON"}
+# The sentence by which a docstring leaves arguments to that of another function or class.
+_ELSEWHERE = re.compile(r"The other\s+arguments\s+are\s+those\s+of\s+:\w+:`~?([\w.]+)\.(\w+)`\.")
 _EXPECTED = {str: "text", int: "an integer", float: "a number", bool: "true or false", Path: "a path", dict: "JSON"}
 
 
@@ -218,8 +221,13 @@ def _text(documented: Any) -> str:
 
 
 def _helps(documented: Any) -> dict[str, str]:
-    parsed = parse_docstring(inspect.getdoc(documented) or "")
-    return {entry.arg_name: _without_markup(entry.description or "") for entry in parsed.params}
+    """Returns what a docstring says of each argument; of those that it leaves to another one, what that one says."""
+    text = inspect.getdoc(documented) or ""
+    helps: dict[str, str] = {}
+    for module, name in _ELSEWHERE.findall(text):
+        helps |= _helps(getattr(import_module(module), name))
+    parsed = parse_docstring(_ELSEWHERE.sub("", text))
+    return helps | {entry.arg_name: _without_markup(entry.description or "") for entry in parsed.params}
 
 
 def _without_markup(text: str) -> str:

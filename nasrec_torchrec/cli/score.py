@@ -24,15 +24,12 @@ def score(
     the tables.
 
     Args:
-        data: files, patterns with * and URIs, several separated by commas, or folders of Parquet files.
-        out: folder that receives part-000000.parquet, ... with file, line and probability of each row.
-        config: how the rows are scored.
-        text: how lines of raw text become columns, if that differs from the training data.
-        package: folder of an exported model.
         model: run folder of a training, to score without an export where the tables fit into no single machine.
         words: folder of the prepared data that the model was trained on, which --model needs for the words of its
             dictionaries if rows are raw; unset, the one that the run's record names.
         sharding_type: sharding type of all tables with --model; unset, the planner chooses.
+
+    The other arguments are those of :func:`~nasrec_torchrec.inference.jobs.score`.
     """
     if (package is None) == (model is None):
         raise ValueError("expected either --package, an exported model, or --model, the run folder of a training")

@@ -45,10 +45,9 @@ class TextFlags:
     """How text files are read, where that differs from what the schema says.
 
     Args:
-        delimiter: single character between two columns; ``\\t`` is a tab.
         columns: names of the columns of files without a header.
-        quoting: whether values may be enclosed in double quotes, with a quote inside written twice.
-        missing: texts that stand for a missing value.
+
+    The other arguments are those of :class:`~nasrec_torchrec.datasets.config.TextFormat`.
     """
 
     delimiter: str | None = None
@@ -126,15 +125,13 @@ class SplitFlags:
             ``StratifiedKFold(10, shuffle=True, random_state=split_seed)``. ``time`` puts the earliest rows into train
             and the latest into test. ``column`` reads the name of the split from a column. ``given`` assigns each
             source file to the split that its name begins with.
-        split_column: column that ``time`` or ``column`` reads. For ``time`` it holds numbers, dates, timestamps, or
-            text in ISO 8601; without it, the rows must be in chronological order. For ``column`` it holds train,
-            validation or test.
-        split_seed: seed of ``stratified``.
         validation_share: fraction of the rows that ``time`` puts into validation, 0.1 unless the schema says otherwise.
         test_share: fraction of the rows that ``time`` puts into test, 0.1 unless the schema says otherwise.
         keep_negatives: share of the training rows without a click that are kept, such as 0.1 where clicks are rare,
             which makes training cheaper. They are drawn at random. Predicted probabilities stay those of all rows,
             since training takes the share into account. Validation and test keep all rows.
+
+    The other arguments are those of :class:`~nasrec_torchrec.datasets.config.SplitConfig`.
     """
 
     split: SplitRule | None = None

@@ -26,6 +26,7 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.runs.files import atomic_path, local_copy, read_text
+from nasrec_torchrec.runs.fingerprint import digest
 from nasrec_torchrec.runs.record import CONFIG
 
 SCHEMA, MANIFEST, REJECTS = "schema.json", "manifest.json", "rejects.jsonl"
@@ -160,6 +161,15 @@ def open_split(folder: Path, split: str) -> ClickFiles:
     return replace(
         files, dictionaries=dictionaries, clicks=described["positives"], keep_negatives=kept, weights=weights
     )
+
+
+def digest_of(folder: Path, split: str) -> str:
+    """Returns the ``digest`` of the :class:`~nasrec_torchrec.datasets.reader.ClickFiles` of a split.
+
+    It comes from the manifest: no file of the split is opened, or fetched if it lies in remote storage.
+    """
+    files = sorted(read_manifest(folder)["splits"][split]["files"], key=lambda file: str(file["name"]))
+    return digest([file["sha256"] for file in files])
 
 
 def check_dictionaries(folder: Path) -> None:

@@ -80,7 +80,7 @@ def export(
     """
     from contextlib import ExitStack
 
-    from nasrec_torchrec.datasets.prepared import open_split
+    from nasrec_torchrec.datasets.prepared import digest_of, open_split
     from nasrec_torchrec.datasets.words import DICTIONARIES
     from nasrec_torchrec.inference import exporting
     from nasrec_torchrec.models.stored import load_model
@@ -110,7 +110,7 @@ def export(
     recalibration = None if drift is None else drift.recalibration
     with ExitStack() as stack:
         words = None if data is None else stack.enter_context(local_folder(data / DICTIONARIES))
-        origin = {} if data is None else {"training_data": open_split(data, "train").digest}
+        origin = {} if data is None else {"training_data": digest_of(data, "train")}
         given = config, metrics, words, origin, recalibration, others
         predictor = exporting.export(trained, description.schema, out, *given)
     return ExportedPackage(out, predictor.manifest["bytes"], tuple(predictor.manifest["requires"]), drift)
@@ -168,13 +168,11 @@ def score_on_ranks(
 
     Args:
         model: run folder of a training, of any number of ranks.
-        data: files, patterns with * and URIs, several separated by commas, or folders of Parquet files.
-        out: folder that receives part-000000.parquet, ... with file, line and probability of each row.
-        config: how the rows are scored.
-        text: how lines of raw text become columns, if that differs from the training data.
         words: folder of the prepared data that the model was trained on, which raw rows need for the words of its
             dictionaries; unset, the one that the run's record names.
         sharding_type: sharding type of all tables; unset, the planner chooses.
+
+    The other arguments are those of :func:`~nasrec_torchrec.inference.jobs.score`.
 
     Returns:
         The numbers of scored and of rejected rows, on rank 0; None on all other ranks.

@@ -29,11 +29,8 @@ class Litters:
     children of one parent (or, if costs are traded off, of two for each). It follows from the seed, the litter's number
     and what was finished and drawn before, so a log of these reproduces it.
 
-    Args:
-        space: search space to sample from.
-        config: how to proceed.
-        objective: what to minimize; by default the loss.
-        allowed: predicate that decides whether an architecture may be a candidate at all.
+    The arguments are those of :class:`~nasrec_torchrec.search.evolution.Drawing`; by default the objective is the
+    loss, and every architecture is allowed.
 
     Raises:
         ValueError: If the space holds fewer architectures than the search has evaluations.

@@ -36,13 +36,11 @@ def evolve(
     they were finished, so a search is the same for any number of workers.
 
     Args:
-        space: search space to sample from.
         evaluate: function of another function, which draws the next batch, and of the best candidate of the batches
             before. It yields the evaluated candidates in the order in which they were drawn; they belong to that batch
             or to another one that replaces it. :func:`one_by_one` creates it from the evaluation of one candidate.
-        config: how to proceed.
-        objective: what to minimize; by default the loss.
-        allowed: predicate that decides whether an architecture may be a candidate at all.
+
+    The other arguments are those of :class:`~nasrec_torchrec.search.evolution.Drawing`.
 
     Yields:
         Candidate: The next evaluated candidate.

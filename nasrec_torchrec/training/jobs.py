@@ -135,19 +135,13 @@ def run_incremental(
         out: run folder; receives results.json, progressive.png, and the checkpoint of the last day.
         config: how each day is trained; what it leaves open follows from the first day's rows. Unset, a day is passed
             over once.
-        baseline: the model to train where no architecture is given.
         architecture: JSON file of an architecture, the name of a published architecture such as criteo-small, or a
             baseline such as dlrm, dcn or finalnet (--kind lists all). Unset, --kind names a baseline.
-        use_layernorm: normalize after each linear layer of a NASRecNet.
-        embedding_dim: embedding dimension of all tables; unset, the data set's schema decides.
-        drop_features: dense and sparse features of the data that the model does not read; an exported model does not
-            ask for them.
-        recipe: what decides the settings that are not given: fitted derives them from the number of rows and the size
-            of the tables, and prints them; paper takes those of the NASRec paper for Criteo.
         init_from: run folder of an earlier training whose weights the first day begins with.
-        init_data: folder of the prepared data that the earlier training read; unset, the one that its record names.
         from_scratch: whether every day's model is trained from scratch, on the rows of that day alone, to see what the
             earlier days are worth.
+
+    The other arguments are those of :func:`~nasrec_torchrec.training.jobs.run`.
 
     Returns:
         What results.json holds, on rank 0; None on all other ranks.
@@ -204,14 +198,14 @@ def run_supernet(
     A training that was killed resumes when it is started again.
 
     Args:
-        data: folder of a prepared data set.
         out: run folder; receives the log, TensorBoard files and the checkpoint.
         space: architectures that the supernet holds.
         config: how it is trained; what it leaves open follows from the recipe. A TrainConfig leaves nothing open.
         use_layernorm: normalize after each linear layer, over the width in use.
-        embedding_dim: embedding dimension of all tables; unset, the data set's schema decides.
         recipe: what decides the settings that are not given: fitted derives them from the number of rows, and prints
             them; paper takes those of the NASRec paper for Criteo.
+
+    The other arguments are those of :func:`~nasrec_torchrec.training.jobs.run`.
 
     Raises:
         ValueError: If the data or the settings are not usable, or do not fit each other.

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -6,6 +7,8 @@ import pytest
 from support import run_program
 
 from nasrec_torchrec.cli import Program
+from nasrec_torchrec.cli.flags import flags_of
+from nasrec_torchrec.cli.main import JOBS, programs_of
 from nasrec_torchrec.search_space import NASREC_2026, SPACES, SearchSpace
 
 SEEN: dict[str, object] = {}
@@ -155,3 +158,28 @@ def test_a_named_space_gives_flags_their_defaults_wherever_it_is_named(capsys, t
         assert SEEN["space"] == expected
     code, _, error = _cook(capsys, "--out", "pot", "--space", "nasrec-206", program=program)
     assert code == 2 and "--space: expected one of nasrec-full, " in error and "did you mean nasrec-2026?" in error
+
+
+def bake(out: Path, names: tuple[str, ...] = (), degrees: int = 180) -> str:
+    """Bakes.
+
+    Args:
+        degrees: temperature of the oven.
+
+    The other
+    arguments are those of :func:`~cli_functions.cook`.
+    """
+    return "done"
+
+
+def test_a_docstring_may_leave_arguments_to_another_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "cli_functions", sys.modules[cook.__module__])
+    helps = {flag.name: flag.help for flag in flags_of(bake)}
+    assert helps == {"out": "where it goes.", "names": "of the dishes.", "degrees": "temperature of the oven."}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_every_flag_of_every_job_is_described(job: str):
+    for name, program in programs_of(job).items():
+        missing = [flag.name for flag in program.flags if not flag.help]
+        assert not missing, f"nasrec {job} {name}"

@@ -9,7 +9,14 @@ import pytest
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
-from nasrec_torchrec.datasets.prepared import check_dictionaries, check_files, load_schema, open_split, read_manifest
+from nasrec_torchrec.datasets.prepared import (
+    check_dictionaries,
+    check_files,
+    digest_of,
+    load_schema,
+    open_split,
+    read_manifest,
+)
 from nasrec_torchrec.datasets.schema import Schema
 
 SCHEMA = Schema("click", (DenseFeature("price"),), (SparseFeature("shop", ids="dictionary", table="a.b"),))
@@ -54,6 +61,13 @@ def _first(folder: Path) -> Path:
 def test_a_copied_data_set_is_the_same(data: Path):
     assert _read(data) == 12_000
     check_files(data)
+
+
+def test_what_tells_rows_from_others_is_known_without_them(data: Path):
+    expected = open_split(data, "train").digest
+    assert expected != open_split(data, "test").digest
+    shutil.rmtree(data / "train")
+    assert digest_of(data, "train") == expected
 
 
 def test_a_lost_file_is_named(data: Path):
