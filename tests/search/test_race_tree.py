@@ -7,14 +7,21 @@ from typing import Any
 
 import lightgbm
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 from support import prepare_pairs
 
+from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, history_of
+from nasrec_torchrec.datasets.features import SparseFeature
+from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
+from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.models.stored_trees import read_record
+from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.run import auto
 from nasrec_torchrec.search.race.tree import measure_tree, train_tree
 from nasrec_torchrec.search.race.verdict import verdict
 
@@ -99,3 +106,18 @@ def test_the_verdict_begins_with_the_tree_where_it_is_better(loss: float, first:
     lines = verdict(results).splitlines()
     among = [line for line in lines if "no difference: the best tuned baseline won" in line.lower()]
     assert [line.startswith("Among the networks: no difference") for line in among] == [loss < 0.4]
+
+
+def test_data_that_trees_cannot_read_has_no_yardstick(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rng = np.random.default_rng(0)
+    files = []
+    for name in ("train", "validation", "test"):
+        tags = [[int(tag)] * int(count) for tag, count in zip(*rng.integers(0, 4, (2, 300)), strict=True)]
+        table = pa.table({"clicked": [len(one) % 2 for one in tags], "tags": pa.array(tags, pa.list_(pa.int64()))})
+        files.append(str(tmp_path / f"{name}.parquet"))
+        pq.write_table(table, files[-1])
+    schema = Schema("clicked", (), (SparseFeature("tags", 4, multi_hot=True),), 8)
+    prepare(RawData(tuple(files), schema, split=SplitConfig("given")), tmp_path / "data")
+    results = auto(tmp_path / "data", tmp_path / "out", RaceConfig(trials=1, epochs=1, features=False))
+    assert results is not None and "tree" not in results["measured"]
+    assert "no yardstick: trees read numbers and single ids" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, read_manifest, sha256
 from nasrec_torchrec.distributed.process_group import process_group
+from nasrec_torchrec.models.boosted_trees import columns_of_trees
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored_trees import read_record, trees_are_installed
 from nasrec_torchrec.modules.sparse_arch import SparseArch
@@ -154,6 +155,9 @@ class _Race:
         self.trees = trees_are_installed() if config.trees is None else config.trees
         if self.trees and not trees_are_installed():
             raise ValueError("trees: LightGBM is not installed; install nasrec-torchrec[trees], or choose false")
+        if self.trees and not columns_of_trees(self.base)[0]:
+            self._say("no yardstick: trees read numbers and single ids, and this data has neither")
+            self.trees = False
         described = asdict(config) | {"trees": self.trees}
         # What may change between a kill and the next start.
         for name in ("budget", "trials", "slice", "quiet"):
@@ -434,10 +438,12 @@ class _Race:
         best = winner(eligible(self.book.entries(), self.columns.combinations))
         if best is None or not self._wants_tree_beside(best):
             return
+        schema = self.data.schema(best.trial)
+        if not columns_of_trees(schema)[0]:  # the winner does without all that trees read
+            return
         _, folder = tree_folders(self.out)
         seconds = None if self.config.trials is not None else max(1.0, self._tree_seconds)
-        where = self.data.folder(best.trial), self.data.schema(best.trial), folder
-        train_tree(*where, seconds, self.config.seed, self.now)
+        train_tree(self.data.folder(best.trial), schema, folder, seconds, self.config.seed, self.now)
 
     def _wants_tree_beside(self, best: Entry) -> bool:
         """Returns whether the winner can predict with a tree, and has other columns than the yardstick."""
