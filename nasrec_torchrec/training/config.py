@@ -40,7 +40,8 @@ class TrainFlags:
         monitor: metric on the validation split that decides which epoch is the best. ``centered_log_loss`` is the log
             loss after a constant is added to all logits so that their mean probability is the click rate. It suits
             validation rows whose click rate differs from that of the training rows: otherwise an epoch whose
-            predictions happen to be too low or too high in all may seem the best.
+            predictions happen to be too low or too high in all may seem the best. If unset, it is used where these
+            rates differ by more than chance explains, and ``log_loss`` elsewhere.
         optimizer: ``adagrad`` is fused into the backward pass of the tables and updates only the rows that were looked
             up. ``adam`` updates whole tables and keeps a full copy on every rank, which suits tables of a few thousand
             rows. If unset, it follows from the size of the tables.
@@ -103,7 +104,7 @@ class TrainFlags:
     warmup_fraction: float = 0.1
     schedule: Literal["cosine", "plateau"] = "cosine"
     patience: int = 2
-    monitor: Monitor = "log_loss"
+    monitor: Monitor | None = None
     optimizer: Optimizer | None = None
     embedding_l2: float | None = None
     embedding_std: float | None = None
@@ -181,6 +182,7 @@ class TrainConfig(TrainFlags):
     epochs: int = 1
     batch_size: int = 512
     learning_rate: float = 0.12
+    monitor: Monitor = "log_loss"
     optimizer: Optimizer = "adagrad"
     embedding_l2: float = 0.0
     full_path_steps: int = 15_000

@@ -89,6 +89,7 @@ def run(
     from nasrec_torchrec.distributed.process_group import process_group
     from nasrec_torchrec.models.description import ModelDescription
     from nasrec_torchrec.runs.paths import to_path
+    from nasrec_torchrec.training.drift import drift
     from nasrec_torchrec.training.trials import Splits, Unreadable, train_best
     from nasrec_torchrec.training.warm_start import WarmStart
 
@@ -103,7 +104,9 @@ def run(
     ]
     with process_group() as device:
         splits = Splits(*(open_split(data, split).without(drop_features) for split in SPLITS))
-        settings = _settings(config, recipe, splits.train, learning_rates)
+        settings = _settings(
+            config, recipe, splits.train, learning_rates, drifted=drift(splits.train, splits.validation)
+        )
         rates, seeds = learning_rates or (settings.learning_rate,), seeds or (settings.seed,)
         return train_best(models, rates, seeds, settings, out, device, splits, initial)
 
@@ -333,6 +336,7 @@ def _settings(
     rows: "ClickFiles",
     learning_rates: tuple[float, ...] = (),
     supernet: bool = False,
+    drifted: float = 0.0,
 ) -> TrainConfig:
     """Returns the settings of a training on these rows, and prints on rank 0 what was chosen for it."""
     import torch.distributed as dist
@@ -341,7 +345,7 @@ def _settings(
 
     if recipe == "paper":
         return paper(flags)
-    settings, reason = fitted(flags, len(rows), rows.schema, dist.get_world_size(), supernet, learning_rates)
+    settings, reason = fitted(flags, len(rows), rows.schema, dist.get_world_size(), supernet, learning_rates, drifted)
     if reason and dist.get_rank() == 0:
         print(reason, file=sys.stderr)
     return settings

@@ -7,6 +7,7 @@ from typing import Any
 
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.training.config import TrainConfig, TrainFlags
+from nasrec_torchrec.training.drift import deciding_loss
 
 # Adam updates whole tables, and every rank holds them: beyond this, tables are trained with Adagrad.
 _ADAM_BYTES = 256 << 20
@@ -30,7 +31,13 @@ def usual_batch_size(rows: int) -> int:
 
 
 def fitted(
-    flags: TrainFlags, rows: int, schema: Schema, ranks: int = 1, supernet: bool = False, rates: Sequence[float] = ()
+    flags: TrainFlags,
+    rows: int,
+    schema: Schema,
+    ranks: int = 1,
+    supernet: bool = False,
+    rates: Sequence[float] = (),
+    drifted: float = 0.0,
 ) -> tuple[TrainConfig, str]:
     """Fills in what the flags leave open so that it fits the data.
 
@@ -41,6 +48,8 @@ def fitted(
         ranks: number of processes among which a batch is divided.
         supernet: whether a supernet is trained, which takes Adagrad.
         rates: learning rates that are tried in place of the one of the flags.
+        drifted: standard errors by which the click rate of the validation rows differs, see
+            :func:`~nasrec_torchrec.training.drift.drift`.
 
     Returns:
         The settings, and a line for people that says what was chosen and why; empty if nothing was.
@@ -78,9 +87,12 @@ def fitted(
         "learning_rate": rate,
         "embedding_l2": penalty,
         "full_path_steps": full_path_steps,
+        "monitor": flags.monitor or deciding_loss(drifted),
     }
     config = TrainConfig(**{field.name: getattr(flags, field.name) for field in fields(flags)} | chosen)
-    shown = [name for name in chosen if name != "full_path_steps" or supernet]
+    shown = [name for name in chosen if name not in ("full_path_steps", "monitor") or (supernet and name != "monitor")]
+    if config.monitor == "centered_log_loss":
+        shown.append("monitor")
     if all(getattr(flags, name) is not None for name in shown):
         return config, ""
     parts = [f"{_count(config.epochs, 'epoch')} at batch {config.batch_size:,} = {steps:,} steps"]
@@ -88,6 +100,9 @@ def fitted(
     parts.append(f"{optimizer}, learning rate {', '.join(f'{tried:g}' for tried in rates or (rate,))}{l2}")
     if supernet:
         parts.append(f"full path decays over {config.full_path_steps:,} steps")
+    if flags.monitor is None and config.monitor == "centered_log_loss":
+        apart = f"the click rate of the validation rows is {abs(drifted):.0f} standard errors off"
+        parts.append(f"{apart}: the log loss with the mean moved to it decides (--monitor)")
     why = f"{rows:,} training rows, {_table_bytes(schema) / 2**20:,.1f} MiB of tables"
     return config, f"{why}: {'; '.join(parts)} (--recipe paper takes the paper's settings)"
 

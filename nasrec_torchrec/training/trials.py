@@ -25,12 +25,15 @@ from nasrec_torchrec.runs.fingerprint import Fingerprint, code_of, digest, finge
 from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.runs.ranks import writing
 from nasrec_torchrec.runs.record import COMMAND
-from nasrec_torchrec.training.config import TrainConfig, settings_of
+from nasrec_torchrec.training.config import Monitor, TrainConfig, settings_of
+from nasrec_torchrec.training.drift import decisive
 from nasrec_torchrec.training.guard import DivergedError
 from nasrec_torchrec.training.inputs import inputs_of
 from nasrec_torchrec.training.trainer import Trainer
 from nasrec_torchrec.training.warm_start import WarmStart
 
+# The mean over the seeds of a trial, and that of the loss which decides where the click rate drifts.
+_MEAN, _CENTERED = "mean_validation_log_loss", "mean_centered_log_loss"
 _T = TypeVar("_T")
 _REMEDY = "choose another folder, or --resume never to start from scratch"
 
@@ -185,8 +188,12 @@ class _Trainings:
                 trial["error"] = errors[0]
             else:
                 trial["dense_parameters"] = dense_parameters(model.build(torch.device("meta")))
-        losses = [_validation_loss(run) for run in runs if not run["error"]]
-        return trial | {"mean_validation_log_loss": statistics.fmean(losses) if losses else None, "runs": runs}
+        trained = [run["validation"] for run in runs if not run["error"]]
+        means = {_MEAN: statistics.fmean(found["log_loss"] for found in trained) if trained else None}
+        if config.monitor == "centered_log_loss" and trained:
+            deciding = [loss for found in trained if (loss := decisive(found, config.monitor)) is not None]
+            means[_CENTERED] = statistics.fmean(deciding)
+        return trial | means | {"runs": runs}
 
     def _finished_or_trained(self, model: ModelDescription, config: TrainConfig, folder: Path) -> dict[str, Any]:
         """Returns the record of a run, which is trained now unless it was finished before."""
@@ -228,7 +235,7 @@ def _choose(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ValueError: If all of them failed.
     """
     best = min(trials, key=_standing)
-    if best["mean_validation_log_loss"] is None:
+    if best[_MEAN] is None:
         first = trials[0]["error"]
         raise ValueError(first if len(trials) == 1 else f"all {len(trials)} trials failed; the first one: {first}")
     return best
@@ -236,7 +243,9 @@ def _choose(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _publish(record: _Record, run_dir: Path) -> None:
     """Moves the run to keep up into the folder of all trials, and writes their record."""
-    kept = min((run for run in record.best["runs"] if not run["error"]), key=_validation_loss)["folder"]
+    monitor: Monitor = "centered_log_loss" if _CENTERED in record.best else "log_loss"
+    trained = [run for run in record.best["runs"] if not run["error"]]
+    kept = min(trained, key=lambda run: order(decisive(run["validation"], monitor)))["folder"]
     # Until the new record is there, nothing says that the folder is finished.
     (run_dir / names.METRICS).unlink(missing_ok=True)
     promote(run_dir / kept, run_dir)
@@ -253,7 +262,7 @@ def _clean(run_dir: Path, trials: Sequence[dict[str, Any]]) -> None:
 
 def _standing(trial: dict[str, Any]) -> tuple[bool, int, tuple[bool, float]]:
     """Returns the sort key of a pair; the lowest is the best: fewest failed seeds, then the lowest mean loss."""
-    loss = trial["mean_validation_log_loss"]
+    loss = trial.get(_CENTERED, trial[_MEAN])
     return loss is None, sum(bool(run["error"]) for run in trial["runs"]), order(loss)
 
 
@@ -263,7 +272,3 @@ def _read(file: Path, kind: type[_T]) -> _T | None:
 
 def _shown(model: ModelDescription | Unreadable) -> Any:
     return asdict(model) if isinstance(model, Unreadable) else model.to_json()
-
-
-def _validation_loss(run: dict[str, Any]) -> float:
-    return run["validation"]["log_loss"]

@@ -24,7 +24,6 @@ from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible, judgements
 from nasrec_torchrec.search.race.config import RaceConfig
-from nasrec_torchrec.search.race.drift import decisive
 from nasrec_torchrec.search.race.leaderboard import by_source, front, standings
 from nasrec_torchrec.search.race.planner import winner
 from nasrec_torchrec.search.race.predictions import Predictions, predict
@@ -37,6 +36,7 @@ from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.race.verdict import verdict
 from nasrec_torchrec.training.column_importance import column_importances
 from nasrec_torchrec.training.config import Monitor
+from nasrec_torchrec.training.drift import decisive
 from nasrec_torchrec.training.evaluation import evaluation, slices_of
 
 _FORMAT = "nasrec-torchrec/race/1"

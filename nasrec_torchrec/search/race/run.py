@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, read_manifest, sha256
+from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.boosted_trees import columns_of_trees
 from nasrec_torchrec.models.description import ModelDescription
@@ -35,7 +35,6 @@ from nasrec_torchrec.search.race.chance import eligible
 from nasrec_torchrec.search.race.column_choice import ColumnChoice
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
-from nasrec_torchrec.search.race.drift import deciding_loss, decisive, drift
 from nasrec_torchrec.search.race.finish import compared, finish, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation, winner
@@ -46,6 +45,7 @@ from nasrec_torchrec.search.race.tree import train_tree, tree_folders
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
+from nasrec_torchrec.training.drift import deciding_loss, decisive, drift
 from nasrec_torchrec.training.evaluation import sliced_feature
 from nasrec_torchrec.training.guard import DivergedError
 
@@ -138,7 +138,7 @@ class _Race:
         self.started = self.now()
         self.config, self.space, self.limits, self.out, self.device = config, space, limits, out, device
         self.base = load_schema(data)
-        errors = drift(read_manifest(data)["splits"], open_split(data, "train").log_odds_added)
+        errors = drift(*(open_split(data, split) for split in ("train", "validation")))
         given = RaceData((data,), self.base, config.monitor or deciding_loss(errors))
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
         if not all(self.rows.values()):

@@ -15,9 +15,9 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.checkpoint import newest_intact, read_progress
-from nasrec_torchrec.search.race.drift import decisive
 from nasrec_torchrec.search.race.trial import Trial
 from nasrec_torchrec.training.config import Monitor
+from nasrec_torchrec.training.drift import decisive
 from nasrec_torchrec.training.progress import Progress
 from nasrec_torchrec.training.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""Which validation loss decides a race: where the click rate drifts, one that does not reward a model for its mean.
+"""Which validation loss decides: where the click rate drifts, one that does not reward a model for its mean.
 
 A model learns the click rate of the training rows. If that of the validation rows is another one, models and epochs
 whose predictions happen to be too low (or too high) in all have the lower log loss there, and on later rows, whose rate
@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.training.config import Monitor
 
@@ -16,20 +17,19 @@ from nasrec_torchrec.training.config import Monitor
 _ERRORS = 3.0
 
 
-def drift(splits: Mapping[str, Mapping[str, Any]], log_odds_added: float = 0.0) -> float:
-    """Returns by how many standard errors the click rate of the validation split differs from that of training.
+def drift(train: ClickFiles, validation: ClickFiles) -> float:
+    """Returns by how many standard errors the log-odds of a click differ between the splits; 0 if they are not known.
 
-    Args:
-        splits: numbers of ``rows`` and ``positives`` of the splits ``train`` and ``validation``, as in a manifest.
-        log_odds_added: what the sampling of the training rows without a click added to their log-odds.
+    What the sampling of the training rows without a click added to their log-odds is taken off.
     """
-    # Half a row of each kind keeps the log-odds finite.
-    clicks, others = [], []
-    for name in ("train", "validation"):
-        clicks.append(splits[name]["positives"] + 0.5)
-        others.append(splits[name]["rows"] - splits[name]["positives"] + 0.5)
-    train, validation = (math.log(part / other) for part, other in zip(clicks, others, strict=True))
-    return (validation - (train - log_odds_added)) / math.sqrt(sum(1 / count for count in (*clicks, *others)))
+    odds, variance = [], 0.0
+    for split in (train, validation):
+        if split.clicks is None or not len(split):
+            return 0.0
+        clicks, others = split.clicks + 0.5, len(split) - split.clicks + 0.5  # half a row keeps the log-odds finite
+        odds.append(math.log(clicks / others) - split.log_odds_added)
+        variance += 1 / clicks + 1 / others
+    return (odds[1] - odds[0]) / math.sqrt(variance)
 
 
 def deciding_loss(errors: float) -> Monitor:
