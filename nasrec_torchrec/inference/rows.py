@@ -70,12 +70,14 @@ class RowReader:
         self._crosses = {feature.name: Crossed(feature, dictionaries) for feature in schema.crosses}
         self._columns = [name for name in schema.raw_columns if name != schema.label]
         self._known = frozenset(self._columns)
-        # Features, and their weights, that have another name than the raw column.
-        self._renamed = {dense.name: dense.column for dense in schema.dense if dense.column}
+        # Raw columns by the names of features and weights, which may be those of other raw columns.
+        self._sources = {dense.name: dense.column or dense.name for dense in schema.dense if not dense.age_of}
         for sparse in schema.sparse:
-            if sparse.column:
+            if not (sparse.cross or sparse.of):
                 names = (sparse.name, *filter(None, [sparse.weights_column]))
-                self._renamed |= dict(zip(names, sparse.raw_columns, strict=True))
+                self._sources |= dict(zip(names, sparse.raw_columns, strict=True))
+        # A schema may name a cross before the features that it combines.
+        self._order = sorted(range(len(schema.sparse)), key=lambda place: bool(schema.sparse[place].cross))
         self._nested = any("." in name for name in self._columns)
         self._ages = [dense for dense in schema.dense if dense.age_of]
         # Features that are transformed in the same way are transformed together, as one column.
@@ -138,26 +140,24 @@ class RowReader:
             rows, shared = [_flat(row) for row in rows], _flat(shared)
         extra = self._check(rows, shared)
         count = len(rows)
-        columns = {
-            name: [shared[name]] if name in shared else [row.get(name) for row in rows] for name in self._columns
-        }
-        columns |= {name: columns[column] for name, column in self._renamed.items()}
-        shared = {**shared, **{name: shared[raw] for name, raw in self._renamed.items() if raw in shared}}
-        seconds = {name: self._seconds(name, columns[name], name in shared) for name in self.schema.moment_columns}
+        raw = {name: [shared[name]] if name in shared else [row.get(name) for row in rows] for name in self._columns}
+        seconds = {name: self._seconds(name, raw[name], name in shared) for name in self.schema.moment_columns}
+        columns = {name: raw[column] for name, column in self._sources.items()}
+        given_once = {name: shared[column] for name, column in self._sources.items() if column in shared}
         for age in self._ages:
             days = moments.days_between(seconds[age.age_of], seconds[age.at]).to_numpy(zero_copy_only=False)
             columns[age.name] = np.broadcast_to(days, count).tolist()
-        computed = {age.name for age in self._ages}
-        dense, counts = self._dense(columns, count, {k: value for k, value in shared.items() if k not in computed})
+        dense, counts = self._dense(columns, count, given_once)
         unknown: list[list[str]] = [[] for _ in rows]
         single: dict[str, list[int]] = {}
-        ids: list[np.ndarray] = []
+        ids: dict[int, np.ndarray] = {}
         lengths = np.ones((len(self.schema.sparse), count), np.int64)
         weights: list[np.ndarray] = []
         total = 0
-        for place, feature in enumerate(self.schema.sparse):
+        for place in self._order:
+            feature = self.schema.sparse[place]
             # A cross is read row by row, whatever it combines.
-            name, once = feature.name, (feature.of or feature.name) in shared and not feature.cross
+            name, once = feature.name, feature.of in shared if feature.of else feature.name in given_once
             times, where = (count, _shared) if once else (1, _row)
             size = [1] * (1 if once else count)
             if feature.ids == "buckets":
@@ -191,7 +191,7 @@ class RowReader:
                 lengths[place] = size
             elif self._crosses:
                 single[name] = read.tolist()
-            ids.append(read)
+            ids[place] = read
         with self._counting:
             for name, *more in counts:
                 known = self._counts[name]
@@ -199,7 +199,7 @@ class RowReader:
                 for place, value in enumerate(more, 1):
                     known[place] += value
         request = Request(
-            torch.from_numpy(np.concatenate(ids)),
+            torch.from_numpy(np.concatenate([ids[place] for place in range(len(ids))])),
             torch.from_numpy(lengths),
             torch.from_numpy(dense) if self.schema.dense else None,
             torch.from_numpy(np.concatenate(weights)) if weights else None,
@@ -272,8 +272,8 @@ class RowReader:
 
     def _seconds(self, name: str, column: list[Any], shared: bool) -> pa.Array:
         """Returns moments in seconds since 1970, null where they are missing."""
-        words = [_moment(value) for value in map(python_value, column)]
-        given = pa.array([None if word in self._marks else word for word in words], pa.string())
+        words = [_moment(value, self._marks) for value in map(python_value, column)]
+        given = pa.array(words, pa.string())
         refused: values.Rejects = {}
         read = moments.moments(given, refused)
         for place in sorted(refused):
@@ -325,9 +325,9 @@ def _flat(row: Any) -> Any:
     return flat(row) if isinstance(row, Mapping) else row
 
 
-def _moment(value: Any) -> str | None:
-    """Returns the text of a moment; NaN is a missing one."""
-    if value is None or value != value:
+def _moment(value: Any, marks: frozenset[str]) -> str | None:
+    """Returns the text of a moment; NaN is a missing one, and so is a text that marks one."""
+    if value is None or value != value or (isinstance(value, str) and value in marks):
         return None
     return value.isoformat() if isinstance(value, date) else str(value)
 

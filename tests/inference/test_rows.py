@@ -24,6 +24,7 @@ from support import SHARED, forked
 from nasrec_torchrec.datasets import public
 from nasrec_torchrec.datasets.checksums import sha256
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
+from nasrec_torchrec.datasets.crosses import add_crosses
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import open_split
@@ -46,15 +47,21 @@ HOSTILE = Schema(
         DenseFeature("age", "log1p"),
         DenseFeature("plain"),
         DenseFeature("days", "standardize", age_of="born", at="when"),
+        DenseFeature("when", "log1p", column="delay"),  # named like the raw column of the moments
+        DenseFeature("huge", "standardize"),
     ),
     (
+        SparseFeature("both", 40, ids="hash", cross=("word", "folded")),  # before the features that it combines
         SparseFeature("word", ids="dictionary"),
         SparseFeature("hashed", 100, ids="hash"),
         SparseFeature("number", ids="dictionary", values="integer"),
         SparseFeature("folded", 50, ids="modulo"),
         SparseFeature("given", 30, ids="id"),
         SparseFeature("tags", ids="dictionary", multi_hot=True),
-        SparseFeature("both", 40, ids="hash", cross=("word", "folded")),
+        SparseFeature("numbers", 40, ids="hash", multi_hot=True, separator=" ", values="integer"),
+        SparseFeature("digits", 60, ids="hex"),
+        SparseFeature("fresh", 64, ids="dynamic", column="word"),
+        SparseFeature("delay", ids="dictionary", column="price"),
         SparseFeature("pair", ids="dictionary", cross=("hashed", "given")),
         SparseFeature("price_range", 12, ids="buckets", cross=("price",)),
         SparseFeature("age_range", ids="buckets", cross=("age",)),
@@ -62,6 +69,7 @@ HOSTILE = Schema(
         SparseFeature("weekday", ids="weekday", of="when"),
         SparseFeature("hour_of_week", 99, ids="hash", cross=("hour", "weekday")),
         SparseFeature("days_range", ids="buckets", cross=("days",)),
+        SparseFeature("clicks", ids="history", cross=("folded",)),
     ),
     text=TextFormat(missing=("", "NA")),
 )
@@ -70,8 +78,9 @@ HOSTILE = Schema(
 def hostile_lines(count: int) -> str:
     """Quotes, delimiters and NUL in texts, whole floats, large integers, marks of missing values."""
     rng = np.random.default_rng(0)
-    words = ["a", 'a "quoted, word"', "é", "1.0", "1", " 1", "x\0y", "NA", "", "NaN", "null", "0"]
-    numbers = ["5", " 5", "5.0", "+5", "005", "", "NA", "12345678901234567890123", "7"]
+    words = ["a", 'a "quoted, word"', "é", "e\u0301", "1.0", "1", " 1", "x\0y", "NA", "", "NaN", "null", "0", "3.5"]
+    huge = ["12345678901234567890123", "9223372036854775808"]
+    numbers = ["5", " 5", "5.0", "+5", "005", "", "NA", *huge, "7", "-7", "-0"]
     moments = ["2024-01-31T12:30:00Z", "2024-02-04 23:59:59.5+02:00", "1706704200", "1706704200123", "1.5e9", "", "NA"]
     lists = ["a|b", "a", "", "NA", "b||a", "|", "NA|a", "c|c|c"]
     text = io.StringIO()
@@ -91,6 +100,10 @@ def hostile_lines(count: int) -> str:
             "tags": rng.choice(lists),
             "when": rng.choice(moments),
             "born": rng.choice(moments),
+            "delay": rng.choice(["", "NA", "0.1", "1e300", "-3", "9007199254740993"]),
+            "huge": rng.choice(["1e30", "-1e30", "", "12345678901234567890123", "0.1", "NaN"]),
+            "numbers": " ".join(rng.choice(["5", "5.0", "+5", "-5", "12345678901234567890123"], rng.integers(4))),
+            "digits": rng.choice(["0000000f", "F", "-1", "", "NA", "ffffffffffffffffffff", "00000010"]),
         }
         writer.writerow([row[name] for name in HOSTILE.raw_columns])
     return text.getvalue()
@@ -106,7 +119,7 @@ def as_rows(text: str, form: TextFormat) -> list[dict[str, str]]:
 
 
 def prepare_three(folder: Path, text: str, schema: Schema, form: TextFormat) -> tuple[Path, str]:
-    """Prepares thirds of a text for training, validation and test; and the text of the last."""
+    """Prepares thirds of a text for training, validation and test, and adds histories; and the text of the last."""
     lines = text.splitlines(keepends=True)
     header = "" if form.columns else lines.pop(0)
     third = len(lines) // 3
@@ -114,12 +127,16 @@ def prepare_three(folder: Path, text: str, schema: Schema, form: TextFormat) -> 
     for number, name in enumerate(("train", "valid", "test")):
         (folder / f"{name}.csv").write_text(header + "".join(lines[number * third : (number + 1) * third]), newline="")
         files.append(str(folder / f"{name}.csv"))
-    prepare(
-        RawData(tuple(files), schema, form, split=SplitConfig("given")),
-        folder / "data",
-        PreparationConfig(max_rejects=0.0),
+    histories = [feature for feature in schema.sparse if feature.ids == "history"]
+    raw = RawData(
+        tuple(files), schema.without([feature.name for feature in histories]), form, split=SplitConfig("given")
     )
-    return folder / "data", (folder / "test.csv").read_text()
+    data = folder / "data"
+    prepare(raw, data, PreparationConfig(max_rejects=0.0))
+    if histories:
+        data = folder / "with-histories"
+        add_crosses(folder / "data", data, histories)
+    return data, (folder / "test.csv").read_text()
 
 
 def cases() -> list:
@@ -193,6 +210,12 @@ def test_one_value_has_one_id_whatever_its_type_and_what_was_found_is_counted():
     assert (counts["user"].rows, counts["user"].missing, counts["user"].unknown) == (count, 5, 1)
     assert (counts["given"].unknown, counts["genres"].unknown) == (1, len(rows))
     assert (counts["price"].missing, counts["price"].values) == (count, 0)
+
+
+def test_a_number_is_no_mark_of_a_missing_moment():
+    schema = Schema("label", (), (SparseFeature("hour", ids="hour", of="when"),), text=TextFormat(missing=("", "-1")))
+    request = RowReader(schema, {}).read([{"when": when} for when in (-1, -1.0, "-1", "", None)]).request
+    assert request.ids.tolist() == [24, 24, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
