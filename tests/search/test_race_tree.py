@@ -20,9 +20,10 @@ from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import load_schema, open_split
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.models.stored_trees import read_record
+from nasrec_torchrec.search.race import tree
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.run import auto
-from nasrec_torchrec.search.race.tree import measure_tree, train_tree
+from nasrec_torchrec.search.race.tree import measure_tree, predict_tree, train_tree
 from nasrec_torchrec.search.race.verdict import verdict
 
 
@@ -82,6 +83,38 @@ def _measured(title: str, loss: float) -> dict[str, Any]:
         "dropped": [],
         "test": [{"log_loss": loss, "auc": 0.8}],
     }
+
+
+def test_a_tree_is_trained_on_the_first_rows_and_predicts_all(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    schema = load_schema(data)
+    monkeypatch.setattr(tree, "_MOST_ROWS", 500)
+    record = train_tree(data, schema, tmp_path, None)
+    assert record.recipe.endswith("early stopping, the first 500 rows")
+    logits, labels, weights = predict_tree(tmp_path, open_split(data, "test"))
+    assert len(logits) == len(labels) == len(open_split(data, "test")) and weights is None
+
+
+_TOGETHER = {
+    "folders": ["trials/0001", "tree"],
+    "titles": ["dlrm 64", "LightGBM"],
+    "test": {"log_loss": 0.38, "auc": 0.8},
+}
+
+
+@pytest.mark.parametrize(("high", "first"), [(-0.002, "Adopt the mean prediction of"), (0.002, "No difference shown")])
+def test_models_together_that_are_better_than_the_tree_come_first(high: float, first: str):
+    gain = {"mean": -0.01, "low": -0.02, "high": high, "rows": 1000}
+    together = _TOGETHER | {"difference": gain, "difference to the tree": gain}
+    measured = {"winner": _measured("dlrm 64", 0.4), "tree": _measured("LightGBM", 0.39)}
+    suspicious: dict[str, Any] = {"certain": [], "left_out": []}
+    judged = {"judged": [], "combinations": 0}
+    results = {"measured": measured, "trials": [], "suspicious": suspicious, "features": judged, "ensemble": together}
+    lines = verdict(results).splitlines()
+    assert lines[0].startswith(first) and "lower than that of LightGBM alone by 0.01000" in lines[0]
+    assert lines[1].startswith("A tree is better than the best network")
+    assert not verdict(results | {"ensemble": together | {"test": {"log_loss": 0.395, "auc": 0.8}}}).startswith(first)
 
 
 @pytest.mark.parametrize(("loss", "first"), [(0.39, "A tree is better"), (0.41, "Winner: dlrm")])

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.metrics.click_metrics import click_metrics, row_losses
 from nasrec_torchrec.metrics.paired import difference
 from nasrec_torchrec.models.mean_prediction import mean_prediction
@@ -46,8 +47,8 @@ def predict_together(
         predictions: predictions of the trials.
 
     Returns:
-        dict: folders of the models, the winner first, their titles, latency and metrics, as JSON values; None if no
-        other model helps.
+        dict: folders of the models, the winner first, their titles, latency and metrics, and the differences of their
+        log loss from that of the winner alone and of the yardstick, as JSON values; None if no other model helps.
     """
     out = predictions.out
     others = [entry for entry in candidates(best, entries) if predictions.exist(entry)]
@@ -74,7 +75,12 @@ def predict_together(
             each = [member.score(split) for member in together]
             mean = mean_prediction([rows.double() for rows, *_ in each]).float(), *each[0][1:]
             found[split] = asdict(click_metrics(*mean))
-            found["difference"] = asdict(difference([row_losses(*mean)], [row_losses(*each[0])]))
+            losses = [row_losses(*mean)]
+            found["difference"] = asdict(difference(losses, [row_losses(*each[0])]))
+            yardstick, _ = tree_folders(out)
+            if read_record(yardstick) is not None:
+                tree = row_losses(*predict_tree(yardstick, open_split(data.folders[0], split)))
+                found["difference to the tree"] = asdict(difference(losses, [tree]))
     return found
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def train_tree(
     sets: list[Any] = []
     counts: list[int] = []
     for split in files.values():
-        rows, labels = _rows(split)
+        rows, labels = _first_rows(split)
         weights = row_weights(split)
         reference = sets[0] if sets else None
         # As in the training of a network, which learns the click rate of all rows from those that were kept.
@@ -128,8 +128,12 @@ def predict_tree(out: Path, files: ClickFiles) -> tuple[Tensor, Tensor, Tensor |
     Raises:
         ValueError: If the model is not the one that was trained.
     """
-    rows, labels = _rows(files)
-    return _as_predicted(load_booster(out).predict(rows, raw_score=True), labels, files)
+    booster = load_booster(out)
+    # A chunk of rows at a time: however many there are, they need no memory.
+    raw, labels = zip(
+        *((booster.predict(rows, raw_score=True), clicks) for rows, clicks in _batches(files)), strict=True
+    )
+    return _as_predicted(np.concatenate(raw), np.concatenate(labels), files)
 
 
 def measure_tree(out: Path, files: ClickFiles) -> dict[str, float | None]:
@@ -156,14 +160,25 @@ class _Deadline:
             raise lightgbm.callback.EarlyStopException(environment.iteration, environment.evaluation_result_list)
 
 
-def _rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
+def _first_rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
+    """Columns for LightGBM and labels of the rows that fit into memory, in their order."""
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    count = 0
+    for rows, labels in _batches(files):
+        parts.append((rows, labels))
+        count += len(labels)
+        if count >= _MOST_ROWS:
+            break
+    rows, labels = (np.concatenate(column)[:_MOST_ROWS] for column in zip(*parts, strict=True))
+    return rows, labels
+
+
+def _batches(files: ClickFiles) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Columns for LightGBM and labels, in the order of the rows."""
     files.verify()
     schema = files.schema
     single = features_of_trees(schema)
     wanted = [schema.label, *(dense.name for dense in schema.dense), *(feature.name for feature in single)]
-    parts: list[np.ndarray] = []
-    count = 0
     for file in files.files:
         for batch in pq.ParquetFile(file).iter_batches(columns=wanted):
             columns = [batch.column(name).to_numpy(zero_copy_only=False) for name in wanted]
@@ -171,9 +186,5 @@ def _rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
             for feature, ids in zip(single, columns[len(numbers) :], strict=True):
                 # The id 0 of a missing value becomes -1 and 11: no row has been counted that way.
                 numbers += np.divmod(ids - 1, HISTORY_LEVELS) if feature.ids == "history" else [ids]
-            parts.append(np.stack(numbers, 1).astype(np.float64))
-            count += batch.num_rows
-        if count >= _MOST_ROWS:
-            break
-    rows = np.concatenate(parts)[:_MOST_ROWS]
-    return rows[:, 1:], rows[:, 0]
+            rows = np.stack(numbers, 1).astype(np.float64)
+            yield rows[:, 1:], rows[:, 0]

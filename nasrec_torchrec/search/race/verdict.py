@@ -15,7 +15,10 @@ def verdict(results: Mapping[str, Any]) -> str:
     best = measured["winner"]
     lines = []
     tree = measured.get("tree")
+    together = results.get("ensemble")
     if tree_wins := tree is not None and _loss(tree[split]) < _loss(best[split]):
+        if together is not None and together[split]["log_loss"] < _loss(tree[split]):
+            lines.append(_better_than_the_tree(together, split))
         added = sorted({name for trial in results["trials"] for name in trial["trial"]["features"]})
         lines.append(
             f"A tree is better than the best network of this race: LightGBM ({tree['recipe']}): {split} "
@@ -30,7 +33,7 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"Trained once more for {final['epochs']} epochs, with the validation rows too{test}. "
             "This is the model in the run folder."
         )
-    if (together := results.get("ensemble")) is not None:
+    if together is not None:
         lines.append(_together(together, split))
     for name, title in (
         ("baseline", "The best tuned baseline"),
@@ -49,6 +52,18 @@ def verdict(results: Mapping[str, Any]) -> str:
             f" ({_compared(best[split], other[split])})."
         )
     return "\n".join([*lines, *_rejected(results["features"]), *_suspicions(results, best["features"])])
+
+
+def _better_than_the_tree(ensemble: Mapping[str, Any], split: str) -> str:
+    """Says whether the models together are better than the tree alone, which is better than the winner alone."""
+    found, titles = ensemble["difference to the tree"], _listed(ensemble["titles"])
+    gain = (
+        f"is lower than that of LightGBM alone by {-found['mean']:.5f} (95 % interval {-found['high']:.5f} to "
+        f"{-found['low']:.5f}, over {found['rows']:,} paired rows)"
+    )
+    if found["high"] < 0:
+        return f"Adopt the mean prediction of {titles}: its {split} log loss {gain}."
+    return f"No difference shown to LightGBM: the {split} log loss of the mean prediction of {titles} {gain}."
 
 
 def _together(ensemble: Mapping[str, Any], split: str) -> str:
