@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from nasrec_torchrec.datasets.config import TextFormat
 from nasrec_torchrec.datasets.sources import Source
+from nasrec_torchrec.runs.files import local_names
 
 # Reading more than this would keep somebody waiting who asked for a proposal.
 _MOST_BYTES = 4 << 30
@@ -23,15 +24,15 @@ def estimated_distinct(files: Sequence[Source], text: TextFormat | None, columns
     """
     kinds = {(file.kind, file.compression) for file in files}
     readable = len(kinds) == 1 and kinds <= {("parquet", None), ("text", None), ("text", "gzip"), ("text", "zstd")}
-    remote = any("://" in file.uri for file in files)
-    if not columns or not readable or remote or sum(file.size for file in files) > _MOST_BYTES:
+    names = local_names([file.uri for file in files])
+    if not columns or not readable or names is None or sum(file.size for file in files) > _MOST_BYTES:
         return {}
     try:
         import duckdb
     except ImportError:
         return {}
-    names = _literal([file.uri for file in files])
-    table = f"read_parquet({names})" if text is None else f"read_csv({names}, {_options(text, files[0])})"
+    listed = _literal(names)
+    table = f"read_parquet({listed})" if text is None else f"read_csv({listed}, {_options(text, files[0])})"
     counted = ", ".join(f"approx_count_distinct({_quoted(column)})" for column in columns)
     try:
         with duckdb.connect() as connection:

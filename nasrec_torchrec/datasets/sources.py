@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasrec_torchrec.datasets.checksums import sha256_of
-from nasrec_torchrec.runs.files import identity, matching, walk
+from nasrec_torchrec.runs.files import identity, is_folder, matching, open_binary, walk
 from nasrec_torchrec.runs.paths import to_path
 
 _BLOCK = 1 << 20
@@ -134,7 +134,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
     found: list[str] = []
     for pattern in patterns:
         matches = matching(pattern) if "*" in pattern else [pattern]
-        folders = [match for match in matches if _is_folder(match)]
+        folders = [match for match in matches if is_folder(match)]
         for folder in folders:
             inside = _files_in(folder)
             if not inside:
@@ -144,15 +144,6 @@ def expand(patterns: Sequence[str]) -> list[str]:
             raise ValueError(f"{pattern}: no file matches")
         found += sorted(matches, key=lambda name: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name)])
     return found
-
-
-def _is_folder(uri: str) -> bool:
-    if re.search(r"(?:^|::)https?://", uri):
-        return False  # to tell, fsspec would fetch the whole file
-    try:
-        return to_path(uri).is_dir()
-    except Exception:  # of a file system that knows no folders, or does not answer: opening the file will tell
-        return False
 
 
 def _files_in(folder: str) -> list[str]:
@@ -209,25 +200,11 @@ def open_uri(uri: str) -> Iterator[IO[bytes]]:
         ValueError: If it cannot be opened.
     """
     try:
-        file = _readable(to_path(uri).open("rb"))
+        file = open_binary(to_path(uri))
     except Exception as error:  # file systems raise exceptions of their own
         raise ValueError(f"{uri}: cannot be opened: {error}") from None
     with file:
         yield file
-
-
-def _readable(file: IO[bytes]) -> IO[bytes]:
-    """Returns the file, or a stream of it where a web server sends files only as a whole."""
-    system = getattr(file, "fs", None)
-    if system is None or "http" not in system.protocol or not getattr(file, "size", None):
-        return file
-    try:
-        file.seek(1)
-        file.read(1)
-    except ValueError:
-        return system.open(file.path, "rb", block_size=0)  # type: ignore[attr-defined]
-    file.seek(0)
-    return file
 
 
 @contextmanager

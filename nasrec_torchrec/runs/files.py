@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar, cast
 
 import fsspec
 from iopath.common.file_io import get_cache_dir
@@ -112,6 +112,37 @@ def remote_version(uri: str) -> str | None:
         return str(system.ukey(name))
     except Exception:  # one that only a registered handler knows
         return ""
+
+
+def is_folder(uri: str) -> bool:
+    """Returns whether a path or a URI is that of a folder; a file system that cannot tell has none."""
+    if re.search(r"(?:^|::)https?://", uri):
+        return False  # to tell, fsspec would fetch the whole file
+    try:
+        return to_path(uri).is_dir()
+    except Exception:  # of a file system that knows no folders, or does not answer: opening the file will tell
+        return False
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Opens a file to read its bytes: as a stream where a web server sends files only as a whole."""
+    file = cast(IO[bytes], path.open("rb"))
+    system = getattr(file, "fs", None)
+    if system is None or "http" not in system.protocol or not getattr(file, "size", None):
+        return file
+    try:
+        file.seek(1)
+        file.read(1)
+    except ValueError:
+        return cast(IO[bytes], system.open(file.path, "rb", block_size=0))  # type: ignore[attr-defined]
+    file.seek(0)
+    return file
+
+
+def local_names(uris: Sequence[str]) -> list[str] | None:
+    """Returns the names by which a library that knows local files alone opens them; None if one is remote."""
+    paths = [to_path(uri) for uri in uris]
+    return None if any(map(is_remote, paths)) else [str(path) for path in paths]
 
 
 def walk(folder: Path) -> Iterator[str]:

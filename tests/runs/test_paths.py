@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,6 +139,16 @@ def test_a_changed_file_is_fetched_again(folder: Path):
     time.sleep(1.1)  # S3 tells times in seconds
     write_text(folder / "x", "two")
     assert local_copy(folder / "x").read_text() == "two"
+
+
+def test_only_this_package_asks_what_kind_of_path_it_has():
+    asks = re.compile(r"""is_remote|UPath|RemotePath|"http" (not )?in|://"|https\?:""")
+    package = ROOT / "nasrec_torchrec"
+    # The URI of a database is no path.
+    exempt = package / "datasets" / "queries.py"
+    for file in package.rglob("*.py"):
+        if file != exempt and file.parent != package / "runs":
+            assert not asks.search(file.read_text()), file
 
 
 def test_handlers_that_are_not_there_are_told():
