@@ -45,7 +45,7 @@ class StepMeter:
         self._windowed.update(logits, labels, weights)
 
     def read(self, loss: Tensor, step: int) -> dict[str, float]:
-        """Values over all ranks since the last call; collective."""
+        """Returns the values over all ranks since the last call. This call is collective."""
         mean_loss = loss.clone()
         dist.all_reduce(mean_loss)
         now = time.monotonic()

@@ -131,15 +131,17 @@ def _eager(model: torch.nn.Module, request: Request) -> torch.Tensor:
         return model(request.dense, kjt).flatten()
 
 
-def test_a_warm_start_keeps_the_rows_of_all_ids(one_rank, data: Path, tmp_path: Path):
+def test_a_warm_start_keeps_the_rows_of_all_ids(
+    one_rank, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     before = _train(str(data), str(tmp_path / "first"))
     trainer = _trainer(data, tmp_path / "second", initial=WarmStart(tmp_path / "first", data))
     found = {name: value.local_shards()[0].tensor for name, value in trainer.dmp.state_dict().items() if name in before}
     for name in before:
         if ".t_user." in name:
             assert torch.equal(found[name], load_state(tmp_path / "first")[name]), name
-    assert "table t_user: 64 of 64 rows copied, 0 new" in trainer._copied
     trainer.train(open_split(data, "train"))
+    assert "table t_user: 64 of 64 rows copied, 0 new" in capsys.readouterr().err.splitlines()
 
 
 def load_state(run: Path) -> dict[str, torch.Tensor]:
