@@ -1,12 +1,13 @@
 """Gradient-boosted trees as tensors, so that they can be averaged with networks and leave in the same package.
 
-A row reaches a leaf if it takes the right side at every split above it. All splits of all trees are decided at once,
-and a matrix product counts for each leaf how many of them lead to it (the idea is Hummingbird's, arXiv 2010.04804), so
-no step depends on the one before.
+Every leaf of a tree is a bit of a mask, the leftmost one first. A split that sends a row to the right rules out the
+leaves on its left, and the row reaches the first leaf that no split rules out (QuickScorer, Lucchese et al., SIGIR
+2015). What a column rules out depends on its value alone. So each column becomes a table that has a mask for each tree
+in a row for each value, and a row of data looks up one row per column.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from nasrec_torchrec.datasets.features import HISTORY_LEVELS, SparseFeature
 from nasrec_torchrec.datasets.schema import Schema
 
-# Trees whose leaves are looked for together, which bounds the memory of a batch.
-_TOGETHER = 256
+# The powers of two below 2**31 have different remainders by this, which tells the bit of a mask that is left.
+_REMAINDERS = 37
+_MOST_LEAVES = 31
 
 
 def features_of_trees(schema: Schema) -> list[SparseFeature]:
@@ -47,35 +49,37 @@ def columns_of_trees(schema: Schema) -> tuple[list[str], list[str]]:
     return columns, categories
 
 
-@dataclass
-class _Tree:
-    """A tree in lists: the splits with the column, the threshold or the categories on the left; the leaves."""
+@dataclass(frozen=True)
+class _Split:
+    """A split of a tree: its column, what goes to the left, and the mask without the leaves on its left."""
 
-    columns: list[int] = field(default_factory=list)
-    thresholds: list[float] = field(default_factory=list)
-    categories: list[tuple[int, ...] | None] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    # For every leaf: the splits above it, with +1 where it is on the left and -1 on the right.
-    paths: list[dict[int, int]] = field(default_factory=list)
+    tree: int
+    column: int
+    threshold: float
+    categories: tuple[int, ...] | None
+    mask: int
 
-    @classmethod
-    def of(cls, structure: Mapping[str, Any]) -> "_Tree":
-        """Reads a tree of LightGBM's ``dump_model``."""
-        tree = cls()
-        pending: list[tuple[Mapping[str, Any], dict[int, int]]] = [(structure, {})]
-        while pending:
-            node, path = pending.pop()
-            if "split_feature" not in node:
-                tree.values.append(float(node["leaf_value"]))
-                tree.paths.append(path)
-                continue
-            split = len(tree.columns)
-            tree.columns.append(int(node["split_feature"]))
-            among = node["decision_type"] == "=="
-            tree.thresholds.append(0.0 if among else float(node["threshold"]))
-            tree.categories.append(tuple(map(int, str(node["threshold"]).split("||"))) if among else None)
-            pending += [(node["left_child"], path | {split: 1}), (node["right_child"], path | {split: -1})]
-        return tree
+
+def _splits(tree: int, structure: Mapping[str, Any]) -> tuple[list[_Split], list[float]]:
+    """Returns the splits and the leaves' values, from left to right, of a tree of LightGBM's ``dump_model``."""
+    splits: list[_Split] = []
+    leaves: list[float] = []
+
+    def visit(node: Mapping[str, Any]) -> None:
+        if "split_feature" not in node:
+            leaves.append(float(node["leaf_value"]))
+            return
+        first = len(leaves)
+        visit(node["left_child"])
+        left = (1 << len(leaves)) - (1 << first)
+        among = node["decision_type"] == "=="
+        categories = tuple(map(int, str(node["threshold"]).split("||"))) if among else None
+        threshold = 0.0 if among else float(node["threshold"])
+        splits.append(_Split(tree, int(node["split_feature"]), threshold, categories, ~left))
+        visit(node["right_child"])
+
+    visit(structure)
+    return splits, leaves
 
 
 class BoostedTrees(nn.Module):
@@ -84,7 +88,13 @@ class BoostedTrees(nn.Module):
     Args:
         schema: columns that the trees were trained on.
         trees: LightGBM's ``dump_model()["tree_info"]``.
+
+    Raises:
+        ValueError: If a tree has more leaves than a mask has bits.
     """
+
+    values: Tensor
+    offsets: Tensor
 
     def __init__(self, schema: Schema, trees: Sequence[Mapping[str, Any]]) -> None:
         super().__init__()
@@ -93,9 +103,23 @@ class BoostedTrees(nn.Module):
         self._histories = [feature.ids == "history" for feature in features_of_trees(schema)]
         self._limits = [feature.id_limit for feature in features_of_trees(schema)]
         self.has_dense = bool(schema.dense)
-        every = [_Tree.of(tree["tree_structure"]) for tree in trees]
-        groups = (every[first : first + _TOGETHER] for first in range(0, len(every), _TOGETHER))
-        self.groups = nn.ModuleList(_Together(group) for group in groups)
+        values = torch.zeros(len(trees), _REMAINDERS)
+        splits: list[_Split] = []
+        for number, tree in enumerate(trees):
+            of_tree, leaves = _splits(number, tree["tree_structure"])
+            if len(leaves) > _MOST_LEAVES:
+                raise ValueError(f"trees: expected at most {_MOST_LEAVES} leaves a tree, found {len(leaves)}")
+            splits += of_tree
+            for leaf, value in enumerate(leaves):
+                values[number, (1 << leaf) % _REMAINDERS] = value
+        self._used = sorted({split.column for split in splits})
+        by_column = {column: [split for split in splits if split.column == column] for column in self._used}
+        self.masks = nn.ModuleList(
+            (_Thresholds if found[0].categories is None else _Categories)(found, len(trees))
+            for found in by_column.values()
+        )
+        self.register_buffer("values", values.flatten())
+        self.register_buffer("offsets", torch.arange(len(trees)) * _REMAINDERS)
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor) -> Tensor:
         """Computes logits ``(B, 1)`` of dense features ``(B, F_dense)`` and ids, as the networks do.
@@ -116,14 +140,15 @@ class BoostedTrees(nn.Module):
             lengths: number of ids ``(F_sparse, B)``; a feature without one counts as missing.
         """
         columns = self._columns(dense, ids, lengths)
-        total = columns[0].new_zeros(lengths.shape[1], dtype=torch.float32)
-        for group in self.groups:
-            total = total + group(columns)
-        return total
+        left = lengths.new_full((lengths.shape[1], len(self.offsets)), -1, dtype=torch.int32)
+        for column, masks in zip(self._used, self.masks, strict=True):
+            left = left & masks(columns[column])
+        first = left & -left
+        return self.values[(first % _REMAINDERS).long() + self.offsets].sum(1)
 
     def _columns(self, dense: Tensor | None, ids: Tensor, lengths: Tensor) -> list[Tensor]:
         """Returns what the splits compare: float32 and int64 columns ``(B,)``."""
-        columns = [] if dense is None or not self.has_dense else list(dense.float().unbind(1))
+        columns = [] if dense is None or not self.has_dense else list(dense.float().t().contiguous())
         starts = (lengths.flatten().cumsum(0) - lengths.flatten()).view_as(lengths)
         padded = F.pad(ids, (0, 1))
         for place, history, limit in zip(self._read, self._histories, self._limits, strict=True):
@@ -139,108 +164,59 @@ class BoostedTrees(nn.Module):
         return columns
 
 
-class _Together(nn.Module):
-    """Some trees, all of whose splits are decided at once, for rows that lie side by side in memory."""
-
-    numbers: Tensor
-    thresholds: Tensor
-    places: Tensor
-    paths: Tensor
-    lefts: Tensor
-    values: Tensor
-
-    def __init__(self, trees: Sequence[_Tree]) -> None:
-        super().__init__()
-        splits = max(1, max(len(tree.columns) for tree in trees))
-        leaves = max(len(tree.values) for tree in trees)
-        paths, values = torch.zeros(len(trees), leaves, splits), torch.zeros(len(trees), leaves)
-        lefts = torch.full((len(trees), leaves, 1), float(splits + 1))  # of leaves that are none: never reached
-        numeric: list[tuple[int, int, _Tree]] = []
-        among: list[tuple[int, int, _Tree]] = []
-        for row, tree in enumerate(trees):
-            for leaf, (value, path) in enumerate(zip(tree.values, tree.paths, strict=True)):
-                values[row, leaf], lefts[row, leaf] = value, sum(side > 0 for side in path.values())
-                for split, side in path.items():
-                    paths[row, leaf, split] = side
-            for split, categories in enumerate(tree.categories):
-                (numeric if categories is None else among).append((row, split, tree))
-        # Where each split's decision stands in the answer; splits that are none read the first decision.
-        places = torch.zeros(len(trees), splits, dtype=torch.int64)
-        for place, (row, split, _) in enumerate((*numeric, *among)):
-            places[row, split] = place
-        read = [tree.columns[split] for _, split, tree in numeric]
-        self.read = list(dict.fromkeys(read))
-        thresholds = np.array([[tree.thresholds[split]] for _, split, tree in numeric]).reshape(-1, 1)
-        self.register_buffer("numbers", torch.tensor([self.read.index(column) for column in read], dtype=torch.int64))
-        self.register_buffer("thresholds", torch.from_numpy(_rounded_down(thresholds)))
-        self.members = _Members([(t.columns[s], t.categories[s] or ()) for _, s, t in among]) if among else None
-        for name, buffer in (("places", places.flatten()), ("paths", paths), ("lefts", lefts), ("values", values)):
-            self.register_buffer(name, buffer)
-
-    def forward(self, columns: Sequence[Tensor]) -> Tensor:
-        """Returns the sum of the trees ``(B,)`` in float32."""
-        decisions = [] if self.members is None else [self.members(columns)]
-        if self.read:
-            numbers = torch.stack([columns[column] for column in self.read])
-            decisions.insert(0, numbers.index_select(0, self.numbers) <= self.thresholds)
-        if not decisions:  # trees of a single leaf
-            return self.values.sum() + torch.zeros_like(columns[0], dtype=torch.float32)
-        trees, leaves, splits = self.paths.shape
-        left = torch.cat(decisions).index_select(0, self.places).float()
-        # A row reaches a leaf if it is on the left wherever the path to the leaf is, which adds one each, and nowhere
-        # else, which would subtract one. Small whole numbers add exactly in float32.
-        reached = self.paths @ left.view(trees, splits, -1) >= self.lefts
-        return (self.values.view(1, trees * leaves) @ reached.view(trees * leaves, -1).float()).flatten()
-
-
-class _Members(nn.Module):
-    """Splits by category: whether the category of a row is among those on the left.
+class _Thresholds(nn.Module):
+    """The masks of a column of numbers, between all of its thresholds.
 
     Args:
-        splits: column, and categories on the left, of every split.
+        splits: all splits of the column.
+        trees: number of trees.
     """
 
-    columns: Tensor
-    numbers: Tensor
-    starts: Tensor
-    members: Tensor
+    edges: Tensor
+    table: Tensor
 
-    def __init__(self, splits: Sequence[tuple[int, Sequence[int]]]) -> None:
+    def __init__(self, splits: Sequence[_Split], trees: int) -> None:
         super().__init__()
-        self.named: list[tuple[int, int]] = []
-        numbers: list[Tensor] = []
-        widths: dict[int, int] = {}
-        for column in dict.fromkeys(column for column, _ in splits):
-            named = sorted({category for other, left in splits if other == column for category in left})
-            # 0 stands for all categories that no split names.
-            table = torch.zeros(named[-1] + 2, dtype=torch.int64)
-            table[torch.tensor(named)] = torch.arange(1, len(named) + 1)
-            widths[column] = len(named) + 1
-            self.named.append((column, len(table)))
-            numbers.append(table)
-        order = [column for column, _ in self.named]
-        starts, members = [0], []
-        for column, left in splits:
-            row = torch.zeros(widths[column], dtype=torch.bool)
-            row[numbers[order.index(column)][torch.tensor(left)]] = True
-            members.append(row)
-            starts.append(starts[-1] + len(row))
-        self.register_buffer("columns", torch.tensor([order.index(column) for column, _ in splits]))
-        self.register_buffer("starts", torch.tensor(starts[:-1]).unsqueeze(1))
-        self.register_buffer("members", torch.cat(members))
-        self.register_buffer("numbers", torch.cat(numbers))
+        edges = sorted({split.threshold for split in splits})
+        table = np.full((len(edges) + 1, trees), -1, np.int32)
+        for split in splits:  # a number above the threshold goes to the right
+            table[edges.index(split.threshold) + 1 :, split.tree] &= split.mask
+        # A float32 is above a threshold if it is above the next lower float32, so nothing is lost.
+        near = np.array(edges).astype(np.float32)
+        near = np.where(near > np.array(edges), np.nextafter(near, np.float32(-np.inf)), near)
+        self.register_buffer("edges", torch.from_numpy(near))
+        self.register_buffer("table", torch.from_numpy(table))
 
-    def forward(self, columns: Sequence[Tensor]) -> Tensor:
-        """Returns the decisions ``(splits, B)``."""
-        start, numbers = 0, []
-        for column, size in self.named:
-            # The last entry of each table is 0, for the categories behind it.
-            numbers.append(self.numbers[start + columns[column].clamp(max=size - 1)])
-            start += size
-        return self.members[torch.stack(numbers).index_select(0, self.columns) + self.starts]
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Returns the masks ``(B, trees)`` of numbers ``(B,)``."""
+        return self.table.index_select(0, torch.bucketize(numbers, self.edges))
 
 
-def _rounded_down(numbers: np.ndarray) -> np.ndarray:
-    """Returns the largest float32 that is not above each number, with which every float32 compares in the same way."""
-    near = numbers.astype(np.float32)
-    return np.where(near > numbers, np.nextafter(near, np.float32(-np.inf)), near).astype(np.float32)
+class _Categories(nn.Module):
+    """The masks of a column of categories, for those that a split names and for all others.
+
+    Args:
+        splits: all splits of the column.
+        trees: number of trees.
+    """
+
+    places: Tensor
+    table: Tensor
+
+    def __init__(self, splits: Sequence[_Split], trees: int) -> None:
+        super().__init__()
+        named = sorted({category for split in splits for category in split.categories or ()})
+        # The row 0 is that of all categories that no split names, as is the last entry, for those behind it.
+        places = torch.zeros(named[-1] + 2, dtype=torch.int64)
+        places[torch.tensor(named)] = torch.arange(1, len(named) + 1)
+        table = np.full((len(named) + 1, trees), -1, np.int32)
+        for split in splits:
+            others = np.ones(len(table), bool)
+            others[places[torch.tensor(split.categories)].numpy()] = False
+            table[others, split.tree] &= split.mask
+        self.register_buffer("places", places)
+        self.register_buffer("table", torch.from_numpy(table))
+
+    def forward(self, categories: Tensor) -> Tensor:
+        """Returns the masks ``(B, trees)`` of categories ``(B,)``."""
+        return self.table.index_select(0, self.places[categories.clamp(max=len(self.places) - 1)])
