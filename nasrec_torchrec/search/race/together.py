@@ -1,6 +1,6 @@
 """What the best models of a race, and a tree, predict together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,20 @@ def predict_together(
             found[split] = asdict(click_metrics(*mean))
             losses = [row_losses(*mean)]
             found["difference"] = asdict(difference(losses, [row_losses(*each[0])]))
-            yardstick, _ = tree_folders(out)
-            if read_record(yardstick) is not None:
-                tree = row_losses(*predict_tree(yardstick, open_split(data.folders[0], split)))
-                found["difference to the tree"] = asdict(difference(losses, [tree]))
+            trees = [row_losses(*rows) for rows in _trees_alone(best, out, data, split)]
+            if trees:
+                strictest = min(trees, key=lambda rows: float(rows.mean()))
+                found["difference to the tree"] = asdict(difference(losses, [strictest]))
     return found
+
+
+def _trees_alone(best: Entry, out: Path, data: RaceData, split: str) -> Iterator[_Predicted]:
+    """What the yardstick, and the tree of the winner's columns if there is one, predict alone."""
+    yardstick, beside = tree_folders(out)
+    if read_record(yardstick) is not None:
+        yield predict_tree(yardstick, open_split(data.folders[0], split))
+    if beside in _trees_of(best, out, data):
+        yield predict_tree(beside, data.open(split, best.trial))
 
 
 def _trees_of(best: Entry, out: Path, data: RaceData) -> list[Path]:

@@ -14,14 +14,15 @@ def verdict(results: Mapping[str, Any]) -> str:
     split = "test" if measured["winner"].get("test") else "validation"
     best = measured["winner"]
     lines = []
-    tree = measured.get("tree")
+    trees = [measured[name] for name in ("tree", TREE_BESIDE) if name in measured and measured[name].get(split)]
+    tree = min(trees, key=lambda one: _loss(one[split]), default=None)
     together = results.get("ensemble")
     if tree_wins := tree is not None and _loss(tree[split]) < _loss(best[split]):
         if together is not None and together[split]["log_loss"] < _loss(tree[split]):
             lines.append(_better_than_the_tree(together, split))
         added = sorted({name for trial in results["trials"] for name in trial["trial"]["features"]})
         lines.append(
-            f"A tree is better than the best network of this race: LightGBM ({tree['recipe']}): {split} "
+            f"A tree is better than the best network of this race: LightGBM ({tree['recipe']}{_with(tree)}): {split} "
             f"{_metrics(tree[split])}. Added features that were tried to close the gap: {', '.join(added) or 'none'}."
         )
     if line := adoption(measured, split):
