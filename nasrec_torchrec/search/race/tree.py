@@ -131,7 +131,7 @@ def predict_tree(out: Path, files: ClickFiles) -> tuple[Tensor, Tensor, Tensor |
     booster = load_booster(out)
     # A chunk of rows at a time: however many there are, they need no memory.
     raw, labels = zip(
-        *((booster.predict(rows, raw_score=True), clicks) for rows, clicks in _batches(files)), strict=True
+        *((booster.predict(rows, raw_score=True), clicks) for rows, clicks in batches_of_columns(files)), strict=True
     )
     return _as_predicted(np.concatenate(raw), np.concatenate(labels), files)
 
@@ -164,7 +164,7 @@ def _first_rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
     """Columns for LightGBM and labels of the rows that fit into memory, in their order."""
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     count = 0
-    for rows, labels in _batches(files):
+    for rows, labels in batches_of_columns(files):
         parts.append((rows, labels))
         count += len(labels)
         if count >= _MOST_ROWS:
@@ -173,7 +173,7 @@ def _first_rows(files: ClickFiles) -> tuple[np.ndarray, np.ndarray]:
     return rows, labels
 
 
-def _batches(files: ClickFiles) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batches_of_columns(files: ClickFiles) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Columns for LightGBM and labels, in the order of the rows."""
     files.verify()
     schema = files.schema
