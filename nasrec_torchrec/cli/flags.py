@@ -179,8 +179,8 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 
 def _scalar(kind: Any) -> Any:
-    """Reduces a union of types to the one that a command line can express, a path or text."""
-    if get_origin(kind) is tuple:
+    """Reduces a union of types to the one that a command line can express, a path or text; a sequence is a tuple."""
+    if get_origin(kind) in (tuple, Sequence):
         return tuple[_scalar(get_args(kind)[0]), ...]  # type: ignore[misc]
     if get_origin(kind) in (Union, types.UnionType):
         members = set(get_args(kind))

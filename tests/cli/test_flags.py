@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -35,15 +36,22 @@ class Recipe:
             raise ValueError(f"minutes: expected 1 or more, found {self.minutes}")
 
 
-def cook(out: Path, recipe: Recipe, names: tuple[str, ...] = (), limit: int | None = None) -> str:
+def cook(
+    out: Path,
+    recipe: Recipe,
+    names: tuple[str, ...] = (),
+    limit: int | None = None,
+    sides: Sequence[Path | str] = (),
+) -> str:
     """Cooks.
 
     Args:
         out: where it goes.
         names: of the dishes.
         limit: at most so many.
+        sides: of other folders.
     """
-    SEEN.update(out=out, recipe=recipe, names=names, limit=limit)
+    SEEN.update(out=out, recipe=recipe, names=names, limit=limit, sides=sides)
     return "done"
 
 
@@ -82,6 +90,13 @@ def test_help_has_groups_plain_types_defaults_and_an_example(capsys):
     assert "--minutes INTEGER" in text and "(default: 10)" in text and "--method boil|fry" in text
     assert "boil it or fry it. (default: boil)" in text and "--weights NUMBER,..." in text
     assert "  cook --out pot" in text and "class" not in text and "Literal" not in text
+
+
+@pytest.mark.parametrize("written", ["a,b/c", '["a", "b/c"]'])
+def test_a_sequence_of_folders_is_a_list_too(capsys, written: str):
+    assert _cook(capsys, "--out", "pot", "--sides", written)[:2] == (0, "done\n")
+    assert [str(side) for side in SEEN["sides"]] == ["a", "b/c"]
+    assert _cook(capsys, "--out", "pot", "--sides", "a")[0] == 0 and [str(side) for side in SEEN["sides"]] == ["a"]
 
 
 @pytest.mark.parametrize("written", ["1,2.5", "[1, 2.5]", "1, 2.5"])

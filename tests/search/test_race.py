@@ -17,7 +17,6 @@ import pytest
 import torch
 from support import forked, prepare_pairs, run_program, run_ranks
 
-from nasrec_torchrec import inference
 from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, cross_of
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
@@ -144,10 +143,11 @@ def test_models_that_predict_better_together_can_be_exported_together(data: Path
     together = click_metrics(mean_prediction(logits), batch.labels).log_loss
     assert ensemble["validation"]["log_loss"] == pytest.approx(together, abs=1e-6) and together < alone
     # A package of them all, and once more of the winner, as another network.
-    package = inference.export(out, tmp_path / "package", data=data, ensemble_with=[*others, out])
-    assert package.drift is not None
-    assert package.drift.exported.log_loss == pytest.approx(package.drift.trained.log_loss, abs=1e-6)
+    flags = ["--model", out, "--out", tmp_path / "package", "--data", data]
+    assert run_program("nasrec", "export", *flags, "--ensemble_with", ",".join([*others, str(out)])).returncode == 0
     predictor = Predictor(tmp_path / "package")
+    exported, trained = (predictor.manifest["metrics"][form]["log_loss"] for form in ("exported", "trained"))
+    assert exported == pytest.approx(trained, abs=1e-6)
     assert predictor.manifest["models"] == len(models) + 1
     sparse = batch.sparse_features
     request = Request(sparse.values().long(), sparse.lengths().view(-1, len(rows)).long())
