@@ -77,33 +77,49 @@ def prepare(out: Path, source: Path | None = None, embedding_dim: int = 16, over
         if source is None:
             source = Path(folder)
             fetch(source)
-        ratings, items, users = (_read(source / f"ml-100k.{name}") for name in ("inter", "item", "user"))
-        rating = ratings["rating"].astype(np.float64)
-        rows = {name: column[rating != 3] for name, column in ratings.items()}
-        values = _features(rows, items, users)
-        table = pa.table(
-            {name: pa.array(column, from_pandas=True) for name, column in values.items()}
-            | {"rating": rating[rating != 3], "timestamp": rows["timestamp"].astype(np.int64)}
-        )
         joined = Path(folder) / "movielens100k.parquet"
-        pq.write_table(table, joined)
+        pq.write_table(read(source), joined)
         raw = RawData(
             (str(joined),),
-            Schema(
-                "rating",
-                tuple(DenseFeature(name, "standardize") for name in DENSE),
-                (
-                    *(SparseFeature(name, ids="dictionary", min_count=MIN_COUNT.get(name, 1)) for name in SINGLE),
-                    SparseFeature(GENRES, ids="dictionary", multi_hot=True, separator=" ", pooling="mean"),
-                ),
-                embedding_dim,
-                label_above=3,
-            ),
+            schema(embedding_dim),
             split=SplitConfig("time", "timestamp"),
             title="MovieLens-100K, rating > 3 against rating < 3, split 80/10/10 by time",
             identity=hashlib.sha256(joined.read_bytes()).hexdigest(),
         )
         return preparation.prepare(raw, out, PreparationConfig(max_rejects=0, overwrite=overwrite))
+
+
+def schema(embedding_dim: int) -> Schema:
+    """Returns the schema of the rows that :func:`read` returns."""
+    return Schema(
+        "rating",
+        tuple(DenseFeature(name, "standardize") for name in DENSE),
+        (
+            *(SparseFeature(name, ids="dictionary", min_count=MIN_COUNT.get(name, 1)) for name in SINGLE),
+            SparseFeature(GENRES, ids="dictionary", multi_hot=True, separator=" ", pooling="mean"),
+        ),
+        embedding_dim,
+        label_above=3,
+    )
+
+
+def read(source: Path) -> pa.Table:
+    """Returns a row for each rating other than 3, with the columns of its user and its item.
+
+    Args:
+        source: folder with ``ml-100k.{inter,item,user}``.
+
+    Raises:
+        ValueError: If a file is missing or damaged.
+    """
+    ratings, items, users = (_read(source / f"ml-100k.{name}") for name in ("inter", "item", "user"))
+    rating = ratings["rating"].astype(np.float64)
+    rows = {name: column[rating != 3] for name, column in ratings.items()}
+    values = _features(rows, items, users)
+    return pa.table(
+        {name: pa.array(column, from_pandas=True) for name, column in values.items()}
+        | {"rating": rating[rating != 3], "timestamp": rows["timestamp"].astype(np.int64)}
+    )
 
 
 def _features(

@@ -125,6 +125,7 @@ def export(
         predictor = Predictor(package)
         record_start(package)
         replace_folder(package, folder, KIND, last=MANIFEST)
+        predictor.folder = folder
     if config.triton is not None:
         with local_folder(folder) as local:
             publish(local, Path(config.triton), config.triton_name, config.triton_backend)

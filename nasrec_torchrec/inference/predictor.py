@@ -75,6 +75,7 @@ class Predictor:
         chunk_size: number of rows that a CPU computes at a time, which bounds the memory of large requests.
 
     Attributes:
+        folder: folder of the package, from which the first call of :meth:`rows` reads the words of dictionaries.
         manifest: content of the package's ``model.json``.
         version: twelve digits that differ between packages if any of their files does.
         close: function that removes the temporary files of a package that is no longer used.
@@ -86,7 +87,7 @@ class Predictor:
     """
 
     def __init__(self, folder: str | Path, runners: int = 1, verify: bool = True, chunk_size: int = 512) -> None:
-        self._folder = folder = Path(folder)
+        self.folder = folder = Path(folder)
         self._reader: Any = None
         self.manifest: dict[str, Any] = read_manifest(folder, verify)
         if verify:
@@ -140,7 +141,7 @@ class Predictor:
         if self._reader is None:
             from nasrec_torchrec.inference.rows import RowReader
 
-            self._reader = RowReader.of_package(self._folder, self.manifest)
+            self._reader = RowReader.of_package(self.folder, self.manifest)
         return self.predict(self._reader.read(rows, shared).request)
 
     def logits(self, request: Request) -> Tensor:

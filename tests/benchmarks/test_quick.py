@@ -159,6 +159,12 @@ def test_generation_cost():
     assert re.search(r"^median: [\d.]+ times as fast", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
+def test_raw_rows():
+    result = run_process("benchmarks/raw_rows.py", "--rows", "150", folder=ROOT, environment={})
+    assert result.returncode == 0 and re.search(r"^hostile +150 rows, ", result.stdout, re.MULTILINE), result.stderr
+
+
 # What the benchmark uses of the research code.
 STAND_IN = """
 import torch
