@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ for _option, _value in {"compile_wrapper_opt_level": "O0", "enable_line_tables":
     if hasattr(inductor.aot_inductor, _option):  # not in every version of torch
         setattr(inductor.aot_inductor, _option, _value)
         os.environ.setdefault(f"AOT_INDUCTOR_{_option.upper()}", str(_value))  # for other processes
+
+# TorchRec formats the arguments of what it shards and wraps, whole models, for a log that is not written here. That is a
+# third of the time in which a small training begins.
+with suppress(ImportError):
+    import torchrec.distributed.logger as _logger
+
+    if hasattr(_logger, "_get_input_from_func"):  # not in every version
+        _logger._get_input_from_func = lambda *_, **__: ""
 
 # Objects that packages are linked of are kept from run to run, until a week after their last use, see tests/g++.
 _OBJECTS = Path(__file__).parents[1] / ".pytest_cache" / "objects"
