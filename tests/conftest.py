@@ -43,8 +43,8 @@ for _option, _value in {"compile_wrapper_opt_level": "O0", "enable_line_tables":
         setattr(inductor.aot_inductor, _option, _value)
         os.environ.setdefault(f"AOT_INDUCTOR_{_option.upper()}", str(_value))  # for other processes
 
-# TorchRec formats the arguments of what it shards and wraps, whole models, for a log that is not written here. That is a
-# third of the time in which a small training begins.
+# TorchRec formats the arguments of what it shards and wraps, whole models, for a log that is not written here. That
+# is a third of the time in which a small training begins.
 with suppress(ImportError):
     import torchrec.distributed.logger as _logger
 
