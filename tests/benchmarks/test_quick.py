@@ -61,6 +61,17 @@ def test_throughput(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_drift(tmp_path: Path):
+    data, out = prepare_pairs(tmp_path / "data", 600), tmp_path / "drift.jsonl"
+    printed = _run("drift", "--data", str(data), "--out", str(out))
+    lines = out.read_text().splitlines()
+    assert printed.startswith("2 trainings, 4 epochs") and len(lines) == 4
+    assert {json.loads(line)["training"] for line in lines} == {"model 0, recipe 0", "model 1, recipe 0"}
+    # What was trained is not trained again.
+    assert _run("drift", "--data", str(data), "--out", str(out)) == printed and out.read_text().splitlines() == lines
+
+
+@pytest.mark.slow
 def test_operator_costs():
     header, _, cheapest, other = _run("operator_costs").strip().splitlines()
     assert header.startswith("| sparse operator | multiply-adds | compiled, 512 rows |")
