@@ -20,9 +20,10 @@ def verdict(results: Mapping[str, Any]) -> str:
     if tree_wins := tree is not None and _loss(tree[split]) < _loss(best[split]):
         if together is not None and together[split]["log_loss"] < _loss(tree[split]):
             lines.append(_better_than_the_tree(together, split))
+        of_winner = " with the winner's columns" if tree is measured.get(TREE_BESIDE) else ""
         added = sorted({name for trial in results["trials"] for name in trial["trial"]["features"]})
         lines.append(
-            f"A tree is better than the best network of this race: LightGBM ({tree['recipe']}{_with(tree)}): {split} "
+            f"A tree is better than the best network of this race: LightGBM{of_winner} ({tree['recipe']}{_with(tree)}): {split} "
             f"{_metrics(tree[split])}. Added features that were tried to close the gap: {', '.join(added) or 'none'}."
         )
     if line := adoption(measured, split):
