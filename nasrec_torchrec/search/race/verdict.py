@@ -23,7 +23,8 @@ def verdict(results: Mapping[str, Any]) -> str:
         of_winner = " with the winner's columns" if tree is measured.get(TREE_BESIDE) else ""
         added = sorted({name for trial in results["trials"] for name in trial["trial"]["features"]})
         lines.append(
-            f"A tree is better than the best network of this race: LightGBM{of_winner} ({tree['recipe']}{_with(tree)}): {split} "
+            f"A tree is better than the best network of this race: LightGBM{of_winner} "
+            f"({tree['recipe']}{_with(tree)}): {split} "
             f"{_metrics(tree[split])}. Added features that were tried to close the gap: {', '.join(added) or 'none'}."
         )
     if line := adoption(measured, split):
