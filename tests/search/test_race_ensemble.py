@@ -44,3 +44,8 @@ def test_only_models_of_the_same_columns_can_be_one_package():
     ]
     assert candidates(best, entries) == [same]
     assert same.loss == pytest.approx(0.5)
+
+
+def test_models_that_are_as_sure_as_can_be_are_compared_too():
+    sure = {"a": torch.tensor([-60.0, 80.0, 90.0, 50.0]), "b": torch.tensor([70.0, -90.0, 60.0, 80.0])}
+    assert select(sure, _LABELS, "a", 2) == select(sure, _LABELS, "a", 2, center=True) == ["a", "b"]

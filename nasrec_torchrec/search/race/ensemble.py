@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from nasrec_torchrec.metrics.click_metrics import centered, weight_shares
+from nasrec_torchrec.models.mean_prediction import mean_prediction
 from nasrec_torchrec.search.race.trial import Entry
 
 
@@ -43,24 +43,22 @@ def select(
     Returns:
         list: names of the models; the first one alone if no other one helps.
     """
-    probabilities = {name: rows.double().sigmoid() for name, rows in logits.items()}
+    known = {name: rows.double() for name, rows in logits.items()}
     clicks, shares = labels.double(), weight_shares(weights)
-    chosen, total = [first], probabilities[first]
 
-    def loss(total: Tensor, models: int) -> float:
-        mean = total / models
+    def loss(names: Sequence[str]) -> float:
+        mean = mean_prediction([known[name] for name in names])
         if center:
-            mean = centered(torch.logit(mean), clicks, weights).sigmoid()
-        return float(F.binary_cross_entropy(mean, clicks, shares))
+            mean = centered(mean, clicks, weights)
+        return float(F.binary_cross_entropy_with_logits(mean, clicks, shares))
 
-    lowest = loss(total, 1)
+    chosen = [first]
+    lowest = loss(chosen)
     while len(chosen) < most:
-        losses = {
-            name: loss(total + rows, len(chosen) + 1) for name, rows in probabilities.items() if name not in chosen
-        }
+        losses = {name: loss([*chosen, name]) for name in known if name not in chosen}
         best = min(losses, key=lambda name: losses[name], default=None)
         if best is None or losses[best] >= lowest:
             break
         chosen.append(best)
-        total, lowest = total + probabilities[best], losses[best]
+        lowest = losses[best]
     return chosen
