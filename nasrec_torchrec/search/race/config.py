@@ -41,9 +41,10 @@ class RaceConfig:
             ``mutation``, ``surrogate``. Recipes and features are judged by a small DLRM in any case.
         finalists: number of models that are repeated with further seeds.
         final_seeds: number of seeds of every finalist.
-        ensemble: largest number of trained models whose mean prediction stands beside the winner's; 1 for none.
-        trees: whether to train LightGBM as a yardstick, which takes at most 6 % of the budget; if unset, it is trained
-            if it is installed.
+        ensemble: largest number of trained models, LightGBM among them, whose mean prediction stands beside the
+            winner's; 1 for none.
+        trees: whether to train LightGBM as a yardstick, which takes at most 6 % of the budget, and at the end once more
+            on the winner's columns if these are others; if unset, it is trained if it is installed.
         step_limit: largest duration of a training step relative to the slowest baseline; a slower architecture is not
             trained, nor is one whose full training would take more than a tenth of the budget.
         final_fit: whether to train the winner once more, on the rows of the training and the validation split together,
