@@ -27,9 +27,11 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the first SIGTERM or Ctrl-C as a request; the second of its kind acts as it did before.
+        """Takes SIGTERM or Ctrl-C as a request to end.
 
-        Only the main thread may do so; in any other thread this does nothing.
+        A second SIGTERM says nothing new: a scheduler sends it to every process of a job, and a launcher that gets it
+        forwards it to its ranks. A second Ctrl-C acts as it did before. Only the main thread may listen; in any other
+        thread this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -38,7 +40,8 @@ class StopRequest:
 
         def ask(number: int, _: FrameType | None) -> None:
             self.signal = number
-            signal.signal(number, previous[signal.Signals(number)])
+            if number == signal.SIGINT:
+                signal.signal(number, previous[signal.SIGINT])
 
         for number in _SIGNALS:
             signal.signal(number, ask)
