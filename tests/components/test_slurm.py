@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,10 +43,22 @@ def _submit(folder: Path, data: Path, *flags: str, retries: int = 0) -> str:
     return handle.rpartition("/")[2]
 
 
-def _torchx(*words: str, seconds: int = 60) -> str:
-    """What torchx prints within some seconds: a log of a running job does not end."""
-    command = ["timeout", str(seconds), "torchx", *words]
-    return subprocess.run(command, capture_output=True, text=True).stdout
+def _torchx(*words: str) -> str:
+    """What torchx prints."""
+    return subprocess.run(["torchx", *words], capture_output=True, text=True, timeout=180).stdout
+
+
+def _logs(handle: str, wanted: str, seconds: float = 180) -> bool:
+    """Whether torchx shows a text in the log of a job, which does not end while the job runs."""
+    with subprocess.Popen(["torchx", "log", handle], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            return any(wanted in line for line in process.stdout)
+        finally:
+            timer.cancel()
+            process.kill()
 
 
 @pytest.fixture
@@ -105,11 +118,11 @@ def test_a_cancelled_job_saves_where_it_was(slurm, programs, tmp_path: Path):
     if shutil.which("slurmdbd"):
         handle = f"slurm://torchx/{job}"
         assert "State: RUNNING" in _torchx("status", handle) and handle in _torchx("list", "-s", "slurm")
-        assert "1,000,000 steps" in _torchx("log", handle, seconds=15)
+        assert _logs(handle, "1,000,000 steps")
         _torchx("cancel", handle)
     else:
         subprocess.run(["scancel", job], check=True)
     _until(lambda: _state(job) == "CANCELLED", f"the job was not cancelled: {_state(job)}")
-    _until(lambda: read_events(run)[-1]["event"] == "asked_to_end", "the run did not end in order", 30)
+    _until(lambda: read_events(run)[-1]["event"] == "asked_to_end", "the run did not end in order")
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None and int(checkpoint.name.removeprefix("step-")) >= 10
