@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import component_program, launch, prepare_clicks
@@ -73,6 +74,12 @@ def _state(job: str) -> str:
     return re.search(r"JobState=(\w+)", shown)[1]
 
 
+def _last(run: Path) -> dict[str, Any]:
+    """The last event of a run; empty before there is one."""
+    events = read_events(run) if (run / "log.jsonl").exists() else []
+    return events[-1] if events else {}
+
+
 def _until(condition, what: str, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -113,7 +120,7 @@ def test_a_cancelled_job_saves_where_it_was(slurm, programs, tmp_path: Path):
     flags = "--epochs", "100000", "--checkpoint_every", "1000000", "--log_every", "10"
     job = _submit(tmp_path / "job", data, *flags)
     run = tmp_path / "job" / "run" / "trial-01-seed-0"
-    _until(lambda: (run / "log.jsonl").exists() and read_events(run)[-1]["step"] >= 10, "the run did not start")
+    _until(lambda: _last(run).get("step", 0) >= 10, "the run did not start")
     assert _state(job) == "RUNNING"
     if shutil.which("slurmdbd"):
         handle = f"slurm://torchx/{job}"
@@ -123,6 +130,6 @@ def test_a_cancelled_job_saves_where_it_was(slurm, programs, tmp_path: Path):
     else:
         subprocess.run(["scancel", job], check=True)
     _until(lambda: _state(job) == "CANCELLED", f"the job was not cancelled: {_state(job)}")
-    _until(lambda: read_events(run)[-1]["event"] == "asked_to_end", "the run did not end in order")
+    _until(lambda: _last(run)["event"] == "asked_to_end", "the run did not end in order")
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None and int(checkpoint.name.removeprefix("step-")) >= 10
