@@ -90,9 +90,8 @@ def fitted(
         "monitor": flags.monitor or deciding_loss(drifted),
     }
     config = TrainConfig(**{field.name: getattr(flags, field.name) for field in fields(flags)} | chosen)
-    shown = [name for name in chosen if name not in ("full_path_steps", "monitor") or (supernet and name != "monitor")]
-    if config.monitor == "centered_log_loss":
-        shown.append("monitor")
+    hidden = {"full_path_steps": not supernet, "monitor": config.monitor != "centered_log_loss"}
+    shown = [name for name in chosen if not hidden.get(name)]
     if all(getattr(flags, name) is not None for name in shown):
         return config, ""
     parts = [f"{_count(config.epochs, 'epoch')} at batch {config.batch_size:,} = {steps:,} steps"]
