@@ -52,11 +52,6 @@ class ColumnChoice:
         self._rankings: list[tuple[Ranked, ...]] = []
         self._left_out: list[Ranked] = []
 
-    @property
-    def _centers(self) -> bool:
-        """Whether losses do not count how far the mean prediction is off."""
-        return self.data.monitor == "centered_log_loss"
-
     def add_buckets(self) -> None:
         """Adds the buckets of dense features to the data, before any model is trained."""
         self._add(self._buckets)
@@ -102,7 +97,7 @@ class ColumnChoice:
             _, model = load_model(trial_folder(self._out, best.number))
             files = self.data.open("validation", best.trial)
             rows = _IMPORTANCE_ROWS // max(1, len(files.schema.columns))
-            found = column_importances(model, self.data.folder(best.trial), files, 1, rows, center=self._centers)
+            found = column_importances(model, self.data.folder(best.trial), files, 1, rows, center=self.data.centers)
             return [list(names) for names in droppable(found, self.data.base, best.loss)]
 
         self._droppable = [tuple(names) for names in self._book.recall(worker, "columns", rank)]
@@ -136,7 +131,7 @@ class ColumnChoice:
             self._say(f"ranking features by the errors of trial {best.number}")
             files = self.data.open("validation", best.trial)
             logits, labels = predict(trial_folder(self._out, best.number), files)
-            if self._centers:
+            if self.data.centers:
                 logits = centered(logits, labels, row_weights(files))
             most = min((self._config.max_features + 1) // 2, self._config.max_features - len(known))
             found = rank_features(

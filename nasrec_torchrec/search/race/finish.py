@@ -31,7 +31,7 @@ from nasrec_torchrec.search.race.promotion import fidelity
 from nasrec_torchrec.search.race.report import page
 from nasrec_torchrec.search.race.together import predict_together
 from nasrec_torchrec.search.race.training import RaceData
-from nasrec_torchrec.search.race.tree import TREE_BESIDE, measure_tree, tree_folders
+from nasrec_torchrec.search.race.tree import TREE_BESIDE
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.race.verdict import verdict
 from nasrec_torchrec.training.column_importance import column_importances
@@ -107,8 +107,8 @@ def finish(
     measured["winner"]["importance"] = _importance(best, data, predictions.folder(best))
     alone = final is not None or config.ensemble == 1
     together = None if alone else predict_together(best, may_win, config.ensemble, data, predictions)
-    measured |= _measured_trees(best, data, out)
-    tree = read_record(tree_folders(out)[0])
+    measured |= _measured_trees(best, predictions)
+    tree = read_record(out / names.RACE_TREE)
     if final is not None:
         measured["final_fit"] = _measure_final(best, final, data, out)
     whole = [entry for entry in entries if entry.status == "complete"]
@@ -167,20 +167,15 @@ def finish(
     return results
 
 
-def _measured_trees(best: Entry, data: RaceData, out: Path) -> dict[str, dict[str, Any]]:
+def _measured_trees(best: Entry, predictions: Predictions) -> dict[str, dict[str, Any]]:
     """What the trees reached, with their metrics on the test split: the yardstick, and one of the winner's columns."""
-    yardstick, beside = tree_folders(out)
     found = {}
-    for name, folder, files in (
-        ("tree", yardstick, lambda: open_split(data.folders[0], "test")),
-        (TREE_BESIDE, beside, lambda: data.open("test", best.trial)),
-    ):
-        if (record := read_record(folder)) is None or (folder == beside and record.columns != data.schema(best.trial)):
-            continue
+    for folder, record in predictions.trees(best).items():
         shown = ("title", "recipe", "features", "sha256", "validation")
-        found[name] = {key: value for key, value in vars(record).items() if key in shown}
-        if data.rows("test"):
-            found[name]["test"] = [measure_tree(folder, files())]
+        tree = {key: value for key, value in vars(record).items() if key in shown}
+        if predictions.data.rows("test"):
+            tree["test"] = [asdict(click_metrics(*predictions.of_tree(folder, best, "test")))]
+        found["tree" if folder.name == names.RACE_TREE else TREE_BESIDE] = tree
     return found
 
 

@@ -1,22 +1,20 @@
 """What the best models of a race, and a tree, predict together."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from nasrec_torchrec.datasets.prepared import open_split
 from nasrec_torchrec.metrics.click_metrics import click_metrics, row_losses
 from nasrec_torchrec.metrics.paired import difference
 from nasrec_torchrec.models.mean_prediction import mean_prediction
-from nasrec_torchrec.models.stored_trees import load_trees, read_record
+from nasrec_torchrec.models.stored_trees import load_trees
 from nasrec_torchrec.search.race.costs import latency_us
 from nasrec_torchrec.search.race.ensemble import candidates, select
 from nasrec_torchrec.search.race.predictions import Predictions
 from nasrec_torchrec.search.race.training import RaceData
-from nasrec_torchrec.search.race.tree import predict_tree, tree_folders
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 
 _LATENCY_ROWS = 512
@@ -53,13 +51,15 @@ def predict_together(
     out = predictions.out
     others = [entry for entry in candidates(best, entries) if predictions.exist(entry)]
     members = {trial_folder(out, entry.number): _network(entry, predictions) for entry in (best, *others)}
-    members |= {folder: _tree(folder, best, data) for folder in _trees_of(best, out, data)}
+    schema, trees = data.schema(best.trial), predictions.trees(best)
+    fitting = [folder for folder, record in trees.items() if record.columns == schema]
+    members |= {folder: _tree(folder, best, data, predictions) for folder in fitting[:1]}
     names = {folder: folder.relative_to(out).as_posix() for folder in members}
     scored = {names[folder]: member.score("validation") for folder, member in members.items()}
     first = names[trial_folder(out, best.number)]
     _, labels, weights = scored[first]
     logits = {name: rows for name, (rows, *_) in scored.items()}
-    chosen = select(logits, labels, first, most, weights, center=data.monitor == "centered_log_loss")
+    chosen = select(logits, labels, first, most, weights, center=data.centers)
     if len(chosen) == 1:
         return None
     together = [members[out / name] for name in chosen]
@@ -70,43 +70,26 @@ def predict_together(
         "latency_us": None if None in latencies else sum(filter(None, latencies)),
         "latency_us of the winner": latencies[0],
     }
-    for split in ("validation", "test"):
-        if data.rows(split):
-            each = [member.score(split) for member in together]
-            mean = mean_prediction([rows.double() for rows, *_ in each]).float(), *each[0][1:]
-            found[split] = asdict(click_metrics(*mean))
-            losses = [row_losses(*mean)]
-            found["difference"] = asdict(difference(losses, [row_losses(*each[0])]))
-            trees = [row_losses(*rows) for rows in _trees_alone(best, out, data, split)]
-            if trees:
-                strictest = min(trees, key=lambda rows: float(rows.mean()))
-                found["difference to the tree"] = asdict(difference(losses, [strictest]))
+    for split in filter(data.rows, ("validation", "test")):
+        each = [member.score(split) for member in together]
+        mean = mean_prediction([rows.double() for rows, *_ in each]).float(), *each[0][1:]
+        found[split] = asdict(click_metrics(*mean))
+    # On the split that is read last.
+    losses = [row_losses(*mean)]
+    found["difference"] = asdict(difference(losses, [row_losses(*each[0])]))
+    if alone := [row_losses(*predictions.of_tree(folder, best, split)) for folder in trees]:
+        strictest = min(alone, key=lambda rows: float(rows.mean()))
+        found["difference to the tree"] = asdict(difference(losses, [strictest]))
     return found
-
-
-def _trees_alone(best: Entry, out: Path, data: RaceData, split: str) -> Iterator[_Predicted]:
-    """What the yardstick, and the tree of the winner's columns if there is one, predict alone."""
-    yardstick, beside = tree_folders(out)
-    if read_record(yardstick) is not None:
-        yield predict_tree(yardstick, open_split(data.folders[0], split))
-    if beside in _trees_of(best, out, data):
-        yield predict_tree(beside, data.open(split, best.trial))
-
-
-def _trees_of(best: Entry, out: Path, data: RaceData) -> list[Path]:
-    """Returns the folder of the tree that reads the winner's columns, if there is one."""
-    schema = data.schema(best.trial)
-    known = ((folder, read_record(folder)) for folder in tree_folders(out))
-    return [folder for folder, record in known if record is not None and record.columns == schema][:1]
 
 
 def _network(entry: Entry, predictions: Predictions) -> _Member:
     return _Member(entry.trial.title, lambda split: predictions.of(entry, split), lambda: entry.facts.get("latency_us"))
 
 
-def _tree(folder: Path, best: Entry, data: RaceData) -> _Member:
+def _tree(folder: Path, best: Entry, data: RaceData, predictions: Predictions) -> _Member:
     def latency() -> float:
         trees = load_trees(folder)
         return latency_us(trees, next(data.open("validation", best.trial).evaluation_batches(_LATENCY_ROWS)))
 
-    return _Member("LightGBM", lambda split: predict_tree(folder, data.open(split, best.trial)), latency)
+    return _Member("LightGBM", lambda split: predictions.of_tree(folder, best, split), latency)

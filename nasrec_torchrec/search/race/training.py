@@ -39,6 +39,11 @@ class RaceData:
     base: Schema
     monitor: Monitor = "log_loss"
 
+    @property
+    def centers(self) -> bool:
+        """Whether losses do not count how far the mean prediction is off."""
+        return self.monitor == "centered_log_loss"
+
     def schema(self, trial: Trial) -> Schema:
         """What a trial's model reads."""
         return trial.schema(self.base, load_schema(self.folder(trial)))
