@@ -11,6 +11,7 @@ import torch
 import torch._inductor.config as inductor
 import torch.distributed as dist
 from hypothesis import HealthCheck, settings
+from postgresql import postgresql  # noqa: F401
 from skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 
 # On a busy machine the first example alone can take longer than the health check allows.

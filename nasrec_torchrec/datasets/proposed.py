@@ -14,6 +14,7 @@ from nasrec_torchrec.datasets.features import MOMENT_IDS, DenseFeature, SparseFe
 from nasrec_torchrec.datasets.profile import Column
 from nasrec_torchrec.datasets.proposal import Choice, Proposal, accepted, is_moment
 from nasrec_torchrec.messages import printable
+from nasrec_torchrec.runs.redaction import redact
 
 _WIDE = 34
 
@@ -86,11 +87,12 @@ def to_yaml(proposal: Proposal, then: str = "") -> str:
 
 
 def command(proposal: Proposal, source: str, schema: Path | str, query: str | None = None) -> str:
-    """Returns the command line that prepares the files, or the rows of a query."""
+    """Returns the command line that prepares the files, or the rows of a query, without a password of the source."""
     lost = proposal.rejected
     more = f" --max_rejects {accepted(lost):g}" if lost > PreparationConfig.max_rejects else ""
     more += "" if query is None else f" --query {shlex.quote(query)}"
-    return f"nasrec prepare table --source {shlex.quote(source)} --schema {shlex.quote(str(schema))} --out DATA{more}"
+    source, schema = shlex.quote(redact(source)), shlex.quote(str(schema))
+    return f"nasrec prepare table --source {source} --schema {schema} --out DATA{more}"
 
 
 def as_document(proposal: Proposal) -> dict[str, Any]:

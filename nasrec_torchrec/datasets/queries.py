@@ -58,6 +58,8 @@ def _write(source: str, query: str, file: Path) -> None:
         driver = _library(f"{_DRIVERS[scheme]}.dbapi", _DRIVERS[scheme].replace("_", "-"))
         where = source.removeprefix("sqlite:///") if scheme == "sqlite" else source
         with closing(driver.connect(where)) as connection, closing(connection.cursor()) as cursor:
+            if scheme != "sqlite":
+                query = _with_plain_types(query, cursor.adbc_execute_schema(query.rstrip().rstrip(";")))
             cursor.execute(query)
             _copy(cursor.fetch_record_batch(), file)
         return
@@ -72,6 +74,34 @@ def _write(source: str, query: str, file: Path) -> None:
         if relation is None:
             raise ValueError("query: expected a query that returns rows, such as SELECT ...")
         _copy(pa.RecordBatchReader.from_stream(relation), file)
+
+
+def _with_plain_types(query: str, schema: pa.Schema) -> str:
+    """Returns the query with columns of PostgreSQL's own types as numbers and text, in the form that it gives them."""
+    columns = []
+    for field in schema:
+        name = '"' + field.name.replace('"', '""') + '"'
+        metadata = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+        kind = metadata.get("POSTGRESQL:type", "")
+        if kind == "numeric":
+            columns.append(f"CAST({name} AS {_number_type(int(metadata.get('POSTGRESQL:typmod', -1)))}) AS {name}")
+        elif kind == "interval":
+            columns.append(f"CAST(EXTRACT(EPOCH FROM {name}) AS float8) AS {name}")
+        elif kind == "bpchar" or isinstance(field.type, pa.BaseExtensionType):  # padded text; uuid, json, inet, ...
+            columns.append(f"CAST({name} AS text) AS {name}")
+        else:
+            columns.append(name)
+    if columns == [f'"{name}"' for name in schema.names]:
+        return query
+    return f"SELECT {', '.join(columns)} FROM (\n{query.rstrip().rstrip(';')}\n) AS rows_of_query"
+
+
+def _number_type(modifier: int) -> str:
+    """Returns a type for a ``numeric``, whose digits in all and behind the point are in the modifier, if known."""
+    digits, behind = ((modifier - 4) >> 16, (modifier - 4) & 0x7FF) if modifier >= 4 else (0, 1)
+    if behind:
+        return "float8"
+    return "int8" if digits <= 18 else "text"
 
 
 def _copy(reader: pa.RecordBatchReader, file: Path) -> None:

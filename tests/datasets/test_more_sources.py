@@ -4,6 +4,7 @@ import gzip
 import json
 import sqlite3
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, Spli
 from nasrec_torchrec.datasets.json_lines import read_objects
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import read_manifest
+from nasrec_torchrec.datasets.queries import queried
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.sources import Piece, find, inspect
 
@@ -228,6 +230,57 @@ def test_a_query_of_a_database(tmp_path: Path, expected: dict[str, Any]):
     source = f"sqlite:///{tmp_path / 'log.db'}"
     found = _prepared(source, tmp_path, query="SELECT clicked, price, shop, tags FROM log ORDER BY n")
     assert found == expected
+
+
+@pytest.fixture
+def click_log(postgresql: str) -> Iterator[str]:
+    """The rows in a table of a PostgreSQL server, with columns of types that Arrow does not have."""
+    dbapi = pytest.importorskip("adbc_driver_postgresql.dbapi")
+    source = f"postgresql://{postgresql.replace('@', ':secret@')}"
+    columns = (
+        *("n serial", "clicked boolean", "price numeric(10, 2)", "shop char(9)", "tags text[]", "who uuid"),
+        *("wait interval", "facts jsonb", "kind numeric(12)", "big numeric(30)", "any_number numeric"),
+    )
+    with dbapi.connect(source) as connection, connection.cursor() as cursor:
+        cursor.execute(f"CREATE TABLE clicks ({', '.join(columns)})")
+        for row in ROWS:
+            price, shop = ("NULL" if row[name] is None else f"'{row[name]}'" for name in ("price", "shop"))
+            tags = ", ".join(f"'{tag}'" for tag in row["tags"])
+            cursor.execute(
+                f"INSERT INTO clicks (clicked, price, shop, tags) VALUES ({row['clicked']}::boolean, {price}, {shop}, "
+                f"ARRAY[{tags}]::text[])"
+            )
+        cursor.execute(
+            "UPDATE clicks SET who = '94700b6b-cfbc-420f-adc1-8d57925bec59', wait = '1 day 2 seconds', big = 1e20, "
+            """facts = '{"x": 1}', kind = 7, any_number = .5"""
+        )
+        connection.commit()
+        yield source
+        cursor.execute("DROP TABLE clicks")
+        connection.commit()
+
+
+@pytest.mark.slow
+def test_a_query_of_postgresql(tmp_path: Path, click_log: str, expected: dict[str, Any]):
+    # A semicolon and a comment at its end are as good as in psql.
+    assert _prepared(click_log, tmp_path, query="SELECT * FROM clicks ORDER BY n -- all rows\n;") == expected
+    with queried(click_log, "SELECT who, wait, facts, kind, big, any_number FROM clicks LIMIT 1") as file:
+        (row,) = pq.read_table(file).to_pylist()
+    assert row == {
+        "who": "94700b6b-cfbc-420f-adc1-8d57925bec59",
+        "wait": 86_402.0,
+        "facts": '{"x": 1}',
+        "kind": 7,
+        "big": "100000000000000000000",
+        "any_number": 0.5,
+    }
+    with pytest.raises(ValueError, match=r"query: .*relation \"nowhere\" does not exist") as found:
+        _prepared(click_log, tmp_path, query="SELECT * FROM nowhere")
+    assert "secret" not in str(found.value)
+    datasets.propose(click_log, tmp_path / "proposed.yaml", label="clicked", query="SELECT * FROM clicks")
+    assert "price" in Schema.read(tmp_path / "proposed.yaml").columns
+    for file in [tmp_path / "proposed.yaml", *(tmp_path / "data").rglob("*.json")]:
+        assert "secret" not in file.read_text()
 
 
 def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

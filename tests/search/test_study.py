@@ -1,11 +1,7 @@
 import math
 import os
 import random
-import shutil
 import signal
-import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -61,38 +57,10 @@ def test_candidates_have_the_times_of_their_evaluation(tmp_path: Path):
     assert times[1][0] == times[0][1]
 
 
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """A server of our own on loopback, where PostgreSQL is installed."""
-    programs = [shutil.which("initdb"), *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
-    initdb = next((Path(program).resolve() for program in programs if program), None)
-    if initdb is None:
-        pytest.skip("PostgreSQL is not installed")
-    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
-    # It refuses to run as root.
-    user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"] if os.getuid() == 0 else []
-    if user:
-        shutil.chown(folder, "postgres", "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    subprocess.run([*user, initdb, "-D", folder / "data", "-U", "us", "-A", "trust"], check=True, capture_output=True)
-    options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
-    server = subprocess.Popen([*user, initdb.with_name("postgres"), "-D", folder / "data", *options])
-    ready = [initdb.with_name("pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
-    while subprocess.run(ready).returncode:
-        assert server.poll() is None
-        time.sleep(0.1)
-    yield f"postgresql+psycopg://us@127.0.0.1:{port}/postgres"
-    server.send_signal(signal.SIGINT)
-    server.wait()
-    shutil.rmtree(folder)
-
-
 @pytest.fixture(params=("journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.slow)))
 def storage(request, tmp_path: Path) -> str:
     if request.param == "postgresql":
-        return request.getfixturevalue("postgresql")
+        return f"postgresql+psycopg://{request.getfixturevalue('postgresql')}"
     return {"journal": f"{tmp_path}/study.journal", "sqlite": f"sqlite:///{tmp_path}/study.db"}[request.param]
 
 
