@@ -71,6 +71,12 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> s
     )
 
 
+def warning_list(warnings: Sequence[str]) -> str:
+    """Returns what went wrong as a part of a page; nothing if all is well."""
+    items = "".join(f"<li>{escape(warning)}</li>" for warning in dict.fromkeys(warnings))
+    return f"<h2>Warnings</h2><ul>{items}</ul>" if items else ""
+
+
 def _is_number(value: Any) -> bool:
     text = str(value).replace(",", "").replace("µs", "").strip()
     try:

@@ -103,6 +103,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def data_warnings(folder: Path) -> list[str]:
+    """Returns what the preparation of a data set has warned of; nothing where an earlier version prepared it."""
+    found = read_manifest(folder).get("warnings", [])
+    return [str(warning) for warning in found] if isinstance(found, list) else []
+
+
 def check_files(folder: Path) -> None:
     """Compares the names and sizes of all files of a data set with its manifest.
 

@@ -96,14 +96,13 @@ def publish(
             "files": [entry["file"] for entry in entries],
         }
     schema = qualities[SPLITS[0]].measured(schema)
-    for split in SPLITS[1:]:
-        for warning in Quality(schema, qualities[split].counts).warnings():
-            print(f"warning: {split}: {warning}", file=sys.stderr)
+    warnings = [
+        f"{split}: {warning}" for split in SPLITS[1:] for warning in Quality(schema, qualities[split].counts).warnings()
+    ]
     counts = {name: SplitCounts(split["rows"], split["positives"]) for name, split in described.items()}
     counts["train"] = counts["train"].before_sampling(job.split.keep_negatives)
-    for warning in split_warnings(counts):
-        print(f"warning: {warning}", file=sys.stderr)
-    for warning in [*_repetitions(work, written), *useless_dictionaries(schema)]:
+    warnings += [*split_warnings(counts), *_repetitions(work, written), *useless_dictionaries(schema)]
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     data = work / "data"
     remove_leftovers(data)
@@ -123,6 +122,7 @@ def publish(
         "dictionaries": {file.name: sha256(file) for file in sorted((data / DICTIONARIES).glob("*.parquet"))},
         "splits": described,
         "quality": {split: quality.to_json() for split, quality in qualities.items()},
+        "warnings": warnings,
     }
     if job.split.keep_negatives < 1:
         manifest["left_out"] = sum(part.rows for part in parts) - late - manifest["rows"]

@@ -150,6 +150,11 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
     return [event for event in events if event is not None]
 
 
+def logged_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Returns the warnings among what a run logged, each once."""
+    return tuple(dict.fromkeys(str(event["message"]) for event in events if event["event"] == "warning"))
+
+
 def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(errors="replace").splitlines()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nasrec_torchrec.runs.checkpoint import latest_checkpoint
-from nasrec_torchrec.runs.log import read_events
+from nasrec_torchrec.runs.log import logged_warnings, read_events
 from nasrec_torchrec.runs.names import LOG
 
 State = Literal["running", "ended", "asked to end", "failed", "silent"]
@@ -113,7 +113,7 @@ def _status(run_dir: Path, events: list[dict[str, Any]], patience: float, now: f
         len(starts),
         age,
         starts[-1]["ranks"],
-        tuple(dict.fromkeys(event["message"] for event in events if event["event"] == "warning")),
+        logged_warnings(events),
     )
 
 

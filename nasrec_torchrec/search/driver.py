@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.checksums import sha256
-from nasrec_torchrec.datasets.prepared import MANIFEST, open_split
+from nasrec_torchrec.datasets.prepared import MANIFEST, data_warnings, open_split
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.stored import read_description
 from nasrec_torchrec.models.supernet import SuperNet
@@ -20,7 +20,8 @@ from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import require_local
 from nasrec_torchrec.runs.fingerprint import code_of
-from nasrec_torchrec.runs.names import JOURNAL
+from nasrec_torchrec.runs.log import logged_warnings, read_events
+from nasrec_torchrec.runs.names import JOURNAL, LOG
 from nasrec_torchrec.runs.ranks import on_first_rank, writing
 from nasrec_torchrec.runs.record import COMMAND, record_start
 from nasrec_torchrec.search.asynchronous import Litters, evolve_asynchronously
@@ -117,6 +118,10 @@ def search_supernet(
             return None
         (candidates,) = opened
         record_start(out)
+        warnings = _warnings(supernet, data)
+        candidates.warn(warnings)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
         if candidates.candidates:
             print(f"{candidates.place}: holds {len(candidates.candidates)} candidates", file=sys.stderr)
 
@@ -164,7 +169,7 @@ def search_supernet(
                     f"{supernet}: no candidate has a finite validation loss, so there is nothing to choose from; the "
                     "supernet has diverged, and a lower learning_rate for its training may help"
                 )
-            write_results(SearchResults(tuple(found), objective, limits, top_k), out)
+            write_results(SearchResults(tuple(found), objective, limits, top_k, warnings), out)
             write_report(out)
     if request.signal and len(found) < evolution.evaluations:
         print(
@@ -174,6 +179,12 @@ def search_supernet(
         )
         raise SystemExit(request.exit_code)
     return found
+
+
+def _warnings(supernet: Path, data: Path) -> tuple[str, ...]:
+    """What went wrong with the data and the training of the supernet."""
+    events = read_events(supernet) if (supernet / LOG).exists() else []
+    return tuple(dict.fromkeys([*data_warnings(data), *(f"supernet: {said}" for said in logged_warnings(events))]))
 
 
 def _fingerprint(model: SuperNet) -> str:

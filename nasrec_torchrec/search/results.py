@@ -31,12 +31,14 @@ class SearchResults:
         objective: what was minimized.
         limits: limits on the cost of the best ones; a latency that another worker measured may exceed them.
         top_k: how many candidates count as the best.
+        warnings: what went wrong with the data and the supernet's training, with what to do about it.
     """
 
     candidates: tuple[Candidate, ...]
     objective: Objective
     limits: Limits
     top_k: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def eligible(self) -> list[Candidate]:
@@ -85,6 +87,7 @@ def write_results(results: SearchResults, folder: Path) -> None:
         "objective": asdict(results.objective),
         "limits": asdict(results.limits),
         "top_k": results.top_k,
+        "warnings": list(results.warnings),
         "best": [_record(numbers[candidate.architecture], candidate) for candidate in best],
         "front": [_record(numbers[candidate.architecture], candidate) for candidate in front],
     }
@@ -105,8 +108,9 @@ def read_results(folder: Path) -> SearchResults:
         document = json.loads((folder / names.RESULTS).read_text())
         candidates = tuple(_candidate(row) for row in rows)
         objective, limits = Objective(**document["objective"]), Limits(**document["limits"])
-        # Older versions did not write this file.
-        return SearchResults(candidates, objective, limits, document.get("top_k", len(document["best"])))
+        # Older versions wrote neither of these.
+        top_k, warnings = document.get("top_k", len(document["best"])), tuple(document.get("warnings", ()))
+        return SearchResults(candidates, objective, limits, top_k, warnings)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: does not hold the results of a search: {error}") from None
 

@@ -5,7 +5,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import partial
@@ -98,6 +98,11 @@ class CandidateStudy:
         """The candidates in the order in which they were recorded, each once."""
         self._read()
         return list(self._known.values())
+
+    def warn(self, messages: Sequence[str]) -> None:
+        """Records warnings, for whoever looks at the search while it runs."""
+        if messages:
+            self._study.set_user_attr("warnings", list(messages))
 
     def evaluating(self, worker: Worker, evaluate: EvaluateTogether, search: Any, together: int = 1) -> EvaluateBatch:
         """Evaluates the batches of a search together with all other workers of the same search.

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.status import span
+from nasrec_torchrec.search.race.warned import race_warnings
 from nasrec_torchrec.search.storage import open_storage
 from nasrec_torchrec.search.workers import died_here
 
@@ -56,6 +57,7 @@ class StudyStatus:
         title: the trial that has it.
         seconds_left: seconds that are left, by the budget or at the rate so far; None if it is not running.
         workers: processes on this machine that take part.
+        warnings: what went wrong with the data and the trainings, with what to do about it.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class StudyStatus:
     title: str
     seconds_left: float | None
     workers: tuple[WorkerStatus, ...]
+    warnings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         of = "" if self.total is None else f" of {self.total:,}"
@@ -81,7 +84,8 @@ class StudyStatus:
         lines = [f"{self.folder}: {self.kind}, {self.state}, {done:,}{of} trials{details}{left}"]
         if self.best is not None:
             lines.append(f"  best validation loss so far {self.best:.5f}: {self.title}")
-        return "\n".join([*lines, *(f"  {worker}" for worker in self.workers)])
+        lines += [f"  {worker}" for worker in self.workers]
+        return "\n".join([*lines, *(f"  warning: {message}" for message in self.warnings)])
 
 
 def read_study_status(folder: Path) -> StudyStatus | None:
@@ -134,7 +138,14 @@ def read_study_status(folder: Path) -> StudyStatus | None:
         "" if best is None else trials[best[1]].user_attrs.get("title", f"trial {best[1]}"),
         left,
         workers,
+        _warnings(study, trials),
     )
+
+
+def _warnings(study: optuna.Study, trials: list[FrozenTrial]) -> tuple[str, ...]:
+    """What the journal knows of what went wrong."""
+    known = [(trial.user_attrs.get("title", ""), trial.user_attrs.get("warnings", {})) for trial in trials]
+    return tuple(race_warnings(study.user_attrs.get("warnings", ()), known))
 
 
 def _losses(trial: FrozenTrial) -> list[float]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from nasrec_torchrec import page_style
-from nasrec_torchrec.page_style import bars, calibration_curve, roc_drawing, table
+from nasrec_torchrec.page_style import bars, calibration_curve, roc_drawing, table, warning_list
 from nasrec_torchrec.training.column_importance import IMPORTANCE_COLUMNS, ColumnImportance
 from nasrec_torchrec.training.evaluation import DECILE_COLUMNS, FEW_NOTE, SLICE_COLUMNS, Evaluation, Slice
 
@@ -26,7 +26,7 @@ repeats</dd>
 </dl></details>"""
 
 
-def page(found: Evaluation, model: str, data: str, split: str) -> str:
+def page(found: Evaluation, model: str, data: str, split: str, warnings: Sequence[str] = ()) -> str:
     """Returns an evaluation as HTML.
 
     Args:
@@ -34,12 +34,14 @@ def page(found: Evaluation, model: str, data: str, split: str) -> str:
         model: where the model is.
         data: where the data set is.
         split: split that was measured.
+        warnings: what went wrong with the training of the model and the preparation of the data.
     """
     curve = [asdict(part) for part in found.calibration.deciles]
     text = f"expected calibration error {found.calibration.expected_error:.4f}"
     sections = [
         f"<h1>How good the model is</h1><div class='verdict'>{_verdict(found)}</div>",
         f"<p>Model <code>{escape(model)}</code> on the {escape(split)} split of <code>{escape(data)}</code>.</p>",
+        warning_list(warnings),
         _WORDS,
         table("Metrics of all rows", ["metric", "value"], found.summary),
         "<h2>Calibration</h2><p>Each point is a tenth of the rows; on the dashed line, probabilities are what is "

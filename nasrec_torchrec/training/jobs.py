@@ -272,13 +272,15 @@ def evaluate(
         from nasrec_torchrec import training
         print(training.evaluate("runs/model", "data/criteo").auc)
     """
-    from nasrec_torchrec.datasets.prepared import open_split
+    from nasrec_torchrec.datasets.prepared import data_warnings, open_split
     from nasrec_torchrec.datasets.row_weights import row_weights
     from nasrec_torchrec.distributed.process_group import launched_ranks
     from nasrec_torchrec.metrics.click_metrics import predict
     from nasrec_torchrec.metrics.passes import evaluation_rows
     from nasrec_torchrec.models.stored import load_model
     from nasrec_torchrec.runs.files import write_text
+    from nasrec_torchrec.runs.log import logged_warnings, read_events
+    from nasrec_torchrec.runs.names import LOG
     from nasrec_torchrec.runs.paths import to_path
     from nasrec_torchrec.training.column_importance import column_importances
     from nasrec_torchrec.training.evaluation import evaluation, slices_of
@@ -286,15 +288,15 @@ def evaluate(
 
     if importance < 0:
         raise ValueError(f"importance: expected a number of repeats, 0 or more, found {importance}")
-    folder = to_path(data)
+    folder, run = to_path(data), to_path(model)
     rows = open_split(folder, split)
     shuffled: tuple[ColumnImportance, ...] = ()
     if launched_ranks() > 1:
         if importance:
             raise ValueError("importance: is measured by one process; start evaluate without a launcher")
-        predicted = _predict_on_ranks(to_path(model), rows, batch_size or 4096, sharding_type)
+        predicted = _predict_on_ranks(run, rows, batch_size or 4096, sharding_type)
     else:
-        description, trained = load_model(to_path(model))
+        description, trained = load_model(run)
         read = description.read(rows)
         if batch_size is None:
             batch_size, reason = evaluation_rows(trained, read.schema)
@@ -307,7 +309,8 @@ def evaluate(
     divided = {column: slices_of(folder, rows, rows.schema, column) for column in slices}
     found = evaluation(*predicted, divided, shuffled, row_weights(rows), rows.schema.weight)
     if report is not None:
-        write_text(to_path(report), page(found, str(model), str(data), split))
+        warnings = [*data_warnings(folder), *(logged_warnings(read_events(run)) if (run / LOG).exists() else ())]
+        write_text(to_path(report), page(found, str(model), str(data), split, warnings))
     return found
 
 

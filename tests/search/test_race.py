@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     beside = results["measured"]["tree of the winner's columns"]
     assert set(beside["features"]) == set(winner["trial"]["features"]) and (out / "tree-of-winner").is_dir()
     assert "\nA tree with the winner's columns, LightGBM, with " in results["verdict"]
+    assert all(f"<li>{escape(warning)}</li>" in page for warning in results["warnings"])
+    assert ("<h2>Warnings</h2>" in page) == bool(results["warnings"])
     assert results["monitor"] == "log_loss" and "differs from that of the training rows" not in page
     assert any(row["seeds"] == 2 for row in results["leaderboard"])
     # What is added was shown to help, with its numbers; the rest is named with the reason.

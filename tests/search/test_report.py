@@ -21,7 +21,7 @@ def _candidates(count: int, **values):
 
 
 def _write(candidates, folder: Path, top_k: int, objective=Objective(), limits=Limits()) -> SearchResults:  # noqa: B008
-    results = SearchResults(tuple(candidates), objective, limits, top_k)
+    results = SearchResults(tuple(candidates), objective, limits, top_k, ("'a' < 1",))
     write_results(results, folder)
     write_report(folder)
     return results
@@ -69,7 +69,9 @@ def test_the_page_needs_no_other_file(tmp_path: Path):
     ]
     _write(candidates, tmp_path, 3, objective)
     done = run_program("nasrec", "report", "--search", tmp_path, "--json")
-    page = _Page(Path(json.loads(done.stdout)["report"]).read_text())
+    text = Path(json.loads(done.stdout)["report"]).read_text()
+    assert "<h2>Warnings</h2>" in text and "<li>&#39;a&#39; &lt; 1</li>" in text
+    page = _Page(text)
     assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert page.tags.count("svg") == 3 and "script" not in page.tags and "link" not in page.tags
     fronts = sorted((tmp_path / "architectures").glob("front-*.json"))

@@ -8,6 +8,7 @@ import torch
 from support import SMALL_SPACE, make_candidate, run_program
 
 from nasrec_torchrec.runs.names import JOURNAL, RESULTS
+from nasrec_torchrec.search.race.warned import race_warnings
 from nasrec_torchrec.search.study import CandidateStudy
 from nasrec_torchrec.search.study_status import read_study_status
 
@@ -18,6 +19,7 @@ def test_a_search_is_shown_while_it_runs_and_afterwards(tmp_path: Path):
     drawn = [SMALL_SPACE.sample(torch.Generator().manual_seed(seed)) for seed in range(4)]
     for architecture, loss in zip(drawn, (0.5, 0.4, math.inf, 0.45), strict=True):
         study.add(make_candidate(architecture, loss))
+    study.warn(["validation: 16.60% of the rows are clicks"])
     (tmp_path / "config.yaml").write_text("population: 6\ngenerations: 2\nchildren: 2\n")
     stopped = read_study_status(tmp_path)
     assert stopped is not None and (stopped.kind, stopped.state) == ("search", "stopped")
@@ -31,8 +33,23 @@ def test_a_search_is_shown_while_it_runs_and_afterwards(tmp_path: Path):
         between = json.loads(run_program("nasrec", "status", tmp_path, "--json").stdout)[str(tmp_path)]
     assert f"{tmp_path}: search, running, 4 of 10 trials (1 failed), " in running and " left" in running
     assert "best validation loss so far 0.40000: trial 1" in running and "a network, for 0 s" in running
+    assert "\n  warning: validation: 16.60% of the rows are clicks" in running
     assert between["state"] == "running" and between["workers"][0]["claims"] == []
     (tmp_path / RESULTS).write_text("{}")
     ended = read_study_status(tmp_path)
     assert ended is not None and ended.state == "ended"
     assert run_program("nasrec", "status", tmp_path, "--follow").stdout.count("search, ended") == 1
+
+
+def test_a_race_says_each_warning_once():
+    data = ["validation: 16.60% of the rows are clicks"]
+    dlrm = {"validation_loss": "step 9: worse than always predicting", "splits_0": data[0]}
+    dcn = {"validation_loss": "step 7: worse than always predicting", "auc": "step 7: guessing"}
+    trainings: list[tuple[str, dict[str, str]]] = [("dlrm 64", dlrm), ("dcn 64", dcn), ("mlp 64", {})]
+    assert race_warnings(data, trainings, dlrm) == [
+        *data,
+        "2 of 3 trainings (the winner's among them): step 9: worse than always predicting",
+        "1 of 3 trainings (not the winner's, but such as dcn 64): step 7: guessing",
+    ]
+    assert race_warnings((), trainings)[-1] == "1 of 3 trainings (such as dcn 64): step 7: guessing"
+    assert race_warnings((), [("mlp 64", {})]) == []

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,11 @@ class Book:
         for trial in self._trials():
             if not trial.state.is_finished() and trial.intermediate_values:
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, [_entry(trial).loss])
+
+    def warn(self, warnings: Sequence[str]) -> None:
+        """Records warnings about the data, for whoever looks at the race while it runs."""
+        if warnings:
+            self._study.set_user_attr("warnings", list(warnings))
 
     def spend(self, seconds: float) -> None:
         """Tells how long the race has run in all, without the time between a kill and the next start."""

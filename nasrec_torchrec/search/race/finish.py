@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nasrec_torchrec.datasets.prepared import open_split
+from nasrec_torchrec.datasets.prepared import data_warnings, open_split
 from nasrec_torchrec.datasets.row_weights import row_weights
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.calibration import calibration
@@ -34,6 +34,7 @@ from nasrec_torchrec.search.race.training import RaceData
 from nasrec_torchrec.search.race.tree import TREE_BESIDE
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.race.verdict import verdict
+from nasrec_torchrec.search.race.warned import race_warnings
 from nasrec_torchrec.training.column_importance import column_importances
 from nasrec_torchrec.training.config import Monitor
 from nasrec_torchrec.training.drift import decisive
@@ -143,6 +144,9 @@ def finish(
             }
             for entry in entries
         ],
+        "warnings": race_warnings(
+            data_warnings(data.folders[0]), [(entry.trial.title, entry.warnings) for entry in entries], best.warnings
+        ),
         "rows": {split: data.rows(split) for split in ("train", "validation", "test")},
         "suspicious": suspicious,
         "config": asdict(config),

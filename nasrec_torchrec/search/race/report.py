@@ -8,7 +8,7 @@ from typing import Any
 
 from nasrec_torchrec import page_style
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
-from nasrec_torchrec.page_style import calibration_curve, table
+from nasrec_torchrec.page_style import calibration_curve, table, warning_list
 from nasrec_torchrec.search.race.leaderboard import span
 from nasrec_torchrec.search.race.trial import columns_text
 from nasrec_torchrec.training.column_importance import ColumnImportance
@@ -44,6 +44,7 @@ def page(results: Mapping[str, Any]) -> str:
     picture = base64.b64encode(figure(results)).decode()
     sections = [
         f"<h1>What the race found</h1><div class='verdict'>{_paragraphs(results['verdict'])}</div>",
+        warning_list(results.get("warnings", ())),
         _WORDS,
         f"<p>{len(results['trials'])} trials in {span(results['seconds'])}, on {rows['train']:,} rows to train on, "
         f"{rows['validation']:,} that decided, and {rows['test']:,} that were read once, at the end."

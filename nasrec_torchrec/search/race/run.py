@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split, sha256
+from nasrec_torchrec.datasets.prepared import MANIFEST, data_warnings, load_schema, open_split, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.boosted_trees import columns_of_trees
 from nasrec_torchrec.models.description import ModelDescription
@@ -168,6 +168,10 @@ class _Race:
         require_reachable(self.space, limits, self._counted)
         self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)}, from_scratch)
         self.before = self.book.seconds()
+        self.warnings = data_warnings(data)
+        self.book.warn(self.warnings)
+        for warning in self.warnings:
+            self._say(f"warning: {warning}")
         self.columns = ColumnChoice(given, out, config, self.book, self._say)
 
     def run(self) -> dict[str, Any]:
@@ -361,7 +365,7 @@ class _Race:
             return out_of_time or self.planner.status_of(self.book.entries()[entry.number]) == "complete"
 
         try:
-            blocks = train_trial(entry.trial, until, self.data, folder, self.device, report, self.now)
+            progress = train_trial(entry.trial, until, self.data, folder, self.device, report, self.now)
         except (DivergedError, UnbuildableError) as error:
             self._fail(entry, str(error))
             return
@@ -369,7 +373,8 @@ class _Race:
         if trained.losses and not trained.measured:
             self._fail(entry, "the validation log loss is not a finite number after any epoch")
             return
-        self.book.note(entry.number, block_losses=[round(loss, 7) for loss in blocks])
+        self.book.note(entry.number, block_losses=[round(loss, 7) for loss in progress.best_blocks])
+        self._warn(entry, progress.warnings)
         if "latency_us" not in entry.facts:
             description = ModelDescription(self.data.schema(entry.trial), entry.trial.interaction)
             batch = next(self.data.open("validation", entry.trial).evaluation_batches(_LATENCY_ROWS))
@@ -377,6 +382,16 @@ class _Race:
         self.book.settle(entry.number, self.planner.status_of(trained))
         self._clean()
         self._show(trained)
+
+    def _warn(self, entry: Entry, found: Mapping[str, str]) -> None:
+        """Records what goes wrong with a trial, and says each kind of warning once."""
+        if not found:
+            return
+        said = {name for other in self.book.entries() for name in other.warnings}
+        self.book.note(entry.number, warnings=dict(found))
+        for name, message in found.items():
+            if name not in said and message not in self.warnings:
+                self._say(f"warning: trial {entry.number} ({entry.trial.title}): {message}")
 
     def _fail(self, entry: Entry, error: str) -> None:
         """Records that a trial cannot go on; the others do, unless nothing suggests that any can be trained."""

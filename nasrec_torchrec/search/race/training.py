@@ -78,7 +78,7 @@ def train_trial(
     device: torch.device,
     report: Report | None,
     now: Callable[[], float] = time.monotonic,
-) -> tuple[float, ...]:
+) -> Progress:
     """Trains a trial from its newest checkpoint up to an epoch; collective.
 
     Args:
@@ -91,7 +91,8 @@ def train_trial(
         now: the clock that times epochs.
 
     Returns:
-        tuple[float, ...]: log losses of consecutive blocks of validation rows at the best epoch, on rank 0.
+        Progress: how far it is; on rank 0 with the log losses of consecutive blocks of validation rows at the best
+        epoch, and with warnings.
 
     Raises:
         UnbuildableError: on every rank, if the trial cannot be trained at all.
@@ -102,7 +103,7 @@ def train_trial(
         assert report is not None
         stop = report(epoch, loss, auc, 0.0)
     if _agreed(stop or len(done) >= until, device):
-        return _trained_blocks(run_dir) if dist.get_rank() == 0 else ()
+        return _progress_behind(run_dir) if dist.get_rank() == 0 else Progress()
     trainer = _trainer(trial, data, run_dir, device)
     started = now()
 
@@ -116,7 +117,7 @@ def train_trial(
         return _agreed(stop or epoch >= until, device)
 
     trainer.train(data.open("train", trial), data.open("validation", trial), pause)
-    return trainer.progress.best_blocks
+    return trainer.progress
 
 
 def check_final_fit(data: RaceData) -> None:
@@ -181,12 +182,12 @@ def _epochs_behind(run_dir: Path) -> int:
     return 0 if folder is None else int(read_progress(folder)["reader"]["epoch"])
 
 
-def _trained_blocks(run_dir: Path) -> tuple[float, ...]:
-    """Returns the losses of blocks of rows that the newest undamaged checkpoint knows."""
+def _progress_behind(run_dir: Path) -> Progress:
+    """Returns what the newest undamaged checkpoint knows."""
     progress = Progress()
     if (folder := newest_intact(run_dir)) is not None:
         progress.load_state_dict(read_progress(folder))
-    return progress.best_blocks
+    return progress
 
 
 def _trained(run_dir: Path, monitor: Monitor) -> list[tuple[float, float]]:

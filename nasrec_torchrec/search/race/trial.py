@@ -137,6 +137,11 @@ class Entry:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def warnings(self) -> Mapping[str, str]:
+        """What went wrong with its training, by kind."""
+        return self.facts.get("warnings", {})
+
+    @property
     def loss(self) -> float:
         """The lowest validation log loss so far, that of the epoch which is kept; infinite while there is none."""
         return min(filter(math.isfinite, self.losses), default=math.inf)
