@@ -23,6 +23,7 @@ from nasrec_torchrec.runs.files import read_text, write_text
 from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.recipe import starting_recipes
 from nasrec_torchrec.search.race.sources import cheap_baseline
+from nasrec_torchrec.search.race.students import taught
 from nasrec_torchrec.search.race.training import RaceData, train_trial
 from nasrec_torchrec.search.race.tree import measure_tree, train_tree
 from nasrec_torchrec.search.race.trial import Trial
@@ -52,7 +53,7 @@ def main(
     shipped = Trial.from_dict(results["model"])
     base = load_schema(data)
     folders = sorted(race.glob("data-*"), key=lambda folder: int(folder.name.partition("-")[2]))
-    rows = RaceData((data, *folders), base)
+    rows = taught(shipped, RaceData((data, *folders), base), race)
     if quick:
         shipped, seeds = replace(shipped, recipe=replace(shipped.recipe, epochs=1)), [0]
     first = starting_recipes(base, results["rows"]["train"], shipped.recipe.epochs)[0]
@@ -61,6 +62,7 @@ def main(
         "without its added features": replace(shipped, features=()),
         "with the first of them alone": replace(shipped, features=shipped.features[:1]),
         "with the first recipe": replace(shipped, recipe=first),
+        "not taught": replace(shipped, teachers=()),
         "with the cheap DLRM": replace(shipped, interaction=cheap_baseline(base.embedding_dim)),
     }
     wanted = [title for title in (*variants, *_TREES) if only is None or any(part in title for part in only)]

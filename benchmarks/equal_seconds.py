@@ -141,7 +141,7 @@ def _result(job: _Run, work: Path, whole: RaceConfig, quick: bool) -> dict[str, 
     whole = replace(whole, seed=job.seed)
     if quick:
         whole = replace(whole, trials=3, epochs=1, final_seeds=1)
-    plain = replace(whole, features=False, drop_columns=False, trees=False)
+    plain = replace(whole, features=False, drop_columns=False, trees=False, students=False)
     folder = job.folder(work)
     now = time.process_time if whole.clock == "cpu" else time.monotonic
     match job.procedure:

@@ -3,7 +3,7 @@
 TRAINING = {
     "Model": (
         *("architecture", "use_layernorm", "embedding_dim", "drop_features", "init_from", "init_data", "freeze"),
-        *("from_scratch",),
+        *("from_scratch", "teachers", "teacher_share"),
     ),
     "Baseline": ("kind", "dense_layers", "over_layers", "cross_layers", "cross_rank"),
     "Search space of a supernet, and how its paths are drawn": (

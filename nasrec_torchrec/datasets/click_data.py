@@ -54,7 +54,7 @@ class ClickData:
     Args:
         dense: float32 features ``(N, F_dense)``.
         sparse: int32 or int64 ids of the N rows, feature by feature, with ``stride`` N. Batches have int64 ids.
-        labels: float32 labels ``(N,)``, 0 or 1.
+        labels: float32 labels ``(N,)``, 0 or 1, or between them where they are soft.
         one_id_each: whether every row is known to have exactly one id of every feature, which makes cutting cheaper.
         row_weights: float32 weights ``(N,)`` of the rows; None if they count alike.
     """

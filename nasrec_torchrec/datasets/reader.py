@@ -29,6 +29,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from nasrec_torchrec.datasets.checksums import known_sha256
 from nasrec_torchrec.datasets.click_data import ClickData, Rows, WeightedBatch, join, make_batch
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.soft_labels import SoftLabels
 from nasrec_torchrec.datasets.split_counts import SplitCounts
 from nasrec_torchrec.runs.files import local_copies
 from nasrec_torchrec.runs.fingerprint import digest
@@ -52,6 +53,7 @@ class ClickFiles:
         clicks: number of rows whose label is 1; None if it is not known.
         keep_negatives: share of the rows without a click that preparation kept.
         weights: sum of the rows' weights; None if it is not known, or the rows count alike.
+        soft_labels: probabilities that :meth:`read` mixes with the labels, to train a model on them.
     """
 
     schema: Schema
@@ -62,6 +64,7 @@ class ClickFiles:
     clicks: int | None = None
     keep_negatives: float = 1.0
     weights: float | None = None
+    soft_labels: SoftLabels | None = None
 
     @classmethod
     def open(cls, path: Path, schema: Schema, checksums: Mapping[str, str] | None = None) -> "ClickFiles":
@@ -140,8 +143,9 @@ class ClickFiles:
 
     @property
     def digest(self) -> str:
-        """Tells these rows from others: a checksum of the files' contents, wherever they lie."""
-        return digest([known_sha256(file) for file in self.files])
+        """Tells these rows from others: a checksum of the files' contents, wherever they lie, and of soft labels."""
+        taught = [] if self.soft_labels is None else [self.soft_labels.sha256, self.soft_labels.share]
+        return digest([*(known_sha256(file) for file in self.files), *taught])
 
     def read(self, group: int, order: np.ndarray | None = None) -> ClickData:
         """Decodes and checks a row group.
@@ -159,7 +163,11 @@ class ClickFiles:
         self._verify(index)
         with _reading(file), pq.ParquetFile(file, memory_map=True, page_checksum_verification=True) as opened:
             table = opened.read_row_group(number, columns=self.schema.columns, use_threads=False)
-        return ClickData.from_table(table, self.schema, f"{file}: row group {number}", order)
+        data = ClickData.from_table(table, self.schema, f"{file}: row group {number}", order)
+        if self.soft_labels is None:
+            return data
+        first = sum(rows for _, _, rows in self.groups[:group])
+        return replace(data, labels=self.soft_labels.mixed(data.labels, first, order))
 
     def load(self) -> ClickData:
         """Reads all rows into memory.

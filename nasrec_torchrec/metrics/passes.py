@@ -1,5 +1,6 @@
 """How many rows a forward pass without gradients takes at once: what suits the device, if its memory holds that."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def evaluation_rows(model: nn.Module, schema: Schema) -> tuple[int, str]:
     Returns:
         The number of rows, and a line for people that says why.
     """
-    device = next(model.parameters()).device
+    device = next(chain(model.parameters(), model.buffers())).device  # trees have buffers alone
     names = schema.feature_names
     ones = torch.ones(len(names), device=device)
     sparse = KeyedJaggedTensor(names, ones.long(), weights=ones if schema.weighted else None, lengths=ones.long())

@@ -28,6 +28,7 @@ TRIAL = "trial-{:02d}-seed-{}"
 TRIAL_PATTERN = "trial-*-seed-*"
 RESULT = "result.json"  # of one trial
 METRICS = "metrics.json"  # of all of them
+SOFT_LABELS = "soft-labels.npy"  # what teachers predict for the training rows; its record ends with .json
 
 # An incremental training; its record has the name RESULTS.
 DAYS = "days"  # a folder for each day
@@ -46,6 +47,7 @@ ARCHITECTURES = "architectures"
 RACE_JOURNAL = "race.journal"
 RACE_TRIALS = "trials"
 RACE_FINAL = "final"  # among the trials: the winner, trained on the validation rows too
+RACE_TEACHERS = "teachers"  # what trials predict for the training rows, for those that they teach
 RACE_TREE = "tree"  # the yardstick
 RACE_TREE_BESIDE = "tree-of-winner"  # one that reads the winner's columns
 TREES = "model.txt"  # of trained trees, whose record has the name RESULT

@@ -42,6 +42,8 @@ def run(
     recipe: RecipeName = "fitted",
     init_from: Path | str | None = None,
     init_data: Path | str | None = None,
+    teachers: tuple[Path | str, ...] = (),
+    teacher_share: float = 0.9,
 ) -> dict[str, Any] | None:
     """Trains NASRecNets from scratch, or a baseline to compare with, and keeps the best.
 
@@ -69,6 +71,10 @@ def run(
             are the same; what is copied and what is new is printed.
         init_data: folder of the prepared data that the earlier training read; unset, the one that its record names.
             It is read only if words of a dictionary have other ids now.
+        teachers: run folders of trained models, or folders of trees, by whose mean prediction for the training rows the
+            model is taught besides the labels (distillation). They may be larger and read other columns of the data;
+            one process scores the rows with them, once.
+        teacher_share: weight of that prediction, above 0 and at most 1; the labels have the rest.
         recipe: what decides the settings that are not given: fitted derives them from the number of rows and the size
             of the tables, and prints them; paper takes those of the NASRec paper for Criteo.
 
@@ -90,6 +96,7 @@ def run(
     from nasrec_torchrec.models.description import ModelDescription
     from nasrec_torchrec.runs.paths import to_path
     from nasrec_torchrec.training.drift import drift
+    from nasrec_torchrec.training.teaching import Teachers
     from nasrec_torchrec.training.trials import Splits, Unreadable, train_best
     from nasrec_torchrec.training.warm_start import WarmStart
 
@@ -97,6 +104,7 @@ def run(
     initial = None
     if init_from is not None:
         initial = WarmStart(to_path(init_from), data, None if init_data is None else to_path(init_data))
+    taught_by = Teachers(tuple(map(to_path, teachers)), teacher_share) if teachers else None
     schema = load_schema(data, embedding_dim).without(drop_features)
     models = [
         found if isinstance(found, Unreadable) else ModelDescription(schema, found, use_layernorm)
@@ -108,7 +116,7 @@ def run(
             config, recipe, splits.train, learning_rates, drifted=drift(splits.train, splits.validation)
         )
         rates, seeds = learning_rates or (settings.learning_rate,), seeds or (settings.seed,)
-        return train_best(models, rates, seeds, settings, out, device, splits, initial)
+        return train_best(models, rates, seeds, settings, out, device, splits, initial, taught_by)
 
 
 def run_incremental(

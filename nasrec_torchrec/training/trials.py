@@ -20,15 +20,16 @@ from nasrec_torchrec.finite import json_text, order
 from nasrec_torchrec.models.description import ModelDescription, dense_parameters
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.checkpoint import keep_best
-from nasrec_torchrec.runs.files import read_json, write_text
+from nasrec_torchrec.runs.files import local_copy, read_json, write_text
 from nasrec_torchrec.runs.fingerprint import Fingerprint, code_of, digest, fingerprint, require_same
 from nasrec_torchrec.runs.folder import promote, remove_checkpoints
-from nasrec_torchrec.runs.ranks import writing
+from nasrec_torchrec.runs.ranks import on_first_rank, writing
 from nasrec_torchrec.runs.record import COMMAND
 from nasrec_torchrec.training.config import Monitor, TrainConfig, settings_of
 from nasrec_torchrec.training.drift import decisive
 from nasrec_torchrec.training.guard import DivergedError
 from nasrec_torchrec.training.inputs import inputs_of
+from nasrec_torchrec.training.teaching import Teachers
 from nasrec_torchrec.training.trainer import Trainer
 from nasrec_torchrec.training.warm_start import WarmStart
 
@@ -69,6 +70,7 @@ def train_best(
     device: torch.device,
     splits: Splits,
     initial: WarmStart | None = None,
+    teachers: Teachers | None = None,
 ) -> dict[str, Any] | None:
     """Trains every model with every learning rate and seed. This call is collective.
 
@@ -88,6 +90,7 @@ def train_best(
         device: device of this rank.
         splits: splits of the data set. The test split takes no part in the choice and may have no rows.
         initial: earlier run whose weights every trial begins with.
+        teachers: trained models whose mean prediction takes part of the place of the training rows' labels.
 
     Returns:
         dict | None: The winning trial as ``metrics.json`` records it, on rank 0; None elsewhere.
@@ -109,6 +112,7 @@ def train_best(
         settings=settings_of(config) | {"learning_rates": rates, "seeds": list(seeds)},
         code=code_of(COMMAND.plugins),
         **({} if initial is None else initial.inputs()),
+        **({} if teachers is None else teachers.inputs()),
     )
     if dist.get_rank() == 0:
         counts = {name: files.counts for name, files in vars(splits).items()}
@@ -123,6 +127,10 @@ def train_best(
             print(f"{run_dir}: these trainings are finished; --resume never repeats them", file=sys.stderr)
             _clean(run_dir, finished.trials)  # where the process that finished them was killed first
             return finished.best
+        if teachers is not None:
+            train, out = splits.train, run_dir / names.SOFT_LABELS
+            soft = on_first_rank(lambda: teachers.soft_labels(train, out))
+            splits = replace(splits, train=replace(train, soft_labels=replace(soft, file=local_copy(soft.file))))
         trainings = _Trainings(run_dir, device, splits, initial)
         trials: list[dict[str, Any]] = []
         for number, (model, made) in enumerate(pairs, start=1):

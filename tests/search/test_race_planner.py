@@ -12,13 +12,14 @@ from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.search.race.chance import judgements
+from nasrec_torchrec.search.race.choice import finalists, winner
 from nasrec_torchrec.search.race.config import RACE_SPACES, RaceConfig
 from nasrec_torchrec.search.race.leaderboard import standings
-from nasrec_torchrec.search.race.planner import Continue, New, Planner, Situation, finalists, winner
+from nasrec_torchrec.search.race.planner import Continue, New, Planner, Situation
 from nasrec_torchrec.search.race.promotion import calibrated_shares, fidelity, kendall_tau, promotable, rung_epochs
 from nasrec_torchrec.search.race.recipe import Recipe, recipe_space, starting_recipes
 from nasrec_torchrec.search.race.replay import Curve, replay
-from nasrec_torchrec.search.race.sources import USUAL, reference_architectures
+from nasrec_torchrec.search.race.sources import USUAL, reference_architectures, small_mlp
 from nasrec_torchrec.search.race.surrogate import Surrogate
 from nasrec_torchrec.search.race.trial import Entry, Trial
 
@@ -113,14 +114,41 @@ def test_recipes_come_first_then_architectures_then_seeds():
     assert found.loss < min(entry.loss for entry in entries if isinstance(entry.trial.interaction, Baseline))
 
 
+def test_the_best_three_teach_the_best_a_faster_one_and_a_small_one():
+    def curve(trial: Trial) -> Curve:
+        """Teaching helps."""
+        return [(loss - 0.05 * bool(trial.teachers), auc, seconds) for loss, auc, seconds in _curve(trial)]
+
+    entries = replay(_planner(), curve, trials=40)
+    taught = [entry for entry in entries if entry.trial.teachers]
+    first = taught[0]
+    before = sorted((e for e in entries[: first.number] if e.status == "complete"), key=lambda entry: entry.loss)
+    assert first.trial.teachers == tuple(entry.number for entry in before[:3])
+    students = [entry.trial.interaction for entry in taught if entry.trial.source == "student"]
+    # No replayed trial has a latency, so there is no faster one.
+    assert students[:2] == [before[0].trial.interaction, small_mlp(8)]
+    # Students may win, and are taught by the same trials with every seed, but teach nobody and are no baselines.
+    found = winner(entries)
+    assert found is not None and found in taught
+    assert {entry.trial.seed for entry in taught if entry.trial.configuration == found.trial.configuration} >= {0, 1}
+    assert not {number for entry in taught for number in entry.trial.teachers} & {entry.number for entry in taught}
+    assert not any(entry.trial.is_baseline for entry in taught)
+    assert any(entry.trial.is_baseline for entry in finalists(entries, 1))
+    assert not any(entry.trial.teachers for entry in replay(_planner(students=False), curve, trials=40))
+
+
 def test_only_the_chosen_sources_propose():
     for chosen in (("random",), ("mutation", "random"), ("baseline",), ()):
         entries = replay(_planner(sources=chosen), _curve, trials=40)
         assert len(entries) == 40
-        kinds = {e.trial.interaction.kind for e in entries if isinstance(e.trial.interaction, Baseline)}
+        kinds = {
+            e.trial.interaction.kind
+            for e in entries
+            if isinstance(e.trial.interaction, Baseline) and not e.trial.teachers
+        }
         assert kinds > set(USUAL) - {"dlrm"} if "baseline" in chosen else kinds == {_DLRM.kind}
         drawn = {entry.trial.source for entry in entries if isinstance(entry.trial.interaction, Architecture)}
-        assert drawn - {"recipe"} == set(chosen) - {"baseline"}
+        assert drawn - {"recipe", "student"} == set(chosen) - {"baseline"}
     with pytest.raises(ValueError, match=r"sources: expected any of .*'mutation'.*, found 'supernet'"):
         RaceConfig(sources=("supernet",))  # type: ignore[arg-type]
 

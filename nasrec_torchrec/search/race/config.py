@@ -11,8 +11,9 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 Source = Literal["baseline", "reference", "random", "mutation", "surrogate"]
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
-# Shares of the budget after which a phase ends.
-_ENDS = {"recipes": 0.2, "features": 0.35, "architectures": 0.78, "polish": 0.85, "finals": 1.0}
+# Shares of the budget after which a phase ends; without students, architectures have the time of these too.
+_WITHOUT_STUDENTS = 0.78
+_ENDS = {"recipes": 0.2, "features": 0.35, "architectures": 0.7, "polish": 0.85, "finals": 1.0}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class RaceConfig:
         max_features: largest number of added features.
         candidate_features: largest number of sparse features of the data that are combined; those with the largest
             tables come first.
+        students: whether models are taught by the best three of the race, on the training rows: the best one, faster
+            ones, and a small MLP.
         sources: sources of models: ``baseline``, ``reference`` (known models that the search space holds), ``random``,
             ``mutation``, ``surrogate``. Recipes and features are judged by a small DLRM in any case.
         finalists: number of models that are repeated with further seeds.
@@ -66,6 +69,7 @@ class RaceConfig:
     reversed_features: bool = False
     max_features: int = 8
     candidate_features: int = 12
+    students: bool = True
     sources: tuple[Source, ...] = get_args(Source)
     finalists: int = 3
     final_seeds: int = 3
@@ -101,7 +105,8 @@ class RaceConfig:
     def phase(self, share: float) -> Phase:
         """Returns the phase in which a new trial is proposed when a share of the budget is spent."""
         phases = [phase for phase in PHASES if self.features or self.drop_columns or phase != "features"]
-        return next((phase for phase in phases if share < _ENDS[phase]), phases[-1])
+        ends = _ENDS if self.students else _ENDS | {"architectures": _WITHOUT_STUDENTS}
+        return next((phase for phase in phases if share < ends[phase]), phases[-1])
 
 
 @dataclass(frozen=True)

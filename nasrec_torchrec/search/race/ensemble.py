@@ -12,11 +12,10 @@ from nasrec_torchrec.search.race.trial import Entry
 
 def candidates(best: Entry, entries: Sequence[Entry]) -> list[Entry]:
     """Returns the other trials whose models read the columns of the best one, as one package of them all must."""
-    columns = best.trial.features, best.trial.dropped
     return [
         entry
         for entry in entries
-        if entry.measured and (entry.trial.features, entry.trial.dropped) == columns and entry.number != best.number
+        if entry.measured and entry.trial.columns == best.trial.columns and entry.number != best.number
     ]
 
 

@@ -14,7 +14,6 @@ from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.calibration import calibration
 from nasrec_torchrec.metrics.click_metrics import click_metrics, row_losses
 from nasrec_torchrec.metrics.paired import difference
-from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.models.stored_trees import TreeRecord, read_record
 from nasrec_torchrec.runs import names
@@ -23,9 +22,9 @@ from nasrec_torchrec.runs.files import read_json, write_text
 from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible, judgements
+from nasrec_torchrec.search.race.choice import winner
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.leaderboard import by_source, front, standings
-from nasrec_torchrec.search.race.planner import winner
 from nasrec_torchrec.search.race.predictions import Predictions, predict
 from nasrec_torchrec.search.race.promotion import fidelity
 from nasrec_torchrec.search.race.report import page
@@ -191,7 +190,7 @@ def _tree_source(record: TreeRecord, monitor: Monitor) -> dict[str, Any]:
 
 def compared(entries: Sequence[Entry]) -> dict[str, Entry]:
     """Returns what a verdict names: the winner, the best baseline, and the best baseline on the data's own columns."""
-    baselines = [entry for entry in entries if isinstance(entry.trial.interaction, Baseline)]
+    baselines = [entry for entry in entries if entry.trial.is_baseline]
     found = {
         "winner": winner(entries),
         "baseline": winner(baselines),

@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.search.race.trial import Entry, columns_text
 
 
@@ -22,7 +21,7 @@ def standings(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             {
                 "trials": [entry.number for entry in group],
                 "model": first.trial.title,
-                "baseline": isinstance(first.trial.interaction, Baseline),
+                "baseline": first.trial.is_baseline,
                 "source": first.trial.source,
                 "phase": first.trial.phase,
                 "recipe": str(first.trial.recipe),

@@ -1,6 +1,5 @@
 """What is done next: a function of what is known, so that a killed race goes on as the undisturbed one would."""
 
-import math
 import statistics
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -14,9 +13,9 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
 from nasrec_torchrec.architecture import Architecture
-from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.search.race import sources
-from nasrec_torchrec.search.race.chance import MOST_SEEDS, Judgement, accepted_sets, judgements, seed_deviation
+from nasrec_torchrec.search.race.chance import MOST_SEEDS, Judgement, accepted_sets, judgements
+from nasrec_torchrec.search.race.choice import finalists
 from nasrec_torchrec.search.race.config import RaceConfig, Source
 from nasrec_torchrec.search.race.promotion import (
     calibrated_shares,
@@ -26,6 +25,7 @@ from nasrec_torchrec.search.race.promotion import (
     study_in_memory,
 )
 from nasrec_torchrec.search.race.recipe import Recipe, neighbours, with_parameters
+from nasrec_torchrec.search.race.students import students, teachers_of
 from nasrec_torchrec.search.race.surrogate import Surrogate
 from nasrec_torchrec.search.race.trial import Entry, Phase, Status, Trial
 from nasrec_torchrec.search_space import SearchSpace
@@ -35,8 +35,8 @@ _TPE_STARTUP = 4
 _CALIBRATING, _CALIBRATION_SHARE = 3, 0.25
 # The source of trainings that fill the end of a budget.
 _SHORTER = "shorter schedule"
-# Deviations of the seeds within which a configuration may be better than the one that looks best.
-_CONTENDERS = 4.0
+# Trials beside the finalists that keep a checkpoint.
+KEPT_BESIDE = 3
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Planner:
         """Returns the next rung of a trial, or its end."""
         last = entry.trial.recipe.epochs
         repeated = entry.trial.phase == "features" and entry.trial.seed != self._config.seed
-        whole = entry.trial.phase == "finals" or entry.trial.source == _SHORTER or repeated
+        whole = entry.trial.phase == "finals" or entry.trial.source == _SHORTER or repeated or entry.trial.teachers
         if whole or self._calibrates(entry, situation):
             return last
         rungs = rung_epochs(last, self.shares(entry.trial.phase, situation.entries))
@@ -249,7 +249,8 @@ class Planner:
             for entry in entries
             if entry.measured
             and entry.trial.interaction == base.interaction
-            and (entry.trial.features, entry.trial.dropped) == (base.features, base.dropped)
+            and (entry.trial.features, entry.trial.dropped, entry.trial.teachers)
+            == (base.features, base.dropped, base.teachers)
         ]
         best = min(of_kind, key=lambda entry: entry.loss, default=None)
         recipe = best.trial.recipe if best else base.recipe
@@ -351,7 +352,8 @@ class Planner:
             usual = sum(entry.trial.source == "baseline" for entry in mine)
             if 2 * usual <= len(mine) or set(self._config.sources) == {"baseline"}:
                 return untried[0]
-        trained = [entry for entry in entries if isinstance(entry.trial.interaction, Architecture)]
+        untaught = [entry for entry in entries if not entry.trial.teachers]
+        trained = [entry for entry in untaught if isinstance(entry.trial.interaction, Architecture)]
         drawn = {e.trial.interaction.canonical() for e in trained if isinstance(e.trial.interaction, Architecture)}
         surrogate = Surrogate.fit(trained)
         references = [found for found in self._references if found.canonical() not in drawn]
@@ -384,7 +386,10 @@ class Planner:
         return self._propose_polish(situation)
 
     def _propose_polish(self, situation: Situation) -> Trial:
-        """Returns features that the cheap model may be too weak for, then the recipe, around the best trial so far."""
+        """Returns features that the cheap model may be too weak for, then students of the best trials, then recipes.
+
+        Features and recipes are tried around the best trial so far.
+        """
         entries = situation.entries
         known = {entry.trial.configuration for entry in entries}
         best = situation.eligible[0].trial
@@ -394,12 +399,30 @@ class Planner:
                 trial = self._new("polish", "features", best, features=judgement.features)
                 if trial.configuration not in known:
                     return trial
+        if (student := self._propose_student(situation)) is not None:
+            return student
         adam = "embedding_l2" in self._choices(best.recipe)
         for recipe in neighbours(best.recipe, adam):
             trial = self._new("polish", "recipe", best, recipe=recipe)
             if trial.configuration not in known:
                 return trial
         return self._propose_recipe(entries, "polish", self._new("polish", "recipe", best))
+
+    def _propose_student(self, situation: Situation) -> Trial | None:
+        """Returns a model that the best trials teach, which has not been taught with these columns yet."""
+        # The trials that still have a checkpoint, see _Race._clean.
+        teachers = teachers_of(situation.eligible[: self._config.finalists + KEPT_BESIDE])
+        if not self._config.students or not teachers:
+            return None
+        like = teachers[0].trial
+        taught = [
+            e.trial.interaction for e in situation.entries if e.trial.teachers and e.trial.columns == like.columns
+        ]
+        for model in students(teachers[0], situation.eligible, self._embedding_dim):
+            if model not in taught:
+                numbers = tuple(entry.number for entry in teachers)
+                return self._new("polish", "student", like, interaction=model, teachers=numbers)
+        return None
 
     def _propose_final(self, situation: Situation) -> Trial | None:
         """Further seeds of the finalists, one seed for all of them before the next one."""
@@ -444,52 +467,3 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
         return value in distribution.choices
     assert isinstance(distribution, FloatDistribution)
     return distribution.low <= value <= distribution.high
-
-
-def finalists(entries: Sequence[Entry], count: int) -> list[Entry]:
-    """Returns the best trials, one of each configuration, including the best baseline."""
-    ranked: dict[str, Entry] = {}
-    for entry in sorted((e for e in entries if e.measured), key=lambda e: e.loss):
-        if entry.trial.phase != "finals":
-            ranked.setdefault(entry.trial.configuration, entry)
-    best = list(ranked.values())
-    chosen = best[:count]
-    baseline = next((entry for entry in best if isinstance(entry.trial.interaction, Baseline)), None)
-    if baseline is not None and baseline not in chosen:
-        chosen.append(baseline)
-    return chosen
-
-
-def mean_losses(entries: Sequence[Entry]) -> dict[str, tuple[float, int]]:
-    """For every configuration the mean of its seeds' losses, and how many there are."""
-    losses: dict[str, list[float]] = {}
-    for entry in entries:
-        if entry.measured:
-            losses.setdefault(entry.trial.configuration, []).append(entry.loss)
-    return {key: (math.fsum(values) / len(values), len(values)) for key, values in losses.items()}
-
-
-def winner(entries: Sequence[Entry]) -> Entry | None:
-    """Returns the best seed of the configuration that is best on the validation rows.
-
-    The best of many single trainings owes part of its lead to luck, so each mean over seeds is drawn towards the mean
-    of all that seeds may have put ahead, the fewer the seeds the more.
-    """
-    means = mean_losses(entries)
-    if not means:
-        return None
-    lowest = min(mean for mean, _ in means.values())
-    deviation = seed_deviation(entries) * lowest
-    near = {key: found for key, found in means.items() if found[0] <= lowest + _CONTENDERS * deviation}
-    centre = math.fsum(mean for mean, _ in near.values()) / len(near)
-    luck = deviation**2
-    # How much the contenders really differ: their spread beyond that of the seeds, but never nothing.
-    spread = math.fsum((mean - centre) ** 2 - luck / seeds for mean, seeds in near.values()) / len(near)
-    spread = max(spread, luck / 4, sys.float_info.min)
-
-    def expected(key: str) -> float:
-        mean, seeds = near[key]
-        return centre + (mean - centre) * spread / (spread + luck / seeds)
-
-    best = min(near, key=expected)
-    return min((e for e in entries if e.trial.configuration == best and e.measured), key=lambda e: e.loss)

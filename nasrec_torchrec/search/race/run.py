@@ -32,14 +32,16 @@ from nasrec_torchrec.search.limits import require_reachable
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible
+from nasrec_torchrec.search.race.choice import winner
 from nasrec_torchrec.search.race.column_choice import ColumnChoice
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
 from nasrec_torchrec.search.race.finish import compared, finish, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
-from nasrec_torchrec.search.race.planner import Continue, Finished, New, Planner, Situation, winner
+from nasrec_torchrec.search.race.planner import KEPT_BESIDE, Continue, Finished, New, Planner, Situation
 from nasrec_torchrec.search.race.ranks import follow, tell
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
+from nasrec_torchrec.search.race.students import taught
 from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, check_final_fit, fit_finally, train_trial
 from nasrec_torchrec.search.race.tree import train_tree, tree_folders
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
@@ -353,7 +355,12 @@ class _Race:
         """A trial up to its next rung."""
         self.book.begin(entry.number, until)
         folder = trial_folder(self.out, entry.number)
-        tell((entry.trial, until, self.data, folder, False))
+        try:
+            data = taught(entry.trial, self.data, self.out)
+        except ValueError as error:  # a worker has dropped the checkpoint of a teacher
+            self._fail(entry, str(error))
+            return
+        tell((entry.trial, until, data, folder, False))
         out_of_time = False
 
         def report(epoch: int, loss: float, auc: float, seconds: float) -> bool:
@@ -365,7 +372,7 @@ class _Race:
             return out_of_time or self.planner.status_of(self.book.entries()[entry.number]) == "complete"
 
         try:
-            progress = train_trial(entry.trial, until, self.data, folder, self.device, report, self.now)
+            progress = train_trial(entry.trial, until, data, folder, self.device, report, self.now)
         except (DivergedError, UnbuildableError) as error:
             self._fail(entry, str(error))
             return
@@ -405,10 +412,12 @@ class _Race:
     def _clean(self) -> None:
         """Drops the checkpoints of trials that are complete and far from winning."""
         entries = self.book.entries()
-        keep = self.config.finalists + 3
+        keep = self.config.finalists + KEPT_BESIDE
         ranked = sorted((entry for entry in entries if entry.measured), key=lambda entry: entry.loss)
         may_win = eligible(ranked, self.columns.combinations)
         kept = {entry.number for entry in (*ranked[:keep], *may_win[:keep], *compared(may_win).values())}
+        unfinished = [entry for entry in entries if entry.status in ("running", "paused")]
+        kept |= {number for entry in unfinished for number in entry.trial.teachers}
         for entry in ranked:
             if entry.status == "complete" and entry.number not in kept and entry.trial.phase != "finals":
                 remove_checkpoints(trial_folder(self.out, entry.number))
@@ -478,6 +487,7 @@ class _Race:
             return None
         folder = self.out / names.RACE_TRIALS / names.RACE_FINAL
         self._say(f"trial {best.number} is trained once more, with the validation rows too")
-        tell((best.trial, best.best_epoch, self.data, folder, True))
-        fit_finally(best.trial, best.best_epoch, self.data, folder, self.device)
+        data = taught(best.trial, self.data, self.out)
+        tell((best.trial, best.best_epoch, data, folder, True))
+        fit_finally(best.trial, best.best_epoch, data, folder, self.device)
         return folder

@@ -35,6 +35,11 @@ def cheap_baseline(embedding_dim: int) -> Baseline:
     return Baseline("dlrm", (64, embedding_dim), (128, 64, 1))
 
 
+def small_mlp(embedding_dim: int) -> Baseline:
+    """Returns the smallest model that the best ones of a race teach."""
+    return Baseline("mlp", (64, embedding_dim), (64, 32, 1))
+
+
 def baselines(embedding_dim: int) -> list[Baseline]:
     """What a user would pick instead: the usual kinds, those that lead leaderboards, larger usual ones."""
     small, large = (128, 64, 1), (256, 256, 1)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from nasrec_torchrec.datasets.prepared import load_schema, open_split, read_manifest
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.soft_labels import SoftLabels
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.checkpoint import newest_intact, read_progress
@@ -33,11 +34,13 @@ class RaceData:
         folders: prepared data set, and its copies with the features that were added one time after the other.
         base: the schema of the data without them.
         monitor: validation loss that decides.
+        soft_labels: what the teachers of a trial predict for its training rows.
     """
 
     folders: tuple[Path, ...]
     base: Schema
     monitor: Monitor = "log_loss"
+    soft_labels: SoftLabels | None = None
 
     @property
     def centers(self) -> bool:
@@ -63,7 +66,10 @@ class RaceData:
         Raises:
             ValueError: if the split has no rows, or a file is not the one that the manifest lists.
         """
-        return replace(open_split(self.folder(trial), split), schema=self.schema(trial))
+        taught = trial.teachers and split == "train"
+        assert not taught or self.soft_labels is not None, "a trial with teachers needs what they predict"
+        files = replace(open_split(self.folder(trial), split), schema=self.schema(trial))
+        return replace(files, soft_labels=self.soft_labels) if taught else files
 
 
 class UnbuildableError(Exception):

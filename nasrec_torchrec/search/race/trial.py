@@ -30,6 +30,7 @@ class Trial:
         features: names of the added features that it reads beside the data's own.
         seed: seed of its weights and of the order of its rows.
         dropped: names of the data's own features that it does not read, unless an added one is computed from them.
+        teachers: numbers of the trials by whose mean prediction for the training rows the model is taught.
     """
 
     phase: Phase
@@ -39,6 +40,7 @@ class Trial:
     features: tuple[str, ...] = ()
     seed: int = 0
     dropped: tuple[str, ...] = ()
+    teachers: tuple[int, ...] = ()
 
     @property
     def configuration(self) -> str:
@@ -53,12 +55,23 @@ class Trial:
         return replace(self, features=())
 
     @property
+    def columns(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The added and the dropped features: trials for which they are the same read the same columns."""
+        return self.features, self.dropped
+
+    @property
     def title(self) -> str:
         """A name for tables."""
+        taught = ", taught" if self.teachers else ""
         if isinstance(self.interaction, Baseline):
-            return f"{self.interaction.kind} {'-'.join(map(str, self.interaction.over_layers[:-1]))}"
+            return f"{self.interaction.kind} {'-'.join(map(str, self.interaction.over_layers[:-1]))}{taught}"
         digest = hashlib.sha256(self.interaction.to_json(None).encode()).hexdigest()[:6]
-        return f"nasrecnet {digest}"
+        return f"nasrecnet {digest}{taught}"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is what a user would train without this package: a baseline that no other model taught."""
+        return isinstance(self.interaction, Baseline) and not self.teachers
 
     def schema(self, base: Schema, whole: Schema) -> Schema:
         """Returns the columns that the model reads: those of the data but the dropped ones, and the added features."""
@@ -81,6 +94,7 @@ class Trial:
             "features": list(self.features),
             "seed": self.seed,
             "dropped": list(self.dropped),
+            **({"teachers": list(self.teachers)} if self.teachers else {}),
         }
 
     @classmethod
@@ -99,6 +113,7 @@ class Trial:
             tuple(document["features"]),
             document["seed"],
             tuple(document.get("dropped", ())),
+            tuple(document.get("teachers", ())),
         )
 
 

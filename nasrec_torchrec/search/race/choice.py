@@ -1,0 +1,60 @@
+"""Which trials of a race are the best, where single trainings may owe their lead to luck."""
+
+import math
+import sys
+from collections.abc import Sequence
+
+from nasrec_torchrec.search.race.chance import seed_deviation
+from nasrec_torchrec.search.race.trial import Entry
+
+# Deviations of the seeds within which a configuration may be better than the one that looks best.
+_CONTENDERS = 4.0
+
+
+def finalists(entries: Sequence[Entry], count: int) -> list[Entry]:
+    """Returns the best trials, one of each configuration, including the best baseline."""
+    ranked: dict[str, Entry] = {}
+    for entry in sorted((e for e in entries if e.measured), key=lambda e: e.loss):
+        if entry.trial.phase != "finals":
+            ranked.setdefault(entry.trial.configuration, entry)
+    best = list(ranked.values())
+    chosen = best[:count]
+    baseline = next((entry for entry in best if entry.trial.is_baseline), None)
+    if baseline is not None and baseline not in chosen:
+        chosen.append(baseline)
+    return chosen
+
+
+def mean_losses(entries: Sequence[Entry]) -> dict[str, tuple[float, int]]:
+    """For every configuration the mean of its seeds' losses, and how many there are."""
+    losses: dict[str, list[float]] = {}
+    for entry in entries:
+        if entry.measured:
+            losses.setdefault(entry.trial.configuration, []).append(entry.loss)
+    return {key: (math.fsum(values) / len(values), len(values)) for key, values in losses.items()}
+
+
+def winner(entries: Sequence[Entry]) -> Entry | None:
+    """Returns the best seed of the configuration that is best on the validation rows.
+
+    The best of many single trainings owes part of its lead to luck, so each mean over seeds is drawn towards the mean
+    of all that seeds may have put ahead, the fewer the seeds the more.
+    """
+    means = mean_losses(entries)
+    if not means:
+        return None
+    lowest = min(mean for mean, _ in means.values())
+    deviation = seed_deviation(entries) * lowest
+    near = {key: found for key, found in means.items() if found[0] <= lowest + _CONTENDERS * deviation}
+    centre = math.fsum(mean for mean, _ in near.values()) / len(near)
+    luck = deviation**2
+    # How much the contenders really differ: their spread beyond that of the seeds, but never nothing.
+    spread = math.fsum((mean - centre) ** 2 - luck / seeds for mean, seeds in near.values()) / len(near)
+    spread = max(spread, luck / 4, sys.float_info.min)
+
+    def expected(key: str) -> float:
+        mean, seeds = near[key]
+        return centre + (mean - centre) * spread / (spread + luck / seeds)
+
+    best = min(near, key=expected)
+    return min((e for e in entries if e.trial.configuration == best and e.measured), key=lambda e: e.loss)
