@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.status import span
-from nasrec_torchrec.search.race.warned import race_warnings
+from nasrec_torchrec.search.race_warnings import race_warnings
 from nasrec_torchrec.search.storage import open_storage
 from nasrec_torchrec.search.workers import died_here
 

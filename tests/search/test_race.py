@@ -68,6 +68,13 @@ def _what_counts(results: dict[str, Any]) -> Any:
 def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undisturbed):
     out, results = undisturbed
     assert len(results["trials"]) == 12
+    # The best trials have taught others, from a file that stays when their checkpoints are gone.
+    taught = [trial["trial"] for trial in results["trials"] if trial["trial"]["source"] == "student"]
+    assert taught and all(trial["phase"] == "polish" for trial in taught)
+    for trial in taught:
+        assert all(results["trials"][number]["status"] == "complete" for number in trial["teachers"])
+        name = "-".join(f"{number:04d}" for number in trial["teachers"])
+        assert len(np.load(out / "teachers" / f"{name}.npy")) == results["rows"]["train"]
     winner = results["trials"][results["winner"]]
     # The pair of user and item decides, and only an added feature shows it to models this small this fast.
     assert any("user_x_item" in name for name in winner["trial"]["features"])

@@ -8,7 +8,7 @@ import torch
 from support import SMALL_SPACE, make_candidate, run_program
 
 from nasrec_torchrec.runs.names import JOURNAL, RESULTS
-from nasrec_torchrec.search.race.warned import race_warnings
+from nasrec_torchrec.search.race_warnings import race_warnings
 from nasrec_torchrec.search.study import CandidateStudy
 from nasrec_torchrec.search.study_status import read_study_status
 

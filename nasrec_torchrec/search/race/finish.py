@@ -33,7 +33,7 @@ from nasrec_torchrec.search.race.training import RaceData
 from nasrec_torchrec.search.race.tree import TREE_BESIDE
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.race.verdict import verdict
-from nasrec_torchrec.search.race.warned import race_warnings
+from nasrec_torchrec.search.race_warnings import race_warnings
 from nasrec_torchrec.training.column_importance import column_importances
 from nasrec_torchrec.training.config import Monitor
 from nasrec_torchrec.training.drift import decisive
