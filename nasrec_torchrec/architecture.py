@@ -6,7 +6,7 @@ publishes its results (``{"micro": [...], "macro": [...]}``).
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -30,6 +30,9 @@ SPARSE_OPERATORS: tuple[str, ...] = ("embedded_fully_connected", "attention")
 _FORMAT = "nasrec-torchrec/architecture/1"
 # Of an architecture whose logit does not just read the last block; readers of format 1 do not know such networks.
 _FORMAT_OF_OUTPUTS = "nasrec-torchrec/architecture/2"
+# Of an architecture that chooses the width of tables; it names its outputs, too.
+_LATER = "embedding_widths", "width_tables"
+_FORMAT_OF_WIDTHS = "nasrec-torchrec/architecture/3"
 
 
 @dataclass(frozen=True)
@@ -125,17 +128,19 @@ class BlockArchitecture:
 class Architecture:
     """A whole network as the sequence of its choice blocks.
 
-    Architectures are hashable, and two of them are equal if their blocks are.
+    Architectures are hashable, and two of them are equal if their blocks, outputs and widths of tables are.
 
     Args:
         blocks: One or more blocks. Block i may read the outputs 0 to i.
         dense_outputs: Indices of the dense outputs that the final linear layer reads. None stands for the last block's.
         sparse_outputs: Indices of the sparse outputs that the final linear layer reads, possibly none. None stands for
             the last block's.
+        embedding_widths: Embedding dimension of each table whose width is a choice, by the name of the table; a mapping
+            or pairs. Tables that it does not name have the width that the data or the collection gives them.
 
     Raises:
-        ValueError: If there is no block, if something reads an output that does not exist (yet), or if the final linear
-            layer reads nothing.
+        ValueError: If there is no block, if something reads an output that does not exist (yet), if the final linear
+            layer reads nothing, or if a width is not a positive integer.
 
     Example:
         >>> from nasrec_torchrec import PUBLISHED
@@ -148,6 +153,7 @@ class Architecture:
     blocks: tuple[BlockArchitecture, ...]
     dense_outputs: tuple[int, ...] | None = None
     sparse_outputs: tuple[int, ...] | None = None
+    embedding_widths: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))
@@ -167,6 +173,7 @@ class Architecture:
             raise ValueError(
                 "dense_outputs, sparse_outputs: expected something to read for the final layer, found none"
             )
+        object.__setattr__(self, "embedding_widths", _widths(self.embedding_widths))
 
     @property
     def outputs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -189,9 +196,11 @@ class Architecture:
             The JSON document.
         """
         document: dict[str, Any] = {"format": _FORMAT, "blocks": [asdict(block) for block in self.blocks]}
-        if not self.reads_last_block:
+        if not self.reads_last_block or self.embedding_widths:
             dense, sparse = self.outputs
             document |= {"format": _FORMAT_OF_OUTPUTS, "dense_outputs": dense, "sparse_outputs": sparse}
+        if self.embedding_widths:
+            document |= {"format": _FORMAT_OF_WIDTHS, "embedding_widths": dict(self.embedding_widths)}
         return json.dumps(document, indent=indent)
 
     def to_published_json(self, indent: int | None = None) -> str:
@@ -204,9 +213,13 @@ class Architecture:
             The JSON document.
 
         Raises:
-            ValueError: If the research code does not have one of the operators, or if the final linear layer does not
-                read the last block alone.
+            ValueError: If the research code does not have one of the operators, if the final linear layer does not
+                read the last block alone, or if the architecture chooses the width of tables.
         """
+        if self.embedding_widths:
+            raise ValueError(
+                f"in the research code all tables have one width, found embedding_widths {dict(self.embedding_widths)}"
+            )
         if not self.reads_last_block:
             raise ValueError(
                 "in the research code the final linear layer reads the last block, found "
@@ -261,7 +274,7 @@ class Architecture:
         if not isinstance(document, dict):
             raise ValueError(f"expected a JSON object, found {type(document).__name__}")
         if "blocks" in document:
-            return cls(tuple(_read_blocks(document)), *_read_outputs(document))
+            return cls(tuple(_read_blocks(document)), *_read_outputs(document), _read_widths(document))
         if "micro" in document or "macro" in document:
             return cls(tuple(_read_published(document)))
         raise ValueError(
@@ -319,7 +332,15 @@ class Architecture:
                     sparse_to_dense=block.sparse_to_dense and dense,
                 )
             )
-        return Architecture(tuple(blocks), *self.outputs)
+        return Architecture(tuple(blocks), *self.outputs, self.embedding_widths)
+
+
+def recorded(value: Any) -> dict[str, Any]:
+    """Returns the fields of an architecture, a search space or a baseline, for records and what identifies a run.
+
+    What is not used looks the same as in older versions, which did not have it.
+    """
+    return {name: item for name, item in asdict(value).items() if item or name not in _LATER}
 
 
 def _read(what: Reads, operators: Iterable[str]) -> bool:
@@ -340,6 +361,22 @@ def _outputs(value: object, where: str, count: int) -> tuple[int, ...]:
     if not all(_is_int(v) and 0 <= v <= count for v in values):
         raise ValueError(f"{where}: expected integers in 0..{count}, found {values}")
     return tuple(sorted(set(values)))
+
+
+def _widths(value: object) -> tuple[tuple[str, int], ...]:
+    """Checks the widths of tables, and sorts them by the names of the tables."""
+    where = "embedding_widths: expected the width of each table by its name"
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{where}, found {value!r}")
+    pairs: list[Any] = list(value.items() if isinstance(value, Mapping) else value)
+    if not all(isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        raise ValueError(f"{where}, found {value!r}")
+    for name, width in pairs:
+        if not _is_int(width) or width <= 0:
+            raise ValueError(f"embedding_widths: table '{name}': expected a positive integer, found {width!r}")
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError(f"{where}, each once, found {sorted(name for name, _ in pairs)}")
+    return tuple(sorted((name, width) for name, width in pairs))
 
 
 def _strings(value: object, where: str) -> tuple[str, ...]:
@@ -374,8 +411,10 @@ def _block(index: int, **values: Any) -> BlockArchitecture:
 
 
 def _read_blocks(document: Mapping[str, Any]) -> Iterable[BlockArchitecture]:
-    if document.get("format", _FORMAT) not in (_FORMAT, _FORMAT_OF_OUTPUTS):
-        raise ValueError(f"format: expected '{_FORMAT}' or '{_FORMAT_OF_OUTPUTS}', found {document['format']!r}")
+    formats = _FORMAT, _FORMAT_OF_OUTPUTS, _FORMAT_OF_WIDTHS
+    if document.get("format", _FORMAT) not in formats:
+        expected = ", ".join(f"'{name}'" for name in formats[:-1])
+        raise ValueError(f"format: expected {expected} or '{formats[-1]}', found {document['format']!r}")
     names = {field.name for field in fields(BlockArchitecture)}
     for index, entry in enumerate(_entries(document, "blocks")):
         unknown = sorted(set(entry) - names)
@@ -391,6 +430,14 @@ def _read_outputs(document: Mapping[str, Any]) -> tuple[Any, Any]:
             raise ValueError(f"{found[0]}: only architectures of the format '{_FORMAT_OF_OUTPUTS}' have it")
         return None, None
     return tuple(_value(document, name, "architecture") for name in names)
+
+
+def _read_widths(document: Mapping[str, Any]) -> Any:
+    if document.get("format", _FORMAT) != _FORMAT_OF_WIDTHS:
+        if "embedding_widths" in document:
+            raise ValueError(f"embedding_widths: only architectures of the format '{_FORMAT_OF_WIDTHS}' have it")
+        return ()
+    return _value(document, "embedding_widths", "architecture")
 
 
 def _read_published(document: Mapping[str, Any]) -> Iterable[BlockArchitecture]:

@@ -2,10 +2,12 @@
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nasrec_torchrec.architecture import DENSE_OPERATORS, SPARSE_OPERATORS, Architecture, BlockArchitecture
+from nasrec_torchrec.table_widths import check_width
 
 if TYPE_CHECKING:  # a command line only needs the values, and importing torch takes seconds
     import torch
@@ -33,9 +35,13 @@ class SearchSpace:
             The binary operators always read one on their left and one on their right.
         outputs: What the final linear layer reads: the ``last`` block, as in the paper, or ``any`` blocks, up to
             max_inputs on the dense side and as many or none on the sparse side.
+        embedding_widths: Embedding dimensions among which an architecture chooses for each table, multiples of 4, such
+            as 4,8,16,32; none leaves the tables as the data has them. A supernet stores tables of the largest one.
+        width_tables: Names of the tables whose width is a choice, if it is not one for all; the others keep theirs.
 
     Raises:
-        ValueError: If a count is not positive, a choice is empty, or an operator is unknown.
+        ValueError: If a count is not positive, a choice is empty, an operator is unknown, or a width of tables is no
+            multiple of 4.
 
     Example:
         >>> import torch
@@ -53,6 +59,8 @@ class SearchSpace:
     sparse_widths: tuple[int, ...] = (16, 32, 48, 64)
     max_inputs: int = 4
     outputs: Outputs = "last"
+    embedding_widths: tuple[int, ...] = ()
+    width_tables: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "max_inputs"):
@@ -65,11 +73,23 @@ class SearchSpace:
             object.__setattr__(self, name, values)
         if self.outputs not in get_args(Outputs):
             raise ValueError(f"outputs: expected one of {list(get_args(Outputs))}, found {self.outputs!r}")
+        for name in ("embedding_widths", "width_tables"):
+            values = tuple(getattr(self, name))
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name}: expected distinct values, found {values}")
+            object.__setattr__(self, name, values)
+        for width in self.embedding_widths:
+            check_width(width, "embedding_widths")
+        if self.width_tables and not self.embedding_widths:
+            raise ValueError(f"width_tables: expected none without embedding_widths, found {self.width_tables}")
         self.union()  # BlockArchitecture checks operators and widths.
 
     @property
     def cardinality(self) -> int:
-        """Number of architectures with one dense and one sparse operator per block, the set that a search covers."""
+        """Number of architectures with one dense and one sparse operator per block, the set that a search covers.
+
+        Widths of tables count once the tables are known, see :meth:`for_tables`.
+        """
         per_block = (
             len(self.dense_operators)
             * len(self.sparse_operators)
@@ -86,7 +106,29 @@ class SearchSpace:
         if self.outputs == "any":
             subsets = sum(math.comb(self.num_blocks, size) for size in range(1, self._most_outputs + 1))
             total *= subsets * (subsets + 1)  # the sparse side may be left out
+        if self.embedding_widths:
+            total *= len(self.embedding_widths) ** len(self.width_tables)
         return total
+
+    def for_tables(self, names: Iterable[str]) -> "SearchSpace":
+        """Tells the space which tables there are, so that it can choose the width of each.
+
+        Args:
+            names: Names of the tables of the data or of a collection.
+
+        Returns:
+            A space that chooses the width of all of them, or of those that it names already. A space without widths of
+            tables remains as it is.
+
+        Raises:
+            ValueError: If it names a table that does not exist.
+        """
+        if not self.embedding_widths:
+            return self
+        known = tuple(names)
+        if unknown := [name for name in self.width_tables if name not in known]:
+            raise ValueError(f"width_tables: there is no table {unknown}; the tables are {list(known)}")
+        return self if self.width_tables else replace(self, width_tables=known)
 
     def sample(
         self, generator: "torch.Generator | None" = None, strategy: Strategy = "single_operator_any_connection"
@@ -105,13 +147,13 @@ class SearchSpace:
             The architecture.
 
         Raises:
-            ValueError: If the strategy is unknown.
+            ValueError: If the strategy is unknown, or widths of tables are a choice and the tables are not known.
         """
         if strategy not in get_args(Strategy):
             raise ValueError(f"strategy: expected one of {list(get_args(Strategy))}, found {strategy!r}")
         rng = _rng(generator)
         blocks = tuple(self._sample_block(index, strategy, rng) for index in range(self.num_blocks))
-        return Architecture(blocks, *self._sample_outputs(strategy, rng))
+        return Architecture(blocks, *self._sample_outputs(strategy, rng), self._sample_widths(strategy, rng))
 
     def mutate(self, architecture: Architecture, generator: "torch.Generator | None" = None) -> Architecture:
         """Samples one choice of one block again, as the paper does.
@@ -134,10 +176,11 @@ class SearchSpace:
             raise ValueError("cannot mutate: this search space holds a single architecture")
         rng = _rng(generator)
         while True:
-            # With outputs to choose, they count as one more block.
-            index = rng.randrange(self.num_blocks + (self.outputs == "any"))
-            if index == self.num_blocks:
-                child = self._mutate_outputs(architecture, rng)
+            # With outputs to choose, they count as one more block, and so do the widths of tables.
+            others = [self._mutate_outputs] * (self.outputs == "any") + [self._mutate_widths] * bool(self.width_tables)
+            index = rng.randrange(self.num_blocks + len(others))
+            if index >= self.num_blocks:
+                child = others[index - self.num_blocks](architecture, rng)
                 if child != architecture:
                     return child
                 continue
@@ -163,6 +206,7 @@ class SearchSpace:
         return Architecture(
             dense_outputs=outputs,
             sparse_outputs=outputs,
+            embedding_widths=self._widest,
             blocks=tuple(
                 BlockArchitecture(
                     dense_operators=self.dense_operators,
@@ -213,6 +257,7 @@ class SearchSpace:
             )
         if any(0 in outputs for outputs in architecture.outputs):
             raise ValueError("in this space the final layer reads blocks, found output 0, the raw input")
+        self._check_widths(architecture)
 
     def fitted(self, architecture: Architecture) -> Architecture:
         """Brings an architecture into this space, such as one of :data:`~nasrec_torchrec.models.reference.REFERENCE`.
@@ -221,7 +266,8 @@ class SearchSpace:
         their number. A wider network can compute the same.
 
         Args:
-            architecture: An architecture of other widths, or with fewer blocks.
+            architecture: An architecture of other widths, or with fewer blocks. Tables whose width it does not choose
+                get the largest one.
 
         Returns:
             An architecture of this space.
@@ -240,9 +286,44 @@ class SearchSpace:
             )
             for block in blocks
         ]
-        found = Architecture(tuple(fitting), *architecture.outputs)
+        chosen = dict(architecture.embedding_widths)
+        widths = {name: chosen.get(name, width) for name, width in self._widest}
+        fitted = tuple((name, _next_larger(width, self.embedding_widths)) for name, width in widths.items())
+        found = Architecture(tuple(fitting), *architecture.outputs, fitted)
         self.check(found)
         return found
+
+    @property
+    def _widest(self) -> tuple[tuple[str, int], ...]:
+        return tuple((name, max(self.embedding_widths)) for name in self.width_tables)
+
+    def _check_widths(self, architecture: Architecture) -> None:
+        chosen = dict(architecture.embedding_widths)
+        if self.embedding_widths and not self.width_tables:
+            raise ValueError(f"embedding_widths: {_NO_TABLES}")
+        if set(chosen) != set(self.width_tables):
+            raise ValueError(
+                f"embedding_widths: in this space an architecture chooses the width of the tables "
+                f"{sorted(self.width_tables)}, found those of {sorted(chosen)}"
+            )
+        for name, width in chosen.items():
+            if width not in self.embedding_widths:
+                raise ValueError(
+                    f"embedding_widths: table '{name}': {width} not in this space, it has {self.embedding_widths}"
+                )
+
+    def _sample_widths(self, strategy: Strategy, rng: random.Random) -> tuple[tuple[str, int], ...]:
+        """Draws the width of every table."""
+        if self.embedding_widths and not self.width_tables:
+            raise ValueError(f"embedding_widths: {_NO_TABLES}")
+        if strategy == "full":
+            return self._widest
+        return tuple((name, rng.choice(self.embedding_widths)) for name in self.width_tables)
+
+    def _mutate_widths(self, architecture: Architecture, rng: random.Random) -> Architecture:
+        """Draws the width of one table again."""
+        changed = {rng.choice(self.width_tables): rng.choice(self.embedding_widths)}
+        return replace(architecture, embedding_widths=tuple((dict(architecture.embedding_widths) | changed).items()))
 
     @property
     def _most_outputs(self) -> int:
@@ -298,6 +379,7 @@ class SearchSpace:
         )
 
 
+_NO_TABLES = "the space does not know the tables yet; for_tables(names) tells it"
 _CONNECTION_FIELDS = ("dense_inputs", "sparse_inputs", "left_inputs", "right_inputs")
 _INNER_FIELDS = (
     "dense_operators",

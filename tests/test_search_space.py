@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import SMALL_SPACE
 
-from nasrec_torchrec import NASREC_2026, NASREC_FULL, NASREC_SMALL, PUBLISHED, SearchSpace
+from nasrec_torchrec import NASREC_2026, NASREC_FULL, NASREC_SMALL, PUBLISHED, Architecture, SearchSpace
 
 
 def test_published_architectures_lie_in_their_space():
@@ -119,3 +121,47 @@ def test_canonical_forms_drop_only_what_cannot_matter(seed: int):
     assert canonical.blocks[-1].dense_width == last.dense_width
     if not {"sigmoid_gating", "sum"} & set(last.dense_operators):
         assert canonical.blocks[-1].left_inputs == (0,)
+
+
+def test_widths_of_tables_are_a_choice_that_changes_nothing_where_it_is_off():
+    space = replace(NASREC_SMALL, embedding_widths=(4, 8))
+    with pytest.raises(ValueError, match="does not know the tables yet"):
+        space.sample(torch.Generator().manual_seed(0))
+    known = space.for_tables(["a", "b"])
+    assert known.cardinality == NASREC_SMALL.cardinality * 4
+    parent = known.sample(torch.Generator().manual_seed(0))
+    plain = NASREC_SMALL.sample(torch.Generator().manual_seed(0))
+    assert replace(parent, embedding_widths=()) == plain
+    assert (
+        Architecture.from_json(parent.to_json()) == parent == replace(parent, embedding_widths=parent.embedding_widths)
+    )
+    assert '"nasrec-torchrec/architecture/3"' in parent.to_json() and "widths" not in plain.to_json()
+    generator = torch.Generator().manual_seed(1)
+    children = [known.mutate(parent, generator) for _ in range(60)]
+    assert any(child.embedding_widths != parent.embedding_widths for child in children)
+    for child in children:
+        known.check(child)
+    assert dict(known.fitted(plain).embedding_widths) == {"a": 8, "b": 8}
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((), r"chooses the width of the tables \['a', 'b'\], found those of \[\]"),
+        ((("a", 4), ("b", 32)), "table 'b': 32 not in this space"),
+        ((("a", 4), ("b", 0)), "table 'b': expected a positive integer, found 0"),
+        ("wide", "expected the width of each table by its name, found 'wide'"),
+    ],
+)
+def test_widths_of_another_space_are_refused(widths, message):
+    space = replace(NASREC_SMALL, embedding_widths=(4, 8)).for_tables(["a", "b"])
+    parent = space.sample(torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=message):
+        space.check(replace(parent, embedding_widths=widths))
+
+
+def test_widths_that_tables_cannot_have_are_refused():
+    with pytest.raises(ValueError, match="embedding_widths: expected a positive multiple of 4"):
+        replace(NASREC_SMALL, embedding_widths=(4, 6))
+    with pytest.raises(ValueError, match="width_tables: expected none without embedding_widths"):
+        replace(NASREC_SMALL, width_tables=("a",))

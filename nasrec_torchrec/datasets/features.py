@@ -7,9 +7,8 @@ from typing import Any, Literal, get_args
 
 from nasrec_torchrec.datasets.names import check_column, check_name
 from nasrec_torchrec.id_space import ID_SPACE
+from nasrec_torchrec.table_widths import check_width
 
-# FBGEMM's lookups read four columns of a table at once.
-_COLUMNS_AT_ONCE = 4
 Transform = Literal["none", "log1p", "standardize"]
 IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "dynamic", "history", "buckets", "hour", "weekday"]
 # Prepared ids below this are reserved: 0 is a missing value, 1 a value that is not in the dictionary.
@@ -250,13 +249,6 @@ class SparseFeature:
     @property
     def weights_column(self) -> str | None:
         return f"{self.name}_weights" if self.weighted else None
-
-
-def check_width(width: Any, what: str) -> None:
-    if not isinstance(width, int) or isinstance(width, bool) or width < 1 or width % _COLUMNS_AT_ONCE:
-        raise ValueError(
-            f"{what}: expected a positive multiple of {_COLUMNS_AT_ONCE}, which FBGEMM's lookups need, found {width!r}"
-        )
 
 
 def _check_share(value: Any, what: str) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
-from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature, check_width
+from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.names import check_column, check_distinct, safe_name
+from nasrec_torchrec.table_widths import check_tables, check_width
 
 if TYPE_CHECKING:
     from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -161,6 +162,31 @@ class Schema:
         for feature in self.sparse:
             tables.setdefault(feature.table, []).append(feature)
         return tables
+
+    @property
+    def table_names(self) -> list[str]:
+        """The names of the embedding tables in :meth:`tables`."""
+        return [safe_name(name) for name in self.features_by_table()]
+
+    def with_widths(self, widths: Mapping[str, int]) -> "Schema":
+        """Gives tables another width.
+
+        Args:
+            widths: Embedding dimension by the name of a table; the other tables keep theirs.
+
+        Returns:
+            The schema with these tables.
+
+        Raises:
+            ValueError: If a table does not exist, or a width is not a positive multiple of 4.
+        """
+        check_tables(widths, self.table_names)
+
+        def sized(feature: SparseFeature) -> SparseFeature:
+            width = widths.get(safe_name(feature.table), feature.embedding_dim or self.embedding_dim)
+            return replace(feature, embedding_dim=None if width == self.embedding_dim else width)
+
+        return replace(self, sparse=tuple(map(sized, self.sparse)))
 
     def as_prepared(self) -> "Schema":
         """Returns a schema that reads prepared rows of this one as if they were raw, with all values as they are."""

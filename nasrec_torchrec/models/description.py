@@ -1,7 +1,7 @@
 """Descriptions from which a model can be built again; a run stores one as a small JSON file next to the weights."""
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.architecture import Architecture, recorded
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
@@ -34,12 +34,32 @@ class ModelDescription:
         interaction: An architecture (for a NASRecNet), a search space (for a SuperNet) or a baseline.
         use_layernorm: Whether to normalize after each linear layer. Baselines ignore it.
         dictionaries: Name and checksum of each dictionary that the training rows' ids come from.
+
+    The tables of the schema get the widths that the architecture chooses, or the largest ones of the search space.
+    What it chooses for tables that the schema does not have, those of features that are left out, is dropped.
+
+    Raises:
+        ValueError: If an architecture chooses a width that tables cannot have, or a search space names an unknown
+            table.
     """
 
     schema: Schema
     interaction: Architecture | SearchSpace | Baseline = field(default_factory=Baseline)
     use_layernorm: bool = False
     dictionaries: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        interaction, names = self.interaction, self.schema.table_names
+        if isinstance(interaction, Architecture) and interaction.embedding_widths:
+            chosen = {name: width for name, width in interaction.embedding_widths if name in names}
+            interaction = replace(interaction, embedding_widths=tuple(chosen.items()))
+        elif isinstance(interaction, SearchSpace) and interaction.embedding_widths:
+            interaction = interaction.for_tables(names)
+            chosen = dict.fromkeys(interaction.width_tables, max(interaction.embedding_widths))
+        else:
+            return
+        object.__setattr__(self, "interaction", interaction)
+        object.__setattr__(self, "schema", self.schema.with_widths(chosen))
 
     def read(self, data: ClickFiles) -> ClickFiles:
         """Returns rows with the features that the model reads; the data set may have further ones.
@@ -115,7 +135,7 @@ class ModelDescription:
         interaction = (
             json.loads(self.interaction.to_json())
             if isinstance(self.interaction, Architecture)
-            else asdict(self.interaction)
+            else recorded(self.interaction)
         )
         return json.dumps(
             {

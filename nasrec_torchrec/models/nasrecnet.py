@@ -11,6 +11,7 @@ from nasrec_torchrec.models.named import architecture_named
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
 from nasrec_torchrec.modules.plain import fused
 from nasrec_torchrec.modules.sparse_arch import SparseArch
+from nasrec_torchrec.table_widths import check_widths
 
 
 class NASRecNet(nn.Module):
@@ -34,7 +35,8 @@ class NASRecNet(nn.Module):
 
     Raises:
         TypeError: If the collection is of an unsupported kind, or has no sequences to attend to.
-        ValueError: If there is no such architecture or feature, or an operator cannot use tokens of width E.
+        ValueError: If there is no such architecture or feature, an operator cannot use tokens of width E, or a table
+            has another embedding dimension than the architecture chooses for it.
 
     Example:
         >>> from nasrec_torchrec import PUBLISHED
@@ -63,8 +65,10 @@ class NASRecNet(nn.Module):
         check_dense_in_features(dense_in_features)
         self.sparse_arch = SparseArch(embedding_bag_collection, interaction_dim, attention, dense_device)
         sizes = dense_in_features, len(self.sparse_arch.feature_names), self.sparse_arch.embedding_dim
+        architecture = architecture_named(architecture, *sizes)
+        check_widths(dict(architecture.embedding_widths), self.sparse_arch.dims, exact=True)
         self.interaction_arch = InteractionArch(
-            architecture_named(architecture, *sizes),
+            architecture,
             *sizes,
             use_layernorm,
             device=dense_device,

@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec.architecture import Architecture
@@ -13,6 +15,7 @@ from nasrec_torchrec.models.nasrecnet import NASRecNet, check_dense_in_features,
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.search_space import SearchSpace
+from nasrec_torchrec.table_widths import check_widths
 
 
 class SharedInteractionArch(nn.Module):
@@ -145,7 +148,8 @@ class SuperNet(nn.Module):
         embedding_bag_collection: The tables, which all architectures share; see
             :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
         dense_in_features: Number of dense features F_dense, or 0 if there are none.
-        search_space: The architectures to store.
+        search_space: The architectures to store. If it chooses widths of tables, these need the largest width, and an
+            architecture reads the first columns of each.
         use_layernorm: Whether to normalize after each linear layer, over the width in use.
         dense_device: Device of the interaction part; ``meta`` is allowed.
         interaction_dim: Width E of the tokens; see :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`. All
@@ -155,7 +159,8 @@ class SuperNet(nn.Module):
 
     Raises:
         TypeError: If the collection is of an unsupported kind.
-        ValueError: If an operator cannot use tokens of width E.
+        ValueError: If an operator cannot use tokens of width E, or a table whose width is a choice does not have the
+            largest width.
 
     Example:
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -180,7 +185,16 @@ class SuperNet(nn.Module):
     ) -> None:
         super().__init__()
         check_dense_in_features(dense_in_features)
-        self.sparse_arch = SparseArch(embedding_bag_collection, interaction_dim, attention, dense_device)
+        widths = search_space.embedding_widths
+        if widths and attention:
+            raise ValueError(
+                "attention: expected none in a search space with embedding_widths: it reads whole embeddings"
+            )
+        self.sparse_arch = SparseArch(
+            embedding_bag_collection, interaction_dim, attention, dense_device, side_by_side=bool(widths)
+        )
+        search_space = search_space.for_tables(self.sparse_arch.dims)
+        check_widths(dict(search_space.union().embedding_widths), self.sparse_arch.dims, exact=True)
         self.interaction_arch = SharedInteractionArch(
             search_space,
             dense_in_features,
@@ -241,17 +255,21 @@ class SuperNet(nn.Module):
     def extract(self, architecture: Architecture) -> NASRecNet:
         """Copies the weights that an architecture selects, and the tables, into a standalone model.
 
-        The supernet must not be sharded.
+        The supernet must not be sharded. A table whose width is a choice is copied up to the chosen column.
 
         Args:
             architecture: An architecture of the search space.
 
         Returns:
             A model that computes the same logits.
+
+        Raises:
+            TypeError: If the architecture chooses widths of tables, and these are not in an ``EmbeddingBagCollection``
+                alone.
         """
         subnet = self.interaction_arch.subnet(architecture)
         model = NASRecNet(
-            copy.deepcopy(self.sparse_arch.embedding_bag_collection),
+            _narrowed(self.sparse_arch.embedding_bag_collection, dict(architecture.embedding_widths)),
             subnet.dense_in_features,
             architecture,
             self.interaction_arch.use_layernorm,
@@ -263,3 +281,20 @@ class SuperNet(nn.Module):
             model.sparse_arch.pooling.load_state_dict(self.sparse_arch.pooling.state_dict())
         model.interaction_arch.to(next(subnet.parameters()).dtype).load_state_dict(subnet.state_dict())
         return model
+
+
+def _narrowed(collection: nn.Module, widths: Mapping[str, int]) -> nn.Module:
+    """Copies a collection; of some tables only as many columns as ``widths`` says."""
+    if not widths:
+        return copy.deepcopy(collection)
+    if not isinstance(collection, EmbeddingBagCollection):
+        raise TypeError(f"extract: expected tables in an EmbeddingBagCollection, found a {type(collection).__name__}")
+    configs = [
+        replace(config, embedding_dim=widths.get(config.name, config.embedding_dim))
+        for config in collection.embedding_bag_configs()
+    ]
+    narrow = EmbeddingBagCollection(tables=configs, device=collection.device, is_weighted=collection.is_weighted())
+    for config in configs:
+        weight = collection.embedding_bags[config.name].weight
+        narrow.embedding_bags[config.name].weight.copy_(weight[:, : config.embedding_dim])
+    return narrow

@@ -28,8 +28,8 @@ class InteractionArch(nn.Module):
         use_layernorm: normalise after each linear. Off in the published networks, on in supernets.
         shared: allocate a supernet's storage, see :class:`~nasrec_torchrec.modules.operator.Operator`.
         device: where the parameters live; ``meta`` is allowed.
-        tables: name and embedding dimension of the table of every token, if some of them differ from E. See
-            :class:`~nasrec_torchrec.modules.token_projection.TokenProjection`.
+        tables: name and embedding dimension of the table of every token, if some of them differ from E or the
+            architecture reads fewer columns. See :class:`~nasrec_torchrec.modules.token_projection.TokenProjection`.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class InteractionArch(nn.Module):
         self.embedding_dim = embedding_dim
         self.projection: TokenProjection | None = None
         if tables:
-            self.projection = TokenProjection(tables, embedding_dim, device)
+            self.projection = TokenProjection(
+                tables, embedding_dim, device, dict(architecture.embedding_widths), shared
+            )
         dense_widths = [dense_in_features]
         # Tokens of every output, by source name: its own, then those of its dense-to-sparse merger.
         token_widths = [{"0": num_tokens}]

@@ -24,6 +24,8 @@ class SparseArch(nn.Module):
             dimension, or the largest one if they differ.
         attention: For sequences, see :class:`~nasrec_torchrec.modules.sequence_pooling.SequencePooling`.
         device: Device of the attention; ``meta`` is allowed.
+        side_by_side: Whether the embeddings are returned side by side even if all dimensions are E, for those who read
+            some columns of each.
 
     Raises:
         TypeError: If the collection is of an unsupported kind, or has no sequences to attend to.
@@ -37,6 +39,7 @@ class SparseArch(nn.Module):
         interaction_dim: int | None = None,
         attention: Mapping[str, str] | None = None,
         device: torch.device | None = None,
+        side_by_side: bool = False,
     ) -> None:
         super().__init__()
         collection = describe_collection(embedding_bag_collection)
@@ -49,9 +52,10 @@ class SparseArch(nn.Module):
         self.embedding_dim: int = interaction_dim or max(config.embedding_dim for config in configs)
         by_table = list(zip(configs, get_embedding_names_by_table(configs), strict=True))
         self.feature_names: list[str] = [name for _, names in by_table for name in names]
+        self.dims: dict[str, int] = {config.name: config.embedding_dim for config in configs}
         # The table of every token and its embedding dimension, where they have to be projected.
         self.tables: tuple[tuple[str, int], ...] = ()
-        if any(config.embedding_dim != self.embedding_dim for config in configs):
+        if side_by_side or any(config.embedding_dim != self.embedding_dim for config in configs):
             self.tables = tuple((config.name, config.embedding_dim) for config, names in by_table for _ in names)
         if attention and not collection.sequences:
             raise TypeError(

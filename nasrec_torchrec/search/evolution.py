@@ -5,6 +5,7 @@ Regularized evolution (E. Real et al., arXiv 1802.01548) removes the oldest memb
 
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -177,7 +178,10 @@ def _from_tournament(
 def _from_fronts(
     alive: Sequence[Candidate], objective: Objective, config: EvolutionConfig, rng: random.Random
 ) -> Callable[[], Architecture]:
-    """Returns a function that draws two parents for every child, which takes each block from one of the two."""
+    """Returns a function that draws two parents for every child.
+
+    It takes each block, and the width of each table, from one of the two, and what its last layer reads from the first.
+    """
     rank = standing([objective.values(member) for member in alive])
 
     def parent() -> Architecture:
@@ -189,7 +193,9 @@ def _from_fronts(
         if rng.random() > _CROSSOVER:
             return one
         # Block i reads outputs 0..i in both parents, so any mixture of their blocks is an architecture.
-        return Architecture(tuple(rng.choice(pair) for pair in zip(one.blocks, other.blocks, strict=True)))
+        blocks = tuple(rng.choice(pair) for pair in zip(one.blocks, other.blocks, strict=True))
+        pairs = zip(one.embedding_widths, other.embedding_widths, strict=True)
+        return replace(one, blocks=blocks, embedding_widths=tuple(rng.choice(pair) for pair in pairs))
 
     return cross
 

@@ -24,7 +24,8 @@ def smallest(space: SearchSpace) -> Iterator[Architecture]:
                 dense_to_sparse=False,
                 sparse_to_dense=False,
             )
-            yield Architecture((block,) * space.num_blocks)
+            widths = tuple((name, min(space.embedding_widths)) for name in space.width_tables)
+            yield Architecture((block,) * space.num_blocks, embedding_widths=widths)
 
 
 def require_reachable(

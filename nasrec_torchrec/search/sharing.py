@@ -62,6 +62,8 @@ def block_keys(architecture: Architecture, numbers: dict[Hashable, int]) -> list
     for index, (block, flags) in enumerate(zip(architecture.canonical().blocks, read, strict=True)):
         names = [field.name for field in fields(block) if field.name.endswith("_inputs")]
         inputs = {source for name in names for source in getattr(block, name)} - {0}
-        key = index, block, flags, tuple((source, keys[source - 1]) for source in sorted(inputs))
+        # Architectures may read the tables at other widths; then their raw tokens are others.
+        tokens = architecture.embedding_widths if 0 in block.sparse_inputs else ()
+        key = index, block, flags, tokens, tuple((source, keys[source - 1]) for source in sorted(inputs))
         keys.append(numbers.setdefault(key, len(numbers)))
     return keys

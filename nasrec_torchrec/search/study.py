@@ -19,7 +19,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
-from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.architecture import Architecture, recorded
 from nasrec_torchrec.runs.redaction import redact
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import Objective
@@ -69,7 +69,7 @@ class CandidateStudy:
         self.place = redact(str(storage))
         self._storage = open_storage(storage)
         self._workers = f"{name}.workers"
-        settings = json.loads(json.dumps(settings | {"space": asdict(space), "objective": asdict(self._objective)}))
+        settings = json.loads(json.dumps(settings | {"space": recorded(space), "objective": asdict(self._objective)}))
         if from_scratch:
             for old in {name, self._workers} & set(optuna.get_all_study_names(self._storage)):
                 optuna.delete_study(study_name=old, storage=self._storage)

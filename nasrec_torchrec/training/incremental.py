@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.architecture import Architecture, recorded
 from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.splits import SPLITS
@@ -26,6 +26,7 @@ from nasrec_torchrec.runs.folder import promote
 from nasrec_torchrec.runs.log import RunLog
 from nasrec_torchrec.runs.ranks import writing
 from nasrec_torchrec.runs.record import COMMAND
+from nasrec_torchrec.table_widths import check_tables
 from nasrec_torchrec.training.config import RecipeName, TrainConfig, TrainFlags, settings_of
 from nasrec_torchrec.training.progressive_figure import draw_days
 from nasrec_torchrec.training.recipes import fitted, paper
@@ -133,9 +134,10 @@ class IncrementalTraining:
 
     def _one_day(self, folder: Path, config: TrainConfig, state: Days, log: RunLog, device: torch.device) -> None:
         rows = self._rows(folder)
-        description = ModelDescription(
-            load_schema(folder, self.embedding_dim).without(self.drop_features), self.interaction, self.use_layernorm
-        )
+        schema = load_schema(folder, self.embedding_dim)
+        if isinstance(self.interaction, Architecture):
+            check_tables(dict(self.interaction.embedding_widths), schema.table_names)
+        description = ModelDescription(schema.without(self.drop_features), self.interaction, self.use_layernorm)
         if not state.days or state.days[-1].day != folder.name:
             self._promote(state)
             state.days.append(Day(folder.name, digest(read_text(folder / MANIFEST)), len(rows)))
@@ -207,7 +209,7 @@ class IncrementalTraining:
         return fingerprint(
             model={
                 "kind": type(self.interaction).__name__,
-                "interaction": digest(repr(asdict(self.interaction))),
+                "interaction": digest(repr(recorded(self.interaction))),
                 "use_layernorm": self.use_layernorm,
             },
             embedding_dim=self.embedding_dim,

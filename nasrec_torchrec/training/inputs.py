@@ -1,9 +1,9 @@
 """What a training is made of: a run is only continued, or taken as done, where all of it is the same."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
+from nasrec_torchrec.architecture import recorded
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.runs.fingerprint import Fingerprint, code_of, digest, fingerprint
@@ -27,7 +27,7 @@ def inputs_of(
         model={
             "schema": digest(description.schema.to_json()),
             "kind": type(description.interaction).__name__,
-            "interaction": digest(repr(asdict(description.interaction))),
+            "interaction": digest(repr(recorded(description.interaction))),
             "use_layernorm": description.use_layernorm,
         },
         settings=settings_of(config),

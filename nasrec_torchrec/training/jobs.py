@@ -14,6 +14,7 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.messages import nearest
 from nasrec_torchrec.models.config import BASELINES, Baseline
 from nasrec_torchrec.search_space import NASREC_FULL, SearchSpace
+from nasrec_torchrec.table_widths import check_tables
 from nasrec_torchrec.training.config import RecipeName, TrainConfig, TrainFlags
 
 if TYPE_CHECKING:
@@ -105,11 +106,14 @@ def run(
     if init_from is not None:
         initial = WarmStart(to_path(init_from), data, None if init_data is None else to_path(init_data))
     taught_by = Teachers(tuple(map(to_path, teachers)), teacher_share) if teachers else None
-    schema = load_schema(data, embedding_dim).without(drop_features)
-    models = [
-        found if isinstance(found, Unreadable) else ModelDescription(schema, found, use_layernorm)
-        for found in _interactions(architecture, baseline)
-    ]
+    whole = load_schema(data, embedding_dim)
+    schema = whole.without(drop_features)
+    models = []
+    for found in _interactions(architecture, baseline):
+        if isinstance(found, Architecture):
+            # The description drops what it cannot use: widths of the tables of features that are left out.
+            check_tables(dict(found.embedding_widths), whole.table_names)
+        models.append(found if isinstance(found, Unreadable) else ModelDescription(schema, found, use_layernorm))
     with process_group() as device:
         splits = Splits(*(open_split(data, split).without(drop_features) for split in SPLITS))
         settings = _settings(

@@ -3,9 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from support import SMALL_SPACE, make_click_files, make_schema
 
+from nasrec_torchrec.architecture import recorded
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
+from nasrec_torchrec.inference.config import ExportConfig
+from nasrec_torchrec.inference.scoring_model import scoring_model
 from nasrec_torchrec.models.description import ModelDescription
 
 SCHEMA = make_schema()
@@ -55,3 +59,35 @@ def test_a_model_reads_data_with_more_features_than_it_has():
         SCHEMA.without(["f99"])
     with pytest.raises(ValueError, match="sparse: expected at least one feature"):
         SCHEMA.without(SCHEMA.feature_names)
+
+
+def test_tables_get_the_widths_that_an_architecture_chooses():
+    space = replace(SMALL_SPACE, embedding_widths=(4, 32)).for_tables(SCHEMA.table_names)
+    architecture = space.sample(torch.Generator().manual_seed(0))
+    found = ModelDescription(SCHEMA, architecture)
+    assert {table.name: table.embedding_dim for table in found.schema.tables()} == dict(architecture.embedding_widths)
+    assert ModelDescription.from_json(found.to_json()) == found
+    files = make_click_files(SCHEMA, 10)
+    found.require_fits(files)
+    batch = next(files.evaluation_batches(10))
+    model = found.build()
+    model(batch.dense_features, batch.sparse_features).sum().backward()
+    scoring = scoring_model(model, ExportConfig(), SCHEMA.feature_names)
+    lengths = batch.sparse_features.lengths().view(len(SCHEMA.sparse), -1).long()
+    scored = scoring(batch.dense_features, batch.sparse_features.values(), lengths)
+    torch.testing.assert_close(scored, model(batch.dense_features, batch.sparse_features).flatten(), rtol=0, atol=1e-5)
+
+
+def test_a_supernet_has_tables_of_the_largest_width_and_keeps_those_that_are_no_choice():
+    space = replace(SMALL_SPACE, embedding_widths=(4, 32), width_tables=("t_f1",))
+    found = ModelDescription(SCHEMA, space)
+    assert [table.embedding_dim for table in found.schema.tables()] == [16, 32, 16, 16]
+    assert ModelDescription.from_json(found.to_json()) == found
+    with pytest.raises(ValueError, match=r"width_tables: there is no table \['f9'\]"):
+        ModelDescription(SCHEMA, replace(space, width_tables=("f9",)))
+
+
+def test_descriptions_without_widths_look_as_before():
+    assert "embedding_widths" not in DESCRIPTION.to_json()
+    architecture = SMALL_SPACE.sample(torch.Generator().manual_seed(0))
+    assert set(recorded(architecture)) == {"blocks", "dense_outputs", "sparse_outputs"}

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from support import SMALL_SPACE, make_ebc, make_kjt
 from torch.nn import functional as F
 
-from nasrec_torchrec import NASREC_2026, NASREC_FULL, NASREC_SMALL, PUBLISHED, SearchSpace, SuperNet
+from nasrec_torchrec import NASREC_2026, NASREC_FULL, NASREC_SMALL, PUBLISHED, NASRecNet, SearchSpace, SuperNet
+from nasrec_torchrec.search.sharing import SharedFeatures
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 
 
@@ -148,3 +149,49 @@ def test_architectures_of_another_space_are_refused():
     wide = SearchSpace(3, dense_widths=(64,)).sample(torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="block 0: dense_width: 64 not in this space"):
         supernet.extract(wide)
+
+
+WIDTHS = replace(SMALL_SPACE, embedding_widths=(4, 8, 16, 32))
+
+
+@pytest.mark.parametrize("interaction_dim", [8, 16, 32])
+def test_a_path_reads_the_first_columns_of_each_table_as_the_extracted_model_does(interaction_dim):
+    supernet = SuperNet(make_ebc(4, embedding_dim=32), 3, WIDTHS, interaction_dim=interaction_dim)
+    optimizer = ActiveSliceAdagrad(
+        supernet.interaction_arch.parameters(), supernet.interaction_arch.active_parameters, lr=0.1
+    )
+    dense, kjt = torch.randn(8, 3), make_kjt(4, 8, max_length=2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        architecture = supernet.search_space.sample(generator)
+        supernet.set_architecture(architecture)
+        model = supernet.extract(architecture)
+        widths = {c.name: c.embedding_dim for c in model.sparse_arch.embedding_bag_collection.embedding_bag_configs()}
+        assert tuple(sorted(widths.items())) == architecture.embedding_widths
+        torch.testing.assert_close(supernet(dense, kjt), model(dense, kjt), rtol=0, atol=1e-6)
+        before = supernet.interaction_arch.storage.projection.project["t0"].weight.detach().clone()
+        _step(supernet, optimizer, dense, kjt)
+        after = supernet.interaction_arch.storage.projection.project["t0"].weight
+        read = 0 if widths["t0"] == interaction_dim else widths["t0"]
+        assert torch.equal(before[:, read:], after[:, read:])
+
+
+def test_candidates_that_read_tables_at_other_widths_share_no_block_that_reads_them():
+    supernet = SuperNet(make_ebc(4, embedding_dim=32), 3, WIDTHS, interaction_dim=16).eval()
+    one = supernet.search_space.sample(torch.Generator().manual_seed(1))
+    narrow = replace(one, embedding_widths=tuple((name, 4) for name, _ in one.embedding_widths))
+    wide = replace(one, embedding_widths=tuple((name, 32) for name, _ in one.embedding_widths))
+    subnets = [supernet.interaction_arch.subnet(architecture) for architecture in (wide, narrow)]
+    dense, embedded = torch.randn(5, 3), supernet.sparse_arch(make_kjt(4, 5))
+    with torch.no_grad():
+        for subnet, features in zip(subnets, SharedFeatures(subnets)(dense, embedded), strict=True):
+            torch.testing.assert_close(features, torch.cat(subnet.features(dense, embedded), dim=1))
+
+
+def test_tables_that_lack_the_chosen_columns_are_refused():
+    with pytest.raises(ValueError, match="table 't0': expected 16, the embedding dimension of the table, found 32"):
+        SuperNet(make_ebc(4), 3, WIDTHS)
+    architecture = WIDTHS.for_tables(["t0"]).sample(torch.Generator().manual_seed(0))
+    for widths, message in (({"t0": 8}, "table 't0': expected 16"), ({"x": 16}, r"there is no table \['x'\]")):
+        with pytest.raises(ValueError, match=message):
+            NASRecNet(make_ebc(4), 3, replace(architecture, embedding_widths=widths))

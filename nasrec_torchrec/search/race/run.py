@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.architecture import Architecture, recorded
 from nasrec_torchrec.datasets.prepared import MANIFEST, data_warnings, load_schema, open_split, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.boosted_trees import columns_of_trees
@@ -138,8 +138,9 @@ class _Race:
     ) -> None:
         self.now = time.process_time if config.clock == "cpu" else time.monotonic
         self.started = self.now()
-        self.config, self.space, self.limits, self.out, self.device = config, space, limits, out, device
+        self.config, self.limits, self.out, self.device = config, limits, out, device
         self.base = load_schema(data)
+        self.space = space.for_tables(self.base.table_names)
         errors = drift(*(open_split(data, split) for split in ("train", "validation")))
         given = RaceData((data,), self.base, config.monitor or deciding_loss(errors))
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
@@ -168,7 +169,7 @@ class _Race:
         if code := code_of(COMMAND.plugins):
             settings["code"] = code
         require_reachable(self.space, limits, self._counted)
-        self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": asdict(space)}, from_scratch)
+        self.book = Book(storage or out / names.RACE_JOURNAL, settings | {"space": recorded(space)}, from_scratch)
         self.before = self.book.seconds()
         self.warnings = data_warnings(data)
         self.book.warn(self.warnings)

@@ -59,7 +59,9 @@ def reference_architectures(space: SearchSpace, sizes: tuple[int, int, int]) -> 
     for make in REFERENCE.values():
         architecture = make(*sizes)
         try:
-            found.append(_of_blocks(space, architecture).fitted(architecture))
+            # Their tables keep the width that the data gives them, as far as the space has it.
+            widths = tuple(dict.fromkeys(space.width_tables, sizes[2]).items())
+            found.append(_of_blocks(space, architecture).fitted(replace(architecture, embedding_widths=widths)))
         except ValueError:  # the space lacks an operator, or reads its last block alone
             continue
     return found

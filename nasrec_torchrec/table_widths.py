@@ -1,0 +1,59 @@
+"""Rules for the widths of embedding tables; importable without torch."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# FBGEMM's lookups read four columns of a table at once.
+_COLUMNS_AT_ONCE = 4
+
+
+def check_width(width: Any, what: str) -> None:
+    """Checks the embedding dimension of a table.
+
+    Args:
+        width: Number that the user gave.
+        what: What it is the width of, for error messages.
+
+    Raises:
+        ValueError: If it is not a positive multiple of 4.
+    """
+    if not isinstance(width, int) or isinstance(width, bool) or width < 1 or width % _COLUMNS_AT_ONCE:
+        raise ValueError(
+            f"{what}: expected a positive multiple of {_COLUMNS_AT_ONCE}, which FBGEMM's lookups need, found {width!r}"
+        )
+
+
+def check_tables(names: Iterable[str], tables: Iterable[str]) -> None:
+    """Checks that the tables whose widths are chosen exist.
+
+    Args:
+        names: Names of these tables.
+        tables: Names of all tables that there are.
+
+    Raises:
+        ValueError: If there is no such table.
+    """
+    known = sorted(tables)
+    if unknown := sorted(set(names).difference(known)):
+        raise ValueError(f"embedding_widths: there is no table {unknown}; the tables are {known}")
+
+
+def check_widths(widths: Mapping[str, int], tables: Mapping[str, int], exact: bool = False) -> None:
+    """Checks the widths that an architecture chooses against the tables that there are.
+
+    Args:
+        widths: Number of columns to read, by the name of the table.
+        tables: Embedding dimension of every table.
+        exact: Whether a table must have just these columns.
+
+    Raises:
+        ValueError: If a table does not exist, or has fewer columns or, with ``exact``, others.
+    """
+    check_tables(widths, tables)
+    for name, width in widths.items():
+        if width > tables[name] or (exact and width != tables[name]):
+            expected = f"{tables[name]}" if exact else f"up to {tables[name]}"
+            raise ValueError(
+                f"embedding_widths: table '{name}': expected {expected}, the embedding dimension of the table, found "
+                f"{width}"
+            )
