@@ -153,7 +153,8 @@ class SearchSpace:
             raise ValueError(f"strategy: expected one of {list(get_args(Strategy))}, found {strategy!r}")
         rng = _rng(generator)
         blocks = tuple(self._sample_block(index, strategy, rng) for index in range(self.num_blocks))
-        return Architecture(blocks, *self._sample_outputs(strategy, rng), self._sample_widths(strategy, rng))
+        dense, sparse = self._sample_outputs(strategy, rng)
+        return Architecture(blocks, dense, sparse, self._sample_widths(strategy, rng))
 
     def mutate(self, architecture: Architecture, generator: "torch.Generator | None" = None) -> Architecture:
         """Samples one choice of one block again, as the paper does.
@@ -329,7 +330,9 @@ class SearchSpace:
     def _most_outputs(self) -> int:
         return min(self.num_blocks, self.max_inputs)
 
-    def _sample_outputs(self, strategy: Strategy, rng: random.Random) -> tuple[tuple[int, ...] | None, ...]:
+    def _sample_outputs(
+        self, strategy: Strategy, rng: random.Random
+    ) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
         """Draws what the final layer reads on the dense and on the sparse side."""
         if self.outputs == "last":
             return None, None
