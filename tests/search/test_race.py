@@ -70,7 +70,7 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert len(results["trials"]) == 12
     # The best trials have taught others, from a file that stays when their checkpoints are gone.
     taught = [trial["trial"] for trial in results["trials"] if trial["trial"]["source"] == "student"]
-    assert taught and all(trial["phase"] == "polish" for trial in taught)
+    assert {trial["phase"] for trial in taught} >= {"polish"}
     for trial in taught:
         assert all(results["trials"][number]["status"] == "complete" for number in trial["teachers"])
         name = "-".join(f"{number:04d}" for number in trial["teachers"])
