@@ -155,6 +155,11 @@ def logged_warnings(events: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(event["message"]) for event in events if event["event"] == "warning"))
 
 
+def warnings_of(run_dir: Path) -> tuple[str, ...]:
+    """Returns the warnings that a run logged, each once; none where there is no log."""
+    return logged_warnings(read_events(run_dir)) if (run_dir / LOG).exists() else ()
+
+
 def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(errors="replace").splitlines()

@@ -20,8 +20,8 @@ from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import require_local
 from nasrec_torchrec.runs.fingerprint import code_of
-from nasrec_torchrec.runs.log import logged_warnings, read_events
-from nasrec_torchrec.runs.names import JOURNAL, LOG
+from nasrec_torchrec.runs.log import warnings_of
+from nasrec_torchrec.runs.names import JOURNAL
 from nasrec_torchrec.runs.ranks import on_first_rank, writing
 from nasrec_torchrec.runs.record import COMMAND, record_start
 from nasrec_torchrec.search.asynchronous import Litters, evolve_asynchronously
@@ -183,8 +183,7 @@ def search_supernet(
 
 def _warnings(supernet: Path, data: Path) -> tuple[str, ...]:
     """What went wrong with the data and the training of the supernet."""
-    events = read_events(supernet) if (supernet / LOG).exists() else []
-    return tuple(dict.fromkeys([*data_warnings(data), *(f"supernet: {said}" for said in logged_warnings(events))]))
+    return tuple(dict.fromkeys([*data_warnings(data), *(f"supernet: {said}" for said in warnings_of(supernet))]))
 
 
 def _fingerprint(model: SuperNet) -> str:

@@ -291,8 +291,7 @@ def evaluate(
     from nasrec_torchrec.metrics.passes import evaluation_rows
     from nasrec_torchrec.models.stored import load_model
     from nasrec_torchrec.runs.files import write_text
-    from nasrec_torchrec.runs.log import logged_warnings, read_events
-    from nasrec_torchrec.runs.names import LOG
+    from nasrec_torchrec.runs.log import warnings_of
     from nasrec_torchrec.runs.paths import to_path
     from nasrec_torchrec.training.column_importance import column_importances
     from nasrec_torchrec.training.evaluation import evaluation, slices_of
@@ -321,7 +320,7 @@ def evaluate(
     divided = {column: slices_of(folder, rows, rows.schema, column) for column in slices}
     found = evaluation(*predicted, divided, shuffled, row_weights(rows), rows.schema.weight)
     if report is not None:
-        warnings = [*data_warnings(folder), *(logged_warnings(read_events(run)) if (run / LOG).exists() else ())]
+        warnings = [*data_warnings(folder), *warnings_of(run)]
         write_text(to_path(report), page(found, str(model), str(data), split, warnings))
     return found
 
