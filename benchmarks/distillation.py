@@ -83,7 +83,7 @@ def main(
                 given, name = rows, f"{title}, share {share:g}"
                 student = Trial("finals", "student", model, how)
                 if share:
-                    soft = Teachers(tuple(teachers), share).soft_labels(splits["train"], out / "soft-labels.npy")
+                    soft = Teachers(tuple(teachers), share, splits["train"]).soft_labels(out / "soft-labels.npy")
                     # Who taught it is in the soft labels; the numbers of a race's trials mean nothing here.
                     given, student = replace(rows, soft_labels=soft), replace(student, teachers=(0,))
                 folders = [out / f"{name.replace(' ', '-').replace(',', '')}-seed-{seed}" for seed in seeds]

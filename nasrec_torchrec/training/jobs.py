@@ -105,7 +105,9 @@ def run(
     initial = None
     if init_from is not None:
         initial = WarmStart(to_path(init_from), data, None if init_data is None else to_path(init_data))
-    taught_by = Teachers(tuple(map(to_path, teachers)), teacher_share) if teachers else None
+    taught_by = None
+    if teachers:
+        taught_by = Teachers(tuple(map(to_path, teachers)), teacher_share, open_split(data, "train"))
     whole = load_schema(data, embedding_dim)
     schema = whole.without(drop_features)
     models = []

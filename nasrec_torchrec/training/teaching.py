@@ -42,6 +42,7 @@ class Teachers:
     Args:
         folders: run folders of trainings, or folders of trees, one at least.
         share: weight of the mean prediction beside the labels, above 0 and at most 1.
+        rows: training rows, with all columns that the teachers read; the student may read fewer.
 
     Raises:
         ValueError: If the share is out of its range.
@@ -49,6 +50,7 @@ class Teachers:
 
     folders: tuple[Path, ...]
     share: float
+    rows: ClickFiles
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -59,35 +61,34 @@ class Teachers:
         return {"teachers": [_identity(folder) for folder in self.folders], "teacher_share": self.share}
 
     @torch.inference_mode()
-    def soft_labels(self, files: ClickFiles, out: Path) -> SoftLabels:
-        """Returns what they predict for training rows.
+    def soft_labels(self, out: Path) -> SoftLabels:
+        """Returns what they predict for the training rows.
 
         It is computed once, by this process, and kept with a record of the models and the rows, so that a training that
         was killed resumes with the same numbers.
 
         Args:
-            files: training rows, with all columns that the teachers read.
             out: NumPy file that receives the probabilities; the record has the same name with ``.json``.
 
         Raises:
             ValueError: If a teacher cannot be read, or was trained on data of another preparation.
         """
-        wanted = [_identity(folder) for folder in self.folders], files.digest
+        wanted = [_identity(folder) for folder in self.folders], self.rows.digest
         known = _record(out)
         if known is not None and (known.teachers, known.rows) == wanted:
-            return SoftLabels(out, known.sha256, self.share, len(files))
+            return SoftLabels(out, known.sha256, self.share, len(self.rows))
         logits = []
         for folder in self.folders:
             schema, dictionaries, model = load_member(folder)
             # What a model of these columns may read; which model it is makes no difference.
             described = ModelDescription(schema, Baseline(), dictionaries=tuple(dictionaries.items()))
-            found, _ = predict(model, described.read(files))
+            found, _ = predict(model, described.read(self.rows))
             logits.append(found.double())
         # Where rows without a click were left out, clicks are likelier among the rows that were kept.
-        probabilities = torch.sigmoid(mean_prediction(logits) + files.log_odds_added).float()
+        probabilities = torch.sigmoid(mean_prediction(logits) + self.rows.log_odds_added).float()
         with atomic_path(out) as temporary, temporary.open("wb") as opened:
             np.save(opened, probabilities.numpy())
-        made = SoftLabels(out, sha256(local_copy(out)), self.share, len(files))
+        made = SoftLabels(out, sha256(local_copy(out)), self.share, len(self.rows))
         write_text(out.with_suffix(".json"), json_text(vars(_Record(*wanted, made.sha256))))
         return made
 

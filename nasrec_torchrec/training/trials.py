@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,9 +129,9 @@ def train_best(
             _clean(run_dir, finished.trials)  # where the process that finished them was killed first
             return finished.best
         if teachers is not None:
-            train, out = splits.train, run_dir / names.SOFT_LABELS
-            soft = on_first_rank(lambda: teachers.soft_labels(train, out))
-            splits = replace(splits, train=replace(train, soft_labels=replace(soft, file=local_copy(soft.file))))
+            soft = on_first_rank(partial(teachers.soft_labels, run_dir / names.SOFT_LABELS))
+            taught = replace(splits.train, soft_labels=replace(soft, file=local_copy(soft.file)))
+            splits = replace(splits, train=taught)
         trainings = _Trainings(run_dir, device, splits, initial)
         trials: list[dict[str, Any]] = []
         for number, (model, made) in enumerate(pairs, start=1):

@@ -59,7 +59,7 @@ def _probabilities(run_dir: Path, files: ClickFiles) -> Tensor:
 def test_the_soft_labels_are_the_mean_probability_of_networks_and_trees(data: Path, teachers, tmp_path: Path):
     tree = train_tree(data, load_schema(data), tmp_path / "tree", None, 0)
     files = open_split(data, "train")
-    soft = Teachers((*teachers, tmp_path / "tree"), 0.75).soft_labels(files, tmp_path / "soft.npy")
+    soft = Teachers((*teachers, tmp_path / "tree"), 0.75, files).soft_labels(tmp_path / "soft.npy")
     assert tree is not None and (soft.rows, soft.share) == (len(files), 0.75)
     each = [_probabilities(folder, files) for folder in teachers]
     each.append(torch.sigmoid(predict_tree(tmp_path / "tree", files)[0]))
@@ -80,7 +80,7 @@ def test_the_soft_labels_are_the_mean_probability_of_networks_and_trees(data: Pa
     assert torch.equal(behind[len(files) :], validation.load().labels)
     # Read again, they are not computed again.
     written = soft.file.stat().st_mtime_ns
-    assert Teachers((*teachers, tmp_path / "tree"), 0.5).soft_labels(files, soft.file).sha256 == soft.sha256
+    assert Teachers((*teachers, tmp_path / "tree"), 0.5, files).soft_labels(soft.file).sha256 == soft.sha256
     assert soft.file.stat().st_mtime_ns == written
 
 
@@ -103,6 +103,14 @@ def test_a_student_follows_its_teachers_and_a_finished_one_is_not_taught_again(d
     with pytest.raises(SystemExit, match="2"):
         main(["train", *flags, "--teacher_share", "0.5"])
     assert "teacher_share: 0.9 there, 0.5 here" in capsys.readouterr().err
+
+
+def test_a_student_may_read_fewer_columns_than_its_teachers(data: Path, teachers, tmp_path: Path):
+    first = load_schema(data).sparse[0].name
+    best = run(data, tmp_path / "out", _CONFIG, architecture="mlp", drop_features=(first,), teachers=teachers)
+    assert best is not None and best["runs"][0]["error"] is None
+    description, _ = load_model(tmp_path / "out")
+    assert first not in description.schema.feature_names
 
 
 def test_what_cannot_teach_is_refused(data: Path, teachers, tmp_path: Path):

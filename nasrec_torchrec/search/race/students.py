@@ -33,9 +33,8 @@ def taught(trial: Trial, data: RaceData, out: Path) -> RaceData:
         return data
     file = _soft_labels_file(out, trial)
     if (known := stored_soft_labels(file, _SHARE)) is None:
-        teachers = Teachers(tuple(trial_folder(out, number) for number in trial.teachers), _SHARE)
-        # All columns, those that were added too.
-        known = teachers.soft_labels(open_split(data.folders[-1], "train"), file)
+        rows = open_split(data.folders[-1], "train")  # with all columns, those that were added too
+        known = Teachers(tuple(trial_folder(out, number) for number in trial.teachers), _SHARE, rows).soft_labels(file)
     return replace(data, soft_labels=known)
 
 
