@@ -8,7 +8,7 @@ TRAINING = {
     "Baseline": ("kind", "dense_layers", "over_layers", "cross_layers", "cross_rank"),
     "Search space of a supernet, and how its paths are drawn": (
         *("num_blocks", "dense_operators", "sparse_operators", "dense_widths", "sparse_widths", "max_inputs"),
-        *("outputs", "strategy", "full_path_steps"),
+        *("outputs", "embedding_widths", "width_tables", "strategy", "full_path_steps"),
     ),
     "Trials": ("learning_rates", "seeds"),
     "Recipe": (
@@ -18,9 +18,12 @@ TRAINING = {
     ),
     "Speed and distribution": (
         *("accumulate", "precision", "compile", "sharding_type", "table_memory", "pipeline", "quantized_comms"),
-        *("background_reader",),
+        *("background_reader", "cuda_graphs"),
     ),
     "Logs and checkpoints": (
         *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "profile", "max_skipped_steps"),
     ),
 }
+# Settings of one kind of model alone, which the help of the others leaves out.
+OF_NETWORKS = ("dropout", "ema_decay", "compile", "cuda_graphs", "freeze")
+OF_SUPERNETS = ("strategy", "full_path_steps")

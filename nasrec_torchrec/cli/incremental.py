@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nasrec_torchrec.cli.groups import TRAINING
+from nasrec_torchrec.cli.groups import OF_SUPERNETS, TRAINING
 from nasrec_torchrec.cli.program import Program
 from nasrec_torchrec.training.jobs import run_incremental
 
@@ -33,5 +33,6 @@ PROGRAM = Program(
     groups=TRAINING,
     show=table,
     document=lambda results: results,
+    unlisted=OF_SUPERNETS,
     resume="run the same command again to resume from the last checkpoint",
 )

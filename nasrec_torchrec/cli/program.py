@@ -10,7 +10,7 @@ import shlex
 import sys
 import textwrap
 import warnings
-from argparse import RawDescriptionHelpFormatter
+from argparse import SUPPRESS, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
@@ -54,12 +54,14 @@ class Program:
         groups: titles of groups of flags in the help, and the names of the flags in each.
         show: makes the text to print of what the function returns; None prints nothing.
         document: makes JSON values of it, which ``--json`` prints instead; without it, there is no such flag.
-        resume: how the user goes on after Ctrl-C.
+        resume: how the user resumes after Ctrl-C.
         needs_torch: whether to check first that torch, TorchRec and FBGEMM belong together.
         records: whether the job's folder keeps the flags, to repeat it with ``--config``; else the job consists of
             several, of which these flags would say nothing.
         spaces: search spaces that ``--space`` names. The one that is chosen gives the flags of its fields their
             defaults.
+        unlisted: names of flags that the help leaves out, because they are settings of another job that shares a
+            dataclass with this one. A file of settings may hold them.
     """
 
     function: Callable[..., Any]
@@ -71,6 +73,7 @@ class Program:
     needs_torch: bool = True
     records: bool = True
     spaces: Mapping[str, SearchSpace] = field(default_factory=dict)
+    unlisted: Sequence[str] = ()
 
     @property
     def flags(self) -> list[Flag]:
@@ -175,7 +178,8 @@ class Program:
         parser.flags = {flag.name: flag for flag in flags}
         groups = {title: parser.add_argument_group(title) for title in dict.fromkeys(flag.group for flag in flags)}
         for flag in flags:
-            options = {"type": _parsed_type(flag), "help": flag.described.replace("%", "%%"), "metavar": flag.metavar}
+            text = SUPPRESS if flag.name in self.unlisted else flag.described.replace("%", "%%")
+            options = {"type": _parsed_type(flag), "help": text, "metavar": flag.metavar}
             if not flag.positional:
                 options |= {"required": True} if flag.required else {"default": _parsed_default(flag)}
             elif not flag.required:

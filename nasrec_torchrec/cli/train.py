@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from nasrec_torchrec.cli.groups import TRAINING
+from nasrec_torchrec.cli.groups import OF_SUPERNETS, TRAINING
 from nasrec_torchrec.cli.program import Program
 from nasrec_torchrec.training.jobs import run
 
@@ -49,5 +49,6 @@ PROGRAM = Program(
     groups=TRAINING,
     show=table,
     document=lambda best: best,
+    unlisted=OF_SUPERNETS,
     resume="run the same command again to resume from the last checkpoint",
 )

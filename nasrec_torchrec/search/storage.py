@@ -35,7 +35,7 @@ def open_storage(storage: str | Path | BaseStorage) -> BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
         # It is held for milliseconds; one that a killed process left behind expires after this many seconds.
         lock = JournalFileSymlinkLock(str(path), grace_period=5)
-        _mend(path, lock)
+        _repair(path, lock)
         return JournalStorage(JournalFileBackend(str(path), lock))
     except (ImportError, ValueError, KeyError, TypeError, OSError, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
@@ -61,7 +61,7 @@ def _open_database(url: str) -> BaseStorage:
     return optuna.storages.get_storage(url)
 
 
-def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
+def _repair(path: Path, lock: JournalFileSymlinkLock) -> None:
     """Removes the partial line of a process that was killed while writing; the next line would be appended to it.
 
     Raises:

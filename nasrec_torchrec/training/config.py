@@ -55,7 +55,7 @@ class TrainFlags:
             unclipped.
         ema_decay: decay of an exponential moving average of the dense part's weights, such as 0.999, which averages
             about the last 1,000 steps. Validation, the choice of the best epoch, checkpoints and exports take the
-            average in place of the weights, while training goes on with these. The tables, which change where rows are
+            average in place of the weights, with which training continues. The tables, which change where rows are
             looked up, are not averaged. If unset, nothing is averaged. Not available for a supernet.
         freeze: part of the model that keeps the weights of the earlier run that the training begins with: the embedding
             ``tables``, or the ``interaction`` part, which is everything above them. The other part is trained. A part

@@ -394,7 +394,7 @@ def _interactions(
 
 
 def _read(file: Path) -> "Architecture | Unreadable":
-    """Returns an architecture; one that cannot be read is a trial that fails, while the others go on."""
+    """Returns an architecture; one that cannot be read is a trial that fails, while the others continue."""
     from nasrec_torchrec.runs.files import read_text
     from nasrec_torchrec.training.trials import Unreadable
 

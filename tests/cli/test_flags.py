@@ -92,6 +92,15 @@ def test_help_has_groups_plain_types_defaults_and_an_example(capsys):
     assert "  cook --out pot" in text and "class" not in text and "Literal" not in text
 
 
+def test_help_leaves_out_what_another_job_uses_but_a_file_of_settings_may_hold_it(capsys, tmp_path: Path):
+    program = Program(cook, "cook --out pot", show=str, needs_torch=False, unlisted=("minutes",))
+    text = _cook(capsys, "--help", program=program)[1]
+    assert "--method" in text and "--minutes" not in text
+    (tmp_path / "settings.yaml").write_text("minutes: 3\n")
+    assert _cook(capsys, "--out", "pot", "--config", str(tmp_path / "settings.yaml"), program=program)[0] == 0
+    assert SEEN["recipe"].minutes == 3
+
+
 @pytest.mark.parametrize("written", ["a,b/c", '["a", "b/c"]'])
 def test_a_sequence_of_folders_is_a_list_too(capsys, written: str):
     assert _cook(capsys, "--out", "pot", "--sides", written)[:2] == (0, "done\n")

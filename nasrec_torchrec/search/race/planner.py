@@ -1,4 +1,4 @@
-"""What is done next: a function of what is known, so that a killed race goes on as the undisturbed one would."""
+"""What is done next, as a function of what is known: a killed race resumes as the undisturbed one would continue."""
 
 import statistics
 import sys
@@ -143,7 +143,7 @@ class Planner:
                 rung = entry.trial.phase, entry.epochs, entry.trial.recipe.epochs
                 if entry.status != "paused" or entry.number in situation.busy or rung in tried:
                     continue
-                tried.add(rung)  # where the best one does not go on, no other does
+                tried.add(rung)  # where the best one is not promoted, no other is
                 if self._affordable(situation, entry) and self._promoted(entry, situation):
                     return Continue(entry, self._until(entry, situation))
         if over:

@@ -1,4 +1,4 @@
-"""Who goes on at a rung: Optuna's successive halving, on rungs that are moved to where losses order the end well."""
+"""Which trials continue after a rung: Optuna's successive halving, on rungs moved to where losses order the end well."""
 
 import math
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def study_in_memory(sampler: optuna.samplers.BaseSampler | None = None) -> optun
 
 
 def promotable(entry: Entry, rivals: Sequence[Entry], shares: Sequence[float], reduction_factor: int) -> bool:
-    """Returns whether a trial that stands at a rung may go on, by Optuna's successive halving.
+    """Returns whether a trial that stands at a rung may continue, by Optuna's successive halving.
 
     Args:
         entry: trained up to one of its rungs.

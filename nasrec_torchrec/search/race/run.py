@@ -83,7 +83,7 @@ def auto(
     """Finds the best model for a prepared data set within a budget; see docs/search.md.
 
     Recipes, features and architectures race, baselines always among them. Every candidate is really trained and judged
-    on the validation split; the test split is read once, at the end. A race that was killed goes on when it is started
+    on the validation split; the test split is read once, at the end. A race that was killed resumes when it is started
     again, and several processes that are started with the same arguments race together.
 
     Args:
@@ -94,7 +94,7 @@ def auto(
         space: search space of random architectures.
         limits: what a proposed architecture may cost.
         storage: where the Optuna study is, as a URL; unset, a journal file in ``out``.
-        resume: ``auto`` goes on where an earlier race with the same settings stopped, ``never`` drops it.
+        resume: ``auto`` resumes where an earlier race with the same settings stopped, ``never`` drops it.
 
     Returns:
         dict | None: the results, on rank 0.
@@ -402,7 +402,7 @@ class _Race:
                 self._say(f"warning: trial {entry.number} ({entry.trial.title}): {message}")
 
     def _fail(self, entry: Entry, error: str) -> None:
-        """Records that a trial cannot go on; the others do, unless nothing suggests that any can be trained."""
+        """Records that a trial cannot continue; the others do, unless nothing suggests that any can be trained."""
         self.book.note(entry.number, error=error.splitlines()[0])
         self.book.settle(entry.number, "failed")
         self._say(f"trial {entry.number} failed: {error}")

@@ -138,8 +138,8 @@ class Entry:
         losses: validation log loss after every epoch so far.
         aucs: likewise; None where there is no AUC, since the validation rows have one label alone.
         seconds: that every epoch took.
-        status: ``running`` until somebody trains it no further; ``paused`` at a rung, from where it may go on;
-            ``complete``; ``failed`` when its training could not go on.
+        status: ``running`` until somebody trains it no further; ``paused`` at a rung, from where it may continue;
+            ``complete``; ``failed`` when its training could not continue.
         facts: JSON values: parameters, measured latency, why it failed.
     """
 
