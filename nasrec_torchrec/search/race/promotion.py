@@ -1,4 +1,4 @@
-"""Which trials continue after a rung: Optuna's successive halving, on rungs moved to where losses order the end well."""
+"""Which trials continue after a rung: by Optuna's successive halving, at rungs where losses order the end well."""
 
 import math
 from collections.abc import Sequence
