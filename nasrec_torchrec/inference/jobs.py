@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nasrec_torchrec.datasets.config import TextFlags
 from nasrec_torchrec.inference.config import ExportConfig, ScoringConfig, ServingConfig
@@ -48,6 +48,7 @@ def export(
     config: ExportConfig = _DEFAULT_EXPORT,
     data: Path | str | None = None,
     ensemble_with: Sequence[Path | str] = (),
+    together: bool = False,
 ) -> ExportedPackage:
     """Compiles a trained model with AOTInductor into a package: model.pt2, model.json that says how to feed it,
     golden.json.
@@ -64,13 +65,15 @@ def export(
         ensemble_with: run folders of further models of the same columns, such as other seeds, or the folder of the
             trees of a race; relative ones that do not exist here are looked for in the run folder. The package scores
             with the mean probability of all models, and takes as long as all of them.
+        together: of a race, whether to add the models that predict better together with its winner, which its verdict
+            names.
 
     Returns:
         What was written.
 
     Raises:
         ValueError: If the run is one of a supernet, the models read different columns, the data set does not belong
-            to them, or the folder holds something else.
+            to them, the folder holds something else, or there is no race whose models predict better together.
 
     Example::
 
@@ -94,7 +97,7 @@ def export(
     exporting.check_place(out)
     description, trained = load_model(model)
     others = []
-    for folder in map(to_path, ensemble_with):
+    for folder in map(to_path, [*ensemble_with, *(_together(model) if together else ())]):
         place = folder if folder.exists() else model / str(folder)
         columns, dictionaries, loaded = load_member(place)
         if (found := description.schema.difference(columns)) or dictionaries != dict(description.dictionaries):
@@ -114,6 +117,20 @@ def export(
         given = config, metrics, words, origin, recalibration, others
         predictor = exporting.export(trained, description.schema, out, *given)
     return ExportedPackage(out, predictor.manifest["bytes"], tuple(predictor.manifest["requires"]), drift)
+
+
+def _together(race: Path) -> list[str]:
+    """Returns the folders of the models that predict better together with the winner of a race."""
+    from nasrec_torchrec.runs.files import read_json
+    from nasrec_torchrec.runs.names import RESULTS
+
+    file = race / RESULTS
+    results = read_json(file, dict[str, Any]) if file.exists() else {}
+    if "ensemble" not in results:
+        raise ValueError(f"together: expected the run folder of a race that is over, found none in {race}")
+    if results["ensemble"] is None:
+        raise ValueError(f"together: {race}: no model of this race predicts better together with its winner")
+    return list(results["ensemble"]["folders"][1:])
 
 
 def score(

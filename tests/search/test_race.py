@@ -18,6 +18,7 @@ import pytest
 import torch
 from support import forked, prepare_pairs, run_program, run_ranks
 
+from nasrec_torchrec import inference
 from nasrec_torchrec.datasets.config import SplitConfig
 from nasrec_torchrec.datasets.crosses import add_crosses, cross_of
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
@@ -140,7 +141,7 @@ def test_models_that_predict_better_together_can_be_exported_together(data: Path
     first, *others = ensemble["folders"]
     # The tree divides by user and item, which these small models have not learned in an epoch.
     assert first == f"trials/{results['winner']:04d}" and others[0] == "tree" and ensemble["titles"][1] == "LightGBM"
-    assert f"export with `--ensemble_with {','.join(others)}`" in results["verdict"] and ensemble["latency_us"] > 0
+    assert "export with `--together`" in results["verdict"] and ensemble["latency_us"] > 0
     assert {out / other for other in others[1:]} == {file.parent for file in out.glob("trials/*/checkpoints")}
     assert ensemble["difference"]["mean"] == pytest.approx(
         ensemble["test"]["log_loss"] - results["measured"]["winner"]["test"][0]["log_loss"], abs=1e-6
@@ -154,7 +155,7 @@ def test_models_that_predict_better_together_can_be_exported_together(data: Path
     assert ensemble["validation"]["log_loss"] == pytest.approx(together, abs=1e-6) and together < alone
     # A package of them all, and once more of the winner, as another network.
     flags = ["--model", out, "--out", tmp_path / "package", "--data", data]
-    assert run_program("nasrec", "export", *flags, "--ensemble_with", ",".join([*others, str(out)])).returncode == 0
+    assert run_program("nasrec", "export", *flags, "--together", "--ensemble_with", str(out)).returncode == 0
     predictor = Predictor(tmp_path / "package")
     exported, trained = (predictor.manifest["metrics"][form]["log_loss"] for form in ("exported", "trained"))
     assert exported == pytest.approx(trained, abs=1e-6)
@@ -163,6 +164,13 @@ def test_models_that_predict_better_together_can_be_exported_together(data: Path
     request = Request(sparse.values().long(), sparse.lengths().view(-1, len(rows)).long())
     expected = torch.stack([*logits, logits[0]]).sigmoid().mean(0)
     torch.testing.assert_close(predictor.predict(request), expected, atol=1e-5, rtol=0)
+    record = out / "results.json"
+    record.write_text(json.dumps(results | {"ensemble": None}))
+    with pytest.raises(ValueError, match=r"together: .*out: no model of this race predicts better together"):
+        inference.export(out, tmp_path / "refused", together=True)
+    record.unlink()
+    with pytest.raises(ValueError, match=r"together: expected the run folder of a race that is over, found .*out"):
+        inference.export(out, tmp_path / "refused", together=True)
 
 
 def test_a_model_of_a_race_is_measured_on_a_data_set_with_more_added_features(data: Path, tmp_path: Path):

@@ -38,8 +38,8 @@ class RaceConfig:
         max_features: largest number of added features.
         candidate_features: largest number of sparse features of the data that are combined; those with the largest
             tables come first.
-        students: whether the best three trials of the race teach the best model, one of half its latency and a small
-            MLP, on the training rows.
+        students: whether the best three trials of the race teach a small MLP, the best model of half the latency and
+            the best one, on the training rows.
         sources: sources of models: ``baseline``, ``reference`` (known models that the search space holds), ``random``,
             ``mutation``, ``surrogate``. Recipes and features are judged by a small DLRM in any case.
         finalists: number of models that are repeated with further seeds.

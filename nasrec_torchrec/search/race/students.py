@@ -57,17 +57,19 @@ def teachers_of(near: Sequence[Entry]) -> list[Entry]:
 
 
 def students(best: Entry, entries: Sequence[Entry], embedding_dim: int) -> Iterator[Interaction]:
-    """Yields what to teach: the best model that takes half of the best one's latency, that one itself, a small MLP.
+    """Yields what to teach: a small MLP, the best model that takes half of the best one's latency, that one itself.
+
+    A small budget has time for one or two of them. An MLP is trained fastest, and gains most from teachers.
 
     Args:
         best: the best teacher.
         entries: trials, the best first.
         embedding_dim: embedding dimension of the tables.
     """
+    yield small_mlp(embedding_dim)
     limit = _FASTER * best.facts.get("latency_us", 0.0)
     for entry in entries:
         if not entry.trial.teachers and entry.facts.get("latency_us", math.inf) <= limit:
             yield entry.trial.interaction
             break
     yield best.trial.interaction
-    yield small_mlp(embedding_dim)

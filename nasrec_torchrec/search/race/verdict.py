@@ -72,13 +72,12 @@ def _better_than_the_tree(ensemble: Mapping[str, Any], split: str) -> str:
 def _together(ensemble: Mapping[str, Any], split: str) -> str:
     """Says what the winner and other models predict together, and how to serve that."""
     found = ensemble["difference"]
-    folders = ",".join(ensemble["folders"][1:])
     metrics = _metrics([ensemble[split]], seeds=False)
     return (
         f"Its mean prediction with {_listed(ensemble['titles'][1:])}: {split} {metrics}. The log loss less that of the "
         f"winner alone is {found['mean']:+.5f} (95 % interval {found['low']:+.5f} to {found['high']:+.5f} over "
         f"{found['rows']:,} rows). To serve that, for the time of all {len(ensemble['folders'])}, export with "
-        f"`--ensemble_with {folders}`, folders of this run."
+        "`--together`."
     )
 
 
