@@ -39,7 +39,7 @@ def main(runs: Path) -> None:
     shipped = read(runs)
     first = next(one for found in shipped.values() for one in found.values())
     clock = "processor time" if first["clock"] == "cpu" else "wall-clock time"
-    lines = [table(shipped), ""]
+    lines = [table(shipped), "", *together_against_one(shipped)]
     lines += [
         f"Each run had {first['budget']} of {clock} on one core of an {first['machine']} with {first['versions']}."
     ]
@@ -102,6 +102,23 @@ def table(shipped: dict[Procedure, dict[int, dict[str, Any]]]) -> str:
         together = _compared(_together, runs, beside) if several else ("", "")
         lines.append(line + (" {} | {} |".format(*together) if more else ""))
     return "\n".join(lines)
+
+
+def together_against_one(shipped: dict[Procedure, dict[int, dict[str, Any]]]) -> list[str]:
+    """Says how the models of `auto` together compare with the one model that each procedure would have shipped.
+
+    Args:
+        shipped: runs by procedure and seed.
+
+    Returns:
+        list: a line and an empty one; nothing if no run of `auto` has several models.
+    """
+    several = {seed: {"log_loss": _together(one)} for seed, one in shipped.get("auto", {}).items() if "together" in one}
+    found = {
+        procedure: _compared(lambda one: float(one["log_loss"]), runs, several)[1] for procedure, runs in shipped.items()
+    }
+    gains = [f"{TITLES[procedure]} {gain}" for procedure, gain in found.items() if gain]
+    return [f"Log loss of the one model less that of auto's models together: {'; '.join(gains)}.", ""] if gains else []
 
 
 def _compared(

@@ -50,6 +50,10 @@ def test_models_that_predict_better_together_stand_in_columns_of_their_own(
     assert lines[2].endswith("| 2 | 4 | 60 | 0.40000 ± 0.00000 |  |")
     assert lines[3].endswith("| -0.05000 ± 0.00000 | 2 | 4 | 60 | 0.45000 ± 0.00000 | 0.05000 ± 0.00000 |")
     assert lines[4].startswith("| LightGBM | 0.45000") and lines[4].endswith("| 60 |  |  |")
+    assert lines[6] == (
+        "Log loss of the one model less that of auto's models together: auto 0.10000 ± 0.00000; baselines alone, tuned "
+        "0.05000 ± 0.00000; LightGBM 0.05000 ± 0.00000."
+    )
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path):
