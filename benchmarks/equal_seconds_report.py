@@ -115,7 +115,8 @@ def together_against_one(shipped: dict[Procedure, dict[int, dict[str, Any]]]) ->
     """
     several = {seed: {"log_loss": _together(one)} for seed, one in shipped.get("auto", {}).items() if "together" in one}
     found = {
-        procedure: _compared(lambda one: float(one["log_loss"]), runs, several)[1] for procedure, runs in shipped.items()
+        procedure: _compared(lambda one: float(one["log_loss"]), runs, several)[1]
+        for procedure, runs in shipped.items()
     }
     gains = [f"{TITLES[procedure]} {gain}" for procedure, gain in found.items() if gain]
     return [f"Log loss of the one model less that of auto's models together: {'; '.join(gains)}.", ""] if gains else []

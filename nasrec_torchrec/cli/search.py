@@ -19,7 +19,10 @@ def _document(result: SearchResult) -> dict[str, Any]:
 PROGRAM = Program(
     run,
     example="nasrec search --supernet runs/supernet --data DATA --out runs/search --max_flops 300000 --top_k 5",
-    groups={"Results, and where candidates are kept": ("top_k", "storage", "study", "resume")},
+    groups={
+        "How the search proceeds": ("recipe",),
+        "Results, and where candidates are kept": ("top_k", "storage", "study", "resume"),
+    },
     show=str,
     document=_document,
     resume="run the same command again to resume with the candidates that are finished",

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from nasrec_torchrec.search.candidate import Candidate
 
 Precision = Literal["fp32", "bf16"]
+# Candidates of a search on however few rows.
+_FEWEST = 32
 # Rows in a forward pass, unless memory is short. Their activations stay in the caches of a CPU.
 MOST_ON_CPU, MOST_ON_GPU = 1024, 8192
 
@@ -82,38 +84,78 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class EvolutionConfig:
-    """How the search proceeds. The defaults are the paper's, 2,048 evaluations.
+class EvolutionFlags:
+    """How the search proceeds.
 
     Args:
         population: number of architectures that are sampled at random at the start, and the size of the population
-            from then on.
-        generations: number of generations of children.
+            from then on. If unset, it follows from the validation rows.
+        generations: number of generations of children. If unset, it follows from the validation rows.
         children: number of architectures per generation. They replace the oldest members of the population, or the
             worst if costs are traded off.
-        tournament: number of members that are drawn for each generation; the best of them is the parent. If costs are
-            traded off, every child has two parents instead, each the better of two members.
+        tournament: number of members that are drawn for each generation; the best of them is the parent. If unset, half
+            of the population. If costs are traded off, every child has two parents instead, each the better of two
+            members.
         seed: seed of the whole search.
         asynchronous: whether a free worker draws its next children at once, from the candidates that are finished then,
             instead of waiting for the end of the generation. It keeps many workers busy; but what is drawn depends on
             who finishes first, so that only the log of a search can be repeated, not the search.
     """
 
-    population: int = 128
-    generations: int = 240
+    population: int | None = None
+    generations: int | None = None
     children: int = 8
-    tournament: int = 64
+    tournament: int | None = None
     seed: int = 0
     asynchronous: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("population", "children", "tournament"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a positive integer, found {getattr(self, name)}")
-        if self.tournament > self.population:
+        for name, least in {"population": 1, "generations": 0, "children": 1, "tournament": 1}.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}: expected {least} or more, found {value}")
+        if self.tournament and self.population and self.tournament > self.population:
             raise ValueError(
                 f"tournament: expected at most the population of {self.population}, found {self.tournament}"
             )
+
+    def fitted(self, rows: int) -> "EvolutionConfig":
+        """Fills in what is unset, so that a search looks at no more candidates than its rows can tell apart.
+
+        The losses of two candidates can be told apart if they differ by more than about 1/sqrt(rows). The best of more
+        candidates is more and more the one that these rows favor by chance. So there are 2 sqrt(rows) of them, and the
+        paper's 2,048 from a million rows on.
+
+        Args:
+            rows: number of validation rows that a candidate sees.
+        """
+        evaluations = min(EvolutionConfig().evaluations, max(_FEWEST, 2 * math.isqrt(rows)))
+        usual = min(EvolutionConfig.population, max(_FEWEST // 4, evaluations // 8))
+        population = self.population or max(self.tournament or 1, usual)
+        generations = self.generations
+        if generations is None:
+            generations = max(0, evaluations - population) // self.children
+        tournament = self.tournament or max(1, population // 2)
+        return EvolutionConfig(population, generations, self.children, tournament, self.seed, self.asynchronous)
+
+    def as_paper(self) -> "EvolutionConfig":
+        """Fills in what is unset with the paper's settings."""
+        return EvolutionConfig(**{name: value for name, value in asdict(self).items() if value is not None})
+
+
+@dataclass(frozen=True)
+class EvolutionConfig(EvolutionFlags):
+    """How the search proceeds. The defaults are the paper's, 2,048 evaluations.
+
+    See :class:`EvolutionFlags` for the settings.
+    """
+
+    population: int = 128
+    generations: int = 240
+    tournament: int = 64
+
+    def fitted(self, rows: int) -> "EvolutionConfig":
+        """Returns it as it is, since nothing is unset."""
+        return self
 
     @property
     def evaluations(self) -> int:

@@ -26,7 +26,7 @@ from nasrec_torchrec.runs.ranks import on_first_rank, writing
 from nasrec_torchrec.runs.record import COMMAND, record_start
 from nasrec_torchrec.search.asynchronous import Litters, evolve_asynchronously
 from nasrec_torchrec.search.candidate import Candidate
-from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
+from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, EvolutionFlags, Limits, Objective
 from nasrec_torchrec.search.cost import cost_in_supernet
 from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.evolution import evolve
@@ -45,7 +45,7 @@ def search_supernet(
     supernet: Path,
     data: Path,
     out: Path,
-    evolution: EvolutionConfig,
+    evolution: EvolutionFlags,
     evaluation: EvaluationConfig,
     objective: Objective,
     limits: Limits,
@@ -60,7 +60,7 @@ def search_supernet(
         supernet: run folder of a trained supernet.
         data: prepared data set.
         out: folder that receives the study, the report and the best architectures.
-        evolution: how the search proceeds.
+        evolution: how the search proceeds; what it leaves open follows from the validation rows.
         evaluation: how candidates are evaluated.
         objective: what is minimized.
         limits: what a candidate may cost.
@@ -110,12 +110,15 @@ def search_supernet(
             lambda: opened.append(CandidateStudy(place, study, model.search_space, settings, objective, never))
         )
         evaluator = Evaluator(model, *rows, evaluation)
-        if first:
-            print(evaluator.chosen, file=sys.stderr)
         if not first:
             with request.listening():  # rank 0 gets the same signal, and says when to end
                 evaluator.follow()
             return None
+        print(evaluator.chosen, file=sys.stderr)
+        seen = min(len(rows[1]), evaluation.evaluation_rows)
+        config = evolution.fitted(seen)
+        if None in asdict(evolution).values():
+            print(_explained(config, seen), file=sys.stderr)
         (candidates,) = opened
         record_start(out)
         warnings = _warnings(supernet, data)
@@ -144,17 +147,17 @@ def search_supernet(
             request.listening(),
             evaluator,
             candidates.worker() as worker,
-            progress_bar(evolution.evaluations, "search", "candidate") as bar,
+            progress_bar(config.evaluations, "search", "candidate") as bar,
         ):
             # Measured on this rank alone; the evaluator ends the others with the same error.
             require_reachable(model.search_space, limits, evaluator.cost, evaluator.latency)
-            search, space = [asdict(evolution), asdict(limits)], model.search_space
-            if evolution.asynchronous:
-                litters = Litters(space, evolution, objective, allowed)
+            search, space = [asdict(config), asdict(limits)], model.search_space
+            if config.asynchronous:
+                litters = Litters(space, config, objective, allowed)
                 proceeding = evolve_asynchronously(candidates, worker, evaluate, search, litters, evaluation.together)
             else:
                 batches = candidates.evaluating(worker, evaluate, search, evaluation.together)
-                proceeding = evolve(space, batches, evolution, objective, allowed)
+                proceeding = evolve(space, batches, config, objective, allowed)
             for candidate in proceeding:
                 found.append(candidate)
                 pending.pop(candidate.architecture, None)
@@ -171,14 +174,22 @@ def search_supernet(
                 )
             write_results(SearchResults(tuple(found), objective, limits, top_k, warnings), out)
             write_report(out)
-    if request.signal and len(found) < evolution.evaluations:
+    if request.signal and len(found) < config.evaluations:
         print(
-            f"{out}: asked to end; {len(found)} of {evolution.evaluations} candidates are evaluated and in the report; "
+            f"{out}: asked to end; {len(found)} of {config.evaluations} candidates are evaluated and in the report; "
             "run the same command again to resume",
             file=sys.stderr,
         )
         raise SystemExit(request.exit_code)
     return found
+
+
+def _explained(config: EvolutionConfig, rows: int) -> str:
+    """Says how large the search is, and why."""
+    return (
+        f"{rows:,} validation rows: {config.evaluations:,} candidates, a population of {config.population} and "
+        f"{config.generations} generations of {config.children} (--recipe paper takes the paper's settings)"
+    )
 
 
 def _warnings(supernet: Path, data: Path) -> tuple[str, ...]:

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
+from nasrec_torchrec.search.config import EvaluationConfig, EvolutionFlags, Limits, Objective
+from nasrec_torchrec.training.config import RecipeName
 
 if TYPE_CHECKING:
     from nasrec_torchrec.search.candidate import Candidate
 
-_DEFAULT_EVOLUTION = EvolutionConfig()
+_NO_FLAGS = EvolutionFlags()
 _DEFAULT_EVALUATION = EvaluationConfig()
 _DEFAULT_OBJECTIVE = Objective()
 _NO_LIMITS = Limits()
@@ -44,7 +45,7 @@ def run(
     supernet: Path | str,
     data: Path | str,
     out: Path | str,
-    evolution: EvolutionConfig = _DEFAULT_EVOLUTION,
+    evolution: EvolutionFlags = _NO_FLAGS,
     evaluation: EvaluationConfig = _DEFAULT_EVALUATION,
     objective: Objective = _DEFAULT_OBJECTIVE,
     limits: Limits = _NO_LIMITS,
@@ -52,6 +53,7 @@ def run(
     storage: str | None = None,
     study: str = "search",
     resume: Literal["auto", "never"] = "auto",
+    recipe: RecipeName = "fitted",
 ) -> SearchResult | None:
     """Searches a trained supernet: regularized evolution, or NSGA-II where costs are traded off.
 
@@ -64,7 +66,8 @@ def run(
         data: folder of a prepared data set.
         out: folder that receives study.journal, report.html, candidates.parquet, results.json and the best
             architectures as architectures/rank-01.json, ...
-        evolution: how the search proceeds.
+        evolution: how the search proceeds; what it leaves open follows from the recipe. An EvolutionConfig leaves
+            nothing open.
         evaluation: how candidates are evaluated.
         objective: what is minimized.
         limits: what a candidate may cost.
@@ -73,6 +76,8 @@ def run(
             study.journal in the output folder.
         study: name of the study in the storage.
         resume: auto continues with what the study holds, never deletes that first.
+        recipe: what decides the size of the search where it is not given: fitted derives it from the number of
+            validation rows, and prints it; paper takes that of the NASRec paper for Criteo.
 
     Returns:
         The candidates and the report, on rank 0; None on all other ranks.
@@ -92,6 +97,7 @@ def run(
     from nasrec_torchrec.search.report import REPORT
 
     folders = to_path(supernet), to_path(data), to_path(out)
+    evolution = evolution.as_paper() if recipe == "paper" else evolution
     found = search_supernet(*folders, evolution, evaluation, objective, limits, top_k, storage, study, resume)
     return None if found is None else SearchResult(found, to_path(out) / REPORT)
 

@@ -14,7 +14,7 @@ import pytest
 from support import SMALL_SPACE, forked, prepare_clicks, prepare_pairs, run_program, run_ranks
 
 from nasrec_torchrec.runs.lock import lock
-from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Limits, Objective
+from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, EvolutionFlags, Limits, Objective
 from nasrec_torchrec.search.driver import search_supernet
 from nasrec_torchrec.training.config import TrainConfig
 
@@ -133,13 +133,15 @@ def test_a_stopped_search_gives_its_report_and_resumes(
     assert json.loads((out / "results.json").read_text())["evaluated"] == 124
 
 
-def test_an_asynchronous_search_is_resumed_like_any_other(supernet: Path, data: Path, tmp_path: Path):
-    evolution = EvolutionConfig(4, 3, 2, 2, asynchronous=True)
+def test_an_asynchronous_search_is_resumed_like_any_other(supernet: Path, data: Path, tmp_path: Path, capsys):
+    evolution = EvolutionFlags(4, 3, 2, asynchronous=True)
     found = []
     for _ in range(2):  # the second finds everything done
         arguments = supernet, data, tmp_path, evolution, _EVALUATION, Objective(), Limits()
         found.append(search_supernet(*arguments, top_k=2))
     assert found[0] is not None and len(found[0]) == 10 and found[1] == found[0]
+    said = capsys.readouterr().err
+    assert "validation rows: 10 candidates, a population of 4 and 3 generations of 2 (--recipe" in said
     assert json.loads((tmp_path / "results.json").read_text())["evaluated"] == 10
 
 

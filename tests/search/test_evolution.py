@@ -8,7 +8,7 @@ from support import SMALL_SPACE, make_candidate
 
 from nasrec_torchrec import SearchSpace
 from nasrec_torchrec.search.candidate import Candidate
-from nasrec_torchrec.search.config import EvolutionConfig, Objective
+from nasrec_torchrec.search.config import EvolutionConfig, EvolutionFlags, Objective
 from nasrec_torchrec.search.evolution import evolve, num_mutations, one_by_one
 from nasrec_torchrec.search.pareto import crowding, first_front, fronts, standing
 
@@ -139,6 +139,25 @@ def test_ends_of_a_front_are_never_crowded():
 def test_mutations_become_fewer():
     assert [num_mutations(generation, 240) for generation in (0, 120, 239)] == [6, 3, 1]
     assert num_mutations(0, 8) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows", "fitted"),
+    [
+        (EvolutionFlags(), 1_228_800, EvolutionConfig()),  # those of Criteo, for which the paper's are
+        (EvolutionFlags(seed=3), 7_285, EvolutionConfig(21, 18, 8, 10, 3)),
+        (EvolutionFlags(), 10, EvolutionConfig(8, 3, 8, 4)),
+        (EvolutionFlags(tournament=30, children=4), 7_285, EvolutionConfig(30, 35, 4, 30)),
+        (EvolutionFlags(population=200), 7_285, EvolutionConfig(200, 0, 8, 100)),
+        (EvolutionFlags(6, 2), 7_285, EvolutionConfig(6, 2, 8, 3)),
+        (EvolutionConfig(), 7_285, EvolutionConfig()),
+    ],
+)
+def test_a_search_is_as_large_as_its_rows_can_tell_candidates_apart(
+    flags: EvolutionFlags, rows: int, fitted: EvolutionConfig
+):
+    assert flags.fitted(rows) == fitted
+    assert EvolutionFlags(children=4).as_paper() == EvolutionConfig(children=4)
 
 
 def test_impossible_searches_are_refused():
