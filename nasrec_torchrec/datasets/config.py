@@ -8,7 +8,7 @@ SplitRule = Literal["stratified", "time", "column", "given"]
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How lines become columns. One line is one row; Parquet files need none of this.
+    """How lines become columns. One line is one row. Of this, files with typed columns need ``missing`` alone.
 
     Args:
         delimiter: single character between two columns; ``\\t`` is a tab.

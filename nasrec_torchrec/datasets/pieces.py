@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from nasrec_torchrec.datasets import arrow_files, json_lines, lines, sources
+from nasrec_torchrec.datasets import arrow_files, json_lines, lines, sources, values
 from nasrec_torchrec.datasets.config import TextFormat
 from nasrec_torchrec.datasets.diagnosis import diagnosis
 from nasrec_torchrec.datasets.sources import Piece, Source
@@ -140,7 +141,8 @@ class Reading:
         own = _own(wanted, names)
         rejects: dict[int, str] = {}
         if not isinstance(piece.data, bytes):
-            table, numbers = piece.data, np.arange(piece.first_line, piece.next_line)
+            table = _without_marks(piece.data, self.text_format.missing)
+            numbers = np.arange(piece.first_line, piece.next_line)
         else:
             try:
                 if source.kind == "json":
@@ -161,6 +163,19 @@ def typed_schema(source: Source) -> pa.Schema:
         ValueError: If the file cannot be read.
     """
     return sources.parquet_schema(source) if source.kind == "parquet" else arrow_files.schema(source)
+
+
+def _without_marks(table: pa.Table, marks: Sequence[str]) -> pa.Table:
+    """Returns rows of a typed file in which a text that stands for a missing value is missing, as in a file of text."""
+    for place, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            texts = values.plain(table.column(place))
+            marked = pc.is_in(texts, pa.array(marks, texts.type))
+            if pc.any(marked).as_py():
+                missing = pc.if_else(marked, pa.scalar(None, texts.type), texts)
+                table = table.set_column(place, name, missing)
+    return table
 
 
 class FolderColumn(str):

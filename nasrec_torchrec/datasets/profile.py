@@ -144,7 +144,7 @@ def _column(name: str, column: pa.Array, labels: np.ndarray | None) -> Column:
         if not pa.types.is_floating(kind) and _are_names(values.numbers(column, {})):
             return _texts(name, "text", values.text(column, {}), labels)
         return _numbers(name, column, labels)
-    if values.is_text(kind):
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _text(name, values.without_empty(column), labels)
     if pa.types.is_time(kind):
         return _texts(name, "text", values.text(column, {}), labels)

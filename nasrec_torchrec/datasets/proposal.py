@@ -149,7 +149,7 @@ def propose(
             f"{ {name: choice.why for name, choice in choices.items()} }"
         )
     split = SplitConfig("time", split_column.name) if split_column is not None else SplitConfig()
-    text = replace(sample.text, missing=tuple(dict.fromkeys(["", *marks]))) if sample.text else TextFormat()
+    text = replace(sample.text or TextFormat(), missing=tuple(dict.fromkeys(["", *marks])))
     schema = Schema(label, dense, sparse, embedding_dim, text=text, split=split, **kind)  # type: ignore[arg-type]
     name_of = {name: table.column_names.index(name) for name in choices}
     ordered = tuple(sorted(choices.values(), key=lambda choice: name_of[choice.column.name]))
@@ -297,14 +297,14 @@ def _useless(column: Column) -> str | None:
     most = column.common[0][1] if column.common else 0.0
     if column.kind == "nothing":
         return "no value at all"
+    if column.kind not in ("number", "text", "list", "true or false", "time"):
+        return f"values of type {column.kind} cannot be read"
     if column.distinct <= 1 and not column.missing:
         return f"always {column.common[0][0] if column.common else 'empty'}"
     if max(most, column.missing_share) >= _CONSTANT:
         return f"nearly always {column.common[0][0] if most >= _CONSTANT else 'missing'}"
     if column.kind == "time" or (column.unit and _IS_EVENT.search(column.name)):
         return "a moment: later rows have others"
-    if column.kind not in ("number", "text", "list", "true or false"):
-        return f"values of type {column.kind} cannot be read"
     many = column.known >= 100
     if column.kind == "text" and many and column.distinct > _KEY * column.known:
         return "nearly every row has another value: a key or free text"

@@ -66,8 +66,9 @@ def to_yaml(proposal: Proposal, then: str = "") -> str:
     if schema.label_above is not None:
         lines.append(_key("label_above", schema.label_above))
     lines.append(_key("embedding_dim", schema.embedding_dim))
-    if proposal.sample.text is not None:
-        lines.append(_key("text", _differing(schema.text, TextFormat()) or {"delimiter": schema.text.delimiter}))
+    text = _differing(schema.text, TextFormat())
+    if text or proposal.sample.text is not None:
+        lines.append(_key("text", text or {"delimiter": schema.text.delimiter}))
     if schema.split is not None:
         split = {"split": schema.split.split} | _differing(schema.split, SplitConfig())
         lines += [_split_comment(proposal), _key("split", split)]

@@ -257,12 +257,14 @@ def _is_mixed(kinds: Sequence[pa.DataType]) -> bool:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """The columns without dictionaries, views and the like, and bytes as text where they are UTF-8."""
+    """The columns without dictionaries, views and the like, and bytes as text where all of them are UTF-8."""
     columns = {}
     table = sources.flat(table)
     for name, column in zip(table.column_names, table.columns, strict=True):
         array = values.plain(column)
-        columns[name] = values.text(array, {}) if values.is_text(array.type) else array
+        refused: values.Rejects = {}
+        texts = values.text(array, refused) if values.is_text(array.type) else array
+        columns[name] = array if refused else texts
     return pa.table(columns)
 
 

@@ -87,6 +87,43 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, expected: dict[s
     assert _prepared(source, tmp_path) == expected
 
 
+@pytest.mark.parametrize("kind", ["json", "parquet", "categories in parquet", "feather"])
+def test_a_text_that_marks_a_missing_value_does_so_in_every_kind_of_file(
+    tmp_path: Path, expected: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys.modules[__name__], "SCHEMA", SCHEMA + "text: {missing: ['', NA, '-']}\n")
+    rows = [
+        row | {"price": "-" if row["price"] is None else str(row["price"]), "shop": row["shop"] or "NA"} for row in ROWS
+    ]
+    table, source = pa.Table.from_pylist(rows), tmp_path / "log"
+    match kind:
+        case "json":
+            source.write_text(_json(rows))
+        case "feather":
+            feather.write_feather(table, source)
+        case _:
+            place = table.column_names.index("shop")
+            if "categories" in kind:
+                table = table.set_column(place, "shop", table.column("shop").dictionary_encode())
+            pq.write_table(table, source)
+    assert _prepared(source, tmp_path) == expected
+    # A request to a server of the model means the same.
+    schema = Schema.from_json((tmp_path / "data" / "schema.json").read_text())
+    assert schema.text.missing == ("", "NA", "-")
+
+
+def test_init_finds_the_marks_of_missing_values_in_parquet_too(tmp_path: Path):
+    rows = [row | {"shop": row["shop"] or "N/A", "price": row["price"] or 1.0} for row in ROWS * 5]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    words = ["--source", tmp_path / "log.parquet", "--label", "clicked", "--out", tmp_path / "schema.yaml"]
+    done = run_program("nasrec", "prepare", "init", *words)
+    assert done.returncode == 0 and Schema.read(tmp_path / "schema.yaml").text.missing == ("", "N/A"), done.stderr
+    datasets.prepare(str(tmp_path / "log.parquet"), tmp_path / "schema.yaml", tmp_path / "data")
+    schema = Schema.from_json((tmp_path / "data" / "schema.json").read_text())
+    (shop,) = (feature for feature in schema.sparse if feature.name == "shop")
+    assert shop.missing == pytest.approx(1 / 11, abs=0.02)
+
+
 def test_init_proposes_a_schema_for_json_lines(tmp_path: Path):
     rows = [row | {"time": 1_700_000_000 + 3600 * number} for number, row in enumerate(ROWS * 5)]
     (tmp_path / "log.jsonl").write_text(_json(rows))

@@ -2,6 +2,7 @@ import random
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support import run_program
 
@@ -142,3 +143,19 @@ def test_the_command_that_is_printed_accepts_the_rejects_of_the_sample(tmp_path:
     assert command.endswith("--max_rejects 0.06") and command in schema.read_text()
     done = run_program(*command.replace("DATA", str(data)).split())
     assert done.returncode == 0 and '"rejected": 100' in done.stdout
+
+
+def test_columns_that_cannot_be_read_are_left_out_with_their_types(tmp_path: Path):
+    table = pa.Table.from_pylist([row | {"price": str(row["price"])} for row in _rows(300)])
+    count = table.num_rows
+    table = table.append_column("digest", pa.array([bytes([255, number % 251]) for number in range(count)]))
+    table = table.append_column("name", pa.array([f"n{number % 5}".encode() for number in range(count)]))
+    table = table.append_column("pairs", pa.array([[("a", 1)]] * count, pa.map_(pa.string(), pa.int64())))
+    pq.write_table(table, tmp_path / "log.parquet")
+    words = ["--source", tmp_path / "log.parquet", "--label", "clicked", "--out", tmp_path / "schema.yaml"]
+    done = run_program("nasrec", "prepare", "init", *words)
+    assert done.returncode == 0, done.stderr
+    for name, kind in (("digest", "binary"), ("pairs", "map<string, int64")):
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith(name))
+        assert f"values of type {kind}" in line and "cannot be read" in line, done.stdout
+    assert "name" in {feature.name for feature in Schema.read(tmp_path / "schema.yaml").sparse}
