@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 # Two compute threads on two busy cores make a step 10 to 30 times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-fast lint docs buck clean
+.PHONY: setup demo test test-fast test-extended lint docs buck clean
 
 setup: $(VENV)/.installed
 
@@ -22,11 +22,16 @@ $(VENV)/.installed: pyproject.toml setup.py
 demo: setup
 	$(BIN)/nasrec demo
 
+# Three workers on two cores, for some tests wait for other processes.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not extended"
 
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not extended"
+
+# What stands around the package: benchmarks in their quick form, examples, notebook, site, image, Slurm.
+test-extended: setup
+	$(BIN)/python -m pytest -n 1 --dist loadfile -m extended
 
 lint: setup
 	$(BIN)/ruff check .

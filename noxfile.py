@@ -23,5 +23,5 @@ def tests(session: nox.Session, stack: str) -> None:
     torch, fbgemm, torchrec = STACKS[stack]
     session.install("--no-deps", torchrec)
     session.install(torch, fbgemm, "-e", ".[demo,test]")
-    chosen = session.posargs or ["-n", "2", "--dist", "loadfile", "-m", "not slow"]
+    chosen = session.posargs or ["-n", "3", "--dist", "loadfile", "-m", "not slow and not extended"]
     session.run("python", "-m", "pytest", *chosen, env={"OMP_NUM_THREADS": "1"})

@@ -69,8 +69,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first: two workers then end at about the same time."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    """Files with slow tests come first: the workers then end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("extended")}
     items.sort(key=lambda item: item.path not in slow)
 
 

@@ -37,7 +37,7 @@ def test_everything_that_is_copied_exists_and_reaches_the_build(file: Path):
         assert (ROOT / name).exists() and name in sent, name
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_install_steps_of_the_cpu_image_work_in_a_clean_environment(tmp_path: Path):
     """With what is copied alone; the packages themselves come from this environment, so that nothing is fetched."""
     file = ROOT / "containers" / "Dockerfile.cpu"

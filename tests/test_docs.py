@@ -95,7 +95,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_site_has_every_page_and_module(site: Path):
     for page in (ROOT / "docs").glob("*.md"):
         assert (site / f"{page.stem}.html").exists(), page
@@ -105,7 +105,7 @@ def test_the_site_has_every_page_and_module(site: Path):
     assert "embedding_bag_collection" in page and "one table per sparse feature" in page
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_links_to_sources_lead_to_pages_that_show_them(site: Path):
     page = (site / "supernet.html").read_text()
     assert 'href="reference/nasrec_torchrec/training/trainer.html"' in page

@@ -39,7 +39,7 @@ def _flights(rows: int) -> "pandas.DataFrame":
     )
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     _flights(4000).to_csv(tmp_path / "flights.csv", index=False)
     monkeypatch.setenv("BUDGET", "20s")  # of the clock, on a machine that runs other tests too

@@ -13,6 +13,8 @@ from nasrec_torchrec.search.race.run import auto
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.extended
+
 
 def _run(script: str, *flags: str) -> str:
     result = run_process(f"benchmarks/{script}.py", *flags, "--quick", "true", folder=ROOT, environment={})
@@ -20,7 +22,6 @@ def _run(script: str, *flags: str) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
 def test_quality(tmp_path: Path):
     source, out = make_movielens(tmp_path / "raw", 6000), tmp_path / "out"
     flags = "--dataset", "movielens100k", "--source", str(source), "--out", str(out)
@@ -37,7 +38,6 @@ def test_quality(tmp_path: Path):
     assert "step/s" not in _run("quality", *flags) and (out / "results.json").read_text() == results
 
 
-@pytest.mark.slow
 def test_pool(tmp_path: Path):
     data, pool = prepare_pairs(tmp_path / "data", 1500), tmp_path / "pool.json"
     flags = "--data", str(data), "--out", str(tmp_path / "out"), "--pool", str(pool)
@@ -51,7 +51,6 @@ def test_pool(tmp_path: Path):
     assert _run("pool", *flags) == "" and json.loads(pool.read_text()) == found
 
 
-@pytest.mark.slow
 def test_throughput(tmp_path: Path):
     printed = _run("throughput", "--out", str(tmp_path / "raw.json"))
     (measured,) = json.loads((tmp_path / "raw.json").read_text())
@@ -60,7 +59,6 @@ def test_throughput(tmp_path: Path):
         assert printed.count(f"\n{model} ") >= 2, printed
 
 
-@pytest.mark.slow
 def test_drift(tmp_path: Path):
     data, out = prepare_pairs(tmp_path / "data", 600), tmp_path / "drift.jsonl"
     printed = _run("drift", "--data", str(data), "--out", str(out))
@@ -71,7 +69,6 @@ def test_drift(tmp_path: Path):
     assert _run("drift", "--data", str(data), "--out", str(out)) == printed and out.read_text().splitlines() == lines
 
 
-@pytest.mark.slow
 def test_operator_costs():
     header, _, cheapest, other = _run("operator_costs").strip().splitlines()
     assert header.startswith("| sparse operator | multiply-adds | compiled, 512 rows |")
@@ -79,7 +76,6 @@ def test_operator_costs():
     assert other.startswith("| `squeeze_excitation` |")
 
 
-@pytest.mark.slow
 def test_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     # In this process, whose fork server has made the imports of the ranks.
@@ -97,13 +93,11 @@ def test_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "64 GPUs of 80 GiB" in printed and "512 GPUs of 80 GiB" in printed
 
 
-@pytest.mark.slow
 def test_checksums():
     printed = _run("checksums")
     assert "4,000 rows in" in printed and "with checksums" in printed and "difference" in printed
 
 
-@pytest.mark.slow
 def test_auto_parts(tmp_path: Path):
     data, race = prepare_pairs(tmp_path / "data", 1500), tmp_path / "race"
     auto(data, race, RaceConfig(trials=5, epochs=2, final_seeds=1, finalists=1, max_features=2, quiet=True))
@@ -117,13 +111,11 @@ def test_auto_parts(tmp_path: Path):
     assert "step/s" not in _run("auto_parts", *flags)
 
 
-@pytest.mark.slow
 def test_many_workers():
     printed = _run("many_workers")
     assert len(re.findall(r"^\| [28] +\| (?:generations of 8|asynchronous) +\|.*%", printed, re.MULTILINE)) == 4
 
 
-@pytest.mark.slow
 def test_added_features(tmp_path: Path):
     movielens.prepare(tmp_path / "data", make_movielens(tmp_path / "raw", 3000))
     printed = _run("added_features", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"))
@@ -134,7 +126,6 @@ def test_added_features(tmp_path: Path):
     assert refused.returncode == 2 and "expected data that was split by time, found the rule 'given'" in refused.stderr
 
 
-@pytest.mark.slow
 def test_dropped_columns(tmp_path: Path):
     flags = "--data", str(prepare_pairs(tmp_path / "pairs")), "--out", str(tmp_path / "out")
     printed = _run("dropped_columns", *flags)
@@ -143,7 +134,6 @@ def test_dropped_columns(tmp_path: Path):
     assert "with its standard error: " in printed
 
 
-@pytest.mark.slow
 def test_tables(tmp_path: Path):
     (tmp_path / "raw").mkdir()
     rows = (f"{n % 30},{n % 7},{n % 5},{n * 7 % 3 // 2 * (n % 7)}" for n in range(2000))
@@ -154,7 +144,6 @@ def test_tables(tmp_path: Path):
     assert re.search(row, printed, re.MULTILINE), printed
 
 
-@pytest.mark.slow
 def test_kernels():
     printed = _run("kernels")
     for name in ("attention, 16 tokens", "attention, 64 tokens"):
@@ -162,7 +151,6 @@ def test_kernels():
             assert printed.count(f"\n{name}, {direction} ") == 1, printed
 
 
-@pytest.mark.slow
 def test_generation_cost():
     printed = _run("generation_cost")
     assert "4 children of 1 mutation(s), 256 + 2,000 rows" in printed
@@ -170,7 +158,6 @@ def test_generation_cost():
     assert re.search(r"^median: [\d.]+ times as fast", printed, re.MULTILINE)
 
 
-@pytest.mark.slow
 def test_raw_rows():
     result = run_process("benchmarks/raw_rows.py", "--rows", "150", folder=ROOT, environment={})
     assert result.returncode == 0 and re.search(r"^hostile +150 rows, ", result.stdout, re.MULTILINE), result.stderr
@@ -199,7 +186,6 @@ class SuperNet(nn.Module):
 """
 
 
-@pytest.mark.slow
 def test_research_code(tmp_path: Path):
     package = tmp_path / "nasrec" / "supernet"
     package.mkdir(parents=True)
@@ -217,7 +203,6 @@ def test_research_code(tmp_path: Path):
     assert refused.returncode == 2 and "expected a clone of facebookresearch/NasRec" in refused.stderr
 
 
-@pytest.mark.slow
 def test_equal_seconds(tmp_path: Path):
     data, out = prepare_pairs(tmp_path / "data", 1500), tmp_path / "out"
     flags = "--data", f"[{data}]", "--out", str(out), "--work", str(tmp_path / "work"), "--seeds", "[0]"

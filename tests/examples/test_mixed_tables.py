@@ -7,7 +7,7 @@ from support import launch, run_script
 SCRIPT = "examples/mixed_tables.py"
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_mixed_tables_from_two_ranks_to_a_package(tmp_path: Path):
     out = "--out", tmp_path
     printed = launch(SCRIPT, 2, "train", *out, "--steps", 40) + run_script(SCRIPT, "resume", *out)

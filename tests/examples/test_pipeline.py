@@ -9,7 +9,7 @@ from support import launch, run_script
 SCRIPT = "examples/pipeline.py"
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_pipeline_from_two_ranks_over_four_and_one_to_a_package(tmp_path: Path):
     out = "--out", tmp_path
     printed = launch(SCRIPT, 2, "train", *out, "--steps", 40)

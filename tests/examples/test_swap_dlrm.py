@@ -19,7 +19,7 @@ def _torchrun(script: str, ranks: int, *words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(("model", "start"), [("dlrm", launch), ("nasrec", _torchrun)], ids=["dlrm", "nasrec"])
 def test_the_same_script_trains_both_models_on_two_ranks(model: str, start):
     printed = start(SCRIPT, 2, "--model", model, "--steps", "6", "--batch_size", "64")
