@@ -137,6 +137,16 @@ def test_the_best_three_teach_a_small_one_a_faster_one_and_the_best():
     assert not any(entry.trial.teachers for entry in replay(_planner(students=False), curve, trials=40))
 
 
+@pytest.mark.parametrize(("seconds", "taught"), ((20.0, True), (5.0, False)))
+def test_a_small_student_is_taught_where_larger_models_have_used_up_the_time(seconds: float, taught: bool):
+    entries = [_entry(number, *[0.4 + number / 100] * _EPOCHS) for number in range(4)]
+    entries[0] = replace(entries[0], seconds=(10.0,) * _EPOCHS)
+    action = _planner(trials=None).next(Situation(entries, 0.9, seconds_left=seconds))
+    assert isinstance(action, New)
+    assert action.trial.teachers == ((0, 1, 2) if taught else ())
+    assert not taught or action.trial.interaction == small_mlp(8)
+
+
 def test_only_the_chosen_sources_propose():
     for chosen in (("random",), ("mutation", "random"), ("baseline",), ()):
         entries = replay(_planner(sources=chosen), _curve, trials=40)

@@ -216,7 +216,7 @@ class Planner:
             return self._propose_architecture(situation, generator)
         if phase == "polish":
             return self._propose_polish(situation)
-        return self._propose_final(situation)
+        return self._missed_student(situation) or self._propose_final(situation)
 
     def _missed_features(self, situation: Situation) -> bool:
         """Returns whether recipes took so long that the time for features passed before a history was tried."""
@@ -423,6 +423,15 @@ class Planner:
                 numbers = tuple(entry.number for entry in teachers)
                 return self._new("polish", "student", like, interaction=model, teachers=numbers)
         return None
+
+    def _missed_student(self, situation: Situation) -> Trial | None:
+        """Returns the first student, a small one, if models that take longer have used up the time for students."""
+        taken = [seconds for entry in situation.entries if (seconds := _epoch_seconds(entry))]
+        if situation.seconds_left is None or not taken or any(e.trial.teachers for e in situation.entries):
+            return None
+        student = self._propose_student(situation)
+        fits = student is not None and min(taken) * student.recipe.epochs <= situation.seconds_left
+        return student if fits else None
 
     def _propose_final(self, situation: Situation) -> Trial | None:
         """Further seeds of the finalists, one seed for all of them before the next one."""
