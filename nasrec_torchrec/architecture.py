@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from nasrec_torchrec.operator_kinds import KINDS, Reads, Side, names_of
+from nasrec_torchrec.block_architecture import OPTIONAL, BlockArchitecture, is_integer, reads, without_defaults
+from nasrec_torchrec.operator_kinds import KINDS
 
 # Operator names in the order in which the research code numbers them, per published space.
 _PUBLISHED_OPERATORS: dict[str, tuple[str, ...]] = {
@@ -31,97 +32,11 @@ _FORMAT = "nasrec-torchrec/architecture/1"
 # Of an architecture whose logit does not just read the last block; readers of format 1 do not know such networks.
 _FORMAT_OF_OUTPUTS = "nasrec-torchrec/architecture/2"
 # Of an architecture that chooses the width of tables; it names its outputs, too.
-_LATER = "embedding_widths", "width_tables"
 _FORMAT_OF_WIDTHS = "nasrec-torchrec/architecture/3"
-
-
-@dataclass(frozen=True)
-class BlockArchitecture:
-    """The choices for one block.
-
-    Args:
-        dense_operators: Names of the operators that produce the dense output; their outputs are added.
-        sparse_operators: Names of the operators that produce the sparse output; their outputs are added.
-        dense_width: Number of columns of the dense output ``(B, dense_width)``.
-        sparse_width: Number of tokens of the sparse output ``(B, sparse_width, E)``.
-        dense_inputs: Indices of the dense outputs that the block reads and concatenates in ascending order. 0 is the
-            raw input, and i is the output of block i-1 (counted from 0).
-        sparse_inputs: Indices of the sparse outputs that the block reads, counted in the same way.
-        left_inputs: Indices of the dense outputs that the binary operators (``sigmoid_gating``, ``sum``) read on
-            their left side.
-        right_inputs: Indices of the dense outputs that they read on their right side.
-        dense_to_sparse: Whether 8 tokens that are projected from the dense output are appended to the sparse output.
-        sparse_to_dense: Whether a factorization machine over the tokens is added to the dense output.
-
-    Raises:
-        ValueError: If an operator is unknown, missing or repeated, a width is not positive, or the inputs are not
-            non-negative integers.
-    """
-
-    dense_operators: tuple[str, ...]
-    sparse_operators: tuple[str, ...]
-    dense_width: int
-    sparse_width: int
-    dense_inputs: tuple[int, ...]
-    sparse_inputs: tuple[int, ...]
-    left_inputs: tuple[int, ...]
-    right_inputs: tuple[int, ...]
-    dense_to_sparse: bool
-    sparse_to_dense: bool
-
-    def __post_init__(self) -> None:
-        sides: tuple[Side, ...] = ("dense", "sparse")
-        for side in sides:
-            allowed = names_of(side)
-            names = tuple(sorted(_strings(getattr(self, f"{side}_operators"), f"{side}_operators")))
-            if not names or len(set(names)) != len(names):
-                raise ValueError(f"{side}_operators: expected one or more distinct names, found {names}")
-            unknown = [name for name in names if name not in allowed]
-            if unknown:
-                raise ValueError(
-                    f"{side}_operators: unknown operator {unknown}; allowed are {list(allowed)}, and those that a "
-                    "module named by --plugins registers"
-                )
-            object.__setattr__(self, f"{side}_operators", names)
-            width = getattr(self, f"{side}_width")
-            if not _is_int(width) or width <= 0:
-                raise ValueError(f"{side}_width: expected a positive integer, found {width!r}")
-        for name in ("dense_inputs", "sparse_inputs", "left_inputs", "right_inputs"):
-            values = getattr(self, name)
-            if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
-                raise ValueError(f"{name}: expected a list of block indices, found {values!r}")
-            values = list(values)
-            if not values or not all(_is_int(v) and v >= 0 for v in values):
-                raise ValueError(f"{name}: expected one or more non-negative integers, found {values}")
-            # Order and repetition carry no meaning: inputs are concatenated in ascending order, each once.
-            object.__setattr__(self, name, tuple(sorted(set(values))))
-        for name in ("dense_to_sparse", "sparse_to_dense"):
-            value = getattr(self, name)
-            if value not in (0, 1, True, False) or not isinstance(value, bool | int):
-                raise ValueError(f"{name}: expected true or false, found {value!r}")
-            object.__setattr__(self, name, bool(value))
-
-    @property
-    def dense_sources(self) -> tuple[int, ...]:
-        """Indices of the dense outputs that the dense operators read, in ascending order."""
-        sources = self.dense_inputs if _read("dense", self.dense_operators) else ()
-        operands = (*self.left_inputs, *self.right_inputs) if _read("operands", self.dense_operators) else ()
-        return tuple(sorted({*sources, *operands}))
-
-    def computes(self, dense_is_read: bool, sparse_is_read: bool) -> tuple[bool, bool]:
-        """Decides which operators of the block have to run.
-
-        Args:
-            dense_is_read: Whether anything reads the block's dense output.
-            sparse_is_read: Whether anything reads the block's sparse output.
-
-        Returns:
-            Whether the dense operators have to run, and whether the sparse ones do.
-        """
-        return (
-            dense_is_read or (sparse_is_read and self.dense_to_sparse),
-            sparse_is_read or (dense_is_read and self.sparse_to_dense),
-        )
+# Of one whose blocks choose their activation, normalization or a residual; it names all of the above, too.
+_FORMAT_OF_CHOICES = "nasrec-torchrec/architecture/4"
+_FORMATS = _FORMAT, _FORMAT_OF_OUTPUTS, _FORMAT_OF_WIDTHS, _FORMAT_OF_CHOICES
+_LATER = "embedding_widths", "width_tables", "activations", "normalizations", "residuals"
 
 
 @dataclass(frozen=True)
@@ -195,12 +110,15 @@ class Architecture:
         Returns:
             The JSON document.
         """
-        document: dict[str, Any] = {"format": _FORMAT, "blocks": [asdict(block) for block in self.blocks]}
-        if not self.reads_last_block or self.embedding_widths:
+        chosen = any(block.special for block in self.blocks)
+        document: dict[str, Any] = {"format": _FORMAT, "blocks": [without_defaults(asdict(b)) for b in self.blocks]}
+        if not self.reads_last_block or self.embedding_widths or chosen:
             dense, sparse = self.outputs
             document |= {"format": _FORMAT_OF_OUTPUTS, "dense_outputs": dense, "sparse_outputs": sparse}
-        if self.embedding_widths:
+        if self.embedding_widths or chosen:
             document |= {"format": _FORMAT_OF_WIDTHS, "embedding_widths": dict(self.embedding_widths)}
+        if chosen:
+            document["format"] = _FORMAT_OF_CHOICES
         return json.dumps(document, indent=indent)
 
     def to_published_json(self, indent: int | None = None) -> str:
@@ -214,12 +132,16 @@ class Architecture:
 
         Raises:
             ValueError: If the research code does not have one of the operators, if the final linear layer does not
-                read the last block alone, or if the architecture chooses the width of tables.
+                read the last block alone, or if the architecture chooses the width of tables or a block its
+                activation, normalization or a residual.
         """
         if self.embedding_widths:
             raise ValueError(
                 f"in the research code all tables have one width, found embedding_widths {dict(self.embedding_widths)}"
             )
+        for index, block in enumerate(self.blocks):
+            if block.special:
+                raise ValueError(f"block {index}: the research code has no {', '.join(block.special)}")
         if not self.reads_last_block:
             raise ValueError(
                 "in the research code the final linear layer reads the last block, found "
@@ -301,7 +223,7 @@ class Architecture:
             if computes_dense:
                 for source in block.dense_sources:
                     dense[source] = True
-            if computes_tokens or (computes_dense and _read("tokens", block.dense_operators)):
+            if computes_tokens or (computes_dense and reads("tokens", block.dense_operators)):
                 for source in block.sparse_inputs:
                     sparse[source] = True
         return list(zip(dense, sparse, strict=True))
@@ -316,20 +238,25 @@ class Architecture:
         for block, (dense, sparse) in zip(self.blocks, self.outputs_read()[1:], strict=True):
             computes_dense, computes_tokens = block.computes(dense, sparse)
             operators = block.dense_operators if computes_dense else ()
-            reads_tokens = computes_tokens or _read("tokens", operators)
-            reads_operands = _read("operands", operators)
+            reads_tokens = computes_tokens or reads("tokens", operators)
+            reads_operands = reads("operands", operators)
+            computed = {*operators, *(block.sparse_operators if computes_tokens else ())}
+            newest = block.dense_inputs[-1:] if block.residual and computes_dense else (0,)
             blocks.append(
                 BlockArchitecture(
                     dense_operators=operators or DENSE_OPERATORS[:1],
                     sparse_operators=block.sparse_operators if computes_tokens else SPARSE_OPERATORS[:1],
                     dense_width=block.dense_width if computes_dense else 1,
                     sparse_width=block.sparse_width if computes_tokens else 1,
-                    dense_inputs=block.dense_inputs if _read("dense", operators) else (0,),
+                    dense_inputs=block.dense_inputs if reads("dense", operators) else newest,
                     sparse_inputs=block.sparse_inputs if reads_tokens else (0,),
                     left_inputs=block.left_inputs if reads_operands else (0,),
                     right_inputs=block.right_inputs if reads_operands else (0,),
                     dense_to_sparse=block.dense_to_sparse and sparse,
                     sparse_to_dense=block.sparse_to_dense and dense,
+                    activation=block.activation if any(KINDS[name].activated for name in computed) else "relu",
+                    normalization=block.normalization if computed else None,
+                    residual=block.residual and bool(computed),
                 )
             )
         return Architecture(tuple(blocks), *self.outputs, self.embedding_widths)
@@ -340,15 +267,8 @@ def recorded(value: Any) -> dict[str, Any]:
 
     What is not used looks the same as in older versions, which did not have it.
     """
-    return {name: item for name, item in asdict(value).items() if item or name not in _LATER}
-
-
-def _read(what: Reads, operators: Iterable[str]) -> bool:
-    return any(what in KINDS[name].reads for name in operators)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    found = {name: item for name, item in asdict(value).items() if item or name not in _LATER}
+    return found | {"blocks": tuple(map(without_defaults, found["blocks"]))} if "blocks" in found else found
 
 
 def _outputs(value: object, where: str, count: int) -> tuple[int, ...]:
@@ -358,7 +278,7 @@ def _outputs(value: object, where: str, count: int) -> tuple[int, ...]:
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise ValueError(f"{where}: expected a list of output indices, found {value!r}")
     values = list(value)
-    if not all(_is_int(v) and 0 <= v <= count for v in values):
+    if not all(is_integer(v) and 0 <= v <= count for v in values):
         raise ValueError(f"{where}: expected integers in 0..{count}, found {values}")
     return tuple(sorted(set(values)))
 
@@ -372,20 +292,11 @@ def _widths(value: object) -> tuple[tuple[str, int], ...]:
     if not all(isinstance(pair, Sequence) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
         raise ValueError(f"{where}, found {value!r}")
     for name, width in pairs:
-        if not _is_int(width) or width <= 0:
+        if not is_integer(width) or width <= 0:
             raise ValueError(f"embedding_widths: table '{name}': expected a positive integer, found {width!r}")
     if len(dict(pairs)) != len(pairs):
         raise ValueError(f"{where}, each once, found {sorted(name for name, _ in pairs)}")
     return tuple(sorted((name, width) for name, width in pairs))
-
-
-def _strings(value: object, where: str) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ValueError(f"{where}: expected a list of names, found {value!r}")
-    names = tuple(value)
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{where}: expected a list of names, found {names}")
-    return names
 
 
 def _entries(document: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
@@ -411,16 +322,21 @@ def _block(index: int, **values: Any) -> BlockArchitecture:
 
 
 def _read_blocks(document: Mapping[str, Any]) -> Iterable[BlockArchitecture]:
-    formats = _FORMAT, _FORMAT_OF_OUTPUTS, _FORMAT_OF_WIDTHS
-    if document.get("format", _FORMAT) not in formats:
-        expected = ", ".join(f"'{name}'" for name in formats[:-1])
-        raise ValueError(f"format: expected {expected} or '{formats[-1]}', found {document['format']!r}")
+    form = document.get("format", _FORMAT)
+    if form not in _FORMATS:
+        expected = ", ".join(f"'{name}'" for name in _FORMATS[:-1])
+        raise ValueError(f"format: expected {expected} or '{_FORMATS[-1]}', found {form!r}")
     names = {field.name for field in fields(BlockArchitecture)}
+    needed = names - set(OPTIONAL)
     for index, entry in enumerate(_entries(document, "blocks")):
         unknown = sorted(set(entry) - names)
         if unknown:
             raise ValueError(f"block {index}: unknown keys {unknown}; allowed are {sorted(names)}")
-        yield _block(index, **{name: _value(entry, name, f"block {index}") for name in names})
+        if form != _FORMAT_OF_CHOICES and (found := sorted(set(entry) - needed)):
+            raise ValueError(
+                f"block {index}: {found[0]}: only architectures of the format '{_FORMAT_OF_CHOICES}' have it"
+            )
+        yield _block(index, **dict(entry) | {name: _value(entry, name, f"block {index}") for name in needed})
 
 
 def _read_outputs(document: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -433,7 +349,7 @@ def _read_outputs(document: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _read_widths(document: Mapping[str, Any]) -> Any:
-    if document.get("format", _FORMAT) != _FORMAT_OF_WIDTHS:
+    if document.get("format", _FORMAT) not in (_FORMAT_OF_WIDTHS, _FORMAT_OF_CHOICES):
         if "embedding_widths" in document:
             raise ValueError(f"embedding_widths: only architectures of the format '{_FORMAT_OF_WIDTHS}' have it")
         return ()
@@ -451,7 +367,7 @@ def _read_published(document: Mapping[str, Any]) -> Iterable[BlockArchitecture]:
     nodes: list[list[int]] = []
     for index, entry in enumerate(micro):
         active = _value(entry, "active_nodes", f"block {index}")
-        if not isinstance(active, list) or not all(_is_int(node) for node in active):
+        if not isinstance(active, list) or not all(is_integer(node) for node in active):
             raise ValueError(f"block {index}: active_nodes: expected a list of operator indices, found {active!r}")
         nodes.append(active)
     # Without "config" the space can be inferred: every block has a sparse operator, 4 or 5 in NASRec-Full, 2 in Small.

@@ -16,15 +16,16 @@ def _edges(architecture: Architecture) -> Iterator[tuple[int, int, str]]:
         yield from ((source, index, "sparse") for source in block.sparse_inputs)
 
 
-def _operators(block: BlockArchitecture) -> tuple[str, str, str]:
-    """Captions for a block's dense side, its sparse side and its mergers."""
+def _operators(block: BlockArchitecture) -> tuple[str, str, str, str]:
+    """Captions for a block's dense side, its sparse side, its mergers and its further choices."""
     dense = " + ".join(KINDS[name].caption for name in block.dense_operators)
     sparse = " + ".join(KINDS[name].caption for name in block.sparse_operators)
     mergers = [
         name for name, used in (("dense→sparse", block.dense_to_sparse), ("FM→dense", block.sparse_to_dense)) if used
     ]
     tokens = f"{block.sparse_width}{' + 8' if block.dense_to_sparse else ''} tokens"
-    return f"{dense} · {block.dense_width}", f"{sparse} · {tokens}", ", ".join(mergers)
+    more = ", ".join(mergers), ", ".join(block.special)
+    return f"{dense} · {block.dense_width}", f"{sparse} · {tokens}", *more
 
 
 def to_dot(architecture: Architecture) -> str:
@@ -42,8 +43,9 @@ def to_dot(architecture: Architecture) -> str:
         '  output_0 [label="input|<dense> dense features|<sparse> embeddings"];',
     ]
     for index, block in enumerate(architecture.blocks, start=1):
-        dense, sparse, mergers = _operators(block)
+        dense, sparse, mergers, special = _operators(block)
         merged = f"|{mergers.replace('>', '&gt;')}" if mergers else ""
+        merged += f"|{special}" if special else ""
         lines.append(f'  output_{index} [label="block {index}|<dense> {dense}|<sparse> {sparse}{merged}"];')
     for source, target, side in _edges(architecture):
         color = _DENSE_COLOR if side == "dense" else _SPARSE_COLOR
@@ -87,7 +89,7 @@ def to_svg(architecture: Architecture) -> str:
     arc_space = 26 + 24 * reach
     top = arc_space + margin
     width = margin * 2 + (count + 2) * box_width + (count + 1) * gap
-    height = 2 * top + 2 * box_height + 34
+    height = 2 * top + 2 * box_height + 34 + 14 * any(block.special for block in architecture.blocks)
     middle = top + box_height + 17
 
     def left(column: int) -> int:
@@ -129,15 +131,16 @@ def to_svg(architecture: Architecture) -> str:
     box(0, "dense", "dense features", _DENSE_COLOR)
     box(0, "sparse", "embeddings", _SPARSE_COLOR)
     for index, block in enumerate(architecture.blocks, start=1):
-        dense, sparse, mergers = _operators(block)
+        dense, sparse, mergers, special = _operators(block)
         title(index, f"block {index}")
         box(index, "dense", dense, _DENSE_COLOR)
         box(index, "sparse", sparse, _SPARSE_COLOR)
-        if mergers:
-            parts.append(
-                f'<text x="{left(index) + box_width / 2}" y="{height - 6}" fill="{_MERGER_COLOR}" font-size="11">'
-                f"{escape(mergers)}</text>"
-            )
+        for line, caption in ((height - 6, mergers), (height - 20, special)):
+            if caption:
+                parts.append(
+                    f'<text x="{left(index) + box_width / 2}" y="{line}" fill="{_MERGER_COLOR}" font-size="11">'
+                    f"{escape(caption)}</text>"
+                )
     title(count + 1, "final linear → logit")
     for source, target, side in arcs:
         arc(source, target, side)

@@ -16,6 +16,7 @@ class OperatorKind:
         reads: What the operator reads: the ``dense`` inputs, the two binary ``operands``, or ``tokens``. Sparse
             operators only read tokens.
         caption: A few letters that stand for the operator in drawings.
+        activated: Whether its output passes the activation that the block chooses.
 
     Raises:
         ValueError: If a side or something to read is unknown, or if a sparse operator reads anything but tokens.
@@ -24,6 +25,7 @@ class OperatorKind:
     side: Side
     reads: tuple[Reads, ...]
     caption: str
+    activated: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reads", tuple(self.reads))
@@ -40,17 +42,17 @@ class OperatorKind:
 # The operators of the paper, then those of later models. nasrec_torchrec.modules.registry.register_operator adds
 # others.
 KINDS: dict[str, OperatorKind] = {
-    "fully_connected": OperatorKind("dense", ("dense",), "FC"),
+    "fully_connected": OperatorKind("dense", ("dense",), "FC", activated=True),
     "dot_product": OperatorKind("dense", ("dense", "tokens"), "DP"),
     "sigmoid_gating": OperatorKind("dense", ("operands",), "SG"),
     "sum": OperatorKind("dense", ("operands",), "Sum"),
-    "embedded_fully_connected": OperatorKind("sparse", ("tokens",), "EFC"),
+    "embedded_fully_connected": OperatorKind("sparse", ("tokens",), "EFC", activated=True),
     "attention": OperatorKind("sparse", ("tokens",), "AT"),
     "flatten": OperatorKind("dense", ("dense", "tokens"), "Flat"),
     "low_rank_cross": OperatorKind("dense", ("operands",), "Cross"),
     "gated_cross": OperatorKind("dense", ("operands",), "GCross"),
-    "factorized_interaction": OperatorKind("dense", ("dense",), "FI"),
-    "instance_mask": OperatorKind("dense", ("operands",), "Mask"),
+    "factorized_interaction": OperatorKind("dense", ("dense",), "FI", activated=True),
+    "instance_mask": OperatorKind("dense", ("operands",), "Mask", activated=True),
     "squeeze_excitation": OperatorKind("sparse", ("tokens",), "SE"),
     "compressed_fm": OperatorKind("sparse", ("tokens",), "CFM"),
     "token_mixing": OperatorKind("sparse", ("tokens",), "Mix"),

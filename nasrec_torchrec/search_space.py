@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nasrec_torchrec.architecture import DENSE_OPERATORS, SPARSE_OPERATORS, Architecture, BlockArchitecture
+from nasrec_torchrec.block_architecture import Activation, Normalization, check_choice
 from nasrec_torchrec.table_widths import check_width
 
 if TYPE_CHECKING:  # a command line only needs the values, and importing torch takes seconds
@@ -38,6 +39,11 @@ class SearchSpace:
         embedding_widths: Embedding dimensions among which an architecture chooses for each table, multiples of 4, such
             as 4,8,16,32; none leaves the tables as the data has them. A supernet stores tables of the largest one.
         width_tables: Names of the tables whose width is a choice, if it is not one for all; the others keep theirs.
+        activations: Activations among which a block chooses, for the operators that end in one: relu, prelu, gelu. None
+            leaves all of them at relu.
+        normalizations: What may follow the linear layers of a block: none, or layer for a LayerNorm. None leaves it to
+            use_layernorm.
+        residuals: Whether a block may add its newest inputs to its outputs.
 
     Raises:
         ValueError: If a count is not positive, a choice is empty, an operator is unknown, or a width of tables is no
@@ -61,6 +67,9 @@ class SearchSpace:
     outputs: Outputs = "last"
     embedding_widths: tuple[int, ...] = ()
     width_tables: tuple[str, ...] = ()
+    activations: tuple[Activation, ...] = ()
+    normalizations: tuple[Normalization, ...] = ()
+    residuals: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "max_inputs"):
@@ -73,7 +82,7 @@ class SearchSpace:
             object.__setattr__(self, name, values)
         if self.outputs not in get_args(Outputs):
             raise ValueError(f"outputs: expected one of {list(get_args(Outputs))}, found {self.outputs!r}")
-        for name in ("embedding_widths", "width_tables"):
+        for name in ("embedding_widths", "width_tables", "activations", "normalizations"):
             values = tuple(getattr(self, name))
             if len(set(values)) != len(values):
                 raise ValueError(f"{name}: expected distinct values, found {values}")
@@ -82,6 +91,10 @@ class SearchSpace:
             check_width(width, "embedding_widths")
         if self.width_tables and not self.embedding_widths:
             raise ValueError(f"width_tables: expected none without embedding_widths, found {self.width_tables}")
+        for activation in self.activations:
+            check_choice("activation", activation)
+        for normalization in self.normalizations:
+            check_choice("normalization", normalization)
         self.union()  # BlockArchitecture checks operators and widths.
 
     @property
@@ -97,6 +110,7 @@ class SearchSpace:
             * len(self.sparse_widths)
             * 2  # dense-to-sparse merger
             * 2  # sparse-to-dense merger
+            * math.prod(map(len, self.block_choices.values()))
         )
         total = 1
         for block in range(self.num_blocks):
@@ -109,6 +123,15 @@ class SearchSpace:
         if self.embedding_widths:
             total *= len(self.embedding_widths) ** len(self.width_tables)
         return total
+
+    @property
+    def block_choices(self) -> dict[str, tuple[Any, ...]]:
+        """The values of each field of a block that the paper's blocks do not have, the first being the simplest."""
+        return {
+            "activation": self.activations or ("relu",),
+            "normalization": self.normalizations or (None,),
+            "residual": (False, True) if self.residuals else (False,),
+        }
 
     def for_tables(self, names: Iterable[str]) -> "SearchSpace":
         """Tells the space which tables there are, so that it can choose the width of each.
@@ -185,7 +208,8 @@ class SearchSpace:
                 if child != architecture:
                     return child
                 continue
-            names = rng.choice((_CONNECTION_FIELDS, _INNER_FIELDS))
+            chosen = [field for field, values in self.block_choices.items() if len(values) > 1]
+            names = rng.choice((_CONNECTION_FIELDS, (*_INNER_FIELDS, *chosen)))
             name = rng.choice(names)
             value: Any = getattr(self._sample_block(index, "single_operator_any_connection", rng), name)
             if name in ("dense_inputs", "sparse_inputs"):
@@ -204,6 +228,9 @@ class SearchSpace:
             The architecture. Its binary operators read all earlier outputs on both sides.
         """
         outputs = tuple(range(1, self.num_blocks + 1)) if self.outputs == "any" else None
+        # Those with parameters.
+        most = {"prelu", "layer", True}
+        choices = {name: next((v for v in found if v in most), found[0]) for name, found in self.block_choices.items()}
         return Architecture(
             dense_outputs=outputs,
             sparse_outputs=outputs,
@@ -220,6 +247,7 @@ class SearchSpace:
                     right_inputs=tuple(range(index + 1)),
                     dense_to_sparse=True,
                     sparse_to_dense=True,
+                    **choices,
                 )
                 for index in range(self.num_blocks)
             ),
@@ -243,7 +271,8 @@ class SearchSpace:
                     raise ValueError(
                         f"block {index}: {name}: {unknown} not in this space, it has {getattr(self, name)}"
                     )
-            for name, allowed in (("dense_width", self.dense_widths), ("sparse_width", self.sparse_widths)):
+            widths = {"dense_width": self.dense_widths, "sparse_width": self.sparse_widths}
+            for name, allowed in (widths | self.block_choices).items():
                 if getattr(block, name) not in allowed:
                     raise ValueError(
                         f"block {index}: {name}: {getattr(block, name)} not in this space, it has {allowed}"
@@ -264,7 +293,8 @@ class SearchSpace:
         """Brings an architecture into this space, such as one of :data:`~nasrec_torchrec.models.reference.REFERENCE`.
 
         Widths become the next larger ones that the space has, or its largest, and blocks that nobody reads fill up
-        their number. A wider network can compute the same.
+        their number. A wider network can compute the same. A normalization that a block leaves open becomes ``none``,
+        or what the space has.
 
         Args:
             architecture: An architecture of other widths, or with fewer blocks. Tables whose width it does not choose
@@ -276,14 +306,17 @@ class SearchSpace:
         Raises:
             ValueError: If the space lacks an operator, has fewer blocks, or reads its outputs differently.
         """
-        spare = replace(self.union().blocks[0], dense_to_sparse=False, sparse_to_dense=False)
+        spare = replace(self.union().blocks[0], dense_to_sparse=False, sparse_to_dense=False, residual=False)
         spare = replace(spare, dense_operators=spare.dense_operators[:1], sparse_operators=spare.sparse_operators[:1])
         blocks = [*architecture.blocks, *[spare] * (self.num_blocks - len(architecture.blocks))]
+        norms: tuple[Normalization | None, ...] = self.block_choices["normalization"]
+        norm: Normalization | None = "none" if "none" in norms else norms[0]
         fitting = [
             replace(
                 block,
                 dense_width=_next_larger(block.dense_width, self.dense_widths),
                 sparse_width=_next_larger(block.sparse_width, self.sparse_widths),
+                normalization=block.normalization or norm,
             )
             for block in blocks
         ]
@@ -379,7 +412,13 @@ class SearchSpace:
             right_inputs=(rng.choice(sources),),
             dense_to_sparse=full or rng.random() < 0.5,
             sparse_to_dense=full or rng.random() < 0.5,
+            **self._sample_choices(full, rng),
         )
+
+    def _sample_choices(self, full: bool, rng: random.Random) -> dict[str, Any]:
+        """Draws what the paper's blocks do not have, and nothing where there is no choice."""
+        found = {n: rng.choice(values) if len(values) > 1 else values[0] for n, values in self.block_choices.items()}
+        return found | ({"residual": self.residuals} if full else {})
 
 
 _NO_TABLES = "the space does not know the tables yet; for_tables(names) tells it"

@@ -8,7 +8,8 @@ TRAINING = {
     "Baseline": ("kind", "dense_layers", "over_layers", "cross_layers", "cross_rank"),
     "Search space of a supernet, and how its paths are drawn": (
         *("num_blocks", "dense_operators", "sparse_operators", "dense_widths", "sparse_widths", "max_inputs"),
-        *("outputs", "embedding_widths", "width_tables", "strategy", "full_path_steps"),
+        *("outputs", "embedding_widths", "width_tables", "activations", "normalizations", "residuals"),
+        *("strategy", "full_path_steps"),
     ),
     "Trials": ("learning_rates", "seeds"),
     "Recipe": (

@@ -49,16 +49,17 @@ class SharedInteractionArch(nn.Module):
         super().__init__()
         self.search_space = search_space
         self.use_layernorm = use_layernorm
-        self.storage = InteractionArch(
-            search_space.union(),
-            dense_in_features,
-            num_tokens,
-            embedding_dim,
-            use_layernorm,
-            shared=True,
-            device=device,
-            tables=tables,
-        )
+        union = search_space.union()
+
+        def stored(architecture: Architecture) -> InteractionArch:
+            sizes = dense_in_features, num_tokens, embedding_dim
+            return InteractionArch(architecture, *sizes, use_layernorm, shared=True, device=device, tables=tables)
+
+        self.storage = stored(union)
+        for normalization in search_space.normalizations:
+            if normalization != union.blocks[0].normalization:
+                blocks = tuple(replace(block, normalization=normalization) for block in union.blocks)
+                _add_missing(self.storage, stored(replace(union, blocks=blocks)))
         self.architecture = search_space.sample(torch.Generator().manual_seed(0), "full")
         self._stored = dict(self.storage.named_modules())
         # A list keeps the subnet from being registered as a child: its parameters are views of the storage.
@@ -129,6 +130,15 @@ class SharedInteractionArch(nn.Module):
                 module._parameters[name] = view
                 pairs.append((base, view))
         return subnet.train(self.training), pairs
+
+
+def _add_missing(storage: nn.Module, other: nn.Module) -> None:
+    """Adds parameters that only the other one has, such as the bias of a linear layer that no LayerNorm follows."""
+    modules = dict(storage.named_modules())
+    for path, module in other.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and modules[path]._parameters.get(name) is None:
+                modules[path].register_parameter(name, parameter)
 
 
 def _is_view(view: nn.Parameter, stored: nn.Parameter) -> bool:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from nasrec_torchrec.architecture import BlockArchitecture
 from nasrec_torchrec.modules.dense_to_sparse import DenseToSparse
 from nasrec_torchrec.modules.factorization_machine import FactorizationMachine
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, across_tokens
 from nasrec_torchrec.modules.registry import OPERATORS
+from nasrec_torchrec.modules.residual import Residual
 
 
 class BlockOutputs(NamedTuple):
@@ -30,12 +31,12 @@ class ChoiceBlock(nn.Module):
     """One block of NASRec (arXiv 2207.07187, figure 2).
 
     The outputs of the dense operators are added, and so are those of the sparse operators. The dense-to-sparse merger
-    reads the dense output before the factorization machine is added to it.
+    reads the dense output before the factorization machine is added to it, and after the residual is.
 
     Args:
-        architecture: Operators, widths and mergers of the block.
+        architecture: Operators, widths, mergers and further choices of the block.
         shape: Widths of what the block reads.
-        use_layernorm: Whether to normalize after each linear layer.
+        use_layernorm: Whether to normalize after each linear layer, unless the block chooses that.
         dense_is_read: Whether a later block or the final layer reads the dense output. As in the published networks,
             parts that nobody reads keep their parameters, but they are not computed.
         sparse_is_read: Whether a later block or the final layer reads the sparse output.
@@ -55,6 +56,8 @@ class ChoiceBlock(nn.Module):
     ) -> None:
         super().__init__()
         dense_width, sparse_width = architecture.dense_width, architecture.sparse_width
+        if architecture.normalization is not None:
+            use_layernorm = architecture.normalization == "layer"
         self.dense_operators = nn.ModuleDict(
             {
                 name: OPERATORS[name](shape, dense_width, use_layernorm, shared, device)
@@ -73,6 +76,13 @@ class ChoiceBlock(nn.Module):
         self.sparse_to_dense: FactorizationMachine | None = None
         if architecture.sparse_to_dense:
             self.sparse_to_dense = FactorizationMachine(shape.embedding_dim, dense_width, use_layernorm, shared, device)
+        self.dense_residual: Residual | None = None
+        self.sparse_residual: Residual | None = None
+        if architecture.residual:
+            newest, tokens = (str(inputs[-1]) for inputs in (architecture.dense_inputs, architecture.sparse_inputs))
+            self.dense_residual = Residual(shape.dense[newest], dense_width)
+            self.sparse_residual = Residual(shape.tokens[tokens], sparse_width)
+            self._newest_tokens = list(shape.tokens).index(tokens)
         self.dense_is_read = dense_is_read
         self.sparse_is_read = sparse_is_read
         self.computes_dense, self.computes_tokens = architecture.computes(dense_is_read, sparse_is_read)
@@ -88,6 +98,11 @@ class ChoiceBlock(nn.Module):
         """
         dense = self._total(self.dense_operators, inputs) if self.computes_dense else None
         tokens = self._total(self.sparse_operators, inputs) if self.computes_tokens else None
+        if dense is not None and self.dense_residual is not None:
+            dense = dense + self.dense_residual(inputs.dense[-1])
+        if tokens is not None and self.sparse_residual is not None:
+            newest_BEN = across_tokens(inputs.tokens[self._newest_tokens])
+            tokens = tokens + self.sparse_residual(newest_BEN).transpose(1, 2)
         merged = None
         if self.dense_to_sparse is not None and self.sparse_is_read:
             merged = self.dense_to_sparse(dense)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, across_tokens, norm
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, across_tokens, activation, norm
 
 
 class EmbeddedFullyConnected(Operator):
-    """Applies a linear layer across the N tokens, LayerNorm over the tokens if it is used, and ReLU.
+    """Applies a linear layer across the N tokens, LayerNorm over the tokens if it is used, and the activation.
 
     See :class:`~nasrec_torchrec.modules.operator.Operator` for the arguments.
     """
@@ -24,7 +24,8 @@ class EmbeddedFullyConnected(Operator):
         super().__init__(shape, width, use_layernorm, shared, device)
         self.linear = MultiSourceLinear(shape.tokens, width, bias=not use_layernorm, device=device)
         self.norm = norm(width, use_layernorm, device)
+        self.activation = activation(shape.activation, device)
 
     def forward(self, inputs: BlockInputs) -> Tensor:
         tokens_BEN = self.linear([across_tokens(tokens_BNE) for tokens_BNE in inputs.tokens])
-        return torch.relu(self.norm(tokens_BEN)).transpose(1, 2)
+        return self.activation(self.norm(tokens_BEN)).transpose(1, 2)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, norm
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, activation, norm
 
 
 class FactorizedInteraction(Operator):
@@ -27,7 +27,8 @@ class FactorizedInteraction(Operator):
         self.linear = MultiSourceLinear(shape.dense, width, device=device)
         self.factor = MultiSourceLinear(shape.dense, width, device=device)
         self.norm = norm(width, use_layernorm, device)
+        self.activation = activation(shape.activation, device)
 
     def forward(self, inputs: BlockInputs) -> Tensor:
         hidden = self.linear(inputs.dense)
-        return torch.relu(self.norm(hidden + hidden * self.factor(inputs.dense)))
+        return self.activation(self.norm(hidden + hidden * self.factor(inputs.dense)))

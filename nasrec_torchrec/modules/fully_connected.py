@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, norm
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, activation, norm
 
 
 class FullyConnected(Operator):
-    """Applies a linear layer to the concatenated dense inputs, LayerNorm if it is used, and ReLU.
+    """Applies a linear layer to the concatenated dense inputs, LayerNorm if it is used, and the activation.
 
     See :class:`~nasrec_torchrec.modules.operator.Operator` for the arguments.
     """
@@ -24,6 +24,7 @@ class FullyConnected(Operator):
         super().__init__(shape, width, use_layernorm, shared, device)
         self.linear = MultiSourceLinear(shape.dense, width, bias=not use_layernorm, device=device)
         self.norm = norm(width, use_layernorm, device)
+        self.activation = activation(shape.activation, device)
 
     def forward(self, inputs: BlockInputs) -> Tensor:
-        return torch.relu(self.norm(self.linear(inputs.dense)))
+        return self.activation(self.norm(self.linear(inputs.dense)))

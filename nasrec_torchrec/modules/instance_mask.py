@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operand, Operator, joint_width
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operand, Operator, activation, joint_width
 
 
 class InstanceMask(Operator):
@@ -31,7 +31,8 @@ class InstanceMask(Operator):
         self.mask = XavierLinear(width, masked, device=device)
         self.project = XavierLinear(masked, width, bias=False, device=device)
         self.norm = nn.LayerNorm(width, device=device)
+        self.activation = activation(shape.activation, device)
 
     def forward(self, inputs: BlockInputs) -> Tensor:
         mask = self.mask(torch.relu(self.aggregate(inputs.left)))
-        return torch.relu(self.norm(self.project(self.right(inputs.right) * mask)))
+        return self.activation(self.norm(self.project(self.right(inputs.right) * mask)))

@@ -65,6 +65,7 @@ class InteractionArch(nn.Module):
                 right={str(i): dense_widths[i] for i in block.right_inputs},
                 tokens={name: width for i in block.sparse_inputs for name, width in token_widths[i].items()},
                 embedding_dim=embedding_dim,
+                activation=block.activation,
             )
             try:
                 module = ChoiceBlock(block, shape, use_layernorm, *read[index + 1], shared=shared, device=device)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nasrec_torchrec.block_architecture import Activation
+
 
 @dataclass(frozen=True)
 class BlockShape:
@@ -19,6 +21,7 @@ class BlockShape:
         tokens: tokens of each sparse input. The 8 tokens that a dense-to-sparse merger appends are a source of their
             own, so that they meet the same weights in every subnet.
         embedding_dim: width E of a token.
+        activation: what operators that end in an activation apply, see :func:`activation`.
     """
 
     dense: dict[str, int]
@@ -26,6 +29,7 @@ class BlockShape:
     right: dict[str, int]
     tokens: dict[str, int]
     embedding_dim: int
+    activation: Activation = "relu"
 
 
 class BlockInputs(NamedTuple):
@@ -88,6 +92,11 @@ def laid_across(tokens_BNE: Tensor) -> Tensor:
 def norm(width: int, use_layernorm: bool, device: torch.device | None) -> nn.Module:
     """LayerNorm over the width, or nothing."""
     return nn.LayerNorm(width, device=device) if use_layernorm else nn.Identity()
+
+
+def activation(name: Activation, device: torch.device | None) -> nn.Module:
+    """ReLU, PReLU with one learned slope that starts at 1/4 (arXiv 1502.01852), or GELU (arXiv 1606.08415)."""
+    return {"relu": nn.ReLU(), "prelu": nn.PReLU(device=device), "gelu": nn.GELU()}[name]
 
 
 class Operand(nn.Module):

@@ -45,7 +45,7 @@ OperatorType = TypeVar("OperatorType", bound=type[Operator])
 
 
 def register_operator(
-    name: str, side: Side, reads: Sequence[Reads], caption: str | None = None
+    name: str, side: Side, reads: Sequence[Reads], caption: str | None = None, activated: bool = False
 ) -> Callable[[OperatorType], OperatorType]:
     """Creates a class decorator that registers an operator, so that search spaces and architectures can name it.
 
@@ -54,6 +54,7 @@ def register_operator(
         side: What the operator produces: ``dense`` or ``sparse``.
         reads: What the operator reads, see :class:`~nasrec_torchrec.operator_kinds.OperatorKind`.
         caption: A few letters for drawings. The default is the beginning of the name.
+        activated: Whether it ends in ``activation(shape.activation, device)``, which the block chooses.
 
     Returns:
         The decorator.
@@ -65,7 +66,7 @@ def register_operator(
     ``@register_operator("cross", side="dense", reads=["operands"], caption="CN")``.
     """
     try:
-        kind = OperatorKind(side, tuple(reads), caption or name[:4])
+        kind = OperatorKind(side, tuple(reads), caption or name[:4], activated)
     except ValueError as error:
         raise ValueError(f"operator {name!r}: {error}") from None
     if not name.isidentifier() or hasattr(nn.ModuleDict, name):

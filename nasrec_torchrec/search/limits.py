@@ -23,6 +23,7 @@ def smallest(space: SearchSpace) -> Iterator[Architecture]:
                 right_inputs=(0,),
                 dense_to_sparse=False,
                 sparse_to_dense=False,
+                **{name: values[0] for name, values in space.block_choices.items()},
             )
             widths = tuple((name, min(space.embedding_widths)) for name in space.width_tables)
             yield Architecture((block,) * space.num_blocks, embedding_widths=widths)

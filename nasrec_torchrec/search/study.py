@@ -258,4 +258,7 @@ def _parameters(architecture: Architecture, space: SearchSpace) -> tuple[dict[st
             choose(f"{prefix}.{operand}_input", source, sources)
         for merger in ("dense_to_sparse", "sparse_to_dense"):
             choose(f"{prefix}.{merger}", getattr(block, merger), (False, True))
+        for name, choices in space.block_choices.items():
+            if len(choices) > 1:
+                choose(f"{prefix}.{name}", getattr(block, name), choices)
     return values, distributions

@@ -24,9 +24,11 @@ class PathStatistics:
         while len(self._counts) < len(architecture.blocks):
             self._counts.append({choice: Counter() for choice in _CHOICES})
         for block, counts in zip(architecture.blocks, self._counts, strict=True):
-            for choice, counter in counts.items():
-                value = getattr(block, choice)
+            for choice in _CHOICES:
+                counter, value = counts[choice], getattr(block, choice)
                 counter.update(map(str, value if isinstance(value, tuple) else (value,)))
+            if block.special:  # otherwise the document is what it was before there were such choices
+                counts.setdefault("special", Counter()).update(block.special)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the counts by block, choice and value. Every member of a list of operators or inputs counts."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nasrec_torchrec.architecture import DENSE_OPERATORS, SPARSE_OPERATORS, Architecture
+from nasrec_torchrec.architecture import DENSE_OPERATORS, SPARSE_OPERATORS, Architecture, BlockArchitecture
 from nasrec_torchrec.search.race.trial import Entry
 
 _MEMBERS = 16
@@ -72,17 +72,21 @@ class Surrogate:
 
 
 def operators_of(architectures: Sequence[Architecture]) -> list[str]:
-    """The paper's operators, and after them others that architectures have."""
+    """The paper's operators, and after them others, and what else is special, of blocks that architectures have."""
     known = [*DENSE_OPERATORS, *SPARSE_OPERATORS]
-    used = {name for a in architectures for b in a.blocks for name in (*b.dense_operators, *b.sparse_operators)}
+    used = {name for a in architectures for block in a.blocks for name in _used(block)}
     return [*known, *sorted(used.difference(known))]
+
+
+def _used(block: BlockArchitecture) -> set[str]:
+    return {*block.dense_operators, *block.sparse_operators, *block.special}
 
 
 def features(architecture: Architecture, operators: Sequence[str]) -> np.ndarray:
     """An architecture as numbers, summed over its blocks and for the last one alone."""
     blocks = []
     for block in architecture.blocks:
-        used = {*block.dense_operators, *block.sparse_operators}
+        used = _used(block)
         blocks.append(
             [
                 *(float(name in used) for name in operators),
