@@ -3,8 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from nasrec_torchrec.memory import Table
+
 # FBGEMM's lookups read four columns of a table at once.
 _COLUMNS_AT_ONCE = 4
+_FLOAT_BYTES = 4
 
 
 def check_width(width: Any, what: str) -> None:
@@ -21,6 +24,17 @@ def check_width(width: Any, what: str) -> None:
         raise ValueError(
             f"{what}: expected a positive multiple of {_COLUMNS_AT_ONCE}, which FBGEMM's lookups need, found {width!r}"
         )
+
+
+def table_bytes(tables: Iterable[Table], widths: Mapping[str, int] | None = None) -> int:
+    """Counts the bytes of the weights of embedding tables in float32.
+
+    Args:
+        tables: Tables with their embedding dimensions.
+        widths: Embedding dimension of tables that are to have another one, by their names.
+    """
+    other = widths or {}
+    return _FLOAT_BYTES * sum(table.num_embeddings * other.get(table.name, table.embedding_dim) for table in tables)
 
 
 def check_tables(names: Iterable[str], tables: Iterable[str]) -> None:

@@ -194,6 +194,7 @@ def make_candidate(architecture: Architecture, loss: float | None = None, **valu
         loss = 1 / 3 - sum(block.dense_width + block.sparse_width for block in architecture.blocks) / 7000
     known = math.isfinite(loss)
     counts = {"multiply_adds": int(1e5 * (1 - loss)) if known else 7, "parameters": 10, "activation_bytes": 40}
+    counts["table_bytes"] = 400
     cost = Cost(**counts | {name: values.pop(name) for name in counts if name in values})
     if "latency_us" in values:
         values["latency"] = Latency(values.pop("latency_us"), values.pop("latency_iqr_us", 1.0))

@@ -52,6 +52,7 @@ class SparseArch(nn.Module):
         self.embedding_dim: int = interaction_dim or max(config.embedding_dim for config in configs)
         by_table = list(zip(configs, get_embedding_names_by_table(configs), strict=True))
         self.feature_names: list[str] = [name for _, names in by_table for name in names]
+        self.configs = configs
         self.dims: dict[str, int] = {config.name: config.embedding_dim for config in configs}
         # The table of every token and its embedding dimension, where they have to be projected.
         self.tables: tuple[tuple[str, int], ...] = ()

@@ -10,6 +10,7 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvolutionConfig, Objective
 from nasrec_torchrec.search.evolution import Drawing, best_of
+from nasrec_torchrec.search.limits import Fit, unchanged
 from nasrec_torchrec.search.study import (
     POLL_SECONDS,
     CandidateStudy,
@@ -42,8 +43,9 @@ class Litters:
         config: EvolutionConfig,
         objective: Objective | None = None,
         allowed: Callable[[Architecture], bool] = lambda _: True,
+        fit: Fit = unchanged,
     ) -> None:
-        self._drawing = Drawing(space, config, objective or Objective(), allowed)
+        self._drawing = Drawing(space, config, objective or Objective(), allowed, fit)
         self._config = config
 
     def __len__(self) -> int:

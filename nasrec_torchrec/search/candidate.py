@@ -41,7 +41,7 @@ class Candidate:
         return not math.isfinite(self.loss)
 
     def cost_of(self, name: CostName) -> float | None:
-        """Returns a cost by its name; None for a latency that was not measured."""
+        """Returns a cost by its name; None for a latency that was not measured, or tables that are not known."""
         if name == "latency_us":
             return None if self.latency is None else self.latency.median_us
         return getattr(self.cost, name)
@@ -56,6 +56,7 @@ class Candidate:
             "multiply_adds": self.cost.multiply_adds,
             "parameters": self.cost.parameters,
             "activation_bytes": self.cost.activation_bytes,
+            "table_bytes": self.cost.table_bytes,
             "seconds": self.seconds,
             "stopped": self.stopped,
             "latency_us": None if latency is None else latency.median_us,
@@ -74,13 +75,13 @@ class Candidate:
             metrics = dict(record["metrics"])
             if metrics["log_loss"] is None:
                 metrics["log_loss"] = math.inf
-            costs = (record[name] for name in ("multiply_adds", "parameters", "activation_bytes"))
+            counts = {name: record[name] for name in ("multiply_adds", "parameters", "activation_bytes")}
             latency = record["latency_us"], record["latency_iqr_us"]
             return cls(
                 Architecture.from_json(json.dumps(record["architecture"])),
                 ClickMetrics(**metrics),
                 math.inf if record["loss"] is None else record["loss"],
-                Cost(*costs),
+                Cost(**counts, table_bytes=record.get("table_bytes")),  # older versions did not count it
                 record["seconds"],
                 record["stopped"],
                 None if None in latency else Latency(*latency),

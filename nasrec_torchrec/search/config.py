@@ -172,12 +172,15 @@ class Limits:
         max_activation_bytes: largest number of bytes per example that the forward pass computes.
         max_latency_us: largest latency of the fused interaction part for a batch, in microseconds, as measured on this
             machine.
+        max_table_bytes: largest number of bytes of the embedding tables, in float32. Where their widths are a choice,
+            what is drawn gets narrower tables until it fits.
     """
 
     max_flops: int | None = None
     max_parameters: int | None = None
     max_activation_bytes: int | None = None
     max_latency_us: float | None = None
+    max_table_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for name, limit in asdict(self).items():
@@ -191,11 +194,16 @@ class Limits:
             "max_parameters": cost.parameters,
             "max_activation_bytes": cost.activation_bytes,
             "max_latency_us": None if latency is None else latency.median_us,
+            "max_table_bytes": cost.table_bytes,
         }
         limits = asdict(self)
         return {
             name: value for name, value in found.items() if value is not None and value > (limits[name] or math.inf)
         }
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Returns the fields as JSON values; what is not used looks the same as in older versions."""
+        return {name: value for name, value in asdict(self).items() if value or name != "max_table_bytes"}
 
     def allow(self, cost: Cost, latency: Latency | None) -> bool:
         """Returns whether the costs are within the limits."""
@@ -207,8 +215,8 @@ class Objective:
     """What a search minimizes; by default the validation log loss.
 
     Args:
-        trade_off: costs to weigh against the loss, among multiply_adds, parameters, activation_bytes and latency_us. If
-            there is one, the search looks for the whole Pareto front of loss and costs.
+        trade_off: costs to weigh against the loss, among multiply_adds, parameters, activation_bytes, table_bytes and
+            latency_us. If there is one, the search looks for the whole Pareto front of loss and costs.
         latency_target_us: target in microseconds for a batch. If set, the search minimizes loss + latency_weight *
             (latency / target - 1).
         latency_weight: weight of this penalty.

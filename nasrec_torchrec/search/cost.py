@@ -1,6 +1,7 @@
 """What an architecture costs: counts from the meta device, and a measured latency."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -11,9 +12,10 @@ from torchrec.datasets.utils import Batch
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.metrics.passes import ActivationBytes
-from nasrec_torchrec.models.supernet import SharedInteractionArch
+from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.modules.interaction_arch import InteractionArch
 from nasrec_torchrec.search.cost_values import Cost, Latency
+from nasrec_torchrec.table_widths import table_bytes
 
 
 def cost(
@@ -52,14 +54,16 @@ def cost(
         if path
     }
     parameters = sum(parameter.numel() for parameter in arch.parameters())
-    return Cost(counter.get_total_flops() // 2, parameters, activations.total, by_module)
+    return Cost(counter.get_total_flops() // 2, parameters, activations.total, by_module=by_module)
 
 
-def cost_in_supernet(arch: SharedInteractionArch, architecture: Architecture) -> Cost:
-    """Counts what an architecture costs as a subnet of a supernet's interaction part; see :func:`cost`."""
+def cost_in_supernet(supernet: SuperNet, architecture: Architecture) -> Cost:
+    """Counts what an architecture costs as a subnet of a supernet, its tables included; see :func:`cost`."""
+    arch = supernet.interaction_arch
     sizes = arch.storage.dense_in_features, arch.storage.num_tokens, arch.storage.embedding_dim
     projection = arch.storage.projection
-    return cost(architecture, *sizes, arch.use_layernorm, () if projection is None else projection.tables)
+    counted = cost(architecture, *sizes, arch.use_layernorm, () if projection is None else projection.tables)
+    return replace(counted, table_bytes=table_bytes(supernet.sparse_arch.configs, dict(architecture.embedding_widths)))
 
 
 @torch.inference_mode()

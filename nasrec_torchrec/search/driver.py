@@ -30,7 +30,7 @@ from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, Evo
 from nasrec_torchrec.search.cost import cost_in_supernet
 from nasrec_torchrec.search.evaluator import Evaluator
 from nasrec_torchrec.search.evolution import evolve
-from nasrec_torchrec.search.limits import require_reachable
+from nasrec_torchrec.search.limits import narrowing, require_reachable
 from nasrec_torchrec.search.report import write_report
 from nasrec_torchrec.search.results import SearchResults, write_results
 from nasrec_torchrec.search.study import CandidateStudy
@@ -97,7 +97,7 @@ def search_supernet(
             "evaluation": {name: value for name, value in asdict(evaluation).items() if name not in _FREE},
         }
         # Counted alike on every rank, before the rows are looked up.
-        require_reachable(model.search_space, limits, partial(cost_in_supernet, model.interaction_arch))
+        require_reachable(model.search_space, limits, partial(cost_in_supernet, model))
         rows = open_split(data, "train"), open_split(data, "validation")
         checkpoint = kept_checkpoint(supernet, collective=dist.get_world_size() > 1)
         read_description(checkpoint).require_fits(rows[1])
@@ -151,13 +151,14 @@ def search_supernet(
         ):
             # Measured on this rank alone; the evaluator ends the others with the same error.
             require_reachable(model.search_space, limits, evaluator.cost, evaluator.latency)
-            search, space = [asdict(config), asdict(limits)], model.search_space
+            search, space = [asdict(config), limits.to_dict()], model.search_space
+            fit = narrowing(space, limits, model.sparse_arch.configs)
             if config.asynchronous:
-                litters = Litters(space, config, objective, allowed)
+                litters = Litters(space, config, objective, allowed, fit)
                 proceeding = evolve_asynchronously(candidates, worker, evaluate, search, litters, evaluation.together)
             else:
                 batches = candidates.evaluating(worker, evaluate, search, evaluation.together)
-                proceeding = evolve(space, batches, config, objective, allowed)
+                proceeding = evolve(space, batches, config, objective, allowed, fit)
             for candidate in proceeding:
                 found.append(candidate)
                 pending.pop(candidate.architecture, None)

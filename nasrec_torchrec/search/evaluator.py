@@ -64,7 +64,7 @@ class Evaluator:
         self._device = next(self._arch.parameters()).device
         self._rank, self._ranks = rank_and_ranks()
         # A search asks for the cost of a candidate before it evaluates the candidate.
-        self.cost = functools.cache(functools.partial(cost_in_supernet, self._arch))
+        self.cost = functools.cache(functools.partial(cost_in_supernet, supernet))
         self.latency = functools.cache(self._latency)
         self.config = config = self._fitted(config)
         cache = RowCache(supernet.sparse_arch, config)

@@ -13,6 +13,7 @@ import torch
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import EvolutionConfig, Objective
+from nasrec_torchrec.search.limits import Fit, unchanged
 from nasrec_torchrec.search.pareto import standing
 from nasrec_torchrec.search_space import SearchSpace
 
@@ -29,6 +30,7 @@ def evolve(
     config: EvolutionConfig,
     objective: Objective | None = None,
     allowed: Callable[[Architecture], bool] = lambda _: True,
+    fit: Fit = unchanged,
 ) -> Iterator[Candidate]:
     """Searches, and yields each candidate as soon as it is evaluated.
 
@@ -50,7 +52,7 @@ def evolve(
         ValueError: If the space holds fewer architectures than the search has evaluations, or no further architecture
             is found that is new and allowed.
     """
-    drawing = Drawing(space, config, objective or Objective(), allowed)
+    drawing = Drawing(space, config, objective or Objective(), allowed, fit)
     seen: set[Architecture] = set()
     alive: list[Candidate] = []
     best: Candidate | None = None
@@ -84,6 +86,7 @@ class Drawing:
         config: how the search proceeds.
         objective: what it minimizes.
         allowed: whether an architecture may be a candidate at all.
+        fit: what brings a drawn architecture within a limit, where something can.
 
     Raises:
         ValueError: If the space holds fewer architectures than the search has evaluations.
@@ -95,17 +98,19 @@ class Drawing:
         config: EvolutionConfig,
         objective: Objective,
         allowed: Callable[[Architecture], bool],
+        fit: Fit = unchanged,
     ) -> None:
         if space.cardinality < config.evaluations:
             raise ValueError(
                 f"the search space holds {space.cardinality} architectures, the search wants {config.evaluations}"
             )
         self._space, self._config, self._objective, self._allowed = space, config, objective, allowed
+        self._fit = fit
 
     def at_random(self, number: int, count: int, seen: Collection[Architecture]) -> list[Architecture]:
         """Returns random architectures, which follow from the number, and whose canonical forms are not in ``seen``."""
         generator = self._generators(number)[1]
-        return _novel(lambda _: self._space.sample(generator), count, seen, self._allowed)
+        return _novel(lambda _: self._fit(self._space.sample(generator), generator), count, seen, self._allowed)
 
     def children(
         self, number: int, generation: int, alive: list[Candidate], count: int, seen: Collection[Architecture]
@@ -121,7 +126,7 @@ class Drawing:
             # Mutate further when the neighbourhood is exhausted.
             for _ in range(mutations + attempt // 10):
                 architecture = self._space.mutate(architecture, generator)
-            return architecture
+            return self._fit(architecture, generator)
 
         return _novel(child, count, seen, self._allowed)
 

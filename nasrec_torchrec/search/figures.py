@@ -20,6 +20,7 @@ COST_LABELS: dict[CostName, str] = {
     "multiply_adds": "multiply-adds per example",
     "parameters": "parameters",
     "activation_bytes": "bytes of activations per example",
+    "table_bytes": "bytes of the embedding tables",
     "latency_us": "latency of a batch, µs",
 }
 

@@ -1,11 +1,67 @@
-"""A check that a search space holds an architecture within the limits, made before a search samples from it."""
+"""Limits on a search space: a check that it holds an architecture within them, and what brings others within them."""
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
 
 from nasrec_torchrec.architecture import Architecture, BlockArchitecture
+from nasrec_torchrec.memory import Table
 from nasrec_torchrec.search.config import Limits
 from nasrec_torchrec.search.cost_values import Cost, Latency
 from nasrec_torchrec.search_space import SearchSpace
+from nasrec_torchrec.table_widths import table_bytes
+
+# Brings an architecture within a limit, with what chance it needs from a generator.
+Fit: TypeAlias = Callable[[Architecture, torch.Generator], Architecture]
+
+
+def unchanged(architecture: Architecture, generator: torch.Generator) -> Architecture:
+    """Leaves an architecture as it is."""
+    return architecture
+
+
+def narrowing(space: SearchSpace, limits: Limits, tables: Sequence[Table]) -> Fit:
+    """Returns a function that narrows the tables of an architecture until they are within the limit.
+
+    Few architectures that are drawn at random are within a tight limit. A table gets its next smaller width with a
+    probability that is proportional to the bytes that this saves, again and again. So a large table gives way most
+    often; but not always, or no search could widen it at the expense of others.
+
+    Args:
+        space: search space, which knows the tables whose width is a choice.
+        limits: limits on its architectures.
+        tables: all tables; those whose width is no choice have the embedding dimension that is theirs here.
+
+    Returns:
+        The function. It leaves alone what is within the limit, and returns the narrowest tables if none are.
+    """
+    most = limits.max_table_bytes
+    rows = {table.name: table.num_embeddings for table in tables}
+    if most is None or not space.width_tables:
+        return unchanged
+
+    def narrow(architecture: Architecture, generator: torch.Generator) -> Architecture:
+        widths = dict(architecture.embedding_widths)
+        if table_bytes(tables, widths) <= most:
+            return architecture
+        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+        while table_bytes(tables, widths) > most:
+            smaller = {
+                name: max(narrower)
+                for name, width in widths.items()
+                if (narrower := [other for other in space.embedding_widths if other < width])
+            }
+            if not smaller:
+                break
+            saved = [rows[name] * (widths[name] - width) for name, width in smaller.items()]
+            (name,) = rng.choices(list(smaller), saved)
+            widths[name] = smaller[name]
+        return replace(architecture, embedding_widths=tuple(widths.items()))
+
+    return narrow
 
 
 def smallest(space: SearchSpace) -> Iterator[Architecture]:

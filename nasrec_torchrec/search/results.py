@@ -20,6 +20,7 @@ from nasrec_torchrec.search.pareto import first_front
 _METRICS = ("auc", "log_loss", "normalized_entropy", "rows")
 # Given here because a column whose values are all missing would have no type.
 _FLOATS = ("auc", "log_loss", "normalized_entropy", "loss", "latency_us", "latency_iqr_us")
+_TYPES = dict.fromkeys(_FLOATS, pa.float64()) | {"table_bytes": pa.int64()}
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def write_results(results: SearchResults, folder: Path) -> None:
         "failed": sum(candidate.failed for candidate in results.candidates),
         "seconds": sum(candidate.seconds for candidate in results.candidates),
         "objective": asdict(results.objective),
-        "limits": asdict(results.limits),
+        "limits": results.limits.to_dict(),
         "top_k": results.top_k,
         "warnings": list(results.warnings),
         "best": [_record(numbers[candidate.architecture], candidate) for candidate in best],
@@ -127,9 +128,9 @@ def _table(candidates: Sequence[Candidate]) -> pa.Table:
         for number, candidate in enumerate(candidates, start=1)
     ]
     table = pa.Table.from_pylist(rows)
-    for name in _FLOATS:
+    for name, kind in _TYPES.items():
         index = table.schema.get_field_index(name)
-        table = table.set_column(index, name, table.column(name).cast(pa.float64()))
+        table = table.set_column(index, name, table.column(name).cast(kind))
     return table
 
 

@@ -221,7 +221,7 @@ def test_limits_are_on_costs(files):
     architecture = _architectures(1)[0]
     candidate = evaluator(architecture, with_latency=True)
     cost, latency = candidate.cost, candidate.latency
-    reached = (2 * cost.multiply_adds, cost.parameters, cost.activation_bytes, latency.median_us)
+    reached = (2 * cost.multiply_adds, cost.parameters, cost.activation_bytes, latency.median_us, cost.table_bytes)
     assert Limits(*reached).allow(cost, latency)
     for name, value in zip(Limits.__dataclass_fields__, reached, strict=True):
         assert Limits(**{name: value - 1}).excess(cost, latency) == {name: value}

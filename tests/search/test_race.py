@@ -291,7 +291,7 @@ def test_a_column_that_cannot_be_sliced_is_refused_before_the_race(data: Path, t
 
 
 def test_limits_that_no_architecture_meets_are_refused(data: Path, tmp_path: Path):
-    for limits in (Limits(max_flops=10), Limits(max_latency_us=0.001)):
+    for limits in (Limits(max_flops=10), Limits(max_latency_us=0.001), Limits(max_table_bytes=10)):
         with pytest.raises(ValueError, match="no architecture of the search space is within the limit"):
             auto(data, tmp_path / "out", _CONFIG, limits=limits)
 

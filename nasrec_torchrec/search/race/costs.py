@@ -15,6 +15,7 @@ from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.models.description import ClickModel, ModelDescription, dense_parameters
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.search.cost import model_multiply_adds
+from nasrec_torchrec.table_widths import table_bytes
 
 _WARM_UP, _STEPS = 1, 3
 
@@ -54,13 +55,14 @@ def step_seconds(
 
 
 def measured_costs(description: ModelDescription, batch: Batch, device: torch.device) -> dict[str, float]:
-    """Multiply-adds per example, parameters without the tables, and the latency of a batch in microseconds.
+    """Multiply-adds per example, parameters without the tables, bytes of these, latency of a batch in microseconds.
 
     The latency is that of look-ups and dense part together, with one thread; a NASRecNet is measured in its fused form,
     in which it serves.
     """
     model = description.build(torch.device("cpu"))
     costs = {"parameters": dense_parameters(model), "multiply_adds": model_multiply_adds(model, batch)}
+    costs["table_bytes"] = table_bytes(description.schema.tables())
     return {**costs, "latency_us": latency_us(_Serving(model).eval().to(device), batch.to(device))}
 
 

@@ -35,7 +35,9 @@ def standings(entries: Sequence[Entry]) -> list[dict[str, Any]]:
                 "epochs": f"{first.epochs}/{first.trial.recipe.epochs}",
                 "seconds": sum(sum(entry.seconds) for entry in group),
                 "status": first.status,
-                **{name: first.facts.get(name) for name in ("multiply_adds", "parameters", "latency_us")},
+                **{
+                    name: first.facts.get(name) for name in ("multiply_adds", "parameters", "table_bytes", "latency_us")
+                },
             }
         )
     return sorted(rows, key=lambda row: row["log_loss"])

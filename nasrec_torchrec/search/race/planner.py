@@ -13,6 +13,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
 from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.search.limits import Fit, unchanged
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.chance import MOST_SEEDS, Judgement, accepted_sets, judgements
 from nasrec_torchrec.search.race.choice import finalists
@@ -114,6 +115,7 @@ class Planner:
         embedding_dim: embedding dimension of the tables.
         allowed: whether an architecture is within the limits.
         references: known models that the search space holds.
+        fit: what brings a drawn architecture within a limit, where something can.
     """
 
     def __init__(
@@ -125,10 +127,11 @@ class Planner:
         embedding_dim: int,
         allowed: sources.Allowed,
         references: Sequence[Architecture] = (),
+        fit: Fit = unchanged,
     ) -> None:
         self._config, self._space, self._recipes = config, space, list(recipes)
         self._choices, self._embedding_dim, self._allowed = recipe_choices, embedding_dim, allowed
-        self._references = references
+        self._references, self._fit = [fit(found, torch.Generator()) for found in references], fit
 
     def next(self, situation: Situation) -> Action:
         """Returns what a free worker does now."""
@@ -374,12 +377,14 @@ class Planner:
             if name == "reference":
                 found = next((one for one in references if self._allowed(one)), None)
             elif name == "random":
-                found = sources.random_architecture(self._space, generator, drawn, self._allowed)
+                found = sources.random_architecture(self._space, generator, drawn, self._allowed, self._fit)
             elif name == "mutation":
-                found = sources.mutated_architecture(self._space, generator, trained, drawn, self._allowed)
+                found = sources.mutated_architecture(self._space, generator, trained, drawn, self._allowed, self._fit)
             else:
                 assert surrogate is not None
-                found = sources.guessed_architecture(surrogate, self._space, generator, trained, drawn, self._allowed)
+                found = sources.guessed_architecture(
+                    surrogate, self._space, generator, trained, drawn, self._allowed, self._fit
+                )
             if found is not None:
                 return self._new("architectures", name, best, interaction=found)
             able = [other for other in able if other != name]

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from nasrec_torchrec.runs.record import COMMAND, record_start
 from nasrec_torchrec.search.config import Limits
 from nasrec_torchrec.search.cost import cost
 from nasrec_torchrec.search.cost_values import Cost, Latency
-from nasrec_torchrec.search.limits import require_reachable
+from nasrec_torchrec.search.limits import narrowing, require_reachable
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible
@@ -47,6 +47,7 @@ from nasrec_torchrec.search.race.tree import train_tree, tree_folders
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
+from nasrec_torchrec.table_widths import table_bytes
 from nasrec_torchrec.training.drift import deciding_loss, decisive, drift
 from nasrec_torchrec.training.evaluation import sliced_feature
 from nasrec_torchrec.training.guard import DivergedError
@@ -165,7 +166,7 @@ class _Race:
         # What may change between a kill and the next start.
         for name in ("budget", "trials", "slice", "quiet"):
             del described[name]
-        settings = {"data": sha256(data / MANIFEST), "config": described, "limits": asdict(limits)}
+        settings = {"data": sha256(data / MANIFEST), "config": described, "limits": limits.to_dict()}
         if code := code_of(COMMAND.plugins):
             settings["code"] = code
         require_reachable(self.space, limits, self._counted)
@@ -259,6 +260,7 @@ class _Race:
             self.base.embedding_dim,
             self._allowed,
             sources.reference_architectures(self.space, self._sizes),
+            narrowing(self.space, self.limits, self.base.tables()),
         )
 
     def _grow_tree(self, worker: Worker) -> None:
@@ -284,7 +286,8 @@ class _Race:
     def _counted(self, architecture: Architecture) -> Cost:
         sparse_arch = ModelDescription(self.base, architecture).build(torch.device("meta")).sparse_arch
         assert isinstance(sparse_arch, SparseArch)
-        return cost(architecture, *self._sizes, tables=sparse_arch.tables)
+        counted = cost(architecture, *self._sizes, tables=sparse_arch.tables)
+        return replace(counted, table_bytes=table_bytes(sparse_arch.configs))
 
     @property
     def _sizes(self) -> tuple[int, int, int]:

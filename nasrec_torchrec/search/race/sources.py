@@ -10,6 +10,7 @@ import torch
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.models.config import Baseline, BaselineKind
 from nasrec_torchrec.models.reference import REFERENCE
+from nasrec_torchrec.search.limits import Fit, unchanged
 from nasrec_torchrec.search.race.surrogate import Surrogate
 from nasrec_torchrec.search.race.trial import Entry
 from nasrec_torchrec.search_space import SearchSpace
@@ -73,11 +74,15 @@ def _of_blocks(space: SearchSpace, architecture: Architecture) -> SearchSpace:
 
 
 def random_architecture(
-    space: SearchSpace, generator: torch.Generator, known: set[Architecture], allowed: Allowed
+    space: SearchSpace,
+    generator: torch.Generator,
+    known: set[Architecture],
+    allowed: Allowed,
+    fit: Fit = unchanged,
 ) -> Architecture | None:
     """Returns a new architecture within the limits, or None when none is found."""
     for _ in range(_ATTEMPTS):
-        found = space.sample(generator)
+        found = fit(space.sample(generator), generator)
         if found.canonical() not in known and allowed(found):
             return found
     return None
@@ -89,6 +94,7 @@ def mutated_architecture(
     trained: Sequence[Entry],
     known: set[Architecture],
     allowed: Allowed,
+    fit: Fit = unchanged,
 ) -> Architecture | None:
     """Returns a mutation of one of the best trained architectures; None if there is none or nothing new is found."""
     ranked = sorted(
@@ -99,7 +105,7 @@ def mutated_architecture(
     for _ in range(_ATTEMPTS if parents else 0):
         parent = parents[int(torch.randint(len(parents), (), generator=generator))]
         assert isinstance(parent, Architecture)
-        child = _of_blocks(space, parent).mutate(parent, generator)
+        child = fit(_of_blocks(space, parent).mutate(parent, generator), generator)
         if child.canonical() not in known and allowed(child):
             return child
     return None
@@ -112,13 +118,14 @@ def guessed_architecture(
     trained: Sequence[Entry],
     known: set[Architecture],
     allowed: Allowed,
+    fit: Fit = unchanged,
 ) -> Architecture | None:
     """Returns the best of some random architectures and mutations by a surrogate; None if the limits allow none.
 
     What is allowed may be a measurement, so it is asked in the order of the guesses and not for every candidate.
     """
-    pool = [random_architecture(space, generator, known, anything) for _ in range(_POOL)]
-    pool += [mutated_architecture(space, generator, trained, known, anything) for _ in range(_POOL)]
+    pool = [random_architecture(space, generator, known, anything, fit) for _ in range(_POOL)]
+    pool += [mutated_architecture(space, generator, trained, known, anything, fit) for _ in range(_POOL)]
     guesses = surrogate.ranked(list(dict.fromkeys(found for found in pool if found is not None)))
     return next((found for found in guesses if allowed(found)), None)
 
