@@ -164,7 +164,7 @@ def readme(files: Path) -> Path:
     return files
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("page", [page for page in PAGES if _commands(page)], ids=str)
 def test_commands_run_as_they_are_written(page: Path, readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if page.name != "README.md":

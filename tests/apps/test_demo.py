@@ -80,7 +80,7 @@ def test_workers_of_the_demo_are_the_command(tmp_path: Path, monkeypatch: pytest
     assert threads == [str(max(1, (os.cpu_count() or 1) // 2))] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_paper_s_demo_compares_three_models_on_a_small_copy(
     ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
