@@ -147,6 +147,18 @@ def test_a_small_student_is_taught_where_larger_models_have_used_up_the_time(sec
     assert not taught or action.trial.interaction == small_mlp(8)
 
 
+@pytest.mark.parametrize("budget", [80, 100, 190])
+def test_architectures_leave_the_time_of_a_student(budget: int):
+    def curve(trial: Trial) -> Curve:
+        """Networks of the search space take three times as long as baselines."""
+        seconds = 3.0 if isinstance(trial.interaction, Architecture) else 1.0
+        return [(loss, auc, seconds) for loss, auc, _ in _curve(trial)]
+
+    entries = replay(_planner(trials=None, budget=f"{budget}s"), curve, seconds=budget)
+    student = next(entry for entry in entries if entry.trial.teachers)
+    assert student.trial.interaction == small_mlp(8) and student.status == "complete"
+
+
 def test_only_the_chosen_sources_propose():
     for chosen in (("random",), ("mutation", "random"), ("baseline",), ()):
         entries = replay(_planner(sources=chosen), _curve, trials=40)
@@ -196,7 +208,9 @@ def test_the_end_of_a_small_budget_is_not_wasted(budget: int):
     rungs = {epoch for share in (0.15, 0.25, 0.4, 0.6, 0.8) for epoch in rung_epochs(_EPOCHS, (share,))}
     assert {entry.epochs for entry in waiting} <= rungs
     shorter = [entry for entry in entries if entry.trial.source == "shorter schedule"]
-    assert shorter and all(entry.epochs == entry.trial.recipe.epochs < _EPOCHS for entry in shorter)
+    # Trainings of ten seconds each fill a budget of sixty.
+    assert bool(shorter) == (budget != 60)
+    assert all(entry.epochs == entry.trial.recipe.epochs < _EPOCHS for entry in shorter)
 
 
 def test_networks_are_drawn_before_all_usual_baselines_are_trained():
@@ -229,7 +243,7 @@ def test_features_that_the_cheap_model_could_not_use_are_tried_with_the_best_one
     entries = replay(_planner(features=True), curve, trials=40, features=[["history_of_a"]], combinations=40)
     raced = [entry.trial for entry in entries if entry.trial.phase == "architectures"]
     assert raced and not any(trial.features for trial in raced)
-    retried = next(entry.trial for entry in entries if entry.trial.phase == "polish")
+    retried = next(e.trial for e in entries if e.trial.phase == "polish" and e.trial.source == "features")
     assert retried.features == ("history_of_a",) and isinstance(retried.interaction, Architecture)
     found = winner(entries)
     assert found is not None and found.trial.features == ("history_of_a",)

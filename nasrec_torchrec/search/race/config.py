@@ -12,7 +12,7 @@ Source = Literal["baseline", "reference", "random", "mutation", "surrogate"]
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 # Shares of the budget after which a phase ends; without students, architectures have the time of these too.
-_WITHOUT_STUDENTS = 0.78
+WITHOUT_STUDENTS = 0.78
 _ENDS = {"recipes": 0.2, "features": 0.35, "architectures": 0.7, "polish": 0.85, "finals": 1.0}
 
 
@@ -105,7 +105,7 @@ class RaceConfig:
     def phase(self, share: float) -> Phase:
         """Returns the phase in which a new trial is proposed when a share of the budget is spent."""
         phases = [phase for phase in PHASES if self.features or self.drop_columns or phase != "features"]
-        ends = _ENDS if self.students else _ENDS | {"architectures": _WITHOUT_STUDENTS}
+        ends = _ENDS if self.students else _ENDS | {"architectures": WITHOUT_STUDENTS}
         return next((phase for phase in phases if share < ends[phase]), phases[-1])
 
 

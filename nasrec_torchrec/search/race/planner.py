@@ -17,7 +17,7 @@ from nasrec_torchrec.search.limits import Fit, unchanged
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.chance import MOST_SEEDS, Judgement, accepted_sets, judgements
 from nasrec_torchrec.search.race.choice import finalists
-from nasrec_torchrec.search.race.config import RaceConfig, Source
+from nasrec_torchrec.search.race.config import WITHOUT_STUDENTS, RaceConfig, Source
 from nasrec_torchrec.search.race.promotion import (
     calibrated_shares,
     overfitted,
@@ -207,6 +207,8 @@ class Planner:
             phase = "recipes"
         if phase not in ("recipes", "finals") and not self._fits_whole(situation):
             phase = "finals"
+        if phase == "architectures" and self._delays_students(situation):
+            phase = "polish"
         generator = torch.Generator().manual_seed((self._config.seed << 20) + len(entries))
         late = phase in ("architectures", "polish") and self._missed_features(situation)
         if phase == "features" or late:
@@ -220,6 +222,14 @@ class Planner:
         if phase == "polish":
             return self._propose_polish(situation)
         return self._missed_student(situation) or self._propose_final(situation)
+
+    def _delays_students(self, situation: Situation) -> bool:
+        """Returns whether one more architecture is expected to take the time in which students are taught."""
+        whole = [sum(entry.seconds) for entry in situation.entries if entry.status == "complete"]
+        if situation.seconds_left is None or not self._config.students or not whole:
+            return False
+        budget = situation.seconds_left / (1 - situation.spent)
+        return situation.spent + statistics.fmean(whole) / budget > WITHOUT_STUDENTS
 
     def _missed_features(self, situation: Situation) -> bool:
         """Returns whether recipes took so long that the time for features passed before a history was tried."""
@@ -391,10 +401,12 @@ class Planner:
         return self._propose_polish(situation)
 
     def _propose_polish(self, situation: Situation) -> Trial:
-        """Returns features that the cheap model may be too weak for, then students of the best trials, then recipes.
+        """Returns students of the best trials, then features that the cheap model may be too weak for, then recipes.
 
         Features and recipes are tried around the best trial so far.
         """
+        if (student := self._propose_student(situation)) is not None:
+            return student
         entries = situation.entries
         known = {entry.trial.configuration for entry in entries}
         best = situation.eligible[0].trial
@@ -404,8 +416,6 @@ class Planner:
                 trial = self._new("polish", "features", best, features=judgement.features)
                 if trial.configuration not in known:
                     return trial
-        if (student := self._propose_student(situation)) is not None:
-            return student
         adam = "embedding_l2" in self._choices(best.recipe)
         for recipe in neighbours(best.recipe, adam):
             trial = self._new("polish", "recipe", best, recipe=recipe)
