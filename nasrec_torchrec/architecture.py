@@ -36,7 +36,7 @@ _FORMAT_OF_WIDTHS = "nasrec-torchrec/architecture/3"
 # Of one whose blocks choose their activation, normalization or a residual; it names all of the above, too.
 _FORMAT_OF_CHOICES = "nasrec-torchrec/architecture/4"
 _FORMATS = _FORMAT, _FORMAT_OF_OUTPUTS, _FORMAT_OF_WIDTHS, _FORMAT_OF_CHOICES
-_LATER = "embedding_widths", "width_tables", "activations", "normalizations", "residuals"
+_LATER = "embedding_widths", "width_tables", "activations", "normalizations", "residuals", "batch_norm"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 from nasrec_torchrec.operator_kinds import KINDS, Reads, Side, names_of
 
 Activation = Literal["relu", "prelu", "gelu"]
-Normalization = Literal["none", "layer"]
-_CAPTIONS = {"prelu": "PReLU", "gelu": "GELU", "none": "no LayerNorm", "layer": "LayerNorm"}
+Normalization = Literal["none", "layer", "batch"]
+_CAPTIONS = {"prelu": "PReLU", "gelu": "GELU", "none": "no LayerNorm", "layer": "LayerNorm", "batch": "BatchNorm"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class BlockArchitecture:
         sparse_to_dense: Whether a factorization machine over the tokens is added to the dense output.
         activation: What the operators that end in an activation (:class:`~nasrec_torchrec.operator_kinds.OperatorKind`)
             apply there. What they apply inside is theirs.
-        normalization: What follows the linear layers of the block: ``none``, or ``layer`` for a LayerNorm. None leaves
-            it to the model's ``use_layernorm``.
+        normalization: What follows the linear layers of the block: ``none``, ``layer`` for a LayerNorm, or ``batch``
+            for batch normalization, which a supernet cannot have. None leaves it to the model's ``use_layernorm``.
         residual: Whether the newest of dense_inputs is added to the dense output, and the tokens of the newest of
             sparse_inputs to the sparse output: their first columns or tokens, padded with zeros if they have fewer.
 

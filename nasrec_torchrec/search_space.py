@@ -41,8 +41,8 @@ class SearchSpace:
         width_tables: Names of the tables whose width is a choice, if it is not one for all; the others keep theirs.
         activations: Activations among which a block chooses, for the operators that end in one: relu, prelu, gelu. None
             leaves all of them at relu.
-        normalizations: What may follow the linear layers of a block: none, or layer for a LayerNorm. None leaves it to
-            use_layernorm.
+        normalizations: What may follow the linear layers of a block: none, layer for a LayerNorm, or batch for batch
+            normalization, which a supernet refuses. None leaves it to use_layernorm.
         residuals: Whether a block may add its newest inputs to its outputs.
 
     Raises:

@@ -5,7 +5,7 @@ TRAINING = {
         *("architecture", "use_layernorm", "embedding_dim", "drop_features", "init_from", "init_data", "freeze"),
         *("from_scratch", "teachers", "teacher_share"),
     ),
-    "Baseline": ("kind", "dense_layers", "over_layers", "cross_layers", "cross_rank"),
+    "Baseline": ("kind", "dense_layers", "over_layers", "cross_layers", "cross_rank", "batch_norm"),
     "Search space of a supernet, and how its paths are drawn": (
         *("num_blocks", "dense_operators", "sparse_operators", "dense_widths", "sparse_widths", "max_inputs"),
         *("outputs", "embedding_widths", "width_tables", "activations", "normalizations", "residuals"),

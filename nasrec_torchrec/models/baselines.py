@@ -37,7 +37,12 @@ def build_baseline(
 
     Returns:
         A model that maps dense features and ids to logits ``(B, 1)``.
+
+    Raises:
+        ValueError: If another kind than finalnet is to normalize batches.
     """
+    if baseline.batch_norm and baseline.kind != "finalnet":
+        raise ValueError(f"batch_norm: expected false for {baseline.kind}; of the baselines, finalnet alone has it")
     dense, over = list(baseline.dense_layers), list(baseline.over_layers)
     sparse_arch = SparseArch(embedding_bag_collection, interaction_dim)
     embedding_dim, num_fields = sparse_arch.embedding_dim, len(sparse_arch.feature_names)
@@ -77,7 +82,7 @@ def build_baseline(
         )
     interaction_arch: FlatInteraction | FinalNetInteraction | FinalMLPInteraction
     if baseline.kind == "finalnet":
-        interaction_arch = FinalNetInteraction(*sizes, hidden, device)
+        interaction_arch = FinalNetInteraction(*sizes, hidden, device, baseline.batch_norm)
     elif baseline.kind == "finalmlp":
         interaction_arch = FinalMLPInteraction(*sizes, hidden, device)
     else:

@@ -23,6 +23,7 @@ class Baseline:
             of masknet. The last one must be 1.
         cross_layers: Number of cross layers of dcn and gdcn.
         cross_rank: Rank of the cross layers of dcn.
+        batch_norm: Whether finalnet normalizes batches, as in its published recipes, instead of layers.
 
     Raises:
         ValueError: If the kind is unknown, a width is not positive, ``over_layers`` does not end in 1, or a model of
@@ -34,6 +35,7 @@ class Baseline:
     over_layers: tuple[int, ...] = (128, 64, 1)
     cross_layers: int = 3
     cross_rank: int = 64
+    batch_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in BASELINES:

@@ -8,26 +8,31 @@ import torch
 from torch import Tensor, nn
 from torchrec.modules.mlp import MLP
 
+from nasrec_torchrec.modules.batch_norm import BatchNorm
+
 _HEADS = 2
 
 
 class FactorizedLayer(nn.Module):
     """A layer of FINAL that is as large as a linear one (Zhu et al., SIGIR 2023): half of its outputs are products.
 
-    Computes ``relu(LayerNorm([h, h * f]))`` with ``[h, f] = W x + b``. The published recipes normalize batches; a
-    LayerNorm needs no statistics that ranks would have to exchange.
+    Computes ``relu(norm([h, h * f]))`` with ``[h, f] = W x + b``. The published recipes normalize batches; a LayerNorm
+    needs no statistics that ranks would have to exchange.
 
     Args:
         in_features: Number of columns of the input.
         out_features: Number of columns of the output.
         device: Device of the parameters.
+        batch_norm: Whether the norm is a BatchNorm instead of a LayerNorm.
     """
 
-    def __init__(self, in_features: int, out_features: int, device: torch.device | None = None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, device: torch.device | None = None, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.products = out_features // 2
         self.linear = nn.Linear(in_features, out_features, device=device)
-        self.norm = nn.LayerNorm(out_features, device=device)
+        self.norm = BatchNorm(out_features, device) if batch_norm else nn.LayerNorm(out_features, device=device)
 
     def forward(self, columns: Tensor) -> Tensor:
         """Maps ``(B, in_features)`` to ``(B, out_features)``."""
@@ -49,6 +54,7 @@ class FinalNetInteraction(nn.Module):
         embedding_dim: Width of an embedding.
         hidden: Layer widths of the first stack. The second one has all but the last, or the only one.
         device: Device of the parameters.
+        batch_norm: Whether the layers normalize batches.
     """
 
     def __init__(
@@ -58,13 +64,14 @@ class FinalNetInteraction(nn.Module):
         embedding_dim: int,
         hidden: Sequence[int],
         device: torch.device | None = None,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.dense_in_features = dense_in_features
         columns = dense_in_features + num_fields * embedding_dim
         self.gate = nn.Linear(num_fields, num_fields, device=device)
-        self.first = _stack(columns + num_fields * embedding_dim, hidden, device)
-        self.second = _stack(columns, hidden[:-1] or hidden, device)
+        self.first = _stack(columns + num_fields * embedding_dim, hidden, device, batch_norm)
+        self.second = _stack(columns, hidden[:-1] or hidden, device, batch_norm)
 
     def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
         """Computes logits ``(B, 1)`` from ``(B, F_dense)`` and ``(B, F_sparse, E)``."""
@@ -138,8 +145,8 @@ class ColumnGates(nn.Module):
         return 2 * torch.sigmoid(self.weight)
 
 
-def _stack(columns: int, hidden: Sequence[int], device: torch.device | None) -> nn.Sequential:
-    layers = [FactorizedLayer(*widths, device) for widths in pairwise([columns, *hidden])]
+def _stack(columns: int, hidden: Sequence[int], device: torch.device | None, batch_norm: bool) -> nn.Sequential:
+    layers = [FactorizedLayer(*widths, device, batch_norm) for widths in pairwise([columns, *hidden])]
     return nn.Sequential(*layers, nn.Linear(hidden[-1], 1, device=device))
 
 

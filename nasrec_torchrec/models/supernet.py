@@ -169,8 +169,8 @@ class SuperNet(nn.Module):
 
     Raises:
         TypeError: If the collection is of an unsupported kind.
-        ValueError: If an operator cannot use tokens of width E, or a table whose width is a choice does not have the
-            largest width.
+        ValueError: If an operator cannot use tokens of width E, a table whose width is a choice does not have the
+            largest width, or the space has batch normalization.
 
     Example:
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -195,6 +195,11 @@ class SuperNet(nn.Module):
     ) -> None:
         super().__init__()
         check_dense_in_features(dense_in_features)
+        if "batch" in search_space.normalizations:
+            raise ValueError(
+                "normalizations: expected none or layer in a supernet, found batch: the paths share their weights, but "
+                "each would need running statistics of its own; nasrec auto trains every architecture by itself"
+            )
         widths = search_space.embedding_widths
         if widths and attention:
             raise ValueError(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from nasrec_torchrec.modules.kernels.self_attention import has_kernel, self_attention
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, across_tokens, laid_across, norm
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operator, across_tokens, laid_across, norm
 
 NUM_HEADS = 8
 # The published networks start the LayerNorms of the residual branches at this weight.
@@ -44,7 +44,7 @@ class Attention(Operator):
         self,
         shape: BlockShape,
         width: int,
-        use_layernorm: bool = False,
+        use_layernorm: Norm = False,
         shared: bool = False,
         device: torch.device | None = None,
     ) -> None:

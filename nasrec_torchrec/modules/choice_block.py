@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.architecture import BlockArchitecture
+from nasrec_torchrec.block_architecture import Normalization
 from nasrec_torchrec.modules.dense_to_sparse import DenseToSparse
 from nasrec_torchrec.modules.factorization_machine import FactorizationMachine
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, across_tokens
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, across_tokens
 from nasrec_torchrec.modules.registry import OPERATORS
 from nasrec_torchrec.modules.residual import Residual
 
@@ -56,26 +57,28 @@ class ChoiceBlock(nn.Module):
     ) -> None:
         super().__init__()
         dense_width, sparse_width = architecture.dense_width, architecture.sparse_width
+        normalize: Norm = use_layernorm
         if architecture.normalization is not None:
-            use_layernorm = architecture.normalization == "layer"
+            chosen: dict[Normalization, Norm] = {"none": False, "layer": True, "batch": "batch"}
+            normalize = chosen[architecture.normalization]
         self.dense_operators = nn.ModuleDict(
             {
-                name: OPERATORS[name](shape, dense_width, use_layernorm, shared, device)
+                name: OPERATORS[name](shape, dense_width, normalize, shared, device)
                 for name in architecture.dense_operators
             }
         )
         self.sparse_operators = nn.ModuleDict(
             {
-                name: OPERATORS[name](shape, sparse_width, use_layernorm, shared, device)
+                name: OPERATORS[name](shape, sparse_width, normalize, shared, device)
                 for name in architecture.sparse_operators
             }
         )
         self.dense_to_sparse: DenseToSparse | None = None
         if architecture.dense_to_sparse:
-            self.dense_to_sparse = DenseToSparse(dense_width, shape.embedding_dim, use_layernorm, shared, device)
+            self.dense_to_sparse = DenseToSparse(dense_width, shape.embedding_dim, normalize, shared, device)
         self.sparse_to_dense: FactorizationMachine | None = None
         if architecture.sparse_to_dense:
-            self.sparse_to_dense = FactorizationMachine(shape.embedding_dim, dense_width, use_layernorm, shared, device)
+            self.sparse_to_dense = FactorizationMachine(shape.embedding_dim, dense_width, normalize, shared, device)
         self.dense_residual: Residual | None = None
         self.sparse_residual: Residual | None = None
         if architecture.residual:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, across_tokens, laid_across
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operator, across_tokens, laid_across
 
 RANK = 8
 HIDDEN = 128
@@ -28,7 +28,7 @@ class CompressedFM(Operator):
         self,
         shape: BlockShape,
         width: int,
-        use_layernorm: bool = False,
+        use_layernorm: Norm = False,
         shared: bool = False,
         device: torch.device | None = None,
     ) -> None:

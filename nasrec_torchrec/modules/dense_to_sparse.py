@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.modules.linear import XavierLinear
-from nasrec_torchrec.modules.operator import laid_across, norm
+from nasrec_torchrec.modules.operator import Norm, laid_across, norm
 
 NUM_MERGED_TOKENS = 8
 
@@ -26,7 +26,7 @@ class DenseToSparse(nn.Module):
         self,
         dense_width: int,
         embedding_dim: int,
-        use_layernorm: bool = False,
+        use_layernorm: Norm = False,
         shared: bool = False,
         device: torch.device | None = None,
     ) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, across_tokens, norm
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operator, across_tokens, norm
 
 
 def num_projected_tokens(width: int) -> int:
@@ -38,7 +38,7 @@ class DotProduct(Operator):
         self,
         shape: BlockShape,
         width: int,
-        use_layernorm: bool = False,
+        use_layernorm: Norm = False,
         shared: bool = False,
         device: torch.device | None = None,
     ) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.modules.linear import XavierLinear
-from nasrec_torchrec.modules.operator import norm
+from nasrec_torchrec.modules.operator import Norm, norm
 
 
 class FactorizationMachine(nn.Module):
@@ -24,7 +24,7 @@ class FactorizationMachine(nn.Module):
         self,
         embedding_dim: int,
         dense_width: int,
-        use_layernorm: bool = False,
+        use_layernorm: Norm = False,
         shared: bool = False,
         device: torch.device | None = None,
     ) -> None:

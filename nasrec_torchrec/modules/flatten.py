@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, norm
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operator, norm
 
 
 class Flatten(Operator):
@@ -19,7 +19,7 @@ class Flatten(Operator):
         self,
         shape: BlockShape,
         width: int,
-        use_layernorm: bool = False,
+        use_layernorm: Norm = False,
         shared: bool = False,
         device: torch.device | None = None,
     ) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, activation, norm
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operator, activation, norm
 
 
 class FullyConnected(Operator):
@@ -17,7 +17,7 @@ class FullyConnected(Operator):
         self,
         shape: BlockShape,
         width: int,
-        use_layernorm: bool = False,
+        use_layernorm: Norm = False,
         shared: bool = False,
         device: torch.device | None = None,
     ) -> None:

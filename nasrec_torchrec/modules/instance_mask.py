@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operand, Operator, activation, joint_width
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operand, Operator, activation, joint_width
 
 
 class InstanceMask(Operator):
@@ -20,7 +20,7 @@ class InstanceMask(Operator):
         self,
         shape: BlockShape,
         width: int,
-        use_layernorm: bool = False,
+        use_layernorm: Norm = False,
         shared: bool = False,
         device: torch.device | None = None,
     ) -> None:

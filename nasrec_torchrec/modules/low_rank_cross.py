@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operand, Operator, norm, padded_width
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operand, Operator, norm, padded_width
 
 # DCN-V2 (section 7.3) finds a quarter of the columns enough.
 COLUMNS_PER_RANK = 4
@@ -23,7 +23,7 @@ class LowRankCross(Operator):
         self,
         shape: BlockShape,
         width: int,
-        use_layernorm: bool = False,
+        use_layernorm: Norm = False,
         shared: bool = False,
         device: torch.device | None = None,
     ) -> None:

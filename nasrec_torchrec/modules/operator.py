@@ -2,12 +2,16 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.block_architecture import Activation
+from nasrec_torchrec.modules.batch_norm import BatchNorm
+
+# Whether a LayerNorm follows each linear, or that batches are normalised there.
+Norm: TypeAlias = bool | Literal["batch"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,14 @@ class Operator(nn.Module, ABC):
     Args:
         shape: what the block reads.
         width: columns (dense operators) or tokens (sparse operators) of the output.
-        use_layernorm: normalise after each linear; such a linear has no bias.
+        use_layernorm: normalise after each linear with :func:`norm`; such a linear has no bias.
         shared: allocate what any subnet of a supernet may need, not just this architecture: no projection is left
             out because a width happens to fit, and binary operators read one input a side.
         device: where the parameters live; ``meta`` is allowed.
     """
 
     def __init__(
-        self, shape: BlockShape, width: int, use_layernorm: bool, shared: bool, device: torch.device | None
+        self, shape: BlockShape, width: int, use_layernorm: Norm, shared: bool, device: torch.device | None
     ) -> None:
         super().__init__()
 
@@ -89,8 +93,10 @@ def laid_across(tokens_BNE: Tensor) -> Tensor:
     return across_tokens(tokens_BNE).contiguous().transpose(1, 2)
 
 
-def norm(width: int, use_layernorm: bool, device: torch.device | None) -> nn.Module:
-    """LayerNorm over the width, or nothing."""
+def norm(width: int, use_layernorm: Norm, device: torch.device | None) -> nn.Module:
+    """LayerNorm over the width, BatchNorm of its columns, or nothing."""
+    if use_layernorm == "batch":
+        return BatchNorm(width, device)
     return nn.LayerNorm(width, device=device) if use_layernorm else nn.Identity()
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
-from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Operator, across_tokens, norm
+from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operator, across_tokens, norm
 
 REDUCTION = 4
 
@@ -22,7 +22,7 @@ class SqueezeExcitation(Operator):
         self,
         shape: BlockShape,
         width: int,
-        use_layernorm: bool = False,
+        use_layernorm: Norm = False,
         shared: bool = False,
         device: torch.device | None = None,
     ) -> None:

@@ -12,6 +12,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
+from nasrec_torchrec.modules.batch_norm import running_statistics
 from nasrec_torchrec.training.averaging import DenseAverage
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.guard import StepGuard
@@ -51,7 +52,14 @@ class TrainingStep:
         dense = dict(in_backward_optimizer_filter(dmp.named_parameters()))
         self.dense_optimizer = KeyedOptimizerWrapper(dense, paths.make_optimizer)
         self.optimizer = CombinedOptimizer([dmp.fused_optimizer, self.dense_optimizer])
+        self._statistics = running_statistics(task)
+        self._statistics_before: list[Tensor] = []
         self.average: DenseAverage | None = None
+        if config.ema_decay is not None and self._statistics:
+            raise ValueError(
+                f"ema_decay: expected none with batch normalization, found {config.ema_decay}: its running statistics "
+                "are those of the weights, not of their average"
+            )
         if config.ema_decay is not None:
             # With Adam, the tables are dense parameters too.
             above = {name: parameter for name, parameter in dense.items() if "sparse_arch." not in name}
@@ -104,6 +112,7 @@ class TrainingStep:
                 torch.cuda.manual_seed(seed)
             else:
                 torch.default_generator.manual_seed(seed)
+        self._statistics_before = [statistic.clone() for statistic in self._statistics]
         self._paths.draw(step)
         self._set_learning_rate(learning_rate)
         return self._pipeline.progress(batches)  # zero_grad, forward, loss, backward of the dense part; then step
@@ -117,13 +126,16 @@ class TrainingStep:
             # The gradients of the tables, which the optimizer of the dense part updates, stop at their outputs too.
             self._guard.finish_backward()
         trained = [parameter for parameter in self._paths.parameters() if parameter.grad is not None]
-        self.bytes_reduced = average_gradients([p.grad for p in trained if p.grad is not None])
+        # Each rank has normalized its own rows, and what evaluation uses is the mean over the ranks.
+        self.bytes_reduced = average_gradients([*(p.grad for p in trained if p.grad is not None), *self._statistics])
         self.gradient_norm = nn.utils.clip_grad_norm_(trained, self._config.gradient_clip)
         if self._guard.agree(self._task.loss, self.gradient_norm):
             self._guard.finish_backward()
             self.optimizer.step()
             if self.average is not None:
                 self.average.update()
+        elif self._statistics:  # nothing of a step that is skipped remains
+            torch._foreach_copy_(self._statistics, self._statistics_before)
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx import symbolic_trace
 from torch.nn import functional as F
 
+from nasrec_torchrec.architecture import recorded
 from nasrec_torchrec.models.baselines import build_baseline
 from nasrec_torchrec.models.config import BASELINES, Baseline
 from nasrec_torchrec.models.streams import FinalMLPInteraction, FinalNetInteraction
@@ -14,8 +15,9 @@ from nasrec_torchrec.models.streams import FinalMLPInteraction, FinalNetInteract
 FIELDS, E, DENSE = 5, 16, 3
 
 
-def test_the_streams_of_finalnet_are_taught_by_their_mean():
-    model = FinalNetInteraction(DENSE, FIELDS, E, (8, 7))
+@pytest.mark.parametrize("batch_norm", (False, True))
+def test_the_streams_of_finalnet_are_taught_by_their_mean(batch_norm):
+    model = FinalNetInteraction(DENSE, FIELDS, E, (8, 7), batch_norm=batch_norm)
     dense, tokens = torch.randn(6, DENSE), torch.randn(6, FIELDS, E)
     labels = torch.randint(0, 2, (6, 1)).float()
     columns = torch.cat([dense, tokens.flatten(1)], 1)
@@ -40,7 +42,13 @@ def test_the_streams_of_finalnet_are_taught_by_their_mean():
         F.binary_cross_entropy_with_logits(model(dense, tokens), labels), list(model.parameters())
     )
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(model.eval()(dense, tokens), mean)
+    if batch_norm:
+        assert not torch.allclose(model.eval()(dense, tokens), mean)
+        with pytest.raises(ValueError, match="batch_norm: expected false for finalmlp"):
+            build_baseline(Baseline("finalmlp", batch_norm=True), make_ebc(FIELDS), DENSE)
+        assert recorded(Baseline("finalnet"))["kind"] == "finalnet" and "batch_norm" not in recorded(Baseline())
+    else:
+        torch.testing.assert_close(model.eval()(dense, tokens), mean)
 
 
 def test_finalmlp_fuses_two_streams_head_by_head():

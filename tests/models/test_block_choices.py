@@ -13,8 +13,11 @@ from torch.nn import functional as F
 from nasrec_torchrec import NASREC_2026, REFERENCE, Architecture, NASRecNet, SearchSpace, SuperNet
 from nasrec_torchrec.architecture import recorded
 from nasrec_torchrec.drawing import to_dot, to_svg
+from nasrec_torchrec.inference.fusion import fuse
+from nasrec_torchrec.modules.batch_norm import BatchNorm
 from nasrec_torchrec.modules.choice_block import ChoiceBlock
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape
+from nasrec_torchrec.modules.plain import fused
 from nasrec_torchrec.modules.registry import OPERATORS
 from nasrec_torchrec.modules.residual import Residual
 from nasrec_torchrec.operator_kinds import KINDS
@@ -298,3 +301,54 @@ def test_what_does_not_belong_together_is_refused():
     ):
         with pytest.raises(ValueError, match=message):
             replace(SMALL_SPACE, **arguments)
+
+
+BATCH = replace(SPACE, normalizations=("none", "layer", "batch"))
+
+
+def test_batch_norm_is_pytorchs_and_has_no_rows_of_its_own_to_fail_on():
+    ours, theirs = BatchNorm(5), nn.BatchNorm1d(5)
+    for _ in range(3):
+        rows = torch.randn(7, 5)
+        torch.testing.assert_close(ours(rows), theirs(rows))
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    ours.eval(), theirs.eval()
+    tokens = torch.randn(4, 3, 5)
+    torch.testing.assert_close(ours(tokens), theirs(tokens.flatten(0, 1)).view(4, 3, 5))
+    before, one = ours.running_mean.clone(), torch.randn(1, 5)
+    evaluated = ours(one)
+    assert torch.equal(ours.train()(one), evaluated)  # one row has no variance
+    ours.requires_grad_(False)
+    assert torch.equal(ours(rows), ours.eval()(rows)) and torch.equal(ours.running_mean, before)
+
+
+def test_architectures_with_batch_norm_build_trace_export_and_train_a_step():
+    dense, kjt = torch.randn(6, 3), make_kjt(5, 6, max_length=3)
+    for number, architecture in enumerate(_sampled(12, replace(BATCH, normalizations=("batch",)))):
+        assert Architecture.from_json(architecture.to_json()) == architecture
+        meta = torch.device("meta")
+        assert NASRecNet(make_ebc(5, device="meta"), 3, architecture, dense_device=meta) is not None
+        assert cost(architecture, 3, 5, 16).parameters > 0
+        model = NASRecNet(make_ebc(5), 3, architecture)
+        logits = model(dense, kjt)
+        embedded = model.sparse_arch(kjt)
+        torch.testing.assert_close(fx.symbolic_trace(model.interaction_arch)(dense, embedded), logits)
+        logits.sum().backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        arch = model.eval().interaction_arch
+        with torch.no_grad():
+            expected = arch(dense, embedded)
+            for form in (fuse, fused):
+                torch.testing.assert_close(form(arch)(dense, embedded), expected, rtol=1e-4, atol=1e-4)
+        if number == 0:
+            batch = torch.export.Dim("batch", min=2)
+            program = torch.export.export(arch, (dense, embedded), dynamic_shapes=({0: batch}, {0: batch}))
+            torch.testing.assert_close(program.module()(dense, embedded), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_supernet_refuses_batch_norm_and_says_why():
+    with pytest.raises(
+        ValueError, match=r"normalizations: expected none or layer in a supernet, found batch: the paths"
+    ):
+        SuperNet(make_ebc(5), 3, BATCH)
+    assert "BatchNorm" in to_svg(_sampled(1, replace(BATCH, normalizations=("batch",)))[0])

@@ -15,6 +15,7 @@ from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
+from nasrec_torchrec.modules.batch_norm import running_statistics
 from nasrec_torchrec.runs.checkpoint import latest_checkpoint
 from nasrec_torchrec.runs.record import COMMAND
 from nasrec_torchrec.training.config import TrainConfig
@@ -24,6 +25,8 @@ from nasrec_torchrec.training.trainer import Trainer
 SCHEMA = make_schema()
 SUPERNET = ModelDescription(SCHEMA, replace(SMALL_SPACE, num_blocks=2), use_layernorm=True)
 NASRECNET = ModelDescription(SCHEMA, replace(SMALL_SPACE, num_blocks=2).sample(torch.Generator().manual_seed(3)))
+_BATCHES = tuple(replace(block, normalization="batch") for block in NASRECNET.interaction.blocks)
+BATCHES = ModelDescription(SCHEMA, replace(NASRECNET.interaction, blocks=_BATCHES))
 DLRM = ModelDescription(SCHEMA, Baseline("dlrm", (32, 16), (16, 1)))
 CONFIG = TrainConfig(epochs=2, batch_size=40, learning_rate=0.05, full_path_steps=10, log_every=1, checkpoint_every=4)
 ROWS = 500  # 12 steps an epoch
@@ -120,6 +123,7 @@ def test_dropout_changes_training_alone(one_rank, tmp_path: Path):
         (NASRECNET, {"embedding_l2": 0.1}, "embedding_l2: expected a positive number with optimizer adam"),
         (NASRECNET, {"optimizer": "adam", "sharding_type": "row_wise"}, "sharding_type: expected none"),
         (NASRECNET, {"accumulate": 0}, "accumulate: expected a positive number, found 0"),
+        (BATCHES, {"ema_decay": 0.9}, "ema_decay: expected none with batch normalization, found 0.9"),
         (NASRECNET, {"dropout": 1.0}, "dropout: expected 0 or more and less than 1, found 1.0"),
     ],
 )
@@ -143,6 +147,7 @@ def _ends_at(trainer: Trainer, step: int, number: int = signal.SIGTERM) -> Train
         pytest.param(NASRECNET, {"optimizer": "adam", "embedding_l2": 0.01, "dropout": 0.2}, id="nasrecnet-adam"),
         pytest.param(NASRECNET, {"schedule": "plateau", "patience": 1, "monitor": "auc"}, id="nasrecnet-plateau"),
         pytest.param(DLRM, {"accumulate": 3}, id="dlrm-accumulate"),
+        pytest.param(BATCHES, {}, id="batch-norm"),
         pytest.param(replace(DLRM, interaction=Baseline("dcn", (32, 16), (16, 1))), {"dropout": 0.2}, id="dcn"),
         pytest.param(replace(DLRM, interaction=Baseline("deepfm")), {"optimizer": "adam"}, id="deepfm-adam"),
     ],
@@ -288,7 +293,9 @@ def _unchanged_steps(trainer: Trainer, data: ClickFiles) -> list[int]:
     return unchanged
 
 
-@pytest.mark.parametrize("description", [SUPERNET, NASRECNET, DLRM], ids=["supernet", "nasrecnet", "dlrm"])
+@pytest.mark.parametrize(
+    "description", [SUPERNET, NASRECNET, DLRM, BATCHES], ids=["supernet", "nasrecnet", "dlrm", "batch-norm"]
+)
 def test_a_step_that_is_not_finite_changes_nothing(one_rank, tmp_path: Path, description):
     trainer = _poisoned(_make(tmp_path, description, replace(CONFIG, epochs=1)))
     assert _unchanged_steps(trainer, make_click_files(SCHEMA, ROWS)) == [6]
@@ -329,6 +336,20 @@ def _one_bad_rank(folder: str) -> torch.Tensor:
 @pytest.mark.slow
 def test_ranks_skip_a_step_together(tmp_path: Path):
     assert [steps.tolist() for steps in run_ranks(2, _one_bad_rank, str(tmp_path))] == [[6], [6]]
+
+
+def _statistics_of_a_rank(folder: str) -> torch.Tensor:
+    trainer = _make(Path(folder), BATCHES, replace(CONFIG, epochs=1))
+    trainer.train(make_click_files(SCHEMA, ROWS))
+    return torch.cat(running_statistics(trainer.task))
+
+
+@pytest.mark.slow
+def test_ranks_that_normalize_their_own_rows_evaluate_alike(tmp_path: Path):
+    one, other = run_ranks(2, _statistics_of_a_rank, str(tmp_path))
+    assert torch.equal(one, other) and one.isfinite().all()
+    fresh = torch.cat(running_statistics(BATCHES.build(torch.device("cpu"))))
+    assert not torch.equal(one, fresh)
 
 
 def test_another_run_is_not_continued(one_rank, tmp_path: Path, monkeypatch):

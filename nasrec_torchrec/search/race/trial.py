@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nasrec_torchrec.architecture import Architecture
+from nasrec_torchrec.architecture import Architecture, recorded
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.runs import names
@@ -83,7 +83,7 @@ class Trial:
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
         if isinstance(self.interaction, Baseline):
-            kind, interaction = "baseline", json.loads(json.dumps(asdict(self.interaction)))
+            kind, interaction = "baseline", json.loads(json.dumps(recorded(self.interaction)))
         else:
             kind, interaction = "architecture", json.loads(self.interaction.to_json(None))
         return {
