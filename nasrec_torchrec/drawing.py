@@ -5,6 +5,7 @@ from html import escape
 
 from nasrec_torchrec.architecture import Architecture, BlockArchitecture
 from nasrec_torchrec.operator_kinds import KINDS
+from nasrec_torchrec.table_widths import widths_text
 
 _DENSE_COLOR, _SPARSE_COLOR, _MERGER_COLOR = "#2b6cb0", "#c05621", "#6b46c1"
 
@@ -28,6 +29,14 @@ def _operators(block: BlockArchitecture) -> tuple[str, str, str, str]:
     return f"{dense} · {block.dense_width}", f"{sparse} · {tokens}", *more
 
 
+def _embeddings(architecture: Architecture) -> str:
+    """Caption of the embeddings, with the range of their widths where these are a choice."""
+    widths = [width for _, width in architecture.embedding_widths]
+    if not widths:
+        return "embeddings"
+    return f"embeddings · {' to '.join(map(str, sorted({min(widths), max(widths)})))}"
+
+
 def to_dot(architecture: Architecture) -> str:
     """Draws an architecture with Graphviz.
 
@@ -40,7 +49,7 @@ def to_dot(architecture: Architecture) -> str:
     lines = [
         "digraph architecture {",
         '  rankdir=LR; node [shape=record, style=rounded, fontname="Helvetica"];',
-        '  output_0 [label="input|<dense> dense features|<sparse> embeddings"];',
+        f'  output_0 [label="input|<dense> dense features|<sparse> {_embeddings(architecture)}"];',
     ]
     for index, block in enumerate(architecture.blocks, start=1):
         dense, sparse, mergers, special = _operators(block)
@@ -103,12 +112,13 @@ def to_svg(architecture: Architecture) -> str:
         '<path d="M0,0 L8,4 L0,8 z" fill="context-stroke"/></marker></defs>',
     ]
 
-    def box(column: int, side: str, caption: str, color: str) -> None:
+    def box(column: int, side: str, caption: str, color: str, hint: str = "") -> None:
         y = top if side == "dense" else middle + 17
         parts.append(
             f'<rect x="{left(column)}" y="{y}" width="{box_width}" height="{box_height}" rx="7" fill="{color}" '
             f'fill-opacity="0.12" stroke="{color}"/>'
-            f'<text x="{left(column) + box_width / 2}" y="{y + box_height / 2 + 4}">{escape(caption)}</text>'
+            f'<text x="{left(column) + box_width / 2}" y="{y + box_height / 2 + 4}">{escape(caption)}'
+            f"{f'<title>{escape(hint)}</title>' if hint else ''}</text>"
         )
 
     def title(column: int, caption: str) -> None:
@@ -129,7 +139,7 @@ def to_svg(architecture: Architecture) -> str:
 
     title(0, "input")
     box(0, "dense", "dense features", _DENSE_COLOR)
-    box(0, "sparse", "embeddings", _SPARSE_COLOR)
+    box(0, "sparse", _embeddings(architecture), _SPARSE_COLOR, widths_text(dict(architecture.embedding_widths)))
     for index, block in enumerate(architecture.blocks, start=1):
         dense, sparse, mergers, special = _operators(block)
         title(index, f"block {index}")

@@ -37,6 +37,23 @@ def table_bytes(tables: Iterable[Table], widths: Mapping[str, int] | None = None
     return _FLOAT_BYTES * sum(table.num_embeddings * other.get(table.name, table.embedding_dim) for table in tables)
 
 
+def table_sizes(tables: Iterable[Table]) -> list[dict[str, Any]]:
+    """Returns the name, the rows, the width and the bytes of every table as JSON values, the largest one first."""
+    found = [
+        {"table": table.name, "rows": table.num_embeddings, "width": table.embedding_dim, "bytes": table_bytes([table])}
+        for table in tables
+    ]
+    return sorted(found, key=lambda size: (-size["bytes"], size["table"]))
+
+
+def widths_text(widths: Mapping[str, int]) -> str:
+    """Names the tables of every width in a few words, such as ``4 columns: user, item; 16 columns: shop``."""
+    by_width: dict[int, list[str]] = {}
+    for name, width in widths.items():
+        by_width.setdefault(width, []).append(name)
+    return "; ".join(f"{width} columns: {', '.join(by_width[width])}" for width in sorted(by_width))
+
+
 def check_tables(names: Iterable[str], tables: Iterable[str]) -> None:
     """Checks that the tables whose widths are chosen exist.
 

@@ -240,6 +240,8 @@ def _parameters(architecture: Architecture, space: SearchSpace) -> tuple[dict[st
     def choose(name: str, value: Any, choices: tuple[Any, ...]) -> None:
         values[name], distributions[name] = value, CategoricalDistribution(choices)
 
+    for table, width in architecture.embedding_widths:
+        choose(f"embedding_width.{table}", width, space.embedding_widths)
     for index, block in enumerate(architecture.blocks):
         prefix = f"block{index}"
         sources = tuple(range(index + 1))

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 from optuna.distributions import BaseDistribution
 from support import SMALL_SPACE
 
@@ -355,6 +356,23 @@ def test_the_best_mean_wins_not_the_luckiest_seed():
     assert winner([lucky, steady]) == lucky and winner([lucky, steady, *more]) == steady
     assert winner([_entry(0)]) is None
     assert finalists([lucky, steady], 1) == [lucky]
+
+
+def test_the_surrogate_sees_the_widths_of_tables():
+    """The narrower the first table, the better."""
+    space = replace(SMALL_SPACE, embedding_widths=(4, 8, 16, 32), width_tables=("t_a", "t_b"))
+    generator = torch.Generator().manual_seed(0)
+    found = [space.sample(generator) for _ in range(40)]
+    entries = [
+        Entry(
+            n, Trial("architectures", "random", one, _RECIPE), (dict(one.embedding_widths)["t_a"] / 32,), (0.5,), (1.0,)
+        )
+        for n, one in enumerate(found)
+    ]
+    surrogate = Surrogate.fit([replace(entry, status="complete") for entry in entries])
+    assert surrogate is not None
+    ranked = [dict(one.embedding_widths)["t_a"] for one in surrogate.ranked(found)]
+    assert sum(ranked[:10]) < sum(ranked[-10:]) / 3
 
 
 def test_the_surrogate_finds_what_the_trained_ones_have_in_common():

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from multiprocessing.connection import Connection
@@ -181,6 +182,17 @@ def test_optuna_reads_the_choices(tmp_path: Path):
         plain, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
     )
     assert all(name.endswith("_width") for name in list(importances)[:2]), importances
+
+
+def test_optuna_reads_the_widths_of_tables(tmp_path: Path):
+    space = replace(SMALL_SPACE, embedding_widths=(4, 8, 16), width_tables=("t_shop",))
+    study = CandidateStudy(tmp_path / "journal", "search", space, {})
+    architecture = space.sample(torch.Generator().manual_seed(0))
+    study.add(make_candidate(architecture))
+    (trial,) = optuna.load_study(study_name="search", storage=open_storage(tmp_path / "journal")).trials
+    assert trial.params["embedding_width.t_shop"] == dict(architecture.embedding_widths)["t_shop"]
+    assert trial.distributions["embedding_width.t_shop"].choices == (4, 8, 16)
+    assert trial.user_attrs["table_bytes"] == 400
 
 
 def test_optuna_finds_the_same_front(tmp_path: Path):

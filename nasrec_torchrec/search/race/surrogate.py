@@ -83,7 +83,7 @@ def _used(block: BlockArchitecture) -> set[str]:
 
 
 def features(architecture: Architecture, operators: Sequence[str]) -> np.ndarray:
-    """An architecture as numbers, summed over its blocks and for the last one alone."""
+    """An architecture as numbers: means over its blocks, the last one alone, and the widths of its tables."""
     blocks = []
     for block in architecture.blocks:
         used = _used(block)
@@ -101,4 +101,5 @@ def features(architecture: Architecture, operators: Sequence[str]) -> np.ndarray
             ]
         )
     table = np.array(blocks)
-    return np.concatenate([table.mean(0), table[-1]])
+    widths = [math.log2(width) for _, width in architecture.embedding_widths]
+    return np.concatenate([table.mean(0), table[-1], widths])
