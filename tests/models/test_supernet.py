@@ -1,12 +1,14 @@
 """The supernet is storage, the subnet is the model."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support import SMALL_SPACE, make_ebc, make_kjt
+from torch import fx
 from torch.nn import functional as F
 
 from nasrec_torchrec import NASREC_2026, NASREC_FULL, NASREC_SMALL, PUBLISHED, NASRecNet, SearchSpace, SuperNet
@@ -195,3 +197,28 @@ def test_tables_that_lack_the_chosen_columns_are_refused():
     for widths, message in (({"t0": 8}, "table 't0': expected 16"), ({"x": 16}, r"there is no table \['x'\]")):
         with pytest.raises(ValueError, match=message):
             NASRecNet(make_ebc(4), 3, replace(architecture, embedding_widths=widths))
+
+
+def test_any_combination_of_widths_is_a_model_that_traces_and_learns():
+    """All 64 combinations for three tables, with drawn blocks, in one supernet whose weights every step changes."""
+    space = replace(WIDTHS, num_blocks=2, width_tables=("t0", "t1", "t2"))
+    supernet = SuperNet(make_ebc(4, embedding_dim=32), 3, space, interaction_dim=16)
+    optimizer = ActiveSliceAdagrad(supernet.interaction_arch.parameters(), supernet.active_parameters, lr=1e-3)
+    dense, kjt = torch.randn(6, 3), make_kjt(4, 6, max_length=2)
+    generator = torch.Generator().manual_seed(0)
+    for widths in product(WIDTHS.embedding_widths, repeat=3):
+        chosen = dict(zip(space.width_tables, widths, strict=True))
+        architecture = replace(space.sample(generator), embedding_widths=chosen)
+        supernet.set_architecture(architecture)
+        model = supernet.extract(architecture)
+        expected = supernet(dense, kjt)
+        torch.testing.assert_close(model(dense, kjt), expected, rtol=0, atol=1e-5)
+        traced = fx.symbolic_trace(model.interaction_arch)
+        torch.testing.assert_close(traced(dense, model.sparse_arch(kjt)), expected, rtol=0, atol=1e-5)
+        _step(supernet, optimizer, dense, kjt)
+        logits = supernet(dense, kjt)
+        assert torch.isfinite(logits).all() and not torch.equal(logits, expected)
+        loss = F.binary_cross_entropy_with_logits(traced(dense, model.sparse_arch(kjt)), torch.ones_like(expected))
+        loss.backward()
+        tables = model.sparse_arch.embedding_bag_collection.embedding_bags
+        assert all(tables[name].weight.grad.shape[1] == width for name, width in chosen.items())
