@@ -173,7 +173,9 @@ def search_supernet(
                     f"{supernet}: no candidate has a finite validation loss, so there is nothing to choose from; the "
                     "supernet has diverged, and a lower learning_rate for its training may help"
                 )
-            write_results(SearchResults(tuple(found), objective, limits, top_k, warnings), out)
+            tables = [table for table in model.sparse_arch.configs if table.name in space.width_tables]
+            sizes = {table.name: table.num_embeddings for table in tables}
+            write_results(SearchResults(tuple(found), objective, limits, top_k, warnings, sizes), out)
             write_report(out)
     if request.signal and len(found) < config.evaluations:
         print(

@@ -1,7 +1,7 @@
 """One page that shows a search, with the finalists that were trained from scratch."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,6 +17,8 @@ from nasrec_torchrec.search.figures import COST_LABELS, draw_agreement, draw_cho
 from nasrec_torchrec.search.finalists import Finalist, agreement
 from nasrec_torchrec.search.results import read_results
 
+# Candidates whose widths of tables are shown, each in a column.
+_MOST_WIDTHS = 8
 _PAGES = Environment(
     loader=PackageLoader("nasrec_torchrec.search", "templates"),
     autoescape=True,
@@ -50,6 +52,7 @@ def write_report(folder: Path, finalists: Sequence[Finalist] = ()) -> None:
         style=STYLE,
         results=results,
         tables=[(title, members) for title, members in (("Best candidates", best), ("Front", front)) if members],
+        widths=_widths(results.table_rows, best),
         costs=_known_costs([*best, *front]),
         cost_labels=COST_LABELS,
         good=good_ones(len(sound)),
@@ -61,6 +64,13 @@ def write_report(folder: Path, finalists: Sequence[Finalist] = ()) -> None:
         drawings=[to_svg(architecture) for architecture in drawn],
     )
     write_text(folder / REPORT, page)
+
+
+def _widths(rows: Mapping[str, int], best: Sequence[Candidate]) -> list[tuple[str, int, list[int]]]:
+    """Name and rows of each table whose width is a choice, and its width in the first of the best candidates."""
+    chosen = [dict(candidate.architecture.embedding_widths) for candidate in best[:_MOST_WIDTHS]]
+    by_rows = sorted(rows.items(), key=lambda item: (-item[1], item[0]))
+    return [(name, count, [widths[name] for widths in chosen]) for name, count in by_rows] if chosen else []
 
 
 def _known_costs(candidates: Sequence[Candidate]) -> list[CostName]:

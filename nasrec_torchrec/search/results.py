@@ -1,8 +1,8 @@
 """The results of a search for other programs: a table of all candidates, and the best ones and the front as JSON."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class SearchResults:
         limits: limits on the cost of the best ones; a latency that another worker measured may exceed them.
         top_k: how many candidates count as the best.
         warnings: what went wrong with the data and the supernet's training, with what to do about it.
+        table_rows: number of rows of each table whose width is a choice.
     """
 
     candidates: tuple[Candidate, ...]
@@ -40,6 +41,7 @@ class SearchResults:
     limits: Limits
     top_k: int
     warnings: tuple[str, ...] = ()
+    table_rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def eligible(self) -> list[Candidate]:
@@ -89,6 +91,7 @@ def write_results(results: SearchResults, folder: Path) -> None:
         "limits": results.limits.to_dict(),
         "top_k": results.top_k,
         "warnings": list(results.warnings),
+        "table_rows": dict(results.table_rows),
         "best": [_record(numbers[candidate.architecture], candidate) for candidate in best],
         "front": [_record(numbers[candidate.architecture], candidate) for candidate in front],
     }
@@ -109,9 +112,9 @@ def read_results(folder: Path) -> SearchResults:
         document = json.loads((folder / names.RESULTS).read_text())
         candidates = tuple(_candidate(row) for row in rows)
         objective, limits = Objective(**document["objective"]), Limits(**document["limits"])
-        # Older versions wrote neither of these.
+        # Older versions wrote none of these.
         top_k, warnings = document.get("top_k", len(document["best"])), tuple(document.get("warnings", ()))
-        return SearchResults(candidates, objective, limits, top_k, warnings)
+        return SearchResults(candidates, objective, limits, top_k, warnings, document.get("table_rows", {}))
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}: does not hold the results of a search: {error}") from None
 

@@ -35,12 +35,13 @@ from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.models.stored_trees import load_member
 from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.search.config import Limits
-from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.recipe import Recipe
 from nasrec_torchrec.search.race.run import auto
 from nasrec_torchrec.search.race.training import RaceData, fit_finally, train_trial
 from nasrec_torchrec.search.race.trial import Trial
+from nasrec_torchrec.table_widths import table_bytes
 from nasrec_torchrec.training.jobs import evaluate
 from nasrec_torchrec.training.trainer import Trainer
 
@@ -294,6 +295,33 @@ def test_limits_that_no_architecture_meets_are_refused(data: Path, tmp_path: Pat
     for limits in (Limits(max_flops=10), Limits(max_latency_us=0.001), Limits(max_table_bytes=10)):
         with pytest.raises(ValueError, match="no architecture of the search space is within the limit"):
             auto(data, tmp_path / "out", _CONFIG, limits=limits)
+
+
+def test_a_race_chooses_the_widths_of_the_tables_within_a_limit(data: Path, tmp_path: Path):
+    """The limit leaves a little more than the narrowest tables need."""
+    base = load_schema(data)
+    space = replace(RaceSpace(), embedding_widths=(4, 8, 16))
+    least = table_bytes(base.with_widths(dict.fromkeys(base.table_names, 4)).tables())
+    config = RaceConfig(
+        **{"trials": 10, "epochs": 1, "final_seeds": 1, "ensemble": 1, "sources": ("random", "mutation")},
+        **dict.fromkeys(("features", "drop_columns", "students", "trees"), False),
+        quiet=True,
+    )
+    results = auto(data, tmp_path / "out", config, space, Limits(max_table_bytes=int(1.3 * least)))
+    assert results is not None
+    drawn = [trial for trial in results["trials"] if "architecture" in trial["trial"]]
+    widths = [trial["trial"]["architecture"]["embedding_widths"] for trial in drawn]
+    assert len(drawn) >= 3 and any(len(set(chosen.values())) > 1 for chosen in widths)
+    for trial, chosen in zip(drawn, widths, strict=True):
+        assert trial["table_bytes"] == table_bytes(base.with_widths(chosen).tables()) <= 1.3 * least
+    tables = results["measured"]["winner"]["tables"]
+    winner = results["trials"][results["winner"]]
+    assert sum(table["bytes"] for table in tables) == winner["table_bytes"]
+    assert {table["table"] for table in tables} == set(base.table_names)
+    assert ("Its embedding tables take" in results["verdict"]) == ("architecture" in winner["trial"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Widths of the winner&#x27;s tables" in page or "Widths of the winner's tables" in page
+    assert f"<td class='n'>{tables[0]['rows']:,}</td><td class='n'>{tables[0]['width']}</td>" in page
 
 
 def test_a_race_is_not_dropped_while_others_take_part(data: Path, undisturbed):

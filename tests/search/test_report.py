@@ -1,5 +1,7 @@
 import json
 import math
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -52,6 +54,25 @@ def test_written_results_can_be_read_back(tmp_path: Path):
     assert read_results(tmp_path) == written
     assert pq.read_table(tmp_path / "candidates.parquet").column("loss").to_pylist() == [c.loss for c in candidates]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_widths_that_were_chosen_are_shown(tmp_path: Path):
+    space = replace(SMALL_SPACE, embedding_widths=(4, 8), width_tables=("t_shop", "t_user"))
+    generator = torch.Generator().manual_seed(0)
+    candidates = [make_candidate(space.sample(generator)) for _ in range(9)]
+    rows = {"t_shop": 2**18, "t_user": 10}
+    written = SearchResults(tuple(candidates), Objective(), Limits(), 3, table_rows=rows)
+    write_results(written, tmp_path)
+    write_report(tmp_path)
+    assert read_results(tmp_path) == written
+    page = (tmp_path / "report.html").read_text()
+    table = page[page.index("Widths of the embedding tables") : page.index("<h2>Architectures")]
+    cells = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in table.split("<tr>")[2:]]
+    chosen = [dict(candidate.architecture.embedding_widths) for candidate in written.best]
+    sizes = ("262,144", f"{chosen[0]['t_shop']:.3f}"), ("10", "0.000")
+    assert cells == [[*size, *(str(widths[name]) for widths in chosen)] for name, size in zip(rows, sizes, strict=True)]
+    _write(_candidates(9), tmp_path / "none", 3)
+    assert "Widths of the embedding tables" not in (tmp_path / "none" / "report.html").read_text()
 
 
 def test_a_network_is_written_once(tmp_path: Path):

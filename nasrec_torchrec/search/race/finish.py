@@ -14,6 +14,7 @@ from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.metrics.calibration import calibration
 from nasrec_torchrec.metrics.click_metrics import click_metrics, row_losses
 from nasrec_torchrec.metrics.paired import difference
+from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.models.stored_trees import TreeRecord, read_record
 from nasrec_torchrec.runs import names
@@ -34,6 +35,7 @@ from nasrec_torchrec.search.race.tree import TREE_BESIDE
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.race.verdict import verdict
 from nasrec_torchrec.search.race_warnings import race_warnings
+from nasrec_torchrec.table_widths import table_sizes
 from nasrec_torchrec.training.column_importance import column_importances
 from nasrec_torchrec.training.config import Monitor
 from nasrec_torchrec.training.drift import decisive
@@ -104,6 +106,8 @@ def finish(
     }
     _compare(measured, losses)
     measured["winner"] |= _parts(best, config, data, predictions)
+    description = ModelDescription(data.schema(best.trial), best.trial.interaction)
+    measured["winner"]["tables"] = table_sizes(description.schema.tables())
     measured["winner"]["importance"] = _importance(best, data, predictions.folder(best))
     alone = final is not None or config.ensemble == 1
     together = None if alone else predict_together(best, may_win, config.ensemble, data, predictions)

@@ -53,6 +53,7 @@ def page(results: Mapping[str, Any]) -> str:
         *_roc(results["measured"]["winner"]),
         *_slices(results["measured"]["winner"]),
         *_importance(results["measured"]["winner"]),
+        *_widths(results),
         "<h2>The race</h2>",
         f"<img alt='{_PICTURED}' src='data:image/png;base64,{picture}'>",
         "<h2>Leaderboard</h2>",
@@ -67,6 +68,7 @@ def page(results: Mapping[str, Any]) -> str:
                 "recipe",
                 "added and dropped columns",
                 "epochs",
+                "tables, MiB",
                 "latency, µs",
                 "seconds",
             ],
@@ -80,6 +82,7 @@ def page(results: Mapping[str, Any]) -> str:
                     row["recipe"],
                     columns_text(row["features"], row.get("dropped", ())),
                     row["epochs"],
+                    f"{row['table_bytes'] / 2**20:,.2f}" if row.get("table_bytes") else "",
                     f"{row['latency_us']:,.0f}" if row["latency_us"] else "",
                     f"{row['seconds']:.0f}",
                 ]
@@ -178,6 +181,34 @@ def _importance(winner: Mapping[str, Any]) -> list[str]:
     """How much the winner relies on each column."""
     found = [ColumnImportance(**one) for one in winner.get("importance", ())]
     return importance_sections(found, "validation")
+
+
+def _widths(results: Mapping[str, Any]) -> list[str]:
+    """How wide the tables of the winner are, where the race chose that for any model."""
+    chosen = [trial["trial"].get("architecture", {}).get("embedding_widths") for trial in results["trials"]]
+    tables = results["measured"]["winner"].get("tables")
+    if not tables or not any(chosen):
+        return []
+    mine = results["model"].get("architecture", {}).get("embedding_widths", {})
+    total = sum(size["bytes"] for size in tables)
+    return [
+        f"<h2>Widths of the winner's tables</h2><p>They take {total / 2**20:,.2f} MiB in float32. A width that was no "
+        "choice is that of the data.</p>",
+        table(
+            "Embedding tables of the winner, the largest first",
+            ["table", "rows", "width", "MiB", "chosen"],
+            [
+                [
+                    size["table"],
+                    f"{size['rows']:,}",
+                    size["width"],
+                    f"{size['bytes'] / 2**20:,.3f}",
+                    "yes" if size["table"] in mine else "no",
+                ]
+                for size in tables
+            ],
+        ),
+    ]
 
 
 def _features(features: Mapping[str, Any]) -> list[str]:

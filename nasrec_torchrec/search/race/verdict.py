@@ -6,6 +6,7 @@ from typing import Any
 
 from nasrec_torchrec.search.race.adoption import adoption
 from nasrec_torchrec.search.race.tree import TREE_BESIDE
+from nasrec_torchrec.table_widths import widths_text
 
 
 def verdict(results: Mapping[str, Any]) -> str:
@@ -30,6 +31,8 @@ def verdict(results: Mapping[str, Any]) -> str:
     if line := adoption(measured, split):
         lines.append(f"Among the networks: {line[0].lower()}{line[1:]}" if tree_wins else line)
     lines += [f"Winner: {best['title']} ({best['recipe']}{_with(best)}): {split} {_metrics(best[split])}."]
+    if results.get("model", {}).get("architecture", {}).get("embedding_widths"):
+        lines.append(_widths(best["tables"]))
     if (final := measured.get("final_fit")) is not None:
         test = f": test {_metrics(final['test'])}" if final.get("test") else ""
         lines.append(
@@ -79,6 +82,13 @@ def _together(ensemble: Mapping[str, Any], split: str) -> str:
         f"{found['rows']:,} rows). To serve that, for the time of all {len(ensemble['folders'])}, export with "
         "`--together`."
     )
+
+
+def _widths(tables: Sequence[Mapping[str, Any]]) -> str:
+    """Says how wide the tables of the winner are, where that was a choice."""
+    widths = {size["table"]: size["width"] for size in tables}
+    size = sum(size["bytes"] for size in tables) / 2**20
+    return f"Its embedding tables take {size:,.2f} MiB. {widths_text(widths)}."
 
 
 def _listed(names: Sequence[str]) -> str:
