@@ -7,15 +7,18 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from support import SMALL_SPACE, forked, prepare_clicks, prepare_pairs, run_program, run_ranks
 
+from nasrec_torchrec.datasets.prepared import load_schema
 from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.search.config import EvaluationConfig, EvolutionConfig, EvolutionFlags, Limits, Objective
 from nasrec_torchrec.search.driver import search_supernet
+from nasrec_torchrec.table_widths import table_bytes
 from nasrec_torchrec.training.config import TrainConfig
 
 _EVALUATION = EvaluationConfig(finetune_steps=4, finetune_batch_size=32, latency_batch_size=16)
@@ -33,14 +36,15 @@ def supernet(data: Path, tmp_path_factory) -> Path:
     return folder
 
 
-def _train(data: str, out: str) -> None:
+def _train(data: str, out: str, widths: tuple[int, ...] = ()) -> None:
     import torch
 
-    from nasrec_torchrec.datasets.prepared import load_schema, open_split
+    from nasrec_torchrec.datasets.prepared import open_split
     from nasrec_torchrec.models.description import ModelDescription
     from nasrec_torchrec.training.trainer import Trainer
 
-    description = ModelDescription(load_schema(Path(data)), SMALL_SPACE, use_layernorm=True)
+    space = replace(SMALL_SPACE, embedding_widths=widths)
+    description = ModelDescription(load_schema(Path(data)), space, use_layernorm=True)
     trainer = Trainer(description, TrainConfig(batch_size=50), Path(out), torch.device("cpu"))
     trainer.train(open_split(Path(data), "train"))
 
@@ -110,6 +114,26 @@ def test_a_search_replaces_only_its_own_files(supernet: Path, data: Path, tmp_pa
         with pytest.raises(ValueError, match="is writing here"):
             search_supernet(*arguments, resume="never")
         assert search_supernet(*arguments)
+
+
+def test_a_search_chooses_widths_within_a_limit_and_shows_them(data: Path, tmp_path: Path):
+    run_ranks(1, _train, str(data), str(tmp_path / "supernet"), (4, 8))
+    schema = load_schema(data)
+    narrow, wide = (
+        table_bytes(schema.with_widths(dict.fromkeys(schema.table_names, width)).tables()) for width in (4, 8)
+    )
+    evolution, out = EvolutionConfig(6, 1, 4, 4), tmp_path / "out"
+    arguments = tmp_path / "supernet", data, out, evolution, _EVALUATION, Objective()
+    with pytest.raises(
+        ValueError, match=rf"max_table_bytes {narrow - 1:,} \(the smallest architecture needs {narrow:,}"
+    ):
+        search_supernet(*arguments, Limits(max_table_bytes=narrow - 1))
+    found = search_supernet(*arguments, Limits(max_table_bytes=(narrow + wide) // 2))
+    assert found is not None and all(narrow <= one.cost.table_bytes <= (narrow + wide) // 2 for one in found)
+    best = json.loads((out / "results.json").read_text())["best"][0]
+    widths = best["architecture"]["embedding_widths"]
+    assert best["table_bytes"] == table_bytes(schema.with_widths(widths).tables())
+    assert "Width of each table in the best candidates" in (out / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("number", "ranks"), ((signal.SIGINT, 1), (signal.SIGTERM, 2)))
