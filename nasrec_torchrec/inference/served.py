@@ -162,7 +162,8 @@ class Served:
             _LOG.error("the new package is not served, the old one stays: %s", str(error))
             return
         self._seen, self._refused_stamp, self.refused = stamp, None, ""
-        self._metrics.reloads.labels(self.name, "served").inc()
+        if self.current[0].version != old.version:  # files that were written again are no new package
+            self._metrics.reloads.labels(self.name, "served").inc()
         batcher.close()
         self._ids.update(old.ids)
         self._unknown_ids.update(old.unknown_ids)
