@@ -18,6 +18,7 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.files import atomic_path
+from nasrec_torchrec.table_widths import table_bytes
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def measure(folder: Path, split: str = "train", top: int = 5) -> Statistics:
         for feature in schema.sparse:
             sparse.append(_count(folder, files, feature, top))
             bar.update()
-    sizes = {table.name: 4 * table.num_embeddings * table.embedding_dim for table in schema.tables()}
+    sizes = {table.name: table_bytes([table]) for table in schema.tables()}
     return Statistics(
         {
             name: (described["rows"], described["positives"] / max(1, described["rows"]))

@@ -6,12 +6,12 @@ from dataclasses import fields
 from typing import Any
 
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.table_widths import table_bytes
 from nasrec_torchrec.training.config import TrainConfig, TrainFlags
 from nasrec_torchrec.training.drift import deciding_loss
 
 # Adam updates whole tables, and every rank holds them: beyond this, tables are trained with Adagrad.
 _ADAM_BYTES = 256 << 20
-_FLOAT_BYTES = 4
 # Strength of the L2 penalty of the embeddings with Adam.
 _ADAM_L2 = 1e-2
 # Rows beyond which the paper's recipe is the one that was measured: a tenth of Criteo's 45 million and more.
@@ -22,7 +22,7 @@ _ROWS_SEEN, _MOST_EPOCHS, _SUPERNET_EPOCHS = 1_500_000, 10, 6
 
 def adam_fits(schema: Schema) -> bool:
     """Returns whether the tables are small enough for Adam, whose ranks hold them whole, and all ids are known."""
-    return _table_bytes(schema) <= _ADAM_BYTES and not schema.dynamic
+    return table_bytes(schema.tables()) <= _ADAM_BYTES and not schema.dynamic
 
 
 def usual_batch_size(rows: int) -> int:
@@ -102,7 +102,7 @@ def fitted(
     if flags.monitor is None and config.monitor == "centered_log_loss":
         apart = f"the click rate of the validation rows is {abs(drifted):.0f} standard errors off"
         parts.append(f"{apart}: the log loss with the mean moved to it decides (--monitor)")
-    why = f"{rows:,} training rows, {_table_bytes(schema) / 2**20:,.1f} MiB of tables"
+    why = f"{rows:,} training rows, {table_bytes(schema.tables()) / 2**20:,.1f} MiB of tables"
     return config, f"{why}: {'; '.join(parts)} (--recipe paper takes the paper's settings)"
 
 
@@ -110,10 +110,6 @@ def paper(flags: TrainFlags) -> TrainConfig:
     """Fills in what the flags leave open with the paper's settings for Criteo."""
     given = {field.name: getattr(flags, field.name) for field in fields(flags)}
     return TrainConfig(**{name: value for name, value in given.items() if value is not None})
-
-
-def _table_bytes(schema: Schema) -> int:
-    return _FLOAT_BYTES * schema.embedding_dim * sum(table.num_embeddings for table in schema.tables())
 
 
 def _count(number: int, what: str) -> str:

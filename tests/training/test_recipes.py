@@ -8,6 +8,7 @@ from nasrec_torchrec.training.recipes import fitted, paper
 
 SMALL = make_schema()
 LARGE = Schema("label", (), (SparseFeature("item", 10_000_000),))
+NARROW = Schema("label", (), (SparseFeature("item", 10_000_000, embedding_dim=4),))  # 153 MiB
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,7 @@ LARGE = Schema("label", (), (SparseFeature("item", 10_000_000),))
         (TrainFlags(), 800_000, SMALL, False, ("adam", 1e-3, 4096, 2)),
         (TrainFlags(), 58_284, SMALL, True, ("adagrad", 0.05, 256, 6)),
         (TrainFlags(), 58_284, LARGE, False, ("adagrad", 0.05, 256, 10)),
+        (TrainFlags(), 58_284, NARROW, False, ("adam", 1e-3, 256, 10)),
         (TrainFlags(), 36_000_000, LARGE, False, ("adagrad", 0.12, 512, 1)),
         (TrainFlags(), 100, SMALL, False, ("adam", 1e-3, 8, 10)),
         # A learning rate that somebody gave is one of Adagrad, which the flags' default was and the pages speak of.
