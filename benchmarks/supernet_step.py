@@ -21,12 +21,13 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from nasrec_torchrec import NASREC_FULL, NASREC_SMALL, Architecture, NASRecNet, SearchSpace, SuperNet
+from nasrec_torchrec import NASREC_2026, NASREC_FULL, NASREC_SMALL, Architecture, NASRecNet, SearchSpace, SuperNet
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.runs.files import write_text
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 
 NUM_DENSE, NUM_SPARSE, ROWS, EMBEDDING_DIM = 13, 26, 1000, 16
+_SPACES = {"full": NASREC_FULL, "small": NASREC_SMALL, "2026": NASREC_2026}
 PHASES = ("sample and bind", "forward", "backward", "clip", "optimizer")
 
 
@@ -113,7 +114,7 @@ class Timing:
 def main(
     batch_size: int = 512,
     architectures: int = 50,
-    space: Literal["full", "small"] = "full",
+    space: Literal["full", "small", "2026"] = "full",
     threads: int = 1,
     device: str = "cpu",
     profile: Path | None = None,
@@ -124,7 +125,7 @@ def main(
     Args:
         batch_size: Rows per step.
         architectures: Number of architectures to sample; each is timed three times on either side.
-        space: NASRec-Full or NASRec-Small.
+        space: NASRec-Full, NASRec-Small, or the space with the operators of later models.
         threads: Number of threads that PyTorch computes with.
         device: cpu or cuda.
         profile: File for a table of the operators in which the supernet's steps spend their time.
@@ -132,7 +133,7 @@ def main(
     """
     torch.set_num_threads(threads)
     where = torch.device(device)
-    steps = Steps(NASREC_FULL if space == "full" else NASREC_SMALL, batch_size, where)
+    steps = Steps(_SPACES[space], batch_size, where)
     print(
         f"float32 GEMM 1024^3: {gemm_rate(where):.0f} GFLOP/s, {threads} thread(s), torch {torch.__version__}, {device}"
     )

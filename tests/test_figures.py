@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from figures import BLOCK, FIGURES, VALUE, VALUES, fill, pages, record, value
+from support import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = list(pages())
@@ -57,3 +58,9 @@ def test_a_benchmark_writes_its_figure(tmp_path: Path):
         [*program, "tiny", sys.executable, "-c", "print('b'); raise SystemExit(3)"], capture_output=True
     )
     assert failing.returncode and json.loads((tmp_path / "tiny.json").read_text()) == found
+
+
+def test_the_operators_are_drawn_as_they_are_registered(tmp_path: Path):
+    # In a process of its own, in which no test has registered operators.
+    run_script("docs/operator_drawings.py", tmp_path / "operators.svg")
+    assert (tmp_path / "operators.svg").read_text() == (ROOT / "docs" / "operators.svg").read_text()
