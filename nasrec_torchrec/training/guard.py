@@ -75,7 +75,8 @@ class StepGuard:
         finite = loss.isfinite() & gradient_norm.isfinite()
         if self._held is not None:
             for leaf in self._held[1]:
-                assert leaf.grad is not None
+                if leaf.grad is None:  # a path of a supernet may read no embedding at all
+                    leaf.grad = torch.zeros_like(leaf)
                 finite = finite & leaf.grad.isfinite().all()
         flags = torch.stack([~finite, torch.tensor(self.request.signal, device=finite.device)]).int()
         if dist.get_world_size() > 1:  # one rank alone would wait for the thread of its process group

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from support import SMALL_SPACE, in_step, make_click_files, make_schema, run_ranks
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
+from nasrec_torchrec import SearchSpace
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.models.config import Baseline
@@ -300,6 +301,23 @@ def test_a_step_that_is_not_finite_changes_nothing(one_rank, tmp_path: Path, des
     trainer = _poisoned(_make(tmp_path, description, replace(CONFIG, epochs=1)))
     assert _unchanged_steps(trainer, make_click_files(SCHEMA, ROWS)) == [6]
     assert trainer.progress.skipped_steps == 1 and _events(tmp_path)[-1]["skipped_steps"] == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_path_that_reads_no_embedding_trains_what_it_reads(one_rank, tmp_path: Path, accumulate: int):
+    space = SearchSpace(1, ("fully_connected",), ("embedded_fully_connected",), (16,), (4,), outputs="any")
+    config = replace(CONFIG, epochs=1, full_path_steps=0, accumulate=accumulate)
+    trainer = _make(tmp_path, ModelDescription(SCHEMA, space, use_layernorm=True), config)
+    (table, *_) = trainer.dmp.module.model.sparse_arch.parameters()
+    before, unchanged = table.detach().clone(), []
+
+    def note(*_: object) -> None:
+        unchanged.append(table.equal(before))
+        before.copy_(table.detach())
+
+    trainer.model.register_forward_pre_hook(note)
+    trainer.train(make_click_files(SCHEMA, ROWS))
+    assert trainer.progress.step == 12 and trainer.progress.skipped_steps == 0 and {True, False} <= set(unchanged[1:])
 
 
 def test_a_gradient_that_overflows_alone_changes_nothing(one_rank, tmp_path: Path):
