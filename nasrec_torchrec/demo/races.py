@@ -28,12 +28,12 @@ from nasrec_torchrec.search.race.training import RaceData
 from nasrec_torchrec.search.race.trial import Trial
 
 CONFIG = RaceConfig()
-_OWN_COLUMNS = {"features": False, "drop_columns": False, "trees": False}
+_ALONE = {"features": False, "drop_columns": False, "trees": False, "students": False}
 # By its folder, what each procedure is and may do.
 RACES: dict[str, tuple[str, dict[str, Any]]] = {
     "auto": ("nasrec auto", {}),
-    "random-networks": ("random networks alone", {"sources": ("random",), **_OWN_COLUMNS}),
-    "baselines": ("baselines alone, tuned", {"sources": ("baseline",), **_OWN_COLUMNS}),
+    "random-networks": ("random networks alone", {"sources": ("random",), **_ALONE}),
+    "baselines": ("baselines alone, tuned", {"sources": ("baseline",), **_ALONE}),
 }
 _CHANGES = {"features": "added", "dropped": "dropped"}
 _PICTURE = "race.png"

@@ -27,7 +27,8 @@ def test_the_demo_gives_three_races_the_same_budget(
     race = races.auto
 
     def auto(data: Path, out: Path, config: Any) -> Any:
-        raced.append({"out": out.name, "budget": config.budget, "sources": config.sources, "features": config.features})
+        names = ("budget", "sources", "features", "students")
+        raced.append({"out": out.name, **{name: getattr(config, name) for name in names}})
         return race(data, out, config)
 
     monkeypatch.setattr(races, "auto", auto)
@@ -35,6 +36,7 @@ def test_the_demo_gives_three_races_the_same_budget(
     printed = capsys.readouterr().out
     assert [one["out"] for one in raced] == ["auto", "random-networks", "baselines"]
     assert {one["budget"] for one in raced} == {"30s"} and [one["features"] for one in raced] == [True, False, False]
+    assert [one["students"] for one in raced] == [True, False, False]
     assert [one["sources"] for one in raced][1:] == [("random",), ("baseline",)]
     assert rows == json.loads((tmp_path / "demo" / "report.json").read_text())
     procedures = ["nasrec auto", "random networks alone", "baselines alone, tuned", "LightGBM"]
