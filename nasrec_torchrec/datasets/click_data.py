@@ -1,11 +1,13 @@
 """Rows in memory, decoded from Parquet, and batches that are cut from them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torchrec.datasets.utils import Batch
@@ -13,6 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.datasets.values import plain
 
 
 @dataclass
@@ -54,7 +57,8 @@ class ClickData:
     Args:
         dense: float32 features ``(N, F_dense)``.
         sparse: int32 or int64 ids of the N rows, feature by feature, with ``stride`` N. Batches have int64 ids.
-        labels: float32 labels ``(N,)``, 0 or 1, or between them where they are soft.
+        labels: float32 labels ``(N,)``, 0 or 1, or between them where they are soft. With tasks, ``(N, T)``: the label,
+            and then that of each task, NaN where it is not known.
         one_id_each: whether every row is known to have exactly one id of every feature, which makes cutting cheaper.
         row_weights: float32 weights ``(N,)`` of the rows; None if they count alike.
     """
@@ -66,7 +70,7 @@ class ClickData:
     row_weights: Tensor | None = None
 
     def __len__(self) -> int:
-        return self.labels.numel()
+        return len(self.labels)
 
     def select(self, rows: Tensor) -> Batch:
         """Returns the rows ``(B,)`` as a batch."""
@@ -106,14 +110,18 @@ class ClickData:
             order: order ``(N,)`` of the rows; by default that of the table.
 
         Raises:
-            ValueError: If a value is missing, a label is not 0 or 1, a weight is negative, a weight or a dense value is
-                not finite, an id is outside its table, or a column has another type. The message names the column and
-                the row.
+            ValueError: If a value is missing but that of a task, a label is not 0 or 1, a weight is negative, a weight
+                or a dense value is not finite, an id is outside its table, or a column has another type. The message
+                names the column and the row.
         """
         rows = table.num_rows
-        labels = torch.empty(rows)
-        raw = _copy(_array(table, schema.label, where), labels, f"{where}: column '{schema.label}'", order)
-        _require((raw == 0) | (raw == 1), raw, f"{where}: column '{schema.label}': expected 0 or 1")
+        labels = torch.empty(rows, len(schema.labels))
+        for index, name in enumerate(schema.labels):
+            what = f"{where}: column '{name}'"
+            array = _optional(table, name) if index else _array(table, name, where)
+            raw = _copy(array, labels[:, index], what, order)
+            _require((raw == 0) | (raw == 1) | (np.isnan(raw) if index else False), raw, f"{what}: expected 0 or 1")
+        labels = labels if schema.tasks else labels.flatten()
         row_weights = None
         if schema.weight is not None:
             row_weights, what = torch.empty(rows), f"{where}: column '{schema.weight}'"
@@ -188,6 +196,12 @@ def _spans(data: ClickData, first: int, last: int) -> list[tuple[int, int]]:
     start_of_feature = torch.arange(len(data.sparse.keys())) * len(data)
     starts, ends = (data.sparse.offsets()[start_of_feature + row].tolist() for row in (first, last))
     return list(zip(starts, ends, strict=True))
+
+
+def _optional(table: pa.Table, name: str) -> pa.Array:
+    """Returns a column in which a missing number is NaN."""
+    column = plain(table.column(name))
+    return pc.fill_null(column.cast(pa.float32()), math.nan) if column.null_count else column
 
 
 def _array(table: pa.Table, name: str, where: str) -> pa.Array:

@@ -80,13 +80,13 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
     for split in SPLITS:  # what is read here gets new checksums
         for file in manifest["splits"][split]["files"]:
             check_sum(data / split / file["name"], file["sha256"])
-    schema = load_schema(data)
+    schema = load_schema(data, tasks=True)
     whole = replace(schema, sparse=(*schema.sparse, *crosses))
     job = hashlib.sha256(json.dumps([manifest["job"], whole.to_dict()]).encode()).hexdigest()
     if (out / MANIFEST).exists():
         if read_manifest(out)["job"] != job:
             raise ValueError(f"{out}: holds another data set than {data} with the crosses {[c.name for c in crosses]}")
-        return load_schema(out)
+        return load_schema(out, tasks=True)
     temporary = out.with_name(f".{out.name}.crossing")
     shutil.rmtree(temporary, ignore_errors=True)
     if (data / DICTIONARIES).exists():
@@ -128,7 +128,7 @@ def add_crosses(data: Path, out: Path, crosses: Sequence[SparseFeature]) -> Sche
             for name, ids in training.items() if split == SPLITS[0] else ():
                 rows_of = rows_of.set_column(rows_of.schema.get_field_index(name), name, ids[number])
             counted[split].add(rows_of)
-            files.append(write_rows(temporary / split / file.name, rows_of, schema.label, schema.weight))
+            files.append(write_rows(temporary / split / file.name, rows_of, schema))
         described[split] = manifest["splits"][split] | {"files": files}
     # What was counted of the other features before they were filled in is known already.
     measured = {feature.name: feature for feature in counted[SPLITS[0]].measured(whole).crosses}

@@ -106,7 +106,8 @@ def prepare(
             'items.parquet' USING (item)".
 
     Returns:
-        The folder, the number of rejected rows, and rows, positives and files of each split.
+        The folder, the number of rejected rows, and rows, positives and files of each split; of each task, the
+        rows whose label is known and the positives among them.
 
     Raises:
         ValueError: If a file, the schema or too many rows cannot be used.
@@ -324,7 +325,8 @@ def _summary(out: Path) -> dict[str, Any]:
         record_start(out)
     manifest = read_manifest(out)
     splits = {
-        name: {key: split[key] for key in ("rows", "positives")} | {"files": len(split["files"])}
+        name: {key: split[key] for key in ("rows", "positives", "tasks") if key in split}
+        | {"files": len(split["files"])}
         for name, split in manifest["splits"].items()
     }
     return {"out": str(out), "rejected": manifest["rejected"], "splits": splits}

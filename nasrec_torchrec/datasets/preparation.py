@@ -40,7 +40,7 @@ def prepare(raw: RawData, out: Path, config: PreparationConfig | None = None) ->
     job = Job(raw, out, config or PreparationConfig())
     if is_current(job):
         print(f"{out} is up to date: the same files were prepared in the same way", file=sys.stderr)
-        return load_schema(out)
+        return load_schema(out, tasks=True)
     probe(job)
     with work_folder(job) as work:
         parts = parse(job, work)

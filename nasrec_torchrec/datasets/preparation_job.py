@@ -92,6 +92,12 @@ class Job:
             raise ValueError(
                 f"schema: sparse: histories are added to prepared data (see datasets.crosses), found {histories}"
             )
+        if self.split.keep_negatives < 1 and raw.schema.tasks:
+            raise ValueError(
+                f"keep_negatives: expected 1 with several labels ({', '.join(raw.schema.labels)}), found "
+                f"{self.split.keep_negatives:g}: rows are drawn by the first label, which shifts the rates of the "
+                "others in a way that nothing corrects"
+            )
         needed = [*raw.schema.raw_columns, *key, *(derivation.inputs if derivation else ())]
         wanted = [name for name in dict.fromkeys(needed) if name not in made]
         self.reading = Reading(self.files, lambda _: wanted, text, config.piece_mib)

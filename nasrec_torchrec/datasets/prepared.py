@@ -9,7 +9,7 @@ checksums when their rows are read.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,17 @@ EARLIER_FORMAT = "nasrec-torchrec/dataset/1"
 ROW_GROUP = 65_536
 
 
-def write_rows(file: Path, rows: pa.Table, label: str, weight: str | None = None) -> dict[str, Any]:
-    """Writes prepared rows as one Parquet file, and returns its entry in the manifest.
+def write_rows(file: Path, rows: pa.Table, schema: Schema) -> dict[str, Any]:
+    """Writes prepared rows as one Parquet file.
 
     Args:
         file: file to write.
         rows: prepared rows.
-        label: column of the label.
-        weight: column of the rows' weights, whose sum is recorded.
+        schema: which columns are labels and weights.
+
+    Returns:
+        Its entry in the manifest: rows, positives and, where there are such, the sum of the rows' weights; of each
+        task, the rows whose label is known, and the positives among them.
     """
     with atomic_path(file) as temporary:
         pq.write_table(
@@ -60,7 +63,7 @@ def write_rows(file: Path, rows: pa.Table, label: str, weight: str | None = None
             compression_level=1,
             write_page_checksum=True,
         )
-    positives = pc.sum(rows.column(label)).as_py() or 0
+    positives = pc.sum(rows.column(schema.label)).as_py() or 0
     entry: dict[str, Any] = {
         "name": file.name,
         "rows": rows.num_rows,
@@ -68,9 +71,23 @@ def write_rows(file: Path, rows: pa.Table, label: str, weight: str | None = None
         "bytes": file.stat().st_size,
         "sha256": sha256(file),
     }
-    if weight is not None:
-        entry["weights"] = float(rows.column(weight).to_numpy().sum(dtype=np.float64))
+    if schema.weight is not None:
+        entry["weights"] = float(rows.column(schema.weight).to_numpy().sum(dtype=np.float64))
+    if schema.tasks:
+        found = {task.name: rows.column(task.name) for task in schema.tasks}
+        entry["tasks"] = {
+            name: {"rows": len(column) - column.null_count, "positives": pc.sum(column).as_py() or 0}
+            for name, column in found.items()
+        }
     return entry
+
+
+def sum_of_tasks(entries: Sequence[Mapping[str, Any]], schema: Schema) -> dict[str, dict[str, int]]:
+    """Adds up what the entries of files in the manifest say of each task."""
+    return {
+        task.name: {key: sum(entry["tasks"][task.name][key] for entry in entries) for key in ("rows", "positives")}
+        for task in schema.tasks
+    }
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -124,12 +141,13 @@ def check_files(folder: Path) -> None:
             raise ValueError(f"{folder / DICTIONARIES / name}: is missing")
 
 
-def load_schema(folder: Path, embedding_dim: int | None = None) -> Schema:
+def load_schema(folder: Path, embedding_dim: int | None = None, tasks: bool = False) -> Schema:
     """Reads the schema of a prepared data set.
 
     Args:
         folder: folder of the data set.
         embedding_dim: width of all tables, in place of the data set's own.
+        tasks: whether to keep the labels besides the first; whoever knows nothing of them gets one label a row.
 
     Returns:
         The schema.
@@ -139,11 +157,24 @@ def load_schema(folder: Path, embedding_dim: int | None = None) -> Schema:
     """
     schema = Schema.read(folder / SCHEMA, embedding_dim)
     check_sum(folder / SCHEMA, read_manifest(folder)["schema_sha256"])
-    return schema
+    return schema if tasks else schema.without_tasks()
 
 
-def open_split(folder: Path, split: str) -> ClickFiles:
+def label_alone(folder: Path) -> str | None:
+    """Returns what a job that reads the first label alone says where a data set has several; None where it has one."""
+    first, *others = load_schema(folder, tasks=True).labels
+    if not others:
+        return None
+    return f"{folder}: of its labels, '{first}' alone is read here, and not {', '.join(map(repr, others))}"
+
+
+def open_split(folder: Path, split: str, tasks: bool = False) -> ClickFiles:
     """Opens a split of a prepared data set. Its files are compared with their checksums when they are read.
+
+    Args:
+        folder: folder of the data set.
+        split: ``train``, ``validation`` or ``test``.
+        tasks: whether to read the labels besides the first, see :func:`load_schema`.
 
     Raises:
         ValueError: If the split is unknown or has no rows, a file is missing, or there is a file that the manifest does
@@ -151,7 +182,7 @@ def open_split(folder: Path, split: str) -> ClickFiles:
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {list(SPLITS)}, found {split!r}")
-    schema, manifest = load_schema(folder), read_manifest(folder)
+    schema, manifest = load_schema(folder, tasks=tasks), read_manifest(folder)
     described = manifest["splits"][split]
     if not described["rows"]:
         raise ValueError(

@@ -230,7 +230,7 @@ class ClickFiles:
 
     def restore(self, gathered: Tensor) -> Tensor:
         """Drops the values of repeated rows from the evaluation results of all ranks, concatenated by rank."""
-        return gathered.flatten()[: len(self)]
+        return gathered[: len(self)]
 
 
 @dataclass(frozen=True)
@@ -401,7 +401,7 @@ class TrainingReader:
             except (ConnectionError, EOFError, FileNotFoundError) as error:
                 # The process died while it was sending a tensor, before the loader noticed.
                 raise RuntimeError(f"the process that reads {self.files.files[0].parent} died: {error!r}") from error
-            sparse = KeyedJaggedTensor(self.files.schema.feature_names, values, weights, lengths, stride=labels.numel())
+            sparse = KeyedJaggedTensor(self.files.schema.feature_names, values, weights, lengths, stride=len(labels))
             yield make_batch(dense, sparse, labels, row_weights)
 
 

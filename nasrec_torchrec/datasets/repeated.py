@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nasrec_torchrec.datasets import values
 from nasrec_torchrec.datasets.schema import Schema
@@ -58,7 +59,7 @@ def repetition_warnings(split: str, rows: int, found: int) -> list[str]:
 
 
 def _integers(column: pa.Array) -> np.ndarray:
-    numbers = column.to_numpy(zero_copy_only=False)
+    numbers = pc.fill_null(column, -1).to_numpy(zero_copy_only=False)  # labels of tasks may be missing
     if numbers.dtype.kind == "f":
         # -0.0 equals 0.0.
         return (numbers.astype(np.float32) + np.float32(0)).view(np.uint32).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""The schema of a data set: its label, its features, and how files are read and rows are split."""
+"""The schema of a data set: its labels, its features, and how files are read and rows are split."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.labels import Task, check_rule
 from nasrec_torchrec.datasets.names import check_column, check_distinct, safe_name
 from nasrec_torchrec.table_widths import check_tables, check_width
 
@@ -38,6 +39,8 @@ class Schema:
         split: how preparation divides the rows, unless it is told otherwise.
         weight: name of a column of numbers, 0 or more: how much a row counts in training and in metrics, where a row of
             weight 2 counts as two rows. Unset, all rows count alike. Serving never asks for it.
+        tasks: further labels, which one model predicts together with the label; a name alone stands for a column of 0
+            and 1. Whatever needs one number judges by the label alone.
 
     Raises:
         ValueError: If names are repeated, there is no sparse feature, features that share a table disagree about it, or
@@ -53,14 +56,14 @@ class Schema:
     text: TextFormat = field(default_factory=TextFormat)
     split: SplitConfig | None = None
     weight: str | None = None
+    tasks: tuple[Task, ...] = ()
 
     def __post_init__(self) -> None:
         check_column(self.label, "label")
         if self.weight is not None:
             check_column(self.weight, "weight")
-        object.__setattr__(self, "label_values", _label_values(self.label_values))
-        if self.label_values and self.label_above is not None:
-            raise ValueError("schema: label_above and label_values: expected one of them, found both")
+        object.__setattr__(self, "label_values", check_rule(self, "schema"))
+        object.__setattr__(self, "tasks", tuple(Task(task) if isinstance(task, str) else task for task in self.tasks))
         dense = tuple(DenseFeature(entry) if isinstance(entry, str) else entry for entry in self.dense)
         object.__setattr__(self, "dense", dense)
         object.__setattr__(self, "sparse", tuple(self.sparse))
@@ -70,8 +73,6 @@ class Schema:
         if not self.sparse:
             raise ValueError("schema: sparse: expected at least one feature, found none")
         check_width(self.embedding_dim, "schema: embedding_dim")
-        if self.label_above is not None and not isinstance(self.label_above, (int, float)):
-            raise ValueError(f"schema: label_above: expected a number, found {self.label_above!r}")
         if len({feature.weighted for feature in self.sparse}) > 1:
             raise ValueError("schema: sparse: either every feature is weighted or none is")
         self._check_crosses()
@@ -100,9 +101,19 @@ class Schema:
     @property
     def raw_columns(self) -> list[str]:
         """Every column that raw data must have; crosses are computed."""
+        labels = self.label, *(task.raw_column for task in self.tasks)
+        return list(dict.fromkeys([*labels, *self.input_columns, *self._weight]))
+
+    @property
+    def input_columns(self) -> list[str]:
+        """Every raw column that features are read from, which is what scoring needs."""
         features: list[DenseFeature | SparseFeature] = [*self.dense, *self.sparse]
-        of_features = [name for feature in features for name in feature.raw_columns]
-        return list(dict.fromkeys([self.label, *of_features, *self._weight]))
+        return list(dict.fromkeys(name for feature in features for name in feature.raw_columns))
+
+    @property
+    def labels(self) -> list[str]:
+        """The prepared columns of the label and of the tasks."""
+        return [self.label, *(task.name for task in self.tasks)]
 
     @property
     def parsed_columns(self) -> list[str]:
@@ -120,7 +131,8 @@ class Schema:
     def columns(self) -> list[str]:
         """Every column of the prepared data that the schema reads."""
         weights = [feature.weights_column for feature in self.sparse if feature.weights_column]
-        return [self.label, *(feature.name for feature in self.dense), *self.feature_names, *weights, *self._weight]
+        of_features = [*(feature.name for feature in self.dense), *self.feature_names, *weights]
+        return [*self.labels, *of_features, *self._weight]
 
     @property
     def _weight(self) -> list[str]:
@@ -189,16 +201,21 @@ class Schema:
         return replace(self, sparse=tuple(map(sized, self.sparse)))
 
     def as_prepared(self) -> "Schema":
-        """Returns a schema that reads prepared rows of this one as if they were raw, with all values as they are."""
+        """Returns a schema that reads features of prepared rows as if they were raw, with all values as they are."""
         rules = {"ids": "id", "min_count": 1, "values": "text", "cross": (), "of": "", "column": "", "edges": ()}
         return replace(
             self,
+            tasks=(),
             dense=tuple(replace(feature, transform="none", age_of="", at="", column="") for feature in self.dense),
             sparse=tuple(
                 replace(feature, **rules, num_embeddings=feature.id_limit)  # type: ignore[arg-type]
                 for feature in self.sparse
             ),
         )
+
+    def without_tasks(self) -> "Schema":
+        """Returns the schema with the label alone."""
+        return replace(self, tasks=())
 
     def without(self, names: Collection[str]) -> "Schema":
         """Leaves features out, so that a model neither has their tables nor asks for them.
@@ -224,8 +241,8 @@ class Schema:
     def difference(self, other: "Schema") -> str | None:
         """Finds the first reason why a model with this schema cannot read rows that were prepared with another one.
 
-        How files were read, what was merely counted, how much rows count, and the width of single tables make no
-        difference.
+        How files were read, what was merely counted, how much rows and tasks count, and the width of single tables make
+        no difference.
 
         Args:
             other: schema of the data.
@@ -236,6 +253,9 @@ class Schema:
         for key in ("label", "label_above", "label_values", "embedding_dim"):
             if getattr(self, key) != getattr(other, key):
                 return f"{key} is {getattr(self, key)!r} here and {getattr(other, key)!r} there"
+        tasks, of_other = ([task.meaning for task in schema.tasks] for schema in (self, other))
+        if tasks != of_other:
+            return f"tasks are {tasks} here and {of_other} there"
         kinds: list[tuple[str, Sequence[Any], Sequence[Any]]] = [
             ("dense", self.dense, other.dense),
             ("sparse", self.sparse, other.sparse),
@@ -252,11 +272,14 @@ class Schema:
         return None
 
     def reduced_to(self, other: "Schema") -> "Schema":
-        """Leaves out the features that another schema does not have, if this one has all of that one's."""
+        """Leaves out the features that another schema does not have, if this one has all of that one's; so of tasks."""
         mine, theirs = (
             [*(feature.name for feature in schema.dense), *schema.feature_names] for schema in (self, other)
         )
-        return self.without([name for name in mine if name not in theirs]) if set(theirs) < set(mine) else self
+        reduced = self.without([name for name in mine if name not in theirs]) if set(theirs) < set(mine) else self
+        if set(other.labels) < set(self.labels):
+            reduced = replace(reduced, tasks=tuple(task for task in self.tasks if task.name in other.labels))
+        return reduced
 
     def tables(self) -> "list[EmbeddingBagConfig]":
         """Returns the configurations of the embedding tables, with Xavier normal initialization.
@@ -295,6 +318,10 @@ class Schema:
             document["split"] = self.split.to_dict()
         if self.weight is None:
             del document["weight"]
+        for task, written in zip(self.tasks, document["tasks"], strict=True):
+            written["label_values"] = dict(task.label_values)
+        if not self.tasks:
+            del document["tasks"]
         for feature in document["sparse"]:
             for unused in ("cross", "of", "column", "edges", "embedding_dim"):
                 if not feature[unused]:
@@ -376,7 +403,8 @@ class Schema:
             for entry in _list_of(document, "dense", (dict, str))
         ]
         sparse = [_feature(entry, SparseFeature) for entry in _list_of(document, "sparse", (dict,))]
-        return cls(**{**document, "dense": tuple(dense), "sparse": tuple(sparse)})
+        tasks = [_task(entry) for entry in _list_of(document, "tasks", (dict, str))]
+        return cls(**{**document, "dense": tuple(dense), "sparse": tuple(sparse), "tasks": tuple(tasks)})
 
 
 def _counted(feature: SparseFeature) -> int:
@@ -399,6 +427,13 @@ def _feature(entry: Mapping[str, Any], kind: type) -> Any:
     return kind(**entry)
 
 
+def _task(entry: Mapping[str, Any] | str) -> Task:
+    if isinstance(entry, str):
+        return Task(entry)
+    _check_keys(entry, Task, f"schema: task {entry.get('name')!r}")
+    return Task(**entry)
+
+
 def _keys(kind: type) -> list[str]:
     return [entry.name for entry in fields(kind)]
 
@@ -410,27 +445,6 @@ def _check_keys(entry: Mapping[str, Any], kind: type, where: str) -> None:
             f"{where}: expected the keys {_keys(kind)}, of which {sorted(required)} must be there, "
             f"found {sorted(map(str, entry))}"
         )
-
-
-def _label_values(given: Any) -> tuple[tuple[str, int], ...]:
-    """Returns a mapping, or the pairs that are made of one."""
-    try:
-        pairs = [(_word(key), value) for key, value in (given.items() if isinstance(given, dict) else given)]
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"schema: label_values: expected an object such as {{yes: 1, no: 0}}, found {given!r}"
-        ) from None
-    wrong = [value for _, value in pairs if isinstance(value, bool) or value not in (0, 1)]
-    if wrong or (pairs and {value for _, value in pairs} != {0, 1}):
-        raise ValueError(f"schema: label_values: expected a value for 0 and one for 1, found {dict(pairs)}")
-    return tuple(sorted(pairs))
-
-
-def _word(key: Any) -> str:
-    """Returns the text that a value has in :mod:`~nasrec_torchrec.datasets.values`."""
-    if isinstance(key, bool):
-        return "true" if key else "false"
-    return str(int(key)) if isinstance(key, float) and key.is_integer() else str(key)
 
 
 def _document(text: str) -> Any:

@@ -1,7 +1,7 @@
 """Statistics of a prepared data set, as text and as a figure."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Statistics:
         rejected: number of raw rows that could not be read.
         keep_negatives: share of the training rows without a click that preparation kept.
         left_out: number of training rows that it did not keep.
+        tasks: of each further label by split, the rows where it is known and its rate among them.
     """
 
     splits: Mapping[str, tuple[int, float]]
@@ -69,6 +70,7 @@ class Statistics:
     rejected: int
     keep_negatives: float = 1.0
     left_out: int = 0
+    tasks: Mapping[str, Mapping[str, tuple[int, float]]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the statistics as JSON values, for programs."""
@@ -87,11 +89,24 @@ class Statistics:
                 for column in self.sparse
             ],
             "table_bytes": dict(self.table_bytes),
+            **(
+                {
+                    "tasks": {
+                        name: {split: {"rows": rows, "rate": rate} for split, (rows, rate) in found.items()}
+                        for name, found in self.tasks.items()
+                    }
+                }
+                if self.tasks
+                else {}
+            ),
         }
 
     def __str__(self) -> str:
         lines = [f"{'split':<12}{'rows':>14}{'clicks':>9}"]
         lines += [f"{name:<12}{rows:>14,}{rate:>9.2%}" for name, (rows, rate) in self.splits.items()]
+        for task, found in self.tasks.items():
+            lines.append(f"{task}, where it is known")
+            lines += [f"{name:<12}{rows:>14,}{rate:>9.2%}" for name, (rows, rate) in found.items()]
         lines.append(f"rejected rows: {self.rejected:,}")
         if self.keep_negatives < 1:
             whole = self.splits["train"][0] + self.left_out
@@ -177,7 +192,7 @@ def measure(folder: Path, split: str = "train", top: int = 5) -> Statistics:
     Raises:
         ValueError: If a file is not the one that the manifest describes.
     """
-    manifest, schema = read_manifest(folder), load_schema(folder)
+    manifest, schema = read_manifest(folder), load_schema(folder, tasks=True)
     files = open_split(folder, split)
     checked = [
         (folder / name / file["name"], file["sha256"])
@@ -199,10 +214,7 @@ def measure(folder: Path, split: str = "train", top: int = 5) -> Statistics:
             bar.update()
     sizes = {table.name: table_bytes([table]) for table in schema.tables()}
     return Statistics(
-        {
-            name: (described["rows"], described["positives"] / max(1, described["rows"]))
-            for name, described in manifest["splits"].items()
-        },
+        {name: (described["rows"], _rate(described)) for name, described in manifest["splits"].items()},
         split,
         dense,
         tuple(sparse),
@@ -210,7 +222,18 @@ def measure(folder: Path, split: str = "train", top: int = 5) -> Statistics:
         manifest["rejected"],
         float(manifest.get("split", {}).get("keep_negatives", 1.0)),
         manifest.get("left_out", 0),
+        {
+            task.name: {
+                name: (described["tasks"][task.name]["rows"], _rate(described["tasks"][task.name]))
+                for name, described in manifest["splits"].items()
+            }
+            for task in schema.tasks
+        },
     )
+
+
+def _rate(counted: Mapping[str, int]) -> float:
+    return counted["positives"] / max(1, counted["rows"])
 
 
 def _chunks(files: ClickFiles, column: str) -> Iterator[pa.Array]:

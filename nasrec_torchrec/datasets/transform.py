@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from nasrec_torchrec.datasets import buckets, history, moments, values
 from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.labels import LabelRule
 from nasrec_torchrec.datasets.quality import NO_ROW, Quality
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.values import Rejects
@@ -48,8 +49,8 @@ def parse(
         table: raw columns of any type, in which null is a missing value.
         schema: what the columns mean.
         extra: further columns to read, by the names that they get.
-        scoring: whether to leave out the label and the weight, whatever is in their columns, and to treat an id outside
-            its table as unknown instead of rejecting its row.
+        scoring: whether to leave out the labels and the weight, whatever is in their columns, and to treat an id
+            outside its table as unknown instead of rejecting its row.
 
     Returns:
         tuple: The rows that could be read, and the reason for each rejected row of ``table``. Columns with a dictionary
@@ -61,7 +62,10 @@ def parse(
     rejects: Rejects = {}
     columns: dict[str, pa.Array] = {}
     if not scoring:
-        columns[schema.label] = _label(_single(table, schema.label), schema, rejects)
+        columns[schema.label] = _label(_single(table, schema.label), schema.label, schema, rejects)
+        for task in schema.tasks:
+            raw = _single(table, task.raw_column)
+            columns[task.name] = _label(raw, task.raw_column, task, rejects, optional=True)
         if schema.weight is not None:
             columns[schema.weight] = _elements(_single(table, schema.weight), _row_weights, schema.weight, rejects)
     seconds = {name: _elements(_single(table, name), moments.moments, name, rejects) for name in schema.moment_columns}
@@ -259,26 +263,32 @@ def _elements(
     return result
 
 
-def _label(column: pa.Array, schema: Schema, rejects: Rejects) -> pa.Array:
+def _label(column: pa.Array, name: str, rule: LabelRule, rejects: Rejects, optional: bool = False) -> pa.Array:
+    """Reads 0 and 1 by a rule, and rejects rows with another value; a missing one is null if it is optional."""
     refused: Rejects = {}
-    with _naming(schema.label):
-        if schema.label_values:
-            known = dict(schema.label_values)
+    with _naming(name):
+        if rule.label_values:
+            known = dict(rule.label_values)
             words = values.text(column, {})
             clicks = values.per_distinct(words, known.get, pa.int8(), {}, "")
             fits, expected = pc.is_valid(clicks), f"one of {list(known)}"
-        elif schema.label_above is not None:
+        elif rule.label_above is not None:
             numbers = values.numbers(column, {})
-            clicks = pc.greater(numbers, float(schema.label_above))
+            clicks = pc.greater(numbers, float(rule.label_above))
             fits, expected = pc.is_valid(numbers), "a finite number"
         else:
             numbers = values.numbers(_truth(column), {})
             clicks = pc.equal(numbers, 1.0)
             fits, expected = pc.or_(clicks, pc.equal(numbers, 0.0)), "0 or 1"
+        if optional:
+            present = values.without_empty(column) if values.is_text(column.type) else column
+            missing = pc.is_null(present, nan_is_null=True)
+            fits, expected = pc.or_kleene(fits, missing), f"{expected}, or nothing where it is not known"
     values.refuse(column, ~pc.fill_null(fits, False).to_numpy(zero_copy_only=False), refused, expected)
     for row, reason in refused.items():
-        rejects.setdefault(row, f"label '{schema.label}': {reason}")
-    return pc.fill_null(clicks.cast(pa.int8()), 0)
+        rejects.setdefault(row, f"label '{name}': {reason}")
+    found = pc.fill_null(clicks.cast(pa.int8()), 0)
+    return pc.if_else(missing, pa.scalar(None, pa.int8()), found) if optional else found
 
 
 def _truth(column: pa.Array) -> pa.Array:

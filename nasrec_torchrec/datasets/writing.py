@@ -25,6 +25,7 @@ from nasrec_torchrec.datasets.prepared import (
     SCHEMA,
     TIME,
     sha256,
+    sum_of_tasks,
     write_rows,
 )
 from nasrec_torchrec.datasets.quality import Quality, useless_dictionaries
@@ -95,6 +96,8 @@ def publish(
             "positives": sum(entry["file"]["positives"] for entry in entries),
             "files": [entry["file"] for entry in entries],
         }
+        if schema.tasks:
+            described[split]["tasks"] = sum_of_tasks(described[split]["files"], schema)
     schema = qualities[SPLITS[0]].measured(schema)
     warnings = [
         f"{split}: {warning}" for split in SPLITS[1:] for warning in Quality(schema, qualities[split].counts).warnings()
@@ -173,7 +176,6 @@ def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted)
     lines, assigned = rows.column(LINE).to_numpy(), fitted.assigned[number]
     # Histories of the training rows count what was earlier.
     times = [SPLIT_KEY] if job.split.split == "time" and job.split.split_column else []
-    of_rows = fitted.schema.label, fitted.schema.weight
     record: dict[str, Any] = {}
     rejects: dict[int, str] = {}
     for index, split in enumerate(SPLITS):
@@ -195,7 +197,7 @@ def _write_part(job: Job, work: Path, part: Record, number: int, fitted: Fitted)
             # Before the record, which says that the part is finished.
             with atomic_path(_fingerprints(work, number, split)) as temporary, temporary.open("wb") as hashes:
                 np.save(hashes, fingerprints(table, fitted.schema))
-            record[split] = {"file": write_rows(name, columns, *of_rows), "quality": quality.to_json()}
+            record[split] = {"file": write_rows(name, columns, fitted.schema), "quality": quality.to_json()}
     if rejects:
         write_rejects(work / "splits" / f"{number:06d}.rejects", job.files[part.file].uri, rejects)
     record["rejected"] = len(rejects)

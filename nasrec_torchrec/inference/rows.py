@@ -68,7 +68,7 @@ class RowReader:
         self._marks = frozenset(schema.text.missing)
         self._features = {feature.name: Ids(schema, feature, dictionaries) for feature in schema.sparse}
         self._crosses = {feature.name: Crossed(feature, dictionaries) for feature in schema.crosses}
-        self._columns = [name for name in schema.raw_columns if name != schema.label]
+        self._columns = schema.input_columns
         self._known = frozenset(self._columns)
         # Raw columns by the names of features and weights, which may be those of other raw columns.
         self._sources = {dense.name: dense.column or dense.name for dense in schema.dense if not dense.age_of}

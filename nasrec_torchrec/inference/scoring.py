@@ -218,9 +218,8 @@ class _Job:
                 raise ValueError(f"{source.uri}: {error}") from None
 
     def wanted(self, names: Sequence[str]) -> list[str]:
-        """Returns those of the existing columns that are read; the label is not needed."""
-        columns = [name for name in self.rules.raw_columns if name != self.schema.label]
-        return list(dict.fromkeys([*columns, *self.kept(names)]))
+        """Returns those of the existing columns that are read; labels are not needed."""
+        return list(dict.fromkeys([*self.rules.input_columns, *self.kept(names)]))
 
     def kept(self, names: Sequence[str]) -> tuple[str, ...]:
         """Returns the columns to copy: by default the label, unless a column of scores has its name."""

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.datasets.checksums import sha256
-from nasrec_torchrec.datasets.prepared import MANIFEST, data_warnings, open_split
+from nasrec_torchrec.datasets.prepared import MANIFEST, data_warnings, label_alone, open_split
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.stored import read_description
 from nasrec_torchrec.models.supernet import SuperNet
@@ -114,7 +114,7 @@ def search_supernet(
             with request.listening():  # rank 0 gets the same signal, and says when to end
                 evaluator.follow()
             return None
-        print(evaluator.chosen, file=sys.stderr)
+        print("\n".join(filter(None, [label_alone(data), evaluator.chosen])), file=sys.stderr)
         seen = min(len(rows[1]), evaluation.evaluation_rows)
         config = evolution.fitted(seen)
         if None in asdict(evolution).values():

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.architecture import Architecture, recorded
-from nasrec_torchrec.datasets.prepared import MANIFEST, load_schema, open_split
+from nasrec_torchrec.datasets.prepared import MANIFEST, label_alone, load_schema, open_split
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.finite import json_text
@@ -119,6 +119,8 @@ class IncrementalTraining:
                 if begun and folder.name < begun[-1] and folder.name not in begun:
                     raise ValueError(f"{folder}: a later day, {begun[-1]}, was trained on already; {_REMEDY}")
             config = TrainConfig(**state.settings)
+            if (note := label_alone(folders[-1])) and dist.get_rank() == 0:
+                print(note, file=sys.stderr)
             done = [day.day for day in state.days if day.training_seconds is not None]
             log = RunLog(self.out, len(folders), self.out.name, len(done), settings=asdict(config))
             with log:

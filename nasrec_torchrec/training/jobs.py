@@ -91,7 +91,9 @@ def run(
         best = training.run("data/criteo", "runs/model", architecture="criteo-small", learning_rates=(0.1, 0.2))
         print(best["mean_validation_log_loss"])
     """
-    from nasrec_torchrec.datasets.prepared import load_schema, open_split
+    import torch.distributed as dist
+
+    from nasrec_torchrec.datasets.prepared import label_alone, load_schema, open_split
     from nasrec_torchrec.datasets.splits import SPLITS
     from nasrec_torchrec.distributed.process_group import process_group
     from nasrec_torchrec.models.description import ModelDescription
@@ -117,6 +119,8 @@ def run(
             check_tables(dict(found.embedding_widths), whole.table_names)
         models.append(found if isinstance(found, Unreadable) else ModelDescription(schema, found, use_layernorm))
     with process_group() as device:
+        if (note := label_alone(data)) and dist.get_rank() == 0:
+            print(note, file=sys.stderr)
         splits = Splits(*(open_split(data, split).without(drop_features) for split in SPLITS))
         settings = _settings(
             config, recipe, splits.train, learning_rates, drifted=drift(splits.train, splits.validation)
@@ -232,7 +236,9 @@ def run_supernet(
         from nasrec_torchrec import SearchSpace, training
         training.run_supernet("data/criteo", "runs/supernet", SearchSpace(num_blocks=3))
     """
-    from nasrec_torchrec.datasets.prepared import load_schema, open_split
+    import torch.distributed as dist
+
+    from nasrec_torchrec.datasets.prepared import label_alone, load_schema, open_split
     from nasrec_torchrec.distributed.process_group import process_group
     from nasrec_torchrec.models.description import ModelDescription
     from nasrec_torchrec.runs.paths import to_path
@@ -240,6 +246,8 @@ def run_supernet(
 
     data, out = to_path(data), to_path(out)
     with process_group() as device:
+        if (note := label_alone(data)) and dist.get_rank() == 0:
+            print(note, file=sys.stderr)
         description = ModelDescription(load_schema(data, embedding_dim), space, use_layernorm)
         train = open_split(data, "train")
         Trainer(description, _settings(config, recipe, train, supernet=True), out, device).train(train)

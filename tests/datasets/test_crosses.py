@@ -193,7 +193,8 @@ def test_times_that_an_earlier_version_did_not_keep_are_missed(tmp_path: Path, c
     _timed(tmp_path, "second")
     file = tmp_path / "plain" / "train" / "part-000000.parquet"
     manifest = json.loads((tmp_path / "plain" / "manifest.json").read_text())
-    manifest["splits"]["train"]["files"] = [write_rows(file, pq.read_table(file).drop_columns("//time"), "clicked")]
+    rows = pq.read_table(file).drop_columns("//time")
+    manifest["splits"]["train"]["files"] = [write_rows(file, rows, load_schema(tmp_path / "plain"))]
     (tmp_path / "plain" / "manifest.json").write_text(json.dumps(manifest))
     capsys.readouterr()
     add_crosses(tmp_path / "plain", tmp_path / "again", [history_of(("shop",))])

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from nasrec_torchrec.architecture import Architecture, recorded
-from nasrec_torchrec.datasets.prepared import MANIFEST, data_warnings, load_schema, open_split, sha256
+from nasrec_torchrec.datasets.prepared import MANIFEST, data_warnings, label_alone, load_schema, open_split, sha256
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.models.boosted_trees import columns_of_trees
 from nasrec_torchrec.models.description import ModelDescription
@@ -142,6 +142,8 @@ class _Race:
         self.config, self.limits, self.out, self.device = config, limits, out, device
         self.base = load_schema(data)
         self.space = space.for_tables(self.base.table_names)
+        if note := label_alone(data):
+            self._say(note)
         errors = drift(*(open_split(data, split) for split in ("train", "validation")))
         given = RaceData((data,), self.base, config.monitor or deciding_loss(errors))
         self.rows = {split: len(open_split(data, split)) for split in ("train", "validation")}
