@@ -62,9 +62,15 @@ def undisturbed(data: Path, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
 
 
 def _what_counts(results: dict[str, Any]) -> Any:
-    """Everything but the times."""
+    """Everything but the times, and what they decide: which model is the fastest."""
     trials = [[t["number"], t["trial"], t["losses"], t["aucs"], t["status"]] for t in results["trials"]]
-    return json.loads(json.dumps([trials, results["winner"], results["verdict"], results["measured"]]))
+    verdict = [line for line in results["verdict"].splitlines() if not line.startswith("The fastest model")]
+    measured = {
+        name: {key: value for key, value in found.items() if key != "latency_us"}
+        for name, found in results["measured"].items()
+        if name != "fastest"
+    }
+    return json.loads(json.dumps([trials, results["winner"], verdict, measured]))
 
 
 def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undisturbed):
@@ -110,7 +116,13 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert description.schema.feature_names[:3] == ["user", "item", "shop"]
     assert set(description.schema.feature_names[3:]) == set(winner["trial"]["features"])
     together = (results["ensemble"] or {"folders": []})["folders"][1:]
-    assert {out / folder for folder in together if "tree" not in folder} == {
+    # Of the models that are as good as a baseline on the data's own columns, the fastest is there to be used too.
+    quick = results["measured"]["fastest"]
+    assert 0 < quick["latency_us"] < results["measured"]["winner"]["latency_us"]
+    assert f"Export it with `--model RUN/{quick['folder']}`." in results["verdict"] and f">{quick['title']}<" in page
+    found = evaluate(out / quick["folder"], max(out.glob("data-*"))).log_loss
+    assert found == pytest.approx(quick["test"][quick["seeds"].index(0)]["log_loss"], abs=1e-6)
+    assert {out / folder for folder in (*together, quick["folder"]) if "tree" not in folder} == {
         file.parent for file in out.glob("trials/*/checkpoints")
     }
     # The winner reads columns that the yardstick does not, so it has a tree of its own beside it.

@@ -151,16 +151,23 @@ def eligible(entries: Sequence[Entry], combinations: int) -> list[Entry]:
     return [entry for entry in entries if frozenset(entry.trial.features) in accepted]
 
 
+def about_as_good(entries: Sequence[Entry], others: Sequence[Entry], deviation: float) -> bool:
+    """Returns whether the mean loss of some trainings is at most one standard error above that of others.
+
+    Args:
+        entries: trainings that differ in nothing but the seed.
+        others: the same of another configuration.
+        deviation: how far seeds deviate, as a share of the loss.
+    """
+    gains, rows, seeds = _gains(others, entries, deviation)
+    return statistics.fmean(gains) >= -math.sqrt(rows + seeds)
+
+
 def _compared(without: Sequence[Entry], with_it: Sequence[Entry], threshold: float, deviation: float) -> Judgement:
-    before, after = _mean_blocks(without), _mean_blocks(with_it)
-    if not before or len(before) != len(after):  # some training is known by its mean loss alone
-        before, after = ([statistics.fmean(entry.loss for entry in part)] for part in (without, with_it))
-    gains = [one - other for one, other in zip(before, after, strict=True)]
+    gains, rows, seeds = _gains(without, with_it, deviation)
     gain = statistics.fmean(gains)
     half = max(1, len(gains) // 2)
     halves = statistics.fmean(gains[:half]), statistics.fmean(gains[half:] or gains)
-    rows = _rows_variance(gains)
-    seeds = (deviation * statistics.fmean(before)) ** 2 * (1 / len(without) + 1 / len(with_it))
     needed = threshold * math.sqrt(rows + seeds)
     verdict: Literal["accepted", "rejected", "open"] = "rejected"
     if min(halves) > 0 and gain > threshold * math.sqrt(rows):
@@ -168,6 +175,16 @@ def _compared(without: Sequence[Entry], with_it: Sequence[Entry], threshold: flo
         verdict = "accepted" if gain > needed else "open" if undecided else "rejected"
     features, beside = with_it[0].trial.features, without[0].trial.features
     return Judgement(features, beside, gain, needed, halves, (len(with_it), len(without)), verdict)
+
+
+def _gains(without: Sequence[Entry], with_it: Sequence[Entry], deviation: float) -> tuple[list[float], float, float]:
+    """The gain in each block of rows, and the squared standard errors of its mean that are due to rows and to seeds."""
+    before, after = _mean_blocks(without), _mean_blocks(with_it)
+    if not before or len(before) != len(after):  # some training is known by its mean loss alone
+        before, after = ([statistics.fmean(entry.loss for entry in part)] for part in (without, with_it))
+    gains = [one - other for one, other in zip(before, after, strict=True)]
+    seeds = (deviation * statistics.fmean(before)) ** 2 * (1 / len(without) + 1 / len(with_it))
+    return gains, _rows_variance(gains), seeds
 
 
 def _mean_blocks(entries: Sequence[Entry]) -> list[float]:

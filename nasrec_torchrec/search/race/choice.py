@@ -2,9 +2,9 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from nasrec_torchrec.search.race.chance import seed_deviation
+from nasrec_torchrec.search.race.chance import about_as_good, seed_deviation
 from nasrec_torchrec.search.race.trial import Entry
 
 # Deviations of the seeds within which a configuration may be better than the one that looks best.
@@ -58,3 +58,41 @@ def winner(entries: Sequence[Entry]) -> Entry | None:
 
     best = min(near, key=expected)
     return min((e for e in entries if e.trial.configuration == best and e.measured), key=lambda e: e.loss)
+
+
+def compared(entries: Sequence[Entry], kept: Callable[[Entry], bool]) -> dict[str, Entry]:
+    """Returns what a verdict names: the winner, and what it is compared with.
+
+    Beside the winner these are the best baseline, the best baseline on the data's own columns, and the fastest model
+    that is about as good as the latter, if it is faster than the winner.
+
+    Args:
+        entries: trials that may win.
+        kept: whether a trial still has a checkpoint, without which it cannot be the fastest.
+    """
+    baselines = [entry for entry in entries if entry.trial.is_baseline]
+    found = {
+        "winner": winner(entries),
+        "baseline": winner(baselines),
+        "baseline without added features": winner([entry for entry in baselines if not entry.trial.features]),
+    }
+    named = {name: entry for name, entry in found.items() if entry is not None}
+    if (usual := named.get("baseline without added features")) is not None:
+        fast = _fastest(entries, usual, kept)
+        if fast is not None and fast.latency_us < named["winner"].latency_us:
+            named["fastest"] = fast
+    return named
+
+
+def _fastest(entries: Sequence[Entry], baseline: Entry, kept: Callable[[Entry], bool]) -> Entry | None:
+    """The fastest whole training of a configuration whose mean loss is at most about that of a baseline."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.measured and entry.status == "complete":
+            groups.setdefault(entry.trial.configuration, []).append(entry)
+    if (others := groups.get(baseline.trial.configuration)) is None:
+        return None
+    deviation = seed_deviation(entries)
+    good = (seeds for seeds in groups.values() if about_as_good(seeds, others, deviation))
+    stored = [entry for seeds in good for entry in seeds if kept(entry)]
+    return min(stored, key=lambda entry: (entry.latency_us, entry.loss), default=None)

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -17,7 +17,12 @@ from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.search.cost import model_multiply_adds
 from nasrec_torchrec.table_widths import table_bytes
 
+# Rows of a batch whose latency counts.
+LATENCY_ROWS = 512
 _WARM_UP, _STEPS = 1, 3
+_CALL = "model(batch.dense_features, batch.sparse_features)"
+# How often models are timed in turns, and calls each time.
+_ROUNDS, _CALLS = 31, 3
 
 
 def step_seconds(
@@ -69,9 +74,23 @@ def measured_costs(description: ModelDescription, batch: Batch, device: torch.de
 def latency_us(model: nn.Module, batch: Batch) -> float:
     """Measures the median microseconds that a model needs for a batch on the same device, with one thread."""
     with torch.inference_mode():
-        timer = Timer("model(batch.dense_features, batch.sparse_features)", globals=locals(), num_threads=1)
+        timer = Timer(_CALL, globals=locals(), num_threads=1)
         timer.timeit(2)
         return float(1e6 * timer.blocked_autorange(min_run_time=0.2).median)
+
+
+def latencies_us(models: Mapping[str, tuple[ClickModel, Batch]], device: torch.device) -> dict[str, float]:
+    """Measures the same of several models in turns, each with its own batch, so that all share what slows a machine."""
+    timers = {}
+    for name, (model, rows) in models.items():
+        named = {"model": _Serving(model).eval().to(device), "batch": rows.to(device)}
+        timers[name] = Timer(_CALL, globals=named, num_threads=1)
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    with torch.inference_mode():
+        for _ in range(1 + _ROUNDS):
+            for name, timer in timers.items():
+                times[name].append(timer.timeit(_CALLS).mean)
+    return {name: 1e6 * statistics.median(found[1:]) for name, found in times.items()}
 
 
 class _Serving(nn.Module):

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nasrec_torchrec.datasets.prepared import data_warnings, open_split
@@ -23,8 +24,9 @@ from nasrec_torchrec.runs.files import read_json, write_text
 from nasrec_torchrec.runs.folder import promote, remove_checkpoints
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible, judgements
-from nasrec_torchrec.search.race.choice import winner
+from nasrec_torchrec.search.race.choice import compared, winner
 from nasrec_torchrec.search.race.config import RaceConfig
+from nasrec_torchrec.search.race.costs import LATENCY_ROWS, latencies_us
 from nasrec_torchrec.search.race.leaderboard import by_source, front, standings
 from nasrec_torchrec.search.race.predictions import Predictions, predict
 from nasrec_torchrec.search.race.promotion import fidelity
@@ -65,19 +67,21 @@ def finish(
     config: RaceConfig,
     data: RaceData,
     out: Path,
+    device: torch.device,
     seconds: Callable[[], float],
     suspicious: Mapping[str, Any],
     combinations: int = 0,
     final: Path | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Measures the winner, the best baseline and the tree on the test split, and writes the results.
+    """Measures the winner and what it is compared with on the test split, and writes the results.
 
     Args:
         book: holds the trials.
         config: configuration of the race.
         data: data set with all added features.
         out: run folder; receives ``results.json``, ``report.html`` and the winner's files.
+        device: where latencies are measured.
         seconds: seconds that the race has taken so far.
         suspicious: histories that know too much, those in use and those left out.
         combinations: number of combinations of columns that were ranked.
@@ -100,11 +104,14 @@ def finish(
         raise ValueError("budget: no trial finished a single epoch; a larger budget is needed")
     predictions = Predictions(data, out, best.number)
     losses: dict[str, dict[str, list[Tensor]]] = {}
+    named = compared(may_win, predictions.exist)
     measured = {
-        name: _measure(entry, entries, data, predictions, losses.setdefault(name, {}))
-        for name, entry in compared(may_win).items()
+        name: _measure(entry, entries, data, predictions, losses.setdefault(name, {})) for name, entry in named.items()
     }
     _compare(measured, losses)
+    if "fastest" in named:
+        _add_latencies(measured, named, data, device)
+        measured["fastest"]["folder"] = trial_folder(out, named["fastest"].number).relative_to(out).as_posix()
     measured["winner"] |= _parts(best, config, data, predictions)
     description = ModelDescription(data.schema(best.trial), best.trial.interaction)
     measured["winner"]["tables"] = table_sizes(description.schema.tables())
@@ -165,10 +172,12 @@ def finish(
     write_text(out / names.RESULTS, json_text(results, indent=2))
     keep_best(out)
     kept = [] if together is None else [out / folder for folder in together["folders"][1:]]
+    if "fastest" in measured:
+        kept.append(out / measured["fastest"]["folder"])
     for entry in entries:  # of the winner too, if another training of it has taken its place
         folder = trial_folder(out, entry.number)
         if folder in kept:
-            keep_best(folder)  # an export can score with all of them together
+            keep_best(folder)  # it can be exported, alone or with others
         else:
             remove_checkpoints(folder)
     return results
@@ -192,17 +201,6 @@ def _tree_source(record: TreeRecord, monitor: Monitor) -> dict[str, Any]:
     return {"source": record.title, "trials": 1, "seconds": record.seconds, "log_loss": loss, "gain": 0.0}
 
 
-def compared(entries: Sequence[Entry]) -> dict[str, Entry]:
-    """Returns what a verdict names: the winner, the best baseline, and the best baseline on the data's own columns."""
-    baselines = [entry for entry in entries if entry.trial.is_baseline]
-    found = {
-        "winner": winner(entries),
-        "baseline": winner(baselines),
-        "baseline without added features": winner([entry for entry in baselines if not entry.trial.features]),
-    }
-    return {name: entry for name, entry in found.items() if entry is not None}
-
-
 def _move(source: Path, out: Path) -> None:
     """The winner's files take their place in the run folder; those of a move that was killed are there already."""
     promote(source, out)
@@ -217,6 +215,18 @@ def _compare(measured: dict[str, dict[str, Any]], losses: Mapping[str, Mapping[s
     for name, found in measured.items():
         if _configuration(found) != _configuration(measured["winner"]) and best[split] and losses[name].get(split):
             found["difference"] = asdict(difference(best[split], losses[name][split]))
+
+
+def _add_latencies(
+    measured: dict[str, dict[str, Any]], named: Mapping[str, Entry], data: RaceData, device: torch.device
+) -> None:
+    """What the models take for the same number of rows, measured in turns."""
+    models = {}
+    for name, entry in named.items():
+        model = ModelDescription(data.schema(entry.trial), entry.trial.interaction).build(torch.device("cpu"))
+        models[name] = model, next(data.open("validation", entry.trial).evaluation_batches(LATENCY_ROWS))
+    for name, latency in latencies_us(models, device).items():
+        measured[name]["latency_us"] = latency
 
 
 def _configuration(measured: Mapping[str, Any]) -> list[Any]:

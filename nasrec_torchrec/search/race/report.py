@@ -90,7 +90,8 @@ def page(results: Mapping[str, Any]) -> str:
             ],
         ),
         "<h2>Loss at a cost</h2><p>No other model is both faster and better than one of these "
-        "(512 rows, one thread, NASRecNets fused).</p>",
+        "(512 rows, one thread, NASRecNets fused). If one is faster than the winner and at most one standard error (of "
+        "rows and seeds) worse than the best tuned baseline without added features, the verdict names it.</p>",
         table(
             "Models that no other one beats in both loss and latency",
             ["model", "latency, µs", "log loss", "added and dropped columns"],

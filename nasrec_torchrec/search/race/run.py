@@ -32,11 +32,11 @@ from nasrec_torchrec.search.limits import narrowing, require_reachable
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible
-from nasrec_torchrec.search.race.choice import winner
+from nasrec_torchrec.search.race.choice import compared, winner
 from nasrec_torchrec.search.race.column_choice import ColumnChoice
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
-from nasrec_torchrec.search.race.costs import measured_costs, step_seconds
-from nasrec_torchrec.search.race.finish import compared, finish, read_results
+from nasrec_torchrec.search.race.costs import LATENCY_ROWS, measured_costs, step_seconds
+from nasrec_torchrec.search.race.finish import finish, read_results
 from nasrec_torchrec.search.race.leaderboard import span, standings, table
 from nasrec_torchrec.search.race.planner import KEPT_BESIDE, Continue, Finished, New, Planner, Situation
 from nasrec_torchrec.search.race.ranks import follow, tell
@@ -69,7 +69,6 @@ _MOST_FAILURES = 10
 # Seconds that an epoch takes beside its steps, for the checkpoint and the log.
 _EPOCH_OVERHEAD = 0.25
 _POLL_SECONDS = 0.5
-_LATENCY_ROWS = 512
 
 
 def auto(
@@ -217,7 +216,7 @@ class _Race:
         """Measures how fast this machine is, and decides how long a full training is."""
         batch_size = starting_recipes(self.base, self.rows["train"], 1)[0].batch_size
         files = open_split(self.data.folders[0], "train")
-        self.batch, self.latency_batch = (next(files.evaluation_batches(n)) for n in (batch_size, _LATENCY_ROWS))
+        self.batch, self.latency_batch = (next(files.evaluation_batches(n)) for n in (batch_size, LATENCY_ROWS))
 
         require_reachable(self.space, self.limits, self._counted, self._latency)
 
@@ -246,9 +245,9 @@ class _Race:
                 f"epoch about {epoch:.1f} s; a full training has {epochs} epochs"
             )
             # Models that read the validation rows and the test rows, a row at a third of a training's: the winner, two
-            # baselines, and of the ensemble all that may and all that do belong to it.
+            # baselines, the fastest, and of the ensemble all that may and all that do belong to it.
             more = (self.config.ensemble > 1) * self.config.finalists, self.config.ensemble - 1
-            rows = (3 + more[0]) * self.rows["validation"] + (3 + more[1]) * self.data.rows("test")
+            rows = (4 + more[0]) * self.rows["validation"] + (4 + more[1]) * self.data.rows("test")
             measured = rows / 3 / self.batch.labels.numel() * slowest_step
             reserve = min(_REPORT_SECONDS + measured, _REPORT_SHARE * self.config.budget_seconds)
             self.training_seconds -= reserve
@@ -390,7 +389,7 @@ class _Race:
         self._warn(entry, progress.warnings)
         if "latency_us" not in entry.facts:
             description = ModelDescription(self.data.schema(entry.trial), entry.trial.interaction)
-            batch = next(self.data.open("validation", entry.trial).evaluation_batches(_LATENCY_ROWS))
+            batch = next(self.data.open("validation", entry.trial).evaluation_batches(LATENCY_ROWS))
             self.book.note(entry.number, **measured_costs(description, batch, self.device))
         self.book.settle(entry.number, self.planner.status_of(trained))
         self._clean()
@@ -421,7 +420,8 @@ class _Race:
         keep = self.config.finalists + KEPT_BESIDE
         ranked = sorted((entry for entry in entries if entry.measured), key=lambda entry: entry.loss)
         may_win = eligible(ranked, self.columns.combinations)
-        kept = {entry.number for entry in (*ranked[:keep], *may_win[:keep], *compared(may_win).values())}
+        named = compared(may_win, lambda entry: (trial_folder(self.out, entry.number) / names.CHECKPOINTS).exists())
+        kept = {entry.number for entry in (*ranked[:keep], *may_win[:keep], *named.values())}
         unfinished = [entry for entry in entries if entry.status in ("running", "paused")]
         kept |= {number for entry in unfinished for number in entry.trial.teachers}
         for entry in ranked:
@@ -453,7 +453,7 @@ class _Race:
                     self._grow_tree_beside()
                     found = self.columns.suspicious(), self.columns.combinations
                     results = finish(
-                        *(self.book, self.config, self.data, self.out, lambda: self.seconds, *found),
+                        *(self.book, self.config, self.data, self.out, self.device, lambda: self.seconds, *found),
                         self._fit_finally(),
                         self.origin,
                     )

@@ -67,9 +67,8 @@ def students(best: Entry, entries: Sequence[Entry], embedding_dim: int) -> Itera
         embedding_dim: embedding dimension of the tables.
     """
     yield small_mlp(embedding_dim)
-    limit = _FASTER * best.facts.get("latency_us", 0.0)
     for entry in entries:
-        if not entry.trial.teachers and entry.facts.get("latency_us", math.inf) <= limit:
+        if not entry.trial.teachers and entry.latency_us <= _FASTER * best.latency_us < math.inf:
             yield entry.trial.interaction
             break
     yield best.trial.interaction

@@ -11,13 +11,11 @@ from nasrec_torchrec.metrics.click_metrics import click_metrics, row_losses
 from nasrec_torchrec.metrics.paired import difference
 from nasrec_torchrec.models.mean_prediction import mean_prediction
 from nasrec_torchrec.models.stored_trees import load_trees
-from nasrec_torchrec.search.race.costs import latency_us
+from nasrec_torchrec.search.race.costs import LATENCY_ROWS, latency_us
 from nasrec_torchrec.search.race.ensemble import candidates, select
 from nasrec_torchrec.search.race.predictions import Predictions
 from nasrec_torchrec.search.race.training import RaceData
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
-
-_LATENCY_ROWS = 512
 
 # Logits, labels and weights of a split.
 _Predicted = tuple[Tensor, Tensor, Tensor | None]
@@ -90,6 +88,6 @@ def _network(entry: Entry, predictions: Predictions) -> _Member:
 def _tree(folder: Path, best: Entry, data: RaceData, predictions: Predictions) -> _Member:
     def latency() -> float:
         trees = load_trees(folder)
-        return latency_us(trees, next(data.open("validation", best.trial).evaluation_batches(_LATENCY_ROWS)))
+        return latency_us(trees, next(data.open("validation", best.trial).evaluation_batches(LATENCY_ROWS)))
 
     return _Member("LightGBM", lambda split: predictions.of_tree(folder, best, split), latency)

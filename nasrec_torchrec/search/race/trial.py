@@ -167,6 +167,11 @@ class Entry:
         return math.isfinite(self.loss)
 
     @property
+    def latency_us(self) -> float:
+        """Measured microseconds of a batch; infinite as long as they are not known."""
+        return float(self.facts.get("latency_us", math.inf))
+
+    @property
     def best_epoch(self) -> int:
         """The epoch of that loss, counted from 1."""
         return self.losses.index(self.loss) + 1 if self.measured else 0

@@ -57,6 +57,8 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"{title}, {other['title']}{_with(other)}: {split} {_metrics(other[split])}"
             f" ({_compared(best[split], other[split])})."
         )
+    if "fastest" in measured:
+        lines.append(_fastest(measured, split))
     return "\n".join([*lines, *_rejected(results["features"]), *_suspicions(results, best["features"])])
 
 
@@ -89,6 +91,19 @@ def _widths(tables: Sequence[Mapping[str, Any]]) -> str:
     widths = {size["table"]: size["width"] for size in tables}
     size = sum(size["bytes"] for size in tables) / 2**20
     return f"Its embedding tables take {size:,.2f} MiB. {widths_text(widths)}."
+
+
+def _fastest(measured: Mapping[str, Any], split: str) -> str:
+    """Says which model is faster than the winner and at least about as good as the usual baseline."""
+    found, best, usual = (measured[name] for name in ("fastest", "winner", "baseline without added features"))
+    beside = [f"{best['latency_us']:,.0f} of the winner"]
+    if usual["trials"] != best["trials"]:
+        beside.append(f"{usual['latency_us']:,.0f} of {usual['title']}")
+    return (
+        "The fastest model that is at least about as good on the validation rows as the best tuned baseline without "
+        f"added features, {found['title']}{_with(found)}: {found['latency_us']:,.0f} µs for 512 rows, beside "
+        f"{_listed(beside)}; {split} {_metrics(found[split])}. Export it with `--model RUN/{found['folder']}`."
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

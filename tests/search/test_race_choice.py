@@ -1,0 +1,60 @@
+"""Which models of a race a verdict names, over losses and latencies that are made up."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.search.race.choice import compared
+from nasrec_torchrec.search.race.recipe import Recipe
+from nasrec_torchrec.search.race.trial import Entry, Trial
+
+_BLOCKS = 0.45 + 0.03 * np.random.default_rng(0).standard_normal(64)
+_PLAIN = Trial("architectures", "baseline", Baseline("dlrm", (64, 8), (128, 64, 1)), Recipe(1e-3, 2, 128))
+
+
+def _entry(number: int, worse: Sequence[float] | float, latency_us: float, **changes) -> Entry:
+    """A whole training of a model of its own that is worse than the best by so much in every block of rows."""
+    blocks = _BLOCKS + np.asarray(worse)
+    interaction = replace(_PLAIN.interaction, over_layers=(8 * (number + 1), 1))
+    facts = {"block_losses": list(blocks), "latency_us": latency_us}
+    trial = replace(_PLAIN, interaction=interaction, **changes)
+    return Entry(number, trial, (float(blocks.mean()),), (0.7,), (1.0,), "complete", facts)
+
+
+def _names(entries: Sequence[Entry], lost: Sequence[int] = ()) -> dict[str, int]:
+    return {name: entry.number for name, entry in compared(entries, lambda e: e.number not in lost).items()}
+
+
+def test_the_fastest_model_that_is_about_as_good_as_the_usual_baseline_is_named():
+    taught = {"teachers": (0, 1, 2), "source": "student"}
+    usual, good = _entry(0, 0.0, 700), _entry(1, 0.0002, 180, **taught)
+    poor, slow = _entry(2, 0.03, 90, **taught), _entry(3, -0.02, 900, **taught)
+    assert _names([usual, good, poor, slow]) == {
+        "winner": 3,
+        "baseline": 0,
+        "baseline without added features": 0,
+        "fastest": 1,
+    }
+    # What is worse by more than one standard error is not, and neither is what was not trained to its end or is lost.
+    assert _names([usual, poor, slow])["fastest"] == 0
+    assert _names([usual, replace(good, status="paused"), slow])["fastest"] == 0
+    assert _names([usual, good, slow], lost=[1])["fastest"] == 0
+    # Rows that disagree about a difference make it smaller than its error.
+    scattered = 0.3 * np.random.default_rng(1).standard_normal(64)
+    assert _names([usual, _entry(2, 0.03 + scattered - scattered.mean(), 90, **taught), slow])["fastest"] == 2
+
+
+def test_no_model_is_named_beside_a_winner_that_is_the_fastest_itself():
+    usual, winner = _entry(0, 0.0, 700), _entry(1, -0.02, 180)
+    assert "fastest" not in _names([usual, winner])
+    assert _names([usual]) == {"winner": 0, "baseline": 0, "baseline without added features": 0}
+    # Without a baseline there is nothing to be as good as.
+    assert _names([_entry(1, 0.0, 180, teachers=(0,))]) == {"winner": 1}
+
+
+def test_a_baseline_with_added_features_is_not_the_usual_one():
+    usual, better = _entry(0, 0.0, 700), _entry(1, -0.05, 750, features=("user_x_item",))
+    found = _names([usual, better, _entry(2, 0.0, 300, teachers=(0,))])
+    assert found == {"winner": 1, "baseline": 1, "baseline without added features": 0, "fastest": 2}
