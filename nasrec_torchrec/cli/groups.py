@@ -3,7 +3,7 @@
 TRAINING = {
     "Model": (
         *("architecture", "use_layernorm", "embedding_dim", "drop_features", "init_from", "init_data", "freeze"),
-        *("from_scratch", "teachers", "teacher_share"),
+        *("from_scratch", "teachers", "teacher_share", "loss_weights"),
     ),
     "Baseline": ("kind", "dense_layers", "over_layers", "cross_layers", "cross_rank", "batch_norm"),
     "Search space of a supernet, and how its paths are drawn": (

@@ -26,13 +26,20 @@ def table(best: Mapping[str, Any]) -> str:
     rows = []
     for split in ("validation", "test"):
         measured = [run[split] for run in runs if run[split]]
-        if measured:
-            spreads = [_spread([m[name] for m in measured]) for name in ("log_loss", "auc", "normalized_entropy")]
-            rows.append((split, f"{measured[0]['rows']:,}", len(measured), *spreads))
+        tasks = measured[0].get("tasks", ()) if measured else ()
+        for name, found in ((split, measured), *((f"{split}, {task}", _of(task, measured)) for task in tasks)):
+            if found:
+                spreads = [_spread([m[name] for m in found]) for name in ("log_loss", "auc", "normalized_entropy")]
+                rows.append((name, f"{found[0]['rows']:,}", len(found), *spreads))
     head = ("split", "rows", "seeds", "log loss", "AUC", "normalized entropy")
     lines.append(tabulate(rows, head, "simple", disable_numparse=True))
     warnings = dict.fromkeys(message for run in runs for message in run.get("warnings", []))
     return "\n".join([*lines, *(f"warning: {message}" for message in warnings)])
+
+
+def _of(task: str, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the metrics of a label but the first."""
+    return [found["tasks"][task] for found in measured]
 
 
 def _spread(values: list[float | None]) -> str:

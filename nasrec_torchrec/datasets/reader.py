@@ -103,6 +103,10 @@ class ClickFiles:
         """The same rows without some features, see :meth:`~nasrec_torchrec.datasets.schema.Schema.without`."""
         return replace(self, schema=self.schema.without(features))
 
+    def weighing(self, loss_weights: Mapping[str, float]) -> "ClickFiles":
+        """The same rows, see :meth:`~nasrec_torchrec.datasets.schema.Schema.with_loss_weights`."""
+        return replace(self, schema=self.schema.with_loss_weights(loss_weights))
+
     def followed_by(self, other: "ClickFiles") -> "ClickFiles":
         """The rows of this split and then those of another one of the same data set.
 

@@ -116,6 +116,27 @@ class Schema:
         return [self.label, *(task.name for task in self.tasks)]
 
     @property
+    def loss_weights(self) -> list[float]:
+        """The weights of the losses of the label and of the tasks."""
+        return [1.0, *(task.loss_weight for task in self.tasks)]
+
+    def with_loss_weights(self, weights: Mapping[str, float]) -> "Schema":
+        """Gives tasks another weight in the loss.
+
+        Args:
+            weights: weights by the names of tasks, the others keep theirs; 0 leaves a task out.
+
+        Raises:
+            ValueError: If there is no such task, or a weight is below 0 or no number.
+        """
+        names = [task.name for task in self.tasks]
+        if unknown := sorted(set(weights) - set(names)):
+            found = f"the further labels {', '.join(names)}" if names else "no further label in the data"
+            raise ValueError(f"loss_weights: expected names of {found}, found {', '.join(unknown)}")
+        kept = (task for task in self.tasks if weights.get(task.name, task.loss_weight) != 0)
+        return replace(self, tasks=tuple(replace(t, loss_weight=weights.get(t.name, t.loss_weight)) for t in kept))
+
+    @property
     def parsed_columns(self) -> list[str]:
         """Every column of the prepared data that depends on its row alone, which leaves out the crosses."""
         computed = {feature.name for feature in self.crosses}

@@ -62,6 +62,8 @@ def predict_on_ranks(
 ) -> tuple[Tensor, Tensor]:
     """Returns logits and labels ``(N,)`` of all rows of a split, in their order, on every rank; collective.
 
+    Of T labels, they are ``(N, T)``, and a label that is not known is NaN.
+
     Args:
         dmp: sharded model that returns a loss and ``(loss, logits, labels)`` for a batch.
         data: the split.

@@ -96,6 +96,8 @@ def export(
         raise ValueError("calibrate: needs --data, to whose validation split the probabilities are fitted")
     exporting.check_place(out)
     description, trained = load_model(model)
+    if description.schema.tasks:
+        raise ValueError(f"{model}: expected a model of one label, found {', '.join(description.schema.labels)}")
     others = []
     for folder in map(to_path, [*ensemble_with, *(_together(model) if together else ())]):
         place = folder if folder.exists() else model / str(folder)

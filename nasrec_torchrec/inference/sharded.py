@@ -38,6 +38,8 @@ class ShardedPredictor:
     def __init__(self, run_dir: Path, device: torch.device, sharding_type: str | None = None) -> None:
         self.description, self.dmp = load_sharded(run_dir, device, sharding_type)
         schema = self.description.schema
+        if schema.tasks:
+            raise ValueError(f"{run_dir}: expected a model of one label, found {', '.join(schema.labels)}")
         self.dense_features = [feature.name for feature in schema.dense]
         self.manifest: dict[str, Any] = {
             "schema": json.loads(replace(schema, weight=None).to_json()),  # as in a package

@@ -187,6 +187,8 @@ def evaluate(model: nn.Module, files: ClickFiles, batch_size: int | None = None)
 def predict(model: nn.Module, files: ClickFiles, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
     """Returns the logits ``(N,)`` of an unsharded model for the rows of a split, and their labels ``(N,)``.
 
+    A model of T labels has logits ``(N, T)``, and the labels, NaN where one is not known, have the same shape.
+
     Args:
         model: the model.
         files: the split, with the columns that the model reads.
@@ -202,6 +204,6 @@ def predict(model: nn.Module, files: ClickFiles, batch_size: int | None = None) 
         batch_size, _ = evaluation_rows(model, files.schema)
     logits, labels = [], []
     for batch in files.evaluation_batches(batch_size):
-        logits.append(model(batch.dense_features, batch.sparse_features).flatten())
+        logits.append(model(batch.dense_features, batch.sparse_features).squeeze(-1))
         labels.append(batch.labels)
     return torch.cat(logits), torch.cat(labels)

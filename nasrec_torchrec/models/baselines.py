@@ -1,5 +1,6 @@
 """Baselines that a user might pick instead of a searched network: TorchRec's models, and later ones."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -25,6 +26,7 @@ def build_baseline(
     dense_in_features: int,
     device: torch.device | None = None,
     interaction_dim: int | None = None,
+    label_weights: Sequence[float] = (1.0,),
 ) -> "DLRM | FlatModel | NASRecNet":
     """Builds a baseline from its description.
 
@@ -34,16 +36,18 @@ def build_baseline(
         dense_in_features: Number of dense features.
         device: Device of the dense part.
         interaction_dim: Width E of the tokens; see :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
+        label_weights: Weight of the loss of each of the T labels that are predicted. They share all but the last layer.
 
     Returns:
-        A model that maps dense features and ids to logits ``(B, 1)``.
+        A model that maps dense features and ids to logits ``(B, T)``.
 
     Raises:
         ValueError: If another kind than finalnet is to normalize batches.
     """
     if baseline.batch_norm and baseline.kind != "finalnet":
         raise ValueError(f"batch_norm: expected false for {baseline.kind}; of the baselines, finalnet alone has it")
-    dense, over = list(baseline.dense_layers), list(baseline.over_layers)
+    # The last layer has an output for each label.
+    dense, over = list(baseline.dense_layers), [*baseline.over_layers[:-1], len(label_weights)]
     sparse_arch = SparseArch(embedding_bag_collection, interaction_dim)
     embedding_dim, num_fields = sparse_arch.embedding_dim, len(sparse_arch.feature_names)
     # What TorchRec's models read by themselves.
@@ -79,12 +83,13 @@ def build_baseline(
             architecture,
             dense_device=device,
             interaction_dim=embedding_dim,
+            num_labels=last,
         )
     interaction_arch: FlatInteraction | FinalNetInteraction | FinalMLPInteraction
     if baseline.kind == "finalnet":
-        interaction_arch = FinalNetInteraction(*sizes, hidden, device, baseline.batch_norm)
+        interaction_arch = FinalNetInteraction(*sizes, hidden, device, baseline.batch_norm, label_weights)
     elif baseline.kind == "finalmlp":
-        interaction_arch = FinalMLPInteraction(*sizes, hidden, device)
+        interaction_arch = FinalMLPInteraction(*sizes, hidden, device, last)
     else:
         columns, with_machine = num_fields * embedding_dim, baseline.kind == "deepfm"
         interaction_arch = FlatInteraction(dense_in_features, columns, hidden, last, with_machine, device)
@@ -133,7 +138,7 @@ class FlatModel(nn.Module):
         self.interaction_arch = interaction_arch
 
     def forward(self, dense_features: Tensor, sparse_features: KeyedJaggedTensor) -> Tensor:
-        """Computes logits ``(B, 1)`` from dense features ``(B, F_dense)`` and ids."""
+        """Computes logits ``(B, T)`` from dense features ``(B, F_dense)`` and ids."""
         return self.interaction_arch(dense_features, self.sparse_arch(sparse_features))
 
 
@@ -173,7 +178,7 @@ class FlatInteraction(nn.Module):
         self.over_arch = nn.Linear(read_by_logit, out_features, device=device)
 
     def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
-        """Computes logits ``(B, 1)`` from ``(B, F_dense)`` and ``(B, F_sparse, E)``."""
+        """Computes logits ``(B, T)`` from ``(B, F_dense)`` and ``(B, F_sparse, E)``."""
         deep = self.deep(torch.cat([dense_features, embedded_features.flatten(1)], dim=1))
         if not self.factorization_machine:
             return self.over_arch(deep)

@@ -30,7 +30,7 @@ class ModelDescription:
     """Describes a model and the data that it reads.
 
     Args:
-        schema: The columns and tables of the data.
+        schema: The columns and tables of the data; the model predicts each of its labels.
         interaction: An architecture (for a NASRecNet), a search space (for a SuperNet) or a baseline.
         use_layernorm: Whether to normalize after each linear layer. Baselines ignore it.
         dictionaries: Name and checksum of each dictionary that the training rows' ids come from.
@@ -39,8 +39,8 @@ class ModelDescription:
     What it chooses for tables that the schema does not have, those of features that are left out, is dropped.
 
     Raises:
-        ValueError: If an architecture chooses a width that tables cannot have, or a search space names an unknown
-            table.
+        ValueError: If an architecture chooses a width that tables cannot have, a search space names an unknown table,
+            or the schema of a supernet has several labels.
     """
 
     schema: Schema
@@ -50,6 +50,8 @@ class ModelDescription:
 
     def __post_init__(self) -> None:
         interaction, names = self.interaction, self.schema.table_names
+        if isinstance(interaction, SearchSpace) and self.schema.tasks:
+            raise ValueError(f"a supernet predicts one label, found the labels {', '.join(self.schema.labels)}")
         if isinstance(interaction, Architecture) and interaction.embedding_widths:
             chosen = {name: width for name, width in interaction.embedding_widths if name in names}
             interaction = replace(interaction, embedding_widths=tuple(chosen.items()))
@@ -111,11 +113,12 @@ class ModelDescription:
         dense, width = len(self.schema.dense), self.schema.embedding_dim
         match self.interaction:
             case Architecture():
-                return NASRecNet(ebc, dense, self.interaction, self.use_layernorm, device, width)
+                labels = len(self.schema.labels)
+                return NASRecNet(ebc, dense, self.interaction, self.use_layernorm, device, width, num_labels=labels)
             case SearchSpace():
                 return SuperNet(ebc, dense, self.interaction, self.use_layernorm, device, width)
             case Baseline():
-                return build_baseline(self.interaction, ebc, dense, device, width)
+                return build_baseline(self.interaction, ebc, dense, device, width, self.schema.loss_weights)
 
     def _tables(self, device: torch.device | None) -> nn.Module:
         """Returns the tables, with a map of ids for those whose ids are not known beforehand."""

@@ -32,11 +32,12 @@ class NASRecNet(nn.Module):
             see :class:`~nasrec_torchrec.modules.token_projection.TokenProjection`.
         attention: For sequences of an ``EmbeddingCollection`` that are pooled by attention (DIN), the feature that is
             the target of each, such as ``{"viewed_items": "item"}``. All others are pooled by their mean.
+        num_labels: Number T of labels that are predicted. They share all but the final linear layer (shared bottom).
 
     Raises:
         TypeError: If the collection is of an unsupported kind, or has no sequences to attend to.
-        ValueError: If there is no such architecture or feature, an operator cannot use tokens of width E, or a table
-            has another embedding dimension than the architecture chooses for it.
+        ValueError: If there is no such architecture or feature, an operator cannot use tokens of width E, a table has
+            another embedding dimension than the architecture chooses for it, or there is no label.
 
     Example:
         >>> from nasrec_torchrec import PUBLISHED
@@ -60,9 +61,12 @@ class NASRecNet(nn.Module):
         dense_device: torch.device | None = None,
         interaction_dim: int | None = None,
         attention: Mapping[str, str] | None = None,
+        num_labels: int = 1,
     ) -> None:
         super().__init__()
         check_dense_in_features(dense_in_features)
+        if not isinstance(num_labels, int) or num_labels < 1:
+            raise ValueError(f"num_labels: expected an integer, 1 or more, found {num_labels!r}")
         self.sparse_arch = SparseArch(embedding_bag_collection, interaction_dim, attention, dense_device)
         sizes = dense_in_features, len(self.sparse_arch.feature_names), self.sparse_arch.embedding_dim
         architecture = architecture_named(architecture, *sizes)
@@ -73,6 +77,7 @@ class NASRecNet(nn.Module):
             use_layernorm,
             device=dense_device,
             tables=self.sparse_arch.tables,
+            num_labels=num_labels,
         )
 
     @property
@@ -100,7 +105,7 @@ class NASRecNet(nn.Module):
             sparse_features: Ids of every sparse feature for B rows.
 
         Returns:
-            Logits of shape ``(B, 1)``.
+            Logits of shape ``(B, T)``, such as ``(B, 1)`` for one label.
 
         Raises:
             ValueError: If a feature is missing, the dense features have the wrong width or another number of rows than

@@ -55,6 +55,8 @@ class FinalNetInteraction(nn.Module):
         hidden: Layer widths of the first stack. The second one has all but the last, or the only one.
         device: Device of the parameters.
         batch_norm: Whether the layers normalize batches.
+        label_weights: Weight of the loss of each label that is predicted, with which its mean teaches both stacks too;
+            on all rows, also where the label is not known.
     """
 
     def __init__(
@@ -65,21 +67,24 @@ class FinalNetInteraction(nn.Module):
         hidden: Sequence[int],
         device: torch.device | None = None,
         batch_norm: bool = False,
+        label_weights: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
         self.dense_in_features = dense_in_features
         columns = dense_in_features + num_fields * embedding_dim
         self.gate = nn.Linear(num_fields, num_fields, device=device)
-        self.first = _stack(columns + num_fields * embedding_dim, hidden, device, batch_norm)
-        self.second = _stack(columns, hidden[:-1] or hidden, device, batch_norm)
+        self.label_weights = tuple(label_weights)
+        last = len(self.label_weights), device, batch_norm
+        self.first = _stack(columns + num_fields * embedding_dim, hidden, *last)
+        self.second = _stack(columns, hidden[:-1] or hidden, *last)
 
     def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
-        """Computes logits ``(B, 1)`` from ``(B, F_dense)`` and ``(B, F_sparse, E)``."""
+        """Computes logits ``(B, T)`` from ``(B, F_dense)`` and ``(B, F_sparse, E)``."""
         gates = self.gate(embedded_features.transpose(1, 2)).transpose(1, 2)
         columns = torch.cat([dense_features, embedded_features.flatten(1)], dim=1)
         gated = torch.cat([columns, (embedded_features * gates).flatten(1)], dim=1)
         logits = self.first(gated), self.second(columns)
-        return _TaughtMean.apply(*logits) if self.training else (logits[0] + logits[1]) / 2
+        return _TaughtMean.apply(*logits, self.label_weights) if self.training else (logits[0] + logits[1]) / 2
 
 
 class FinalMLPInteraction(nn.Module):
@@ -95,6 +100,7 @@ class FinalMLPInteraction(nn.Module):
         embedding_dim: Width of an embedding.
         hidden: Layer widths of each MLP.
         device: Device of the parameters.
+        num_labels: Number of labels that are predicted, each by a bilinear function of its own.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class FinalMLPInteraction(nn.Module):
         embedding_dim: int,
         hidden: Sequence[int],
         device: torch.device | None = None,
+        num_labels: int = 1,
     ) -> None:
         super().__init__()
         self.dense_in_features = dense_in_features
@@ -114,19 +121,27 @@ class FinalMLPInteraction(nn.Module):
         width = hidden[-1]
         self.heads = _HEADS if width % _HEADS == 0 else 1
         self.bilinear = nn.ModuleList(
-            nn.Linear(width // self.heads, width // self.heads, bias=False, device=device) for _ in range(self.heads)
+            nn.Linear(width // self.heads, width // self.heads, bias=False, device=device)
+            for _ in range(num_labels * self.heads)
         )
-        self.over_arch = nn.Linear(2 * width, 1, device=device)
+        self.over_arch = nn.Linear(2 * width, num_labels, device=device)
 
     def forward(self, dense_features: Tensor, embedded_features: Tensor) -> Tensor:
-        """Computes logits ``(B, 1)`` from ``(B, F_dense)`` and ``(B, F_sparse, E)``."""
+        """Computes logits ``(B, T)`` from ``(B, F_dense)`` and ``(B, F_sparse, E)``."""
         columns = torch.cat([dense_features, embedded_features.flatten(1)], dim=1)
         first_gate, second_gate = self.gates()
         first, second = self.first(columns * first_gate), self.second(columns * second_gate)
         # A tracer can index the chunks but not iterate over them.
         left, right = first.chunk(self.heads, 1), second.chunk(self.heads, 1)
-        pairs = torch.cat([weigh(left[head]) * right[head] for head, weigh in enumerate(self.bilinear)], dim=1)
-        return self.over_arch(torch.cat([first, second], dim=1)) + pairs.sum(1, keepdim=True)
+        products = [
+            weigh(left[place % self.heads]) * right[place % self.heads] for place, weigh in enumerate(self.bilinear)
+        ]
+        of_labels = [
+            torch.cat(products[place : place + self.heads], dim=1).sum(1, keepdim=True)
+            for place in range(0, len(products), self.heads)
+        ]
+        pairs = of_labels[0] if len(of_labels) == 1 else torch.cat(of_labels, dim=1)
+        return self.over_arch(torch.cat([first, second], dim=1)) + pairs
 
 
 class ColumnGates(nn.Module):
@@ -145,22 +160,36 @@ class ColumnGates(nn.Module):
         return 2 * torch.sigmoid(self.weight)
 
 
-def _stack(columns: int, hidden: Sequence[int], device: torch.device | None, batch_norm: bool) -> nn.Sequential:
+def _stack(
+    columns: int, hidden: Sequence[int], labels: int, device: torch.device | None, batch_norm: bool
+) -> nn.Sequential:
     layers = [FactorizedLayer(*widths, device, batch_norm) for widths in pairwise([columns, *hidden])]
-    return nn.Sequential(*layers, nn.Linear(hidden[-1], 1, device=device))
+    return nn.Sequential(*layers, nn.Linear(hidden[-1], labels, device=device))
 
 
 class _TaughtMean(torch.autograd.Function):
     """The mean of two logits; backward adds the gradient of each one's cross entropy against the mean's probability."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+    def forward(ctx: Any, first: Tensor, second: Tensor, label_weights: tuple[float, ...]) -> Tensor:
         ctx.save_for_backward(first, second)
+        ctx.label_weights = label_weights
         return (first + second) / 2
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         logits = ctx.saved_tensors
         target = torch.sigmoid((logits[0] + logits[1]) / 2)
-        first, second = (gradient / 2 + (torch.sigmoid(logit) - target) / len(logit) for logit in logits)
-        return first, second
+        first, second = (
+            gradient / 2 + _weighted((torch.sigmoid(logit) - target) / len(logit), ctx.label_weights)
+            for logit in logits
+        )
+        return first, second, None
+
+
+def _weighted(columns: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """Multiplies every column by its weight; numbers need no copy to the device, which a CUDA graph cannot contain."""
+    if all(weight == 1.0 for weight in weights):
+        return columns
+    parts = zip(columns.split(1, dim=1), weights, strict=True)
+    return torch.cat([column * weight for column, weight in parts], dim=1)

@@ -30,6 +30,7 @@ class InteractionArch(nn.Module):
         device: where the parameters live; ``meta`` is allowed.
         tables: name and embedding dimension of the table of every token, if some of them differ from E or the
             architecture reads fewer columns. See :class:`~nasrec_torchrec.modules.token_projection.TokenProjection`.
+        num_labels: labels T that are predicted; the final linear has a row of weights and a bias for each.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class InteractionArch(nn.Module):
         shared: bool = False,
         device: torch.device | None = None,
         tables: Sequence[tuple[str, int]] = (),
+        num_labels: int = 1,
     ) -> None:
         super().__init__()
         self.architecture = architecture
@@ -83,7 +85,7 @@ class InteractionArch(nn.Module):
         for index in sparse_outputs:
             for (_, width), kind in zip(token_widths[index].items(), ("tokens", "merged"), strict=False):
                 features[_feature(kind, index, last)] = width * embedding_dim
-        self.over_arch = MultiSourceLinear(features, 1, device=device)
+        self.over_arch = MultiSourceLinear(features, num_labels, device=device)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -97,7 +99,7 @@ class InteractionArch(nn.Module):
             embedded_features: pooled embeddings ``(B, F_sparse, E)``, or ``(B, columns)`` if dimensions differ.
 
         Returns:
-            Tensor: logits ``(B, 1)``.
+            Tensor: logits ``(B, T)``.
         """
         return self.over_arch(self.features(dense_features, embedded_features))
 

@@ -97,12 +97,15 @@ class RunLog:
         """Advances the progress bar by one step."""
         self._bar.update()
 
-    def write(self, event: str, step: int, **values: float | None) -> None:
-        """Records an event's values, for instance ``write("train", 20, loss=0.5)``."""
+    def write(self, event: str, step: int, tasks: Mapping[str, Mapping[str, Any]] | None = None, **values: Any) -> None:
+        """Records an event's values, for instance ``write("train", 20, loss=0.5)``; ``tasks`` has those of labels."""
         if not self._writes:
             return
-        self._note(event, step, **values)
-        for name, value in values.items():
+        self._note(event, step, **values, **({} if tasks is None else {"tasks": tasks}))
+        scalars = dict(values)
+        for task, measured in (tasks or {}).items():
+            scalars |= {f"{task}/{name}": value for name, value in measured.items()}
+        for name, value in scalars.items():
             if value is not None:
                 self._board.add_scalar(f"{event}/{name}", value, step)
         shown = {name: f"{value:.4g}" for name, value in values.items() if name in ("loss", "samples_per_second")}

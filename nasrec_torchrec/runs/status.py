@@ -26,7 +26,7 @@ class RunStatus:
         loss: training loss at the last logged step; None before the first one.
         samples_per_second: training speed at that step.
         seconds_left: seconds left at that rate; None if the run is not running.
-        validation: metrics of the last epoch by name; None for an undefined one.
+        validation: metrics of the last epoch by name, None for an undefined one; ``tasks`` has those of further labels.
         checkpoint: name of the newest complete checkpoint.
         starts: number of starts, including restarts.
         age: time in seconds since the last event.
@@ -41,7 +41,7 @@ class RunStatus:
     loss: float | None
     samples_per_second: float | None
     seconds_left: float | None
-    validation: dict[str, float | None]
+    validation: dict[str, Any]
     checkpoint: str | None
     starts: int
     age: float
@@ -60,6 +60,9 @@ class RunStatus:
         if self.validation:
             auc, loss = (_metric(self.validation[name]) for name in ("auc", "log_loss"))
             lines.append(f"  validation AUC {auc}, log loss {loss} at step {self.validation['step']:,.0f}")
+            for label, found in self.validation.get("tasks", {}).items():
+                auc, loss = (_metric(found[name]) for name in ("auc", "log_loss"))
+                lines.append(f"  validation of '{label}': AUC {auc}, log loss {loss}")
         none = (
             "none left: the best of several trials keeps its own, one folder up"
             if self.state == "ended"

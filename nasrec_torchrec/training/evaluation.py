@@ -1,7 +1,7 @@
 """The evaluation of a trained model on a split: metrics, calibration, slices of the rows, importance of the columns."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
 from nasrec_torchrec.metrics.calibration import Calibration, calibration, confidence
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics, weight_shares
 from nasrec_torchrec.metrics.roc import roc_curve
+from nasrec_torchrec.metrics.several_labels import known_rows
 from nasrec_torchrec.training.column_importance import IMPORTANCE_COLUMNS, ColumnImportance
 
 # Values of a sliced column that have a line of their own, the most frequent ones; and parts of a column of numbers.
@@ -83,6 +84,8 @@ class Evaluation(ClickMetrics):
         roc: points of the ROC curve, see :func:`~nasrec_torchrec.metrics.roc.roc_curve`.
         importance: what shuffling each column costs, the most important one first; empty if it was not asked for.
         weight: column of the rows' weights, by which all metrics are weighted; None if the rows count alike.
+        tasks: evaluation of each label but the first, by its name, on the rows whose label is known; one that is known
+            in no row is left out.
     """
 
     auc_interval: float | None
@@ -91,11 +94,15 @@ class Evaluation(ClickMetrics):
     roc: tuple[tuple[float, float], ...] = ()
     importance: tuple[ColumnImportance, ...] = ()
     weight: str | None = None
+    tasks: dict[str, "Evaluation"] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         document = asdict(self)
         if self.weight is None:
             del document["weight"]
+        del document["tasks"]
+        if self.tasks:
+            document["tasks"] = {name: found.to_json() for name, found in self.tasks.items()}
         return document
 
     @property
@@ -133,6 +140,7 @@ class Evaluation(ClickMetrics):
             parts.append(FEW_NOTE)
         if self.importance:
             parts.append(_table(IMPORTANCE_COLUMNS, [one.cells for one in self.importance]))
+        parts += [f"label '{name}', on the rows where it is known\n{found}" for name, found in self.tasks.items()]
         return "\n\n".join(parts)
 
 
@@ -143,21 +151,26 @@ def evaluation(
     shuffled: tuple[ColumnImportance, ...] = (),
     weights: Tensor | None = None,
     weight: str | None = None,
+    names: Sequence[str] = (),
 ) -> Evaluation:
     """Returns the evaluation of ``logits`` ``(N,)`` against ``labels`` ``(N,)``.
 
     Args:
-        logits: predictions.
-        labels: 0 or 1.
+        logits: predictions; of several labels, ``(N, T)``.
+        labels: 0 or 1, of the same shape; NaN where a label but the first is not known.
         slices: for each column, the slices: their value, and which rows ``(N,)`` belong to it. A slice whose rows all
             have the weight 0 is left out.
         shuffled: what was measured of the columns' importance.
         weights: weights ``(N,)`` of the rows; None if they count alike.
         weight: column of the weights.
+        names: names of the labels, which one label does not need.
 
     Raises:
         ValueError: If all weights are 0.
     """
+    if labels.dim() == 2:
+        first = evaluation(logits[:, 0], labels[:, 0], slices, shuffled, weights, weight)
+        return replace(first, tasks=_of_tasks(logits, labels, slices, weights, weight, names))
     metrics = click_metrics(logits, labels, weights)
     found = {
         name: tuple(
@@ -176,6 +189,29 @@ def evaluation(
         importance=shuffled,
         weight=weight,
     )
+
+
+def _of_tasks(
+    logits: Tensor,
+    labels: Tensor,
+    slices: dict[str, list[tuple[str, Tensor]]],
+    weights: Tensor | None,
+    weight: str | None,
+    names: Sequence[str],
+) -> dict[str, Evaluation]:
+    """Returns the evaluation of each label but the first on the rows whose label is known, if there are some."""
+    found = {}
+    for place, name in enumerate(names):
+        of_label = known_rows(logits, labels, weights, place)
+        known = of_label[3]
+        if not place or not bool(known.any()):
+            continue
+        parts = {
+            column: [(value, rows[known]) for value, rows in divided if bool(rows[known].any())]
+            for column, divided in slices.items()
+        }
+        found[name] = evaluation(of_label[0], of_label[1], parts, (), of_label[2], weight)
+    return found
 
 
 def sliced_feature(schema: Schema, column: str) -> DenseFeature | SparseFeature:

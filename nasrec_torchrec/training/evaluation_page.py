@@ -52,7 +52,23 @@ def page(found: Evaluation, model: str, data: str, split: str, warnings: Sequenc
     sections += roc_sections(found.roc, found.auc, split)
     sections += slice_sections(found.slices, split)
     sections += importance_sections(found.importance, split)
+    for name, of_label in found.tasks.items():
+        sections += _label_sections(name, of_label, split)
     return page_style.page("nasrec evaluate", "\n".join(sections))
+
+
+def _label_sections(name: str, found: Evaluation, split: str) -> list[str]:
+    """Returns the metrics of a further label as a part of the page."""
+    sections = [
+        f"<h2>Label {escape(name)}</h2><p>On the rows of the {escape(split)} split where it is known; a click is a row "
+        "where it is 1.</p>",
+        table(f"Metrics of label {name}", ["metric", "value"], found.summary),
+        table(f"Calibration of label {name} by decile of the prediction", DECILE_COLUMNS, found.deciles),
+    ]
+    for column, slices in found.slices.items():
+        caption = f"Metrics of label {name} by {column}, on the {split} split"
+        sections.append(table(caption, [column, *SLICE_COLUMNS], [part.cells for part in slices]))
+    return sections
 
 
 def roc_sections(points: Sequence[Sequence[float]], auc: float | None, split: str) -> list[str]:

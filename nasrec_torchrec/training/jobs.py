@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nasrec_torchrec.datasets.reader import ClickFiles
+    from nasrec_torchrec.models.description import ModelDescription
     from nasrec_torchrec.training.column_importance import ColumnImportance
     from nasrec_torchrec.training.evaluation import Evaluation
     from nasrec_torchrec.training.trials import Unreadable
@@ -45,6 +46,7 @@ def run(
     init_data: Path | str | None = None,
     teachers: tuple[Path | str, ...] = (),
     teacher_share: float = 0.9,
+    loss_weights: dict[str, float] | None = None,
 ) -> dict[str, Any] | None:
     """Trains NASRecNets from scratch, or a baseline to compare with, and keeps the best.
 
@@ -52,6 +54,10 @@ def run(
     lowest mean validation log loss wins; its best seed, at its best epoch, becomes the run's checkpoint. The file
     metrics.json lists all trials, with test metrics that took no part in the choice. A training that was killed
     resumes when it is started again.
+
+    A model predicts all labels of the data, which share every layer but the last one. The loss is the sum over the
+    labels of the mean cross-entropy of the rows whose label is known, each times its weight. The first label alone
+    decides which epoch and which trial is the best.
 
     Args:
         data: folder of a prepared data set.
@@ -76,6 +82,8 @@ def run(
             model is taught besides the labels (distillation). They may be larger and read other columns of the data;
             one process scores the rows with them, once.
         teacher_share: weight of that prediction, above 0 and at most 1; the labels have the rest.
+        loss_weights: weights of the losses of further labels, such as bought=0.5, instead of those of the data's
+            schema; that of the first label is 1. A label of weight 0 is left out of the model.
         recipe: what decides the settings that are not given: fitted derives them from the number of rows and the size
             of the tables, and prints them; paper takes those of the NASRec paper for Criteo.
 
@@ -93,7 +101,7 @@ def run(
     """
     import torch.distributed as dist
 
-    from nasrec_torchrec.datasets.prepared import label_alone, load_schema, open_split
+    from nasrec_torchrec.datasets.prepared import load_schema, open_split
     from nasrec_torchrec.datasets.splits import SPLITS
     from nasrec_torchrec.distributed.process_group import process_group
     from nasrec_torchrec.models.description import ModelDescription
@@ -107,11 +115,17 @@ def run(
     initial = None
     if init_from is not None:
         initial = WarmStart(to_path(init_from), data, None if init_data is None else to_path(init_data))
+    weights = loss_weights or {}
+    whole = load_schema(data, embedding_dim, tasks=True).with_loss_weights(weights)
+    schema = whole.without(drop_features)
     taught_by = None
     if teachers:
+        if schema.tasks:
+            raise ValueError(
+                f"teachers: expected one label, which they predict, found {', '.join(schema.labels)}; to leave the "
+                f"others out: --loss_weights {','.join(f'{task.name}=0' for task in schema.tasks)}"
+            )
         taught_by = Teachers(tuple(map(to_path, teachers)), teacher_share, open_split(data, "train"))
-    whole = load_schema(data, embedding_dim)
-    schema = whole.without(drop_features)
     models = []
     for found in _interactions(architecture, baseline):
         if isinstance(found, Architecture):
@@ -119,9 +133,12 @@ def run(
             check_tables(dict(found.embedding_widths), whole.table_names)
         models.append(found if isinstance(found, Unreadable) else ModelDescription(schema, found, use_layernorm))
     with process_group() as device:
-        if (note := label_alone(data)) and dist.get_rank() == 0:
-            print(note, file=sys.stderr)
-        splits = Splits(*(open_split(data, split).without(drop_features) for split in SPLITS))
+        if schema.tasks and dist.get_rank() == 0:
+            shown = (f"{name} {weight:g}" for name, weight in zip(schema.labels, schema.loss_weights, strict=True))
+            print(f"labels and the weights of their losses: {', '.join(shown)} (--loss_weights)", file=sys.stderr)
+        splits = Splits(
+            *(open_split(data, split, tasks=True).weighing(weights).without(drop_features) for split in SPLITS)
+        )
         settings = _settings(
             config, recipe, splits.train, learning_rates, drifted=drift(splits.train, splits.validation)
         )
@@ -310,12 +327,12 @@ def evaluate(
     if importance < 0:
         raise ValueError(f"importance: expected a number of repeats, 0 or more, found {importance}")
     folder, run = to_path(data), to_path(model)
-    rows = open_split(folder, split)
+    rows = open_split(folder, split, tasks=True)
     shuffled: tuple[ColumnImportance, ...] = ()
     if launched_ranks() > 1:
         if importance:
             raise ValueError("importance: is measured by one process; start evaluate without a launcher")
-        predicted = _predict_on_ranks(run, rows, batch_size or 4096, sharding_type)
+        description, predicted = _predict_on_ranks(run, rows, batch_size or 4096, sharding_type)
     else:
         description, trained = load_model(run)
         read = description.read(rows)
@@ -324,11 +341,15 @@ def evaluate(
             print(f"{reason} (--batch_size)", file=sys.stderr)
         predicted = predict(trained, read, batch_size)
         if importance:
+            if read.schema.tasks:
+                said = ", ".join(read.schema.labels)
+                raise ValueError(f"importance: is measured of models of one label, this one predicts {said}")
             shuffled = column_importances(trained, folder, read, importance, batch_size=batch_size)
     if predicted is None:
         return None
     divided = {column: slices_of(folder, rows, rows.schema, column) for column in slices}
-    found = evaluation(*predicted, divided, shuffled, row_weights(rows), rows.schema.weight)
+    labels = description.schema.labels
+    found = evaluation(*predicted, divided, shuffled, row_weights(rows), rows.schema.weight, labels)
     if report is not None:
         warnings = [*data_warnings(folder), *warnings_of(run)]
         write_text(to_path(report), page(found, str(model), str(data), split, warnings))
@@ -337,8 +358,8 @@ def evaluate(
 
 def _predict_on_ranks(
     model: Path, rows: "ClickFiles", batch_size: int, sharding_type: str | None
-) -> "tuple[Tensor, Tensor] | None":
-    """Returns logits and labels on rank 0, and None on all others."""
+) -> "tuple[ModelDescription, tuple[Tensor, Tensor] | None]":
+    """Returns what the model is and, on rank 0 alone, logits and labels."""
     import torch.distributed as dist
 
     from nasrec_torchrec.distributed.process_group import process_group
@@ -349,9 +370,9 @@ def _predict_on_ranks(
         predicted = predict_on_ranks(dmp, description.read(rows), batch_size, device)
         memory = describe_memory(dmp)
         if dist.get_rank() != 0:
-            return None
+            return description, None
         print(memory, file=sys.stderr)
-        return predicted
+        return description, predicted
 
 
 def _settings(

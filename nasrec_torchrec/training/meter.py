@@ -4,11 +4,13 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 from torchrec.datasets.utils import Batch
 
 from nasrec_torchrec.metrics.windowed import WindowedMetrics
@@ -26,39 +28,59 @@ class StepMeter:
         world_size: number of ranks.
         device: device of this rank.
         step: step at which the epoch begins.
+        labels: names of the labels; of further ones than the first, metrics in the window are logged too.
     """
 
-    def __init__(self, config: TrainConfig, world_size: int, device: torch.device, step: int) -> None:
+    def __init__(
+        self, config: TrainConfig, world_size: int, device: torch.device, step: int, labels: Sequence[str] = ("label",)
+    ) -> None:
         self._batch_size, self._world_size, self._device = config.batch_size, world_size, device
-        self._windowed = WindowedMetrics(config.batch_size // world_size, device)
+        self._windowed = {name: WindowedMetrics(config.batch_size // world_size, device) for name in labels}
         self._read_at, self._read_step = time.monotonic(), step
         # The sum of the losses, the clicks and the rows since the last reading of `recent_entropy`.
         self._recent = torch.zeros(3, device=device)
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
         """Takes in this rank's rows of a step, their mean loss, and their weights if they have some."""
+        if labels.dim() == 2:
+            self._update_further(logits, labels, weights)
+            logits, labels = logits[:, 0], labels[:, 0]
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels, weights)
         clicks, rows = labels.sum(), loss.new_tensor(len(labels))
         if weights is not None:
             clicks, rows = (labels * weights).sum(), weights.sum()
         sums = torch.stack([loss.detach() * len(labels), clicks, rows])
         self._recent += sums.where(loss.isfinite(), torch.zeros_like(sums))  # others are skipped and counted elsewhere
-        self._windowed.update(logits, labels, weights)
+        next(iter(self._windowed.values())).update(logits, labels, weights)
 
-    def read(self, loss: Tensor, step: int) -> dict[str, float]:
-        """Returns the values over all ranks since the last call. This call is collective."""
+    def _update_further(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> None:
+        """Takes in all labels ``(B, T)`` but the first; rows whose label is not known have no weight."""
+        for place, windowed in enumerate(self._windowed.values()):
+            if place:
+                known = ~labels[:, place].isnan()
+                of_rows = known.to(labels.dtype) if weights is None else weights * known
+                windowed.update(logits[:, place], labels[:, place].where(known, 0), of_rows)
+
+    def read(self, loss: Tensor, step: int) -> dict[str, Any]:
+        """Returns the values over all ranks since the last call, those of further labels by name in ``tasks``.
+
+        This call is collective.
+        """
         mean_loss = loss.clone()
         dist.all_reduce(mean_loss)
         now = time.monotonic()
         rows = (step - self._read_step) * self._batch_size
         seconds = now - self._read_at
         self._read_at, self._read_step = now, step
-        return {
+        first, *further = [(name, windowed.compute()) for name, windowed in self._windowed.items()]
+        values = {
             "loss": float(mean_loss) / self._world_size,
             "samples_per_second": rows / seconds,
             "batch_size": self._batch_size,
             "memory_mib": _peak_memory(self._device) / 2**20,
-            **self._windowed.compute(),
+            **first[1],
         }
+        return values | ({"tasks": dict(further)} if further else {})
 
     def recent_entropy(self) -> float:
         """Returns the normalized entropy of the rows of all ranks since it was returned last, and NaN while there are

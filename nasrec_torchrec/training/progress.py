@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nasrec_torchrec.finite import order
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
+from nasrec_torchrec.metrics.several_labels import restored_metrics
 from nasrec_torchrec.training.config import Monitor
 
 _BLOCKS = "block_losses"
@@ -54,11 +55,7 @@ class Progress:
     @property
     def best_metrics(self) -> ClickMetrics | None:
         """Metrics of the best measurement."""
-        if self.best is None:
-            return None
-        # Older versions did not store the centered log loss.
-        known = [field.name for field in fields(ClickMetrics) if field.name in self.best]
-        return ClickMetrics(**{name: self.best[name] for name in known})
+        return None if self.best is None else restored_metrics(self.best)
 
     @property
     def best_blocks(self) -> tuple[float, ...]:
@@ -90,6 +87,10 @@ def _rank(measured: dict[str, Any], monitor: Monitor) -> tuple[tuple[bool, float
 
 def _restored(measured: Any) -> Any:
     """Replaces infinity, which JSON cannot express."""
-    if measured is not None and measured["log_loss"] is None:
-        return measured | {"log_loss": math.inf}
+    if measured is None:
+        return None
+    if measured["log_loss"] is None:
+        measured = measured | {"log_loss": math.inf}
+    if "tasks" in measured:
+        measured = measured | {"tasks": {name: _restored(one) for name, one in measured["tasks"].items()}}
     return measured

@@ -1,6 +1,6 @@
 """A click model with its loss, which a pipeline runs forward and backward."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -36,7 +36,8 @@ class ClickTask(nn.Module):
     whatever the precision of the logits is.
 
     Args:
-        model: model that returns logits ``(B, 1)`` for dense and sparse features, and calls its ``sparse_arch`` once.
+        model: model that returns logits ``(B, T)`` of T labels for dense and sparse features, and calls its
+            ``sparse_arch`` once.
         device: device of this rank.
         precision: ``bf16`` runs the model under autocast; weights and tables stay in float32.
         micro_batches: how a training step divides its rows; None takes them at once.
@@ -46,6 +47,8 @@ class ClickTask(nn.Module):
     log_odds_added = 0.0
     # By what the weights of training rows are divided: with their mean, the loss has the same scale as without weights.
     mean_weight = 1.0
+    # Of several labels, by what the mean loss of each over the rows, 0 where it is not known, is multiplied.
+    label_scales: Sequence[float] = ()
     # Of the latest training step.
     batch: Batch
     loss: Tensor
@@ -67,10 +70,11 @@ class ClickTask(nn.Module):
         """Computes the loss of a batch: of training rows with weights, the mean of weight times cross-entropy.
 
         Args:
-            batch: batch of B rows.
+            batch: batch of B rows. Of several labels, those that are NaN take no part in the loss.
 
         Returns:
-            The loss, and ``(loss, logits, labels)`` without gradients, of shapes ``()``, ``(B,)`` and ``(B,)``.
+            The loss, and ``(loss, logits, labels)`` without gradients, of shapes ``()``, ``(B,)`` and ``(B,)``, or
+            ``(B, T)`` for several labels.
         """
         labels, weights = batch.labels.float(), None
         if self.training and isinstance(batch, WeightedBatch):
@@ -80,7 +84,7 @@ class ClickTask(nn.Module):
             loss, logits = self._in_parts(self._micro_batches, batch, labels, weights)
         else:
             logits = self._logits(batch.dense_features, batch.sparse_features)
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels, weights)
+            loss = self._loss(logits, labels, weights)
         if self.training:
             self.batch, self.loss, self.row_weights = batch, loss.detach(), weights
         return loss, (loss.detach(), logits.detach(), labels.detach())
@@ -92,13 +96,22 @@ class ClickTask(nn.Module):
             logits = logits + self.log_odds_added
         return logits
 
+    def _loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+        if len(self.label_scales) < 2:  # not by the labels: a pipeline traces this
+            return F.binary_cross_entropy_with_logits(logits.float(), labels, weights)
+        known = ~labels.isnan()
+        losses = F.binary_cross_entropy_with_logits(logits.float(), labels.where(known, 0), reduction="none") * known
+        if weights is not None:
+            losses = losses * weights.unsqueeze(1)
+        return (losses.mean(0) * losses.new_tensor(self.label_scales)).sum()
+
     def _in_parts(
         self, parts: MicroBatches, batch: Batch, labels: Tensor, weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Looks the whole batch up, and then runs each part forward and backward, which frees its activations.
 
         Returns:
-            The loss, as a leaf that a pipeline can run backward without effect, and the logits ``(B,)``.
+            The loss, as a leaf that a pipeline can run backward without effect, and the logits.
         """
         arch = self.model.sparse_arch
         assert isinstance(arch, nn.Module)
@@ -112,9 +125,7 @@ class ClickTask(nn.Module):
                 logits = self._logits(batch.dense_features[first:last], None)
             of_rows = None if weights is None else weights[first:last]
             # Its share of the mean over the batch.
-            share = F.binary_cross_entropy_with_logits(logits.float(), labels[first:last], of_rows) * (
-                (last - first) / len(labels)
-            )
+            share = self._loss(logits, labels[first:last], of_rows) * ((last - first) / len(labels))
             share.backward()
             loss += share.detach()
             found.append(logits.detach())

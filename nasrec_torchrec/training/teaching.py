@@ -80,6 +80,10 @@ class Teachers:
         logits = []
         for folder in self.folders:
             schema, dictionaries, model = load_member(folder)
+            if schema.tasks:
+                raise ValueError(
+                    f"teachers: expected models of one label, found {', '.join(schema.labels)} in {folder}"
+                )
             # What a model of these columns may read; which model it is makes no difference.
             described = ModelDescription(schema, Baseline(), dictionaries=tuple(dictionaries.items()))
             found, _ = predict(model, described.read(self.rows))

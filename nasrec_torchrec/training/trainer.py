@@ -18,11 +18,12 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
-from nasrec_torchrec.datasets.row_weights import mean_weight, row_weights
+from nasrec_torchrec.datasets.row_weights import label_shares, mean_weight, row_weights
 from nasrec_torchrec.distributed.sharded_model import predict_on_ranks
 from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, rank_memory
 from nasrec_torchrec.memory import require_memory
-from nasrec_torchrec.metrics.click_metrics import ClickMetrics, block_losses, centered, click_metrics
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics, block_losses, centered
+from nasrec_torchrec.metrics.several_labels import known_rows, labels_metrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.modules.table_collection import bags_of
@@ -223,6 +224,8 @@ class Trainer:
         self.description.require_fits(data)
         self.description = replace(self.description, dictionaries=data.dictionaries)
         self.task.log_odds_added, self.task.mean_weight = data.log_odds_added, mean_weight(data)
+        weights = self.description.schema.loss_weights
+        self.task.label_scales = [weight / known for weight, known in zip(weights, label_shares(data), strict=True)]
         if validation is not None:
             self.description.require_fits(validation)
         from_scratch = config.resume == "never"
@@ -286,10 +289,13 @@ class Trainer:
         Raises:
             ValueError: If the rows are not of the preparation that the model was trained on, or there are none.
         """
-        return click_metrics(*self._predict(data))
+        return labels_metrics(*self._predict(data), data.schema.labels)
 
     def _predict(self, data: ClickFiles) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Returns logits, labels and, if there are some, weights of all rows of a split, in order, on every rank."""
+        """Returns logits, labels and, if there are some, weights of all rows of a split, in order, on every rank.
+
+        Logits and labels are ``(N,)``, or ``(N, T)`` for several labels.
+        """
         self.description.require_fits(data)
         with nullcontext() if self.step.average is None else self.step.average.in_use():
             predicted = predict_on_ranks(self.dmp, data, 8 * self.config.batch_size, self.device)
@@ -301,7 +307,8 @@ class Trainer:
     def _train_epoch(self, session: _Session) -> bool:
         """Trains to the end of an epoch, and returns whether to pause there or before."""
         progress, step, config = self.progress, self.step, self.config
-        meter = StepMeter(config, self.world_size, self.device, progress.step)
+        labels_of = self.description.schema.labels
+        meter = StepMeter(config, self.world_size, self.device, progress.step, labels_of)
         batches = CountedBatches(iter(session.reader))
         left = session.reader.steps_left
         step.start_epoch()
@@ -317,8 +324,8 @@ class Trainer:
             if progress.step % config.log_every == 0:
                 values = meter.read(loss, progress.step)
                 norm = float(step.gradient_norm)
-                state = {"gradient_norm": norm, "skipped_steps": progress.skipped_steps}
-                session.log.write("train", progress.step, learning_rate=rate, **values, **state)
+                values |= {"gradient_norm": norm, "skipped_steps": progress.skipped_steps}
+                session.log.write("train", progress.step, learning_rate=rate, **values)
                 session.warn(progress.step, session.watch.after_steps(progress.step, norm, meter.recent_entropy()))
             if done < left and self._between_steps(session, ahead=batches.count - done):
                 return True
@@ -366,7 +373,7 @@ class Trainer:
         if session.validation is None:
             return None, False
         predicted = self._predict(session.validation)
-        metrics = click_metrics(*predicted)
+        metrics = labels_metrics(*predicted, session.validation.schema.labels)
         session.log.write("validation", self.progress.step, **asdict(metrics))
         session.warn(self.progress.step, session.watch.after_validation(self.progress.step, metrics))
         if metrics.auc is None and self.config.monitor == "auc" and self.rank == 0:
@@ -375,9 +382,10 @@ class Trainer:
                 "all equal or a prediction is not a number; the log loss decides instead",
                 file=sys.stderr,
             )
+        deciding = known_rows(*predicted, 0)[:3]  # of several labels, the first one decides
         if self.config.monitor == "centered_log_loss" and metrics.centered_log_loss is not None:
-            predicted = centered(*predicted), *predicted[1:]
-        return metrics, self.progress.record(metrics, self.config.monitor, block_losses(*predicted))
+            deciding = centered(*deciding), *deciding[1:]
+        return metrics, self.progress.record(metrics, self.config.monitor, block_losses(*deciding))
 
     def _look_at_tables(self, session: _Session) -> None:
         """Says which tables learned nothing in an epoch; of a supernet, whose paths share them, in the whole run."""

@@ -5,7 +5,8 @@ that read the input by the names of the features.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nasrec_torchrec.datasets.features import FIRST_WORD, UNKNOWN, SparseFeature
+from nasrec_torchrec.datasets.labels import Task
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.prepared import check_sum, read_manifest
 from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionary
@@ -175,6 +177,8 @@ class WarmStart:
         if description.schema.embedding_dim != theirs.schema.embedding_dim:
             return [f"{_NEW}, because embedding_dim is another"]
         old = {name: value for name, value in earlier.state_dict().items() if not _is_table(name)}
+        labels = [one.schema.labels for one in (description, theirs)]
+        of_labels = _last_layers(description) if labels[0] != labels[1] else set()
         # Where only the names differ, a layer may have a weight for each feature, by its position.
         replaced = not same and list(map(len, inputs[0])) == list(map(len, inputs[1]))
         reading = _read_inputs(model) if replaced and isinstance(model, NASRecNet) else set()
@@ -184,7 +188,13 @@ class WarmStart:
                 continue
             path, _, kind = name.rpartition(".")
             module = model.get_submodule(path)
-            if not same and kind == "weight_0" and isinstance(module, MultiSourceLinear) and name in old:
+            if name in of_labels:
+                missing = _copy_labels(value, old[name], *labels) if name in old else labels[0]
+                done = not missing
+                if missing and len(missing) < len(labels[0]):
+                    new.append(f"{name}, of label {', '.join(missing)}")
+                    continue
+            elif not same and kind == "weight_0" and isinstance(module, MultiSourceLinear) and name in old:
                 done = _copy_columns(value, old[name], *inputs)
             else:
                 by_position = kind == "weight" and any(path.startswith(f"{block}.") for block in reading)
@@ -220,6 +230,27 @@ def _read_inputs(model: NASRecNet) -> set[str]:
 def _copy(target: Tensor, source: Tensor) -> bool:
     target.copy_(source)
     return True
+
+
+def _last_layers(description: ModelDescription) -> set[str]:
+    """Returns the names of the weights that have a row for each label."""
+    schema = description.schema
+    unused = next(str(number) for number in count() if str(number) not in schema.columns)
+    one_more = replace(schema, tasks=(*schema.tasks, Task(unused)))
+    described = (description, replace(description, schema=one_more))
+    shapes = [
+        {name: value.shape for name, value in one.build(torch.device("meta")).state_dict().items()} for one in described
+    ]
+    return {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+
+
+def _copy_labels(target: Tensor, source: Tensor, mine: list[str], theirs: list[str]) -> list[str]:
+    """Copies the rows of labels that there were before, and returns the others, which keep their initial weights."""
+    if target.shape[1:] != source.shape[1:] or (len(target), len(source)) != (len(mine), len(theirs)):
+        return mine
+    known = [name for name in mine if name in theirs]
+    target[[mine.index(name) for name in known]] = source[[theirs.index(name) for name in known]]
+    return [name for name in mine if name not in theirs]
 
 
 def _copy_columns(
