@@ -117,7 +117,9 @@ def summary_of(documented: Any) -> str:
     return _text(documented)
 
 
-def normalized(words: Iterable[str], flags: Sequence[Flag], extra: Sequence[str]) -> list[str]:
+def normalized(
+    words: Iterable[str], flags: Sequence[Flag], extra: Sequence[str], aliases: Mapping[str, str] | None = None
+) -> list[str]:
     """Rewrites a command line into the one form that the parser reads.
 
     Hyphens in names of flags become underscores, a bare ``--flag`` of a boolean becomes ``--flag=true``, and lists may
@@ -127,6 +129,7 @@ def normalized(words: Iterable[str], flags: Sequence[Flag], extra: Sequence[str]
         words: words of the command line.
         flags: flags of the program.
         extra: names of the flags that every program has.
+        aliases: other names of flags.
 
     Returns:
         Words to parse.
@@ -144,6 +147,7 @@ def normalized(words: Iterable[str], flags: Sequence[Flag], extra: Sequence[str]
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
+        name = (aliases or {}).get(name, name)
         if name not in known and name not in extra:
             raise ValueError(f"--{word[2:].partition('=')[0]}: no such flag{nearest(name, [*known, *extra], '--{}')}")
         following = given[number + 1] if number + 1 < len(given) else "--"

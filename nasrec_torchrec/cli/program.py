@@ -62,6 +62,7 @@ class Program:
             defaults.
         unlisted: names of flags that the help leaves out, because they are settings of another job that shares a
             dataclass with this one. A file of settings may hold them.
+        aliases: other names of flags on the command line, and the names that they stand for.
     """
 
     function: Callable[..., Any]
@@ -74,6 +75,7 @@ class Program:
     records: bool = True
     spaces: Mapping[str, SearchSpace] = field(default_factory=dict)
     unlisted: Sequence[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def flags(self) -> list[Flag]:
@@ -100,7 +102,7 @@ class Program:
         flags = [*self.flags, *SHARED_FLAGS, *([_JSON] if self.document else [])]
         parser = self._parser(name, flags)
         try:
-            given = normalized(words, flags, _PARSERS_OWN)
+            given = normalized(words, flags, _PARSERS_OWN, self.aliases)
             parsed = parser.parse_args(given)
             if chosen := self.spaces.get(vars(parsed).get(_SPACE)):
                 # Now that it is known, on the command line or in a file, what is not given comes from it.

@@ -21,7 +21,7 @@ def status(
 
     Args:
         folder: run folder of a training, or of one with several trials; or folder of a search or a race.
-        follow: whether to print repeatedly until nothing is running.
+        follow: whether to print repeatedly until nothing is running; ``--watch`` is the same.
         every: time in seconds between two prints.
         patience: time in seconds without an event after which a run counts as silent: it was killed, or it hangs.
         json: whether to print one JSON object each time, with what was found in each folder.
@@ -55,4 +55,4 @@ def _found(folder: Path, patience: float) -> "list[StudyStatus | RunStatus]":
     return [read_status(run, patience) for run in runs]
 
 
-PROGRAM = Program(status, example="nasrec status runs/model --follow", needs_torch=False)
+PROGRAM = Program(status, example="nasrec status runs/model --follow", needs_torch=False, aliases={"watch": "follow"})

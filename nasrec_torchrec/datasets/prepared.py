@@ -196,7 +196,12 @@ def open_split(folder: Path, split: str, tasks: bool = False) -> ClickFiles:
     sums = [file["weights"] for file in described["files"] if "weights" in file]
     weights = math.fsum(sums) if schema.weight is not None and len(sums) == len(described["files"]) else None
     return replace(
-        files, dictionaries=dictionaries, clicks=described["positives"], keep_negatives=kept, weights=weights
+        files,
+        dictionaries=dictionaries,
+        clicks=described["positives"],
+        keep_negatives=kept,
+        weights=weights,
+        warnings=tuple(data_warnings(folder)),
     )
 
 

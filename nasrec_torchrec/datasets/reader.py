@@ -54,6 +54,7 @@ class ClickFiles:
         keep_negatives: share of the rows without a click that preparation kept.
         weights: sum of the rows' weights; None if it is not known, or the rows count alike.
         soft_labels: probabilities that :meth:`read` mixes with the labels, to train a model on them.
+        warnings: what the preparation of the data set has warned of.
     """
 
     schema: Schema
@@ -65,6 +66,7 @@ class ClickFiles:
     keep_negatives: float = 1.0
     weights: float | None = None
     soft_labels: SoftLabels | None = None
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: Path, schema: Schema, checksums: Mapping[str, str] | None = None) -> "ClickFiles":

@@ -197,7 +197,8 @@ def _explained(config: EvolutionConfig, rows: int) -> str:
 
 def _warnings(supernet: Path, data: Path) -> tuple[str, ...]:
     """What went wrong with the data and the training of the supernet."""
-    return tuple(dict.fromkeys([*data_warnings(data), *(f"supernet: {said}" for said in warnings_of(supernet))]))
+    known = dict.fromkeys(data_warnings(data))
+    return (*known, *(f"supernet: {said}" for said in warnings_of(supernet) if said not in known))
 
 
 def _fingerprint(model: SuperNet) -> str:

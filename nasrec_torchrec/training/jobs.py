@@ -351,7 +351,7 @@ def evaluate(
     labels = description.schema.labels
     found = evaluation(*predicted, divided, shuffled, row_weights(rows), rows.schema.weight, labels)
     if report is not None:
-        warnings = [*data_warnings(folder), *warnings_of(run)]
+        warnings = list(dict.fromkeys([*data_warnings(folder), *warnings_of(run)]))
         write_text(to_path(report), page(found, str(model), str(data), split, warnings))
     return found
 

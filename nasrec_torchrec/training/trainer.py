@@ -271,7 +271,9 @@ class Trainer:
             )
             with session.log, session.profiler, self.guard.request.listening(), matmul_precision(config.precision):
                 session.warn(self.progress.step, [*self._slow, *watch.at_start()])
-                session.log.warn(self.progress.step, watch.of_splits(data.counts), aloud=False)
+                # Trials say it once for all of them.
+                alone = isinstance(self.model, SuperNet)
+                session.log.warn(self.progress.step, watch.of_data(data.warnings, data.counts), aloud=alone)
                 while not self._ended(reader):
                     if self._train_epoch(session):
                         break

@@ -117,7 +117,8 @@ def train_best(
     )
     if dist.get_rank() == 0:
         counts = {name: files.counts for name, files in vars(splits).items()}
-        for warning in split_warnings({name: known for name, known in counts.items() if known}):
+        counted = split_warnings({name: known for name, known in counts.items() if known})
+        for warning in dict.fromkeys([*splits.train.warnings, *counted]):
             print(f"warning: {warning}", file=sys.stderr)
     with writing(run_dir, "training"):
         finished = _read(run_dir / names.METRICS, _Record) if config.resume == "auto" else None

@@ -68,11 +68,17 @@ class TrainingWatch:
             )
         return []
 
-    def of_splits(self, train: SplitCounts | None) -> list[str]:
-        """Returns warnings about the clicks of the splits."""
+    def of_data(self, prepared: Sequence[str], train: SplitCounts | None) -> list[str]:
+        """Returns warnings about the data.
+
+        Args:
+            prepared: what the preparation has warned of.
+            train: rows and clicks of the training split, if they are known.
+        """
         known = {"train": train, "validation": self._validation}
-        found = split_warnings({name: counts for name, counts in known.items() if counts}) if train else []
-        return [said for number, message in enumerate(found) for said in self._say(f"splits_{number}", message)]
+        counted = split_warnings({name: counts for name, counts in known.items() if counts}) if train else []
+        found = [message for message in [*prepared, *counted] if message not in self._said.values()]
+        return [said for message in found for said in self._say(message, message)]
 
     def after_steps(self, step: int, norm: float, entropy: float) -> list[str]:
         """Returns warnings about what was measured of the last training rows.

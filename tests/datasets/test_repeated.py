@@ -10,7 +10,7 @@ import pytest
 from nasrec_torchrec import datasets
 from nasrec_torchrec.datasets.config import PreparationConfig
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
-from nasrec_torchrec.datasets.prepared import data_warnings
+from nasrec_torchrec.datasets.prepared import data_warnings, open_split
 from nasrec_torchrec.datasets.repeated import fingerprints
 from nasrec_torchrec.datasets.schema import Schema
 
@@ -85,3 +85,4 @@ def test_a_dictionary_of_one_word_is_told(tmp_path: Path, capsys: pytest.Capture
     assert "'country': the dictionary holds one word" in err and "'user': the dictionary holds no word" in err
     # Reports say it again.
     assert [line.removeprefix("warning: ") for line in err.splitlines()][-3:] == data_warnings(tmp_path / "data")[-3:]
+    assert list(open_split(tmp_path / "data", "train").warnings) == data_warnings(tmp_path / "data")

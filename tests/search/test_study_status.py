@@ -38,7 +38,8 @@ def test_a_search_is_shown_while_it_runs_and_afterwards(tmp_path: Path):
     (tmp_path / RESULTS).write_text("{}")
     ended = read_study_status(tmp_path)
     assert ended is not None and ended.state == "ended"
-    assert run_program("nasrec", "status", tmp_path, "--follow").stdout.count("search, ended") == 1
+    for flag in ("--follow", "--watch"):
+        assert run_program("nasrec", "status", tmp_path, flag).stdout.count("search, ended") == 1
 
 
 def test_a_race_says_each_warning_once():

@@ -41,6 +41,17 @@ def test_a_training_that_goes_well_says_nothing(one_rank, tmp_path: Path, capsys
     assert "warning" not in capsys.readouterr().err
 
 
+def test_what_the_preparation_warned_of_is_in_the_log_of_a_training(one_rank, tmp_path: Path, capsys):
+    train = replace(_rows(2000, 0), warnings=("validation: 'shop': 64.9% of 1,000 values are unknown",))
+    validation = _rows(60, 5)
+    warnings = _train(tmp_path / "run", replace(CONFIG, epochs=1), train, validation)
+    assert warnings[0] == train.warnings[0] and "too few" not in warnings[0]
+    assert len([warning for warning in warnings if "of 60 rows are" in warning]) == 1
+    assert "64.9%" not in capsys.readouterr().err  # trials say it once for all
+    assert _train(tmp_path / "supernet", replace(CONFIG, epochs=1), train, None).count(train.warnings[0]) == 1
+    assert capsys.readouterr().err.count("warning: supernet: validation: 'shop': 64.9%") == 1
+
+
 def test_a_learning_rate_a_hundred_times_too_high_is_said_after_a_tenth_of_the_run(one_rank, tmp_path: Path, capsys):
     warnings = _train(tmp_path, replace(CONFIG, learning_rate=5.0), _rows(2000, 0), _rows(1000, 5))
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
