@@ -166,7 +166,9 @@ def _prepared(work: Path, feature: DenseFeature, train: Sequence[np.ndarray]) ->
     """Returns the prepared numbers of the training rows."""
     parts = [read_part(work, number, [feature.name]).column(0).to_numpy()[rows] for number, rows in enumerate(train)]
     numbers = np.concatenate(parts)
-    return transform.filled(transform.standardized(feature, numbers) if feature.transform == "standardize" else numbers)
+    return transform.filled(
+        transform.standardized(feature, numbers, {}) if feature.transform == "standardize" else numbers
+    )
 
 
 def _say_what_is_odd(labels: np.ndarray, assigned: np.ndarray, times: np.ndarray | None) -> None:

@@ -4,9 +4,6 @@ Preparation runs in two steps because some rules need the whole training split: 
 depends on a single row, and :func:`finish` what needs a dictionary or a mean. Scoring raw rows does both at once.
 """
 
-import binascii
-import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +16,11 @@ import pyarrow.compute as pc
 
 from nasrec_torchrec.datasets import buckets, history, moments, values
 from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.ids import read_ids
 from nasrec_torchrec.datasets.labels import LabelRule
 from nasrec_torchrec.datasets.quality import NO_ROW, Quality
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.values import Rejects
-
-_HEX = re.compile(r"-?[0-9a-fA-F]+")
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def parse(
             raw = moments.days_between(seconds[dense.age_of], seconds[dense.at])
         else:
             raw = _single(table, dense.column or dense.name)
-        columns[dense.name] = _elements(raw, partial(_dense, dense), dense.column or dense.name, rejects)
+        columns[dense.name] = _elements(raw, partial(read_numbers, dense), dense.column or dense.name, rejects)
     for sparse in schema.sparse:
         if sparse.cross:
             continue
@@ -83,7 +79,7 @@ def parse(
             continue
         name, *more = sparse.raw_columns
         raw = _lists(table, name, sparse.separator) if sparse.multi_hot else _single(table, name)
-        columns[sparse.name] = _elements(raw, partial(_ids, sparse, scoring), name, rejects)
+        columns[sparse.name] = _elements(raw, partial(read_ids, sparse, scoring=scoring), name, rejects)
         if sparse.weights_column:
             (of_weights,) = more
             weights = _lists(table, of_weights, sparse.separator)
@@ -113,13 +109,10 @@ def finish(
     rejects: Rejects = {}
     for dense in schema.dense:
         if dense.transform == "standardize":
-            raw = table.column(dense.name).to_numpy()
-            scaled = standardized(dense, raw)
-            for row in np.flatnonzero(np.isinf(scaled)):
-                reason = (
-                    f"column '{dense.name}': {raw[row]:g} is too far from the mean of the training rows for float32"
-                )
-                rejects.setdefault(int(row), reason)
+            refused: Rejects = {}
+            scaled = standardized(dense, table.column(dense.name).to_numpy(), refused)
+            for row, reason in refused.items():
+                rejects.setdefault(row, f"column '{dense.name}': {reason}")
             table = _replace(table, dense.name, pa.array(scaled))
     for sparse in schema.sparse:
         if sparse.ids == "dictionary" and not sparse.cross:
@@ -143,16 +136,48 @@ def finish(
     return table, rejects
 
 
-def standardized(feature: DenseFeature, numbers: np.ndarray) -> np.ndarray:
-    """Returns numbers less the mean, divided by the deviation; infinite where float32 cannot hold them."""
+def read_numbers(feature: DenseFeature, flat: pa.Array, refused: Rejects) -> pa.Array:
+    """Reads the numbers of a dense feature as float32, or as float64 if they are still to be standardized.
+
+    Args:
+        feature: feature.
+        flat: plain values.
+        refused: receives the position and reason of each value that cannot be read.
+
+    Returns:
+        pa.Array: The numbers, NaN where one is missing.
+
+    Raises:
+        ValueError: If values of this type are no numbers.
+    """
+    numbers = values.numbers(flat, refused)
+    if feature.transform == "log1p":
+        found = pc.fill_null(numbers, float("nan")).to_numpy(zero_copy_only=False)
+        return pa.array(np.log1p(np.maximum(found, 0.0)).astype(np.float32))
+    narrow = _float32(flat, numbers, refused)
+    return pc.fill_null(numbers if feature.transform == "standardize" else narrow, float("nan"))
+
+
+def standardized(feature: DenseFeature, numbers: np.ndarray, refused: Rejects, first: int = 0) -> np.ndarray:
+    """Returns numbers less the mean, divided by the deviation.
+
+    Args:
+        feature: feature with a mean and a deviation.
+        numbers: raw numbers, NaN where one is missing.
+        refused: receives the position and reason of each number that float32 cannot hold then.
+        first: position of the first one.
+    """
     assert feature.mean is not None and feature.deviation is not None
     with np.errstate(over="ignore"):
-        return ((numbers - feature.mean) / feature.deviation).astype(np.float32)
+        scaled = ((numbers - feature.mean) / feature.deviation).astype(np.float32)
+    for place in np.flatnonzero(np.isinf(scaled)).tolist():
+        refused[first + place] = f"{numbers[place]:g} is too far from the mean of the training rows for float32"
+    return scaled
 
 
 def filled(numbers: np.ndarray) -> np.ndarray:
     """Returns the prepared numbers: 0 where one is missing."""
-    return np.nan_to_num(numbers, nan=0.0).astype(np.float32)
+    return np.where(np.isnan(numbers), 0.0, numbers).astype(np.float32)
 
 
 def add_crosses(table: pa.Table, crosses: Sequence[SparseFeature], dictionaries: Mapping[str, pa.Array]) -> pa.Table:
@@ -176,7 +201,7 @@ def add_crosses(table: pa.Table, crosses: Sequence[SparseFeature], dictionaries:
         elif feature.ids == "dictionary":
             ids = _look_up(feature, dictionaries[feature.table], combined, {})
         else:
-            ids = _ids(feature, False, combined, {})
+            ids = read_ids(feature, combined, {})
         table = table.append_column(feature.name, ids)
     return table
 
@@ -185,14 +210,6 @@ def combine(table: pa.Table, cross: SparseFeature) -> pa.Array:
     """Returns the value of a cross in every row as text: the prepared ids of its features, separated by commas."""
     texts = [values.plain(table.column(name)).cast(pa.string()) for name in cross.cross]
     return pc.binary_join_element_wise(*texts, ",")
-
-
-def hash_text(value: bytes) -> int:
-    """Computes the hash for ``hash`` and ``dynamic`` ids: the first 8 bytes of BLAKE2b, little-endian.
-
-    It never changes.
-    """
-    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")
 
 
 def _without(table: pa.Table, rejects: Rejects) -> pa.Table:
@@ -299,16 +316,6 @@ def _truth(column: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", lower))
 
 
-def _dense(feature: DenseFeature, flat: pa.Array, refused: Rejects) -> pa.Array:
-    """Reads numbers as float32, or as float64 if they are still to be standardized; missing ones are NaN."""
-    numbers = values.numbers(flat, refused)
-    if feature.transform == "log1p":
-        found = pc.fill_null(numbers, float("nan")).to_numpy(zero_copy_only=False)
-        return pa.array(np.log1p(np.maximum(found, 0.0)).astype(np.float32))
-    narrow = _float32(flat, numbers, refused)
-    return pc.fill_null(numbers if feature.transform == "standardize" else narrow, float("nan"))
-
-
 def _weights(flat: pa.Array, refused: Rejects) -> pa.Array:
     numbers = values.numbers(flat, refused)
     if numbers.null_count:
@@ -330,69 +337,6 @@ def _float32(flat: pa.Array, numbers: pa.Array, refused: Rejects) -> pa.Array:
     if lost.any():
         values.refuse(flat, lost, refused, "a number that float32 can hold")
     return narrow
-
-
-def _ids(feature: SparseFeature, scoring: bool, flat: pa.Array, refused: Rejects) -> pa.Array:
-    """Reads values as ids, or as text if a dictionary will number them; missing ones are 0, or null as text."""
-    if feature.ids in ("dictionary", "hash", "dynamic"):
-        if feature.values == "integer":
-            text = values.whole(flat, refused, "an integer")
-        else:
-            # An empty text of a Parquet file is as missing as one between two delimiters.
-            text = values.without_empty(values.text(flat, refused))
-        if feature.ids == "dictionary":
-            return text
-    modulus = last = feature.id_limit - 1
-    kind = pa.int32() if feature.id_limit < 2**31 else pa.int64()
-    match feature.ids:
-        case "hash" | "dynamic":
-            ids = values.per_distinct(text, lambda word: hash_text(word.encode()) % modulus + 1, kind, refused, "text")
-        case "hex":
-            ids = _hexadecimal(flat, modulus, kind, refused)
-        case "modulo":
-            expected = "an integer, -1 or more"
-            words = values.whole(flat, refused, expected)
-            ids = values.per_distinct(words, lambda word: _fold(int(word), modulus), kind, refused, expected)
-        case _:
-            expected = f"an id in 0..{last}"
-            words = values.whole(flat, refused, expected)
-
-            def check(word: str) -> int | None:
-                return int(word) if 0 <= int(word) <= last else NO_ROW if scoring else None
-
-            ids = values.per_distinct(words, check, kind, refused, expected)
-    return pc.fill_null(ids, 0)
-
-
-def _hexadecimal(flat: pa.Array, modulus: int, kind: pa.DataType, refused: Rejects) -> pa.Array:
-    if not values.is_text(flat.type):
-        raise ValueError(f"expected hexadecimal text, found {flat.type}")
-    words = values.without_empty(flat).cast(pa.binary())
-    present = words.drop_null()
-    # Criteo's ids are all eight digits long: decode them in one go.
-    eight = len(present) > 0 and pc.all(pc.equal(pc.binary_length(present), 8)).as_py()
-    if eight:
-        offsets = np.frombuffer(present.buffers()[1], np.int32)[present.offset : present.offset + len(present) + 1]
-        try:
-            decoded = binascii.unhexlify(memoryview(present.buffers()[2])[offsets[0] : offsets[-1]])
-        except binascii.Error:
-            eight = False
-    if eight:
-        found = np.frombuffer(decoded, ">u4").astype(np.int64) % modulus + 1
-        ids = np.zeros(len(words), np.int64)
-        ids[words.is_valid().to_numpy(zero_copy_only=False)] = found
-        return pa.array(ids).cast(kind)
-
-    def convert(word: str) -> int | None:
-        # int() refuses texts of more than 4,300 digits; no id is that long.
-        return _fold(int(word, 16), modulus) if len(word) <= 4000 and _HEX.fullmatch(word) else None
-
-    return values.per_distinct(values.text(words, refused), convert, kind, refused, "hexadecimal digits")
-
-
-def _fold(value: int, modulus: int) -> int | None:
-    """Computes fmod(value, modulus) + 1, as in the research code: -1 means missing, and lower values have no row."""
-    return value % modulus + 1 if value >= 0 else 0 if value == -1 else None
 
 
 def _look_up(feature: SparseFeature, words: pa.Array, flat: pa.Array, _: Rejects) -> pa.Array:

@@ -9,14 +9,17 @@ import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 Rejects = dict[int, str]  # position -> reason
+Expected: TypeAlias = str | Callable[[int], str]  # what a value should be, at its position if that matters
 _WHOLE = re.compile(r"\s*([+-]?)0*([0-9]+)(?:\.0*)?\s*")
+# What is the text of an integer already.
+_PLAIN = "^(0|[1-9][0-9]{0,39})$"
 # From this number on, several integers share one float.
 _EXACT = {pa.float16(): 2**11, pa.float32(): 2**24, pa.float64(): 2**53}
 
@@ -88,10 +91,11 @@ def show(value: Any) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
-def refuse(flat: pa.Array, bad: np.ndarray, refused: Rejects, expected: str) -> None:
+def refuse(flat: pa.Array, bad: np.ndarray, refused: Rejects, expected: Expected) -> None:
     """Records why some values cannot be read."""
-    for position in np.flatnonzero(bad):
-        refused.setdefault(int(position), f"expected {expected}, found {show(flat[int(position)].as_py())}")
+    for position in np.flatnonzero(bad).tolist():
+        wanted = expected if isinstance(expected, str) else expected(position)
+        refused.setdefault(position, f"expected {wanted}, found {show(flat[position].as_py())}")
 
 
 def text(flat: pa.Array, refused: Rejects) -> pa.Array:
@@ -129,7 +133,7 @@ def text(flat: pa.Array, refused: Rejects) -> pa.Array:
     raise ValueError(f"expected text, numbers, dates or times, found {kind}")
 
 
-def whole(flat: pa.Array, refused: Rejects, expected: str) -> pa.Array:
+def whole(flat: pa.Array, refused: Rejects, expected: Expected) -> pa.Array:
     """Converts integers to decimal text without leading zeros; null where missing or refused.
 
     Text may have blanks around the integer, a sign, or zeros after the point: ``5``, `` 5``, ``+5``, ``5.0``.
@@ -145,6 +149,8 @@ def whole(flat: pa.Array, refused: Rejects, expected: str) -> pa.Array:
     kind = flat.type
     if is_text(kind):
         words = without_empty(_utf8(flat, refused))
+        if pc.all(pc.match_substring_regex(words, _PLAIN)).as_py() is not False:
+            return words
         return per_distinct(words, _whole_text, pa.string(), refused, expected)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return text(flat, refused)
@@ -174,10 +180,12 @@ def numbers(flat: pa.Array, refused: Rejects) -> pa.Array:
         found = flat.cast(pa.float64(), safe=False)
     else:
         raise ValueError(f"expected numbers, found {kind}")
-    infinite = pc.fill_null(pc.is_inf(found), False).to_numpy(zero_copy_only=False)
+    plain_numbers = found.to_numpy(zero_copy_only=False)
+    infinite = np.isinf(plain_numbers)
     if infinite.any():
         refuse(flat, infinite, refused, expected)
-    return pc.if_else(pc.is_finite(found), found, pa.scalar(None, pa.float64()))
+        plain_numbers = np.where(infinite, np.nan, plain_numbers)
+    return pa.array(plain_numbers, from_pandas=True)
 
 
 def times(flat: pa.Array, refused: Rejects) -> pa.Array:
@@ -207,7 +215,7 @@ def times(flat: pa.Array, refused: Rejects) -> pa.Array:
 
 
 def per_distinct(
-    flat: pa.Array, convert: Callable[[str], Any], kind: pa.DataType, refused: Rejects, expected: str
+    flat: pa.Array, convert: Callable[[str], Any], kind: pa.DataType, refused: Rejects, expected: Expected
 ) -> pa.Array:
     """Converts each distinct text once; ``convert`` returns None for a text that it refuses."""
     distinct = flat.dictionary_encode()

@@ -18,6 +18,7 @@ _MODULES = (
     "datasets/config",
     "datasets/features",
     "datasets/history",
+    "datasets/ids",
     "datasets/labels",
     "datasets/moments",
     "datasets/names",

@@ -36,7 +36,7 @@ from nasrec_torchrec.datasets.quality import Counts
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.words import read_dictionaries
 from nasrec_torchrec.inference.predictor import Request
-from nasrec_torchrec.inference.raw_values import Crossed, Ids, Numbers, Where, python_value, read_numbers, reason
+from nasrec_torchrec.inference.raw_values import Crossed, Ids, Numbers, Where, mark, python_value, read_numbers, reason
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class RowReader:
     def __init__(self, schema: Schema, dictionaries: Mapping[str, pa.Array]) -> None:
         self.schema = schema
         self._marks = frozenset(schema.text.missing)
-        self._features = {feature.name: Ids(schema, feature, dictionaries) for feature in schema.sparse}
+        self._ids = Ids(schema, dictionaries)
         self._crosses = {feature.name: Crossed(feature, dictionaries) for feature in schema.crosses}
         self._columns = schema.input_columns
         self._known = frozenset(self._columns)
@@ -76,6 +76,7 @@ class RowReader:
             if not (sparse.cross or sparse.of):
                 names = (sparse.name, *filter(None, [sparse.weights_column]))
                 self._sources |= dict(zip(names, sparse.raw_columns, strict=True))
+        self._read_from = {sparse.name: sparse.raw_columns[0] for sparse in schema.sparse if not sparse.cross}
         # A schema may name a cross before the features that it combines.
         self._order = sorted(range(len(schema.sparse)), key=lambda place: bool(schema.sparse[place].cross))
         self._nested = any("." in name for name in self._columns)
@@ -138,9 +139,9 @@ class RowReader:
         shared = shared or {}
         if self._nested:
             rows, shared = [_flat(row) for row in rows], _flat(shared)
-        extra = self._check(rows, shared)
+        extra, alike = self._check(rows, shared)
         count = len(rows)
-        raw = {name: [shared[name]] if name in shared else [row.get(name) for row in rows] for name in self._columns}
+        raw = self._raw(rows, shared, alike)
         seconds = {name: self._seconds(name, raw[name], name in shared) for name in self.schema.moment_columns}
         columns = {name: raw[column] for name, column in self._sources.items()}
         given_once = {name: shared[column] for name, column in self._sources.items() if column in shared}
@@ -148,92 +149,120 @@ class RowReader:
             days = moments.days_between(seconds[age.age_of], seconds[age.at]).to_numpy(zero_copy_only=False)
             columns[age.name] = np.broadcast_to(days, count).tolist()
         dense, counts = self._dense(columns, count, given_once)
-        unknown: list[list[str]] = [[] for _ in rows]
-        single: dict[str, list[int]] = {}
-        ids: dict[int, np.ndarray] = {}
+        # A cross is read row by row, whatever it combines.
+        shared_names = {name for name, column in self._read_from.items() if column in shared}
         lengths = np.ones((len(self.schema.sparse), count), np.int64)
+        sizes: dict[str, list[int]] = {}
+        given: dict[str, tuple[Sequence[Any], Where]] = {}
         weights: list[np.ndarray] = []
         total = 0
-        for place in self._order:
-            feature = self.schema.sparse[place]
-            # A cross is read row by row, whatever it combines.
-            name, once = feature.name, feature.of in shared if feature.of else feature.name in given_once
+        for place, feature in enumerate(self.schema.sparse):
+            name, once = feature.name, feature.name in shared_names
             times, where = (count, _shared) if once else (1, _row)
-            size = [1] * (1 if once else count)
-            if feature.ids == "buckets":
-                found = buckets.ids(dense[:, self._places[feature.cross[0]]], feature.edges).to_pylist()
-            elif feature.of:
-                found = moments.ids(feature.ids, seconds[feature.of]).to_pylist()
-            elif feature.cross:
-                found = self._crosses[name].read([single[part] for part in feature.cross])
-            elif feature.multi_hot:
+            size = sizes[name] = [1] * (1 if once else count)
+            if feature.multi_hot:
                 bags = self._bags(name, columns[name], feature.separator, where)
-                size = [len(bag) for bag in bags]
-                found = self._features[name].read([value for bag in bags for value in bag], _in_lists(size, where))
-            else:
-                found = self._features[name].read(columns[name], where)
-            total += len(found) * times
+                size = sizes[name] = [len(bag) for bag in bags]
+                lengths[place] = size
+                given[name] = list(chain.from_iterable(bags)), _in_lists(size, where)
+            elif not (feature.of or feature.cross):
+                given[name] = columns[name], where
+            total += sum(size) * times
             if max_ids is not None and total > max_ids:
                 raise ValueError(f"rows: expected {max_ids} ids at most, found {total}")
             if feature.weights_column:
                 weights.append(np.tile(self._weights(feature, columns[feature.weights_column], size, where), times))
+        found = self._ids.read(given)
+        unknown: list[list[str]] = [[] for _ in rows]
+        for place in self._order:
+            feature = self.schema.sparse[place]
+            name, once = feature.name, feature.name in shared_names
+            if feature.ids == "buckets":
+                found[name] = buckets.ids(dense[:, self._places[feature.cross[0]]], feature.edges).to_pylist()
+            elif feature.of:
+                found[name] = moments.ids(feature.ids, seconds[feature.of]).to_pylist()
+            elif feature.cross:
+                found[name] = self._crosses[name].read([found[part] for part in feature.cross])
+            times = count if once else 1
             marked: list[list[str]] = [[]] if once else unknown
-            missing, strange = self._features[name].mark(found, size, marked)
+            missing, strange = mark(feature, found[name], sizes[name], marked)
             if once and marked[0]:
                 for names in unknown:
                     names.append(name)
-            present = len(found) - (0 if feature.multi_hot else missing)
+            present = len(found[name]) - (0 if feature.multi_hot else missing)
             counts.append((name, missing * times, present * times, strange * times, 0.0))
-            read = np.tile(np.array(found, np.int64), times)
             if strange and feature.ids == "id":
-                read = np.maximum(read, 0)
-            if feature.multi_hot:
-                lengths[place] = size
-            elif self._crosses:
-                single[name] = read.tolist()
-            ids[place] = read
+                found[name] = [max(number, 0) for number in found[name]]
+            if once:
+                found[name] = found[name] * count
         with self._counting:
             for name, *more in counts:
                 known = self._counts[name]
                 known[0] += count
                 for place, value in enumerate(more, 1):
                     known[place] += value
+        ids = list(chain.from_iterable(found[name] for name in self.schema.feature_names))
         request = Request(
-            torch.from_numpy(np.concatenate([ids[place] for place in range(len(ids))])),
+            torch.from_numpy(np.array(ids, np.int64)),
             torch.from_numpy(lengths),
             torch.from_numpy(dense) if self.schema.dense else None,
             torch.from_numpy(np.concatenate(weights)) if weights else None,
         )
         return RawRows(request, unknown, extra)
 
-    def _check(self, rows: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> int:
-        """Returns how many values the model does not read, when every row has one that it does."""
+    def _raw(
+        self, rows: Sequence[Mapping[str, Any]], shared: Mapping[str, Any], alike: bool
+    ) -> dict[str, Sequence[Any]]:
+        """Returns the values of each column; those of a shared one once."""
+        if alike:
+            given = dict(zip(rows[0], zip(*[row.values() for row in rows], strict=True), strict=True))
+            nothing = (None,) * len(rows)
+            found: dict[str, Sequence[Any]] = {name: given.get(name, nothing) for name in self._columns}
+        else:
+            found = {name: [row.get(name) for row in rows] for name in self._columns}
+        return found | {name: [shared[name]] for name in self._columns if name in shared}
+
+    def _check(self, rows: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> tuple[int, bool]:
+        """Checks the columns of all rows.
+
+        Returns:
+            How many values the model does not read, and whether all rows have the same columns in the same order.
+        """
         if not isinstance(shared, Mapping):
             raise ValueError(f"shared: expected columns and their values, found {type(shared).__name__}")
         taken = len(self._known & shared.keys())
-        known, total = self._known, (len(shared) - taken) * len(rows)
+        total = (len(shared) - taken) * len(rows)
         for feature in self.schema.sparse:
             if not feature.weighted:
                 continue
             name, weights = feature.raw_columns
             if (name in shared) != (weights in shared):
                 raise ValueError(f"shared: expected '{name}' and '{weights}' together, found one of them")
+        checked: dict[tuple[Any, ...], int] = {}
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise ValueError(f"row {number}: expected columns and their values, found {type(row).__name__}")
-            own = len(known & row.keys())
-            if shared and not shared.keys().isdisjoint(row):
-                twice = sorted(map(str, shared.keys() & row.keys()))
-                raise ValueError(f"row {number}: columns {twice} are in shared too; expected each in one place")
-            if not own and not taken:
-                raise ValueError(
-                    f"row {number}: has none of the model's columns {sorted(known)[:20]}, "
-                    f"found {sorted(map(str, row))[:20]}"
-                )
-            total += len(row) - own
-        return total
+            columns = tuple(row)
+            if columns not in checked:
+                checked[columns] = len(columns) - self._own(number, row, shared, taken)
+            total += checked[columns]
+        return total, len(checked) == 1
 
-    def _bags(self, name: str, column: list[Any], separator: str, where: Where) -> list[list[Any]]:
+    def _own(self, number: int, row: Mapping[str, Any], shared: Mapping[str, Any], taken: int) -> int:
+        """Returns how many of the model's columns a row has."""
+        known = self._known
+        own = len(known & row.keys())
+        if not shared.keys().isdisjoint(row):
+            twice = sorted(map(str, shared.keys() & row.keys()))
+            raise ValueError(f"row {number}: columns {twice} are in shared too; expected each in one place")
+        if not own and not taken:
+            raise ValueError(
+                f"row {number}: has none of the model's columns {sorted(known)[:20]}, "
+                f"found {sorted(map(str, row))[:20]}"
+            )
+        return own
+
+    def _bags(self, name: str, column: Sequence[Any], separator: str, where: Where) -> list[list[Any]]:
         bags: list[list[Any]] = []
         for number, given in enumerate(column):
             value = python_value(given)
@@ -251,7 +280,7 @@ class RowReader:
         return bags
 
     def _dense(
-        self, columns: Mapping[str, list[Any]], count: int, shared: Mapping[str, Any]
+        self, columns: Mapping[str, Sequence[Any]], count: int, shared: Mapping[str, Any]
     ) -> tuple[np.ndarray, list[tuple[str, int, int, int, float]]]:
         """Returns the dense features ``(rows, features)`` in float32, and what to count for each of them."""
         found = np.empty((count, len(self.schema.dense)), np.float32)
@@ -262,15 +291,15 @@ class RowReader:
             raw = read_numbers(flat, partial(_place, own, count, shared), self._marks).reshape(len(own), count)
             if len(own) < len(group.names):
                 raw = self._tiled(group.names, own, raw, shared)
-            read = group.transform(raw.reshape(-1), count, partial(_place, group.names, count, shared))
-            absent = np.count_nonzero(np.isnan(raw), axis=1)
-            for name, place, column, missing in zip(group.names, group.places, read, absent.tolist(), strict=True):
-                found[:, place] = column
-                total = float(column.sum(dtype=np.float64)) if group.standardized else 0.0
+            read = group.transform(raw, partial(_place, group.names, count, shared))
+            absent = np.count_nonzero(np.isnan(raw), axis=1).tolist()
+            totals = read.sum(axis=1, dtype=np.float64).tolist() if group.standardized else [0.0] * len(absent)
+            found[:, group.places] = read.T
+            for name, missing, total in zip(group.names, absent, totals, strict=True):
                 counts.append((name, missing, count - missing, 0, total))
         return found, counts
 
-    def _seconds(self, name: str, column: list[Any], shared: bool) -> pa.Array:
+    def _seconds(self, name: str, column: Sequence[Any], shared: bool) -> pa.Array:
         """Returns moments in seconds since 1970, null where they are missing."""
         words = [_moment(value, self._marks) for value in map(python_value, column)]
         given = pa.array(words, pa.string())
@@ -291,7 +320,7 @@ class RowReader:
                 found[place] = of_rows[name]
         return found
 
-    def _weights(self, feature: SparseFeature, column: list[Any], size: list[int], where: Where) -> np.ndarray:
+    def _weights(self, feature: SparseFeature, column: Sequence[Any], size: list[int], where: Where) -> np.ndarray:
         name = feature.weights_column
         assert name is not None
         bags = self._bags(name, column, feature.separator, where)

@@ -18,10 +18,10 @@ from support import dictionary_words
 
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.ids import hash_text
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import open_split, read_manifest
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.datasets.transform import hash_text
 
 MISSING = object()
 _REFUSED = None

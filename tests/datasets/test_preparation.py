@@ -17,11 +17,11 @@ from support import dictionary_words, forked
 
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
 from nasrec_torchrec.datasets.features import FIRST_WORD, DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.ids import hash_text
 from nasrec_torchrec.datasets.preparation import RawData, prepare
 from nasrec_torchrec.datasets.prepared import open_split, read_manifest
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
-from nasrec_torchrec.datasets.transform import hash_text
 from nasrec_torchrec.runs.handlers import serve
 from nasrec_torchrec.runs.lock import lock
 

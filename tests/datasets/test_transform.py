@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.ids import hash_text
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.datasets.transform import finish, hash_text, parse
+from nasrec_torchrec.datasets.transform import finish, parse
 
 
 def _parse(values: list, feature: SparseFeature | DenseFeature, kind: pa.DataType | None = None):

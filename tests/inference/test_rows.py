@@ -178,6 +178,28 @@ def test_a_value_that_cannot_be_read_is_named(row, message):
     assert reader.counts["user"].rows == 0  # a refused request counts nowhere
 
 
+def test_values_that_are_read_together_keep_the_table_and_the_name_of_their_feature():
+    sparse = tuple(SparseFeature(f"{kind}{rows}", rows, ids=kind) for kind in ("id", "hash", "hex") for rows in (7, 90))
+    reader = RowReader(Schema("label", (), sparse), {})
+    rows: list[dict[str, Any]] = [
+        {feature.name: "50" for feature in sparse},
+        {"id90": "7", "hash7": 3, "hex90": "f" * 40},
+    ]
+    read = reader.read(rows)
+    for feature, ids in zip(sparse, read.request.ids.view(len(sparse), -1).tolist(), strict=True):
+        alone = RowReader(Schema("label", (), (feature,)), {})
+        assert [alone.read([{feature.name: row.get(feature.name)}]).request.ids.item() for row in rows] == ids
+    assert read.unknown == [["id7"], []]
+    for row, message in (
+        ({"id7": "6", "id90": "x"}, "row 2: column 'id90': expected an id in 0..89, found 'x'"),
+        ({"hash7": "new", "hash90": "\ud800"}, "row 2: column 'hash90': 'utf-8' codec can't encode"),
+        ({"hex7": "1", "hex90": "g"}, "row 2: column 'hex90': expected hexadecimal digits, found 'g'"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            reader.read([{"id7": "1", "hash7": "new", "hex7": "5"}, {"id7": "2"}, row])
+        assert message in str(caught.value)
+
+
 def test_words_of_another_package_are_refused(tmp_path: Path):
     """A folder may be replaced between the loading of a model and the reading of its words."""
     data, _ = prepare_three(tmp_path, hostile_lines(60), HOSTILE, HOSTILE.text)
