@@ -49,6 +49,8 @@ def test_the_fastest_model_that_is_about_as_good_as_the_usual_baseline_is_named(
 def test_no_model_is_named_beside_a_winner_that_is_the_fastest_itself():
     usual, winner = _entry(0, 0.0, 700), _entry(1, -0.02, 180)
     assert "fastest" not in _names([usual, winner])
+    again = replace(winner, number=2, trial=replace(winner.trial, seed=1), facts=winner.facts | {"latency_us": 170})
+    assert "fastest" not in _names([usual, winner, again])
     assert _names([usual]) == {"winner": 0, "baseline": 0, "baseline without added features": 0}
     # Without a baseline there is nothing to be as good as.
     assert _names([_entry(1, 0.0, 180, teachers=(0,))]) == {"winner": 1}
