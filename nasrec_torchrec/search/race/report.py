@@ -268,12 +268,10 @@ def _finite(trial: Mapping[str, Any]) -> list[float]:
 
 def figure(results: Mapping[str, Any]) -> bytes:
     """Returns a picture of a race as PNG: losses over time, and losses against latency."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (over_time, costs) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
+    drawn = Figure(figsize=(12, 4.2), layout="constrained")
+    over_time, costs = drawn.subplots(1, 2)
     colours = {source: f"C{number}" for number, source in enumerate(row["source"] for row in results["sources"])}
     clock, best, track = 0.0, float("inf"), []
     for trial in results["trials"]:
@@ -303,6 +301,5 @@ def figure(results: Mapping[str, Any]) -> bytes:
         axis.set_ylim(losses[0] - 0.05 * (middle - losses[0]) - 1e-6, middle + (middle - losses[0]) + 1e-6)
         axis.grid(alpha=0.3)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=100)
-    plt.close(figure)
+    drawn.savefig(stream, format="png", dpi=100)
     return stream.getvalue()
