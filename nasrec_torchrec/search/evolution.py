@@ -117,7 +117,7 @@ class Drawing:
     ) -> list[Architecture]:
         """Returns children of the population ``alive``, with the mutations of a generation."""
         rng, generator = self._generators(number)
-        breed = _from_fronts if self._objective.trade_off else _from_tournament
+        breed = from_fronts if self._objective.trade_off else _from_tournament
         parents = breed(alive, self._objective, self._config, rng)
         mutations = num_mutations(generation, self._config.generations)
 
@@ -180,7 +180,7 @@ def _from_tournament(
     return lambda: parent.architecture
 
 
-def _from_fronts(
+def from_fronts(
     alive: Sequence[Candidate], objective: Objective, config: EvolutionConfig, rng: random.Random
 ) -> Callable[[], Architecture]:
     """Returns a function that draws two parents for every child.

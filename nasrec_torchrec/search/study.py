@@ -153,7 +153,7 @@ class CandidateStudy:
         """
         took = timedelta(seconds=candidate.seconds)
         started = datetime.now() - took if started is None else started
-        parameters, distributions = _parameters(candidate.architecture, self._space)
+        parameters, distributions = parameters_of(candidate.architecture, self._space)
         attributes = candidate.to_record()
         state = TrialState.PRUNED if candidate.stopped else TrialState.COMPLETE
         trial = create_trial(
@@ -232,7 +232,7 @@ def _candidate(trial: optuna.trial.FrozenTrial) -> Candidate:
         ) from None
 
 
-def _parameters(architecture: Architecture, space: SearchSpace) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+def parameters_of(architecture: Architecture, space: SearchSpace) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
     """Returns the choices of every block, and the values that each could have taken."""
     values: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}

@@ -22,10 +22,11 @@ from nasrec_torchrec.modules.registry import OPERATORS
 from nasrec_torchrec.modules.residual import Residual
 from nasrec_torchrec.operator_kinds import KINDS
 from nasrec_torchrec.search.cost import cost
+from nasrec_torchrec.search.evolution import from_fronts
 from nasrec_torchrec.search.limits import smallest
 from nasrec_torchrec.search.race.surrogate import features, operators_of
 from nasrec_torchrec.search.sharing import SharedFeatures
-from nasrec_torchrec.search.study import _parameters
+from nasrec_torchrec.search.study import parameters_of
 from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 from nasrec_torchrec.training.path_statistics import PathStatistics
 
@@ -205,7 +206,7 @@ def test_the_choices_are_sampled_mutated_counted_and_told():
     assert {"activation", "normalization", "residual"} <= changed
     for architecture in smallest(space):
         space.check(architecture)
-    values, distributions = _parameters(parent, SPACE)
+    values, distributions = parameters_of(parent, SPACE)
     assert values["block0.activation"] == parent.blocks[0].activation
     assert distributions["block0.normalization"].choices == ("none", "layer")
     fitted = SPACE.fitted(replace(SPACE, num_blocks=2).sample(generator))
@@ -247,10 +248,7 @@ def test_drawings_features_and_statistics_name_the_choices():
     assert blocks[0]["special"] == {"GELU": 1, "LayerNorm": 1, "residual": 1} and "special" not in blocks[1]
 
 
-def test_a_block_may_take_one_of_its_parents_choices(monkeypatch):
-    from nasrec_torchrec.search import evolution
-
-    monkeypatch.setattr(evolution, "_CROSSOVER", 1.0)
+def test_a_block_may_take_one_of_its_parents_choices():
     one, other = _sampled(2)
 
     class Member:
@@ -262,11 +260,13 @@ def test_a_block_may_take_one_of_its_parents_choices(monkeypatch):
         def values(_: Member) -> tuple[float, float]:
             return 0.0, 0.0
 
-    cross = evolution._from_fronts([Member(one), Member(other)], Objective, None, random.Random(0))
-    for _ in range(10):
-        child = cross()
+    cross = from_fronts([Member(one), Member(other)], Objective, None, random.Random(0))
+    children = [cross() for _ in range(30)]
+    for child in children:
         SPACE.check(child)
-        assert all(block in pair for block, pair in zip(child.blocks, zip(one.blocks, other.blocks), strict=True))  # noqa: B905
+        pairs = zip(one.blocks, other.blocks, strict=True)
+        assert all(block in pair for block, pair in zip(child.blocks, pairs, strict=True))
+    assert any(set(child.blocks) - set(one.blocks) and set(child.blocks) - set(other.blocks) for child in children)
 
 
 @pytest.mark.parametrize(
