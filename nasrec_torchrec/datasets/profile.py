@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nasrec_torchrec.datasets import values
+from nasrec_torchrec.datasets.local_forms import local_form
 
 # Texts by which people and programs say that there is no value.
 MISSING_MARKS = ("NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "\\N", "?", "-", "--", ".")
@@ -33,8 +34,8 @@ class Column:
 
     Args:
         name: name of the column.
-        kind: what its values are: ``number``, ``text``, ``time``, ``list``, ``true or false``, ``nothing`` or a type
-            that cannot be read.
+        kind: what its values are: ``number``, ``text``, ``time``, ``list``, ``true or false``, ``nothing``, or a type
+            or form that cannot be read.
         rows: number of rows.
         missing: number of rows without a value, marks of missing values among them.
         marks: texts that stand for a missing value.
@@ -187,6 +188,8 @@ def _text(name: str, column: pa.Array, labels: np.ndarray | None) -> Column:
             padded = any(re.match(r"\s*-?0\d", word) for word in others.words)
             return _numbers(name, clean, labels, padded=padded, **shared)  # type: ignore[arg-type]
         return _moments(name, values.times(clean, {}), clean, labels, **shared)  # type: ignore[arg-type]
+    if form := local_form(others.words, others.counts):
+        return _texts(name, form, _null(column, marks), labels, marks)
     certain = tuple(word for word in marks if word.strip() not in ("NA", "None", "-", "--", "."))
     column = _null(column, certain)
     return _lists_or_texts(name, column, certain, labels)

@@ -14,6 +14,7 @@ from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.cardinality import estimated_distinct
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.local_forms import COMMA, DATE, local_form_warning
 from nasrec_torchrec.datasets.names import check_column, check_name
 from nasrec_torchrec.datasets.profile import Column, profile
 from nasrec_torchrec.datasets.sampling import Sample
@@ -122,6 +123,11 @@ def propose(
         f"'{choice.column.name}' alone reaches an AUC of {choice.column.auc:.3f}: is it known before the click?"
         for choice in choices.values()
         if choice.role in ("dense", "sparse") and (choice.column.auc or 0) >= SUSPICIOUS
+    ]
+    warnings += [
+        local_form_warning(column.name, column.kind, column.common[0][0])
+        for column in columns
+        if column.kind in (COMMA, DATE)
     ]
     unlabeled = float(np.mean(labels < 0))
     if unlabeled:
@@ -297,6 +303,8 @@ def _useless(column: Column) -> str | None:
     most = column.common[0][1] if column.common else 0.0
     if column.kind == "nothing":
         return "no value at all"
+    if column.kind in (COMMA, DATE):
+        return f"a {column.kind}: convert it to use it"
     if column.kind not in ("number", "text", "list", "true or false", "time"):
         return f"values of type {column.kind} cannot be read"
     if column.distinct <= 1 and not column.missing:

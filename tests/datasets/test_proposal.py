@@ -159,3 +159,29 @@ def test_columns_that_cannot_be_read_are_left_out_with_their_types(tmp_path: Pat
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(name))
         assert f"values of type {kind}" in line and "cannot be read" in line, done.stdout
     assert "name" in {feature.name for feature in Schema.read(tmp_path / "schema.yaml").sparse}
+
+
+def test_numbers_and_dates_as_some_countries_write_them_are_left_out_aloud(tmp_path: Path):
+    draw, file, schema = random.Random(0), tmp_path / "log.csv", tmp_path / "schema.yaml"
+    lines = ["geklickt;Preis;Rabatt;geboren;am;version;pair"]
+    for number in range(400):
+        price = f"1.{draw.randrange(100, 999)},{draw.randrange(100):02d}" if number % 9 == 0 else f"{number % 50},5"
+        discount = "-" if number % 3 == 0 else f"{draw.randrange(30)},{draw.randrange(10)}"
+        day = f"{1 + number % 28:02d}.{1 + number % 12:02d}"
+        pair = ",".join(draw.sample("12345", 1 + number % 3))
+        lines.append(
+            f"{number % 4 // 3};{price};{discount};{day}.{1950 + number % 50};{day}.2026 08:15;1.2.{number % 9};{pair}"
+        )
+    file.write_text("\n".join(lines) + "\n")
+    done = run_program("nasrec", "prepare", "init", "--source", file, "--label", "geklickt", "--out", schema)
+    assert done.returncode == 0, done.stderr
+    for name in ("Preis", "Rabatt"):
+        assert f"warning: '{name}' seems to hold numbers with a decimal comma, such as '" in done.stderr
+        assert f"""with CAST(replace("{name}", ',', '.') AS DOUBLE)""" in done.stderr
+    for name in ("geboren", "am"):
+        assert f"warning: '{name}' seems to hold dates that are not in ISO 8601, such as '" in done.stderr
+    assert [(feature.name, feature.multi_hot) for feature in Schema.read(schema).sparse] == [
+        ("version", False),
+        ("pair", True),
+    ]
+    assert "#   Preis: a number with a comma: convert it to use it" in schema.read_text()
