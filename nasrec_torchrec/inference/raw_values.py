@@ -1,10 +1,10 @@
 """What the transform of training and file scoring makes of the raw values of a feature, however few there are."""
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -19,8 +19,8 @@ from nasrec_torchrec.datasets.schema import Schema
 
 # Says which row or column a value is from, by its place.
 Where = Callable[[int], str]
-# Entries that are remembered of each feature, and characters of a text that is remembered.
-_MOST, _LONGEST = 2**18, 256
+# Crosses that are remembered of each feature.
+_MOST = 2**18
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -53,8 +53,8 @@ class Numbers:
 class Ids:
     """What the transform makes of the values of categorical features.
 
-    What a value becomes depends on its feature and its type alone, so it is remembered. New values of all features with
-    the same rule are transformed together, because a call of the transform takes a while, however few the values are.
+    Values of all features with the same rule are transformed together, because a call of the transform takes a while,
+    however few the values are. Nothing is remembered: values that were seen before cost as much as others.
 
     Args:
         schema: schema of the package.
@@ -62,12 +62,19 @@ class Ids:
     """
 
     def __init__(self, schema: Schema, dictionaries: Mapping[str, pa.Array]) -> None:
-        own = [feature for feature in schema.sparse if not (feature.cross or feature.of)]
-        tables = {feature.table for feature in own if feature.ids == "dictionary"}
-        words = {table: index(dictionaries[table]) for table in tables}
-        self._features = {
-            feature.name: _Feature(feature, schema.text.missing, words.get(feature.table, {})) for feature in own
-        }
+        self._features = {feature.name: feature for feature in schema.sparse if not (feature.cross or feature.of)}
+        tables = {feature.table for feature in self._features.values() if feature.ids == "dictionary"}
+        self._words = {table: index(dictionaries[table]) for table in tables}
+        known: dict[tuple[str, bool], dict[Any, int]] = {}
+        self._known: dict[str, dict[Any, int]] = {}
+        for name, feature in self._features.items():
+            table = feature.table if feature.ids == "dictionary" else ""
+            if (table, feature.multi_hot) not in known:
+                # A list's values are what stands between separators, so none of them can be the text of a missing list.
+                marks = () if feature.multi_hot else schema.text.missing
+                always: dict[Any, int] = dict.fromkeys((None, "", *marks), 0)
+                known[table, feature.multi_hot] = {**self._words.get(table, {}), **always}
+            self._known[name] = known[table, feature.multi_hot]
 
     def read(self, columns: Mapping[str, tuple[Sequence[Any], Where]]) -> dict[str, list[int]]:
         """Returns the ids of values by the name of their feature; an id that the table does not have is ``NO_ROW``.
@@ -80,161 +87,122 @@ class Ids:
             ValueError: If a value cannot be read.
         """
         found: dict[str, Any] = {}
-        news: dict[Hashable, list[_New]] = {}
+        groups: dict[tuple[Any, ...], list[_Part]] = {}
         for name, (given, where) in columns.items():
-            feature = self._features[name]
+            feature, known = self._features[name], self._known[name]
             kinds = set(map(type, given))
             if not kinds <= _SIMPLE:
-                given = feature.python_values(given, where)
+                given = _python_values(feature, given, where)
                 kinds = set(map(type, given))
-            kinds.discard(type(None))
-            found[name] = feature.remembered(given, kinds)
-            if None in found[name]:
-                for group, new in feature.news(given, kinds, found[name], where):
-                    news.setdefault(group, []).append(new)
-        for parts in news.values():
-            _read(parts)
+            if kinds <= _TEXT:
+                ids = list(map(known.get, given))
+            else:
+                ids = [known.get(value) if type(value) in _TEXT else 0 if value != value else None for value in given]
+            found[name] = ids
+            if None in ids:
+                for kind, places in _by_type(given, ids, kinds).items():
+                    # What Arrow makes of other types depends on all of their values.
+                    group: tuple[Any, ...] = feature.ids, feature.values, kind, "" if kind in _GROUPED else name
+                    new = given if len(places) == len(given) else [given[place] for place in places]
+                    part = _Part(feature, where, ids, new, places)
+                    groups.setdefault(group, []).append(part)
+        for (_, _, kind, _), parts in groups.items():
+            self._transform(kind, parts)
         return found
 
+    def _transform(self, kind: type, parts: list["_Part"]) -> None:
+        """Completes the ids of values of one type, of features with the same rule."""
+        rule, where = parts[0].feature, partial(_of_part, parts)
+        flat = list(chain.from_iterable(part.values for part in parts))
+        limits = [0 if rule.ids == "dictionary" else part.feature.id_limit for part in parts]
+        each = np.repeat(np.array(limits, np.int64), [len(part.places) for part in parts])
+        refused: values.Rejects = {}
+        array = _array(kind, flat, where)
+        try:
+            found = read_ids(rule, array, refused, scoring=True, limits=each)
+        except (ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{where(0)}: {error}") from None
+        _raise_first(refused, where)
+        read = iter(found.to_pylist())
+        for part in parts:
+            own = list(islice(read, len(part.places)))
+            if rule.ids == "dictionary":
+                # Without the marks of missing values, because a number is none. A text is its own, and no known word.
+                words = {} if kind is str and rule.values == "text" else self._words[part.feature.table]
+                own = [0 if word is None else words.get(word, FIRST_WORD - 1) for word in own]
+            if len(own) == len(part.ids):
+                part.ids[:] = own
+            else:
+                for place, number in zip(part.places, own, strict=True):
+                    part.ids[place] = number
 
-class _Feature:
-    """The values of one feature that were read before."""
 
-    def __init__(self, feature: SparseFeature, marks: Sequence[str], words: dict[str, int]) -> None:
-        self.feature, self._words = feature, words
-        # A list's values are what stands between separators, so none of them can be the text of a missing list.
-        self._marks = () if feature.multi_hot else marks
-        self._known, self._most = self._unseen(), _MOST + len(words)
+@dataclass
+class _Part:
+    """Values of one feature and type that are to be transformed.
 
-    def _unseen(self) -> dict[type, dict[Any, int]]:
-        # 1, 1.0 and True are the same key, but not the same value.
-        known: dict[type, dict[Any, int]] = defaultdict(lambda: {None: 0})
-        # A word of the dictionary is what the transform would find there.
-        known[str] = self._words | dict.fromkeys((None, *self._marks), 0)
-        return known
+    Args:
+        feature: feature.
+        where: says which row the value at a place is from.
+        ids: ids of all values of the feature, to be completed.
+        values: values without an id.
+        places: their places among all values.
+    """
 
-    def python_values(self, given: Sequence[Any], where: Where) -> list[Any]:
-        """Returns Python's own values, after checking that they are single ones."""
-        plain = [python_value(value) for value in given]
-        for place, value in enumerate(plain):
-            if not isinstance(value, Hashable) or isinstance(value, tuple):
-                hint = " in the list" if self.feature.multi_hot else "; only multi_hot features have lists"
-                raise ValueError(
-                    f"{where(place)}: column '{self.feature.name}': expected single values, found a "
-                    f"{type(value).__name__}{hint}"
-                )
-        return plain
-
-    def remembered(self, given: Sequence[Any], kinds: set[type]) -> list[int | None]:
-        """Returns the ids of values of some types, None where one is new."""
-        known = self._known
-        if len(kinds) > 1:
-            return [known[type(value)].get(value) for value in given]
-        (kind,) = kinds or (str,)
-        return list(map(known[kind].get, given))
-
-    def news(
-        self, given: Sequence[Any], kinds: set[type], found: list[int | None], where: Where
-    ) -> Iterator[tuple[Hashable, "_New"]]:
-        """Yields the new values by type, each with the group of those that can be transformed together."""
-        new = [place for place, known in enumerate(found) if known is None]
-        if float in kinds:  # NaN is not even the same key as itself
-            for place in [place for place in new if given[place] != given[place]]:
-                found[place] = 0
-            new = [place for place in new if found[place] is None]
-        places: dict[type, list[int]] = dict.fromkeys(kinds, new)
-        if len(kinds) > 1:
-            places = {}
-            for place in new:
-                places.setdefault(type(given[place]), []).append(place)
-        if wide := {place for place in places.get(int, ()) if given[place] not in _INT64}:
-            places |= {_Wide: sorted(wide), int: [place for place in places[int] if place not in wide]}
-        for kind, of_kind in places.items():
-            if of_kind:
-                # What Arrow makes of other types depends on all of their values.
-                group = self.feature.ids, self.feature.values, kind, "" if kind in _GROUPED else self.feature.name
-                yield group, _New(self, kind, where, found, [given[place] for place in of_kind], of_kind)
-
-    def remember(self, new: list[Any], read: list[Any]) -> list[int]:
-        """Returns the ids of new values, of which the transform made ids, or texts if there is a dictionary."""
-        if self.feature.ids == "dictionary" and type(new[0]) is str and self.feature.values == "text":
-            # The text of a text is itself, and the words are no new ones.
-            read = [0 if word is None else FIRST_WORD - 1 for word in read]
-        elif self.feature.ids == "dictionary":
-            read = [0 if word is None else self._words.get(word, FIRST_WORD - 1) for word in read]
-        if sum(map(len, self._known.values())) > self._most:
-            self._known = self._unseen()
-        kind, pairs = type(new[0]), list(zip(new, read, strict=True))
-        if kind in (str, bytes) and max(map(len, new)) > _LONGEST:
-            pairs = [pair for pair in pairs if len(pair[0]) <= _LONGEST]
-        self._known[kind].update(pairs)
-        return read
+    feature: SparseFeature
+    where: Where
+    ids: list[Any]
+    values: Sequence[Any]
+    places: Sequence[int]
 
 
 class _Wide:
     """Stands for integers beyond 64 bits, which are read as text."""
 
 
-@dataclass
-class _New:
-    """Values of one feature and type that are new.
-
-    Args:
-        feature: feature.
-        kind: type of the values.
-        where: says which row the value at a place is from.
-        found: ids of all values of the feature, to be completed.
-        values: new values.
-        places: their places among all values.
-    """
-
-    feature: _Feature
-    kind: type
-    where: Where
-    found: list[int | None]
-    values: list[Any]
-    places: list[int]
-
-    def take(self, read: list[Any]) -> None:
-        """Completes the ids by what the transform made of the values."""
-        read = self.feature.remember(self.values, read)
-        if len(self.places) == len(self.found):
-            self.found[:] = read
-        else:
-            for place, number in zip(self.places, read, strict=True):
-                self.found[place] = number
+def _python_values(feature: SparseFeature, given: Sequence[Any], where: Where) -> list[Any]:
+    """Returns Python's own values, after checking that they are single ones."""
+    plain = [python_value(value) for value in given]
+    for place, value in enumerate(plain):
+        if not isinstance(value, Hashable) or isinstance(value, tuple):
+            hint = " in the list" if feature.multi_hot else "; only multi_hot features have lists"
+            raise ValueError(
+                f"{where(place)}: column '{feature.name}': expected single values, found a {type(value).__name__}{hint}"
+            )
+    return plain
 
 
-def _read(parts: list[_New]) -> None:
-    """Transforms new values of features with the same rule."""
-    kind, flat = parts[0].kind, list(chain.from_iterable(part.values for part in parts))
+def _by_type(given: Sequence[Any], ids: Sequence[int | None], kinds: set[type]) -> dict[type, Sequence[int]]:
+    """Returns the places of values without an id, by their type."""
+    every = ids.count(None) == len(ids)
+    places = range(len(ids)) if every else [place for place, number in enumerate(ids) if number is None]
+    if kinds <= _TEXT:
+        return {str: places}
+    found: dict[type, Any] = {}
+    for place in places:
+        kind = type(given[place])
+        found.setdefault(_Wide if kind is int and given[place] not in _INT64 else kind, []).append(place)
+    return found
 
-    def where(place: int) -> str:
-        for part in parts:
-            if place < len(part.places):
-                return f"{part.where(part.places[place])}: column '{part.feature.feature.name}'"
-            place -= len(part.places)
-        raise AssertionError
 
-    features = [part.feature.feature for part in parts]
-    limits = [0 if feature.ids == "dictionary" else feature.id_limit for feature in features]
-    each = np.repeat(np.array(limits, np.int64), [len(part.places) for part in parts])
-    refused: values.Rejects = {}
+def _of_part(parts: Sequence[_Part], place: int) -> str:
+    """Says which row and column a value is from, where the values of one part come after those of the other."""
+    for part in parts:
+        if place < len(part.places):
+            return f"{part.where(part.places[place])}: column '{part.feature.name}'"
+        place -= len(part.places)
+    raise AssertionError
+
+
+def _array(kind: type, flat: list[Any], where: Where) -> pa.Array:
+    """Returns values of one type as an array; raises a ValueError that says which one Arrow refuses."""
     if kind is _Wide:
         flat = list(map(str, flat))
     try:
-        array = pa.array(flat, pa.string() if kind is str else None)
+        return values.plain(pa.array(flat, pa.string() if kind is str else None))
     except (ValueError, OverflowError, pa.ArrowException) as error:
         _raise_first({place: wrong for place, value in enumerate(flat) if (wrong := _why_not(value))}, where)
         raise ValueError(f"{where(0)}: {error}") from None
-    try:
-        read = read_ids(features[0], values.plain(array), refused, scoring=True, limits=each).to_pylist()
-    except (ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{where(0)}: {error}") from None
-    _raise_first(refused, where)
-    of_parts = iter(read)
-    for part in parts:
-        part.take(list(islice(of_parts, len(part.places))))
 
 
 def mark(feature: SparseFeature, found: list[int], size: list[int], unknown: list[list[str]]) -> tuple[int, int]:
@@ -281,6 +249,7 @@ class Crossed:
 
 
 _SIMPLE = frozenset((str, int, float, bool, bytes, type(None)))
+_TEXT = frozenset((str, type(None)))
 _GROUPED = _SIMPLE | {_Wide}
 _REAL = frozenset((int, float, type(None)))
 
