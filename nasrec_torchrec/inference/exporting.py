@@ -33,7 +33,8 @@ from nasrec_torchrec.inference.recalibration import Recalibration, recalibrate
 from nasrec_torchrec.inference.scoring_model import ScoringModel, scoring_model, trace
 from nasrec_torchrec.inference.tables import FloatTables
 from nasrec_torchrec.inference.triton import publish
-from nasrec_torchrec.metrics.click_metrics import ClickMetrics, click_metrics
+from nasrec_torchrec.metrics.click_metrics import ClickMetrics
+from nasrec_torchrec.metrics.several_labels import LabelsMetrics, labels_metrics
 from nasrec_torchrec.models.boosted_trees import BoostedTrees
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.mean_prediction import mean_prediction
@@ -91,7 +92,7 @@ def export(
 
     Raises:
         ValueError: If the folder holds anything but a package, another export is writing to it, the model and the
-            schema name different features, or a table is unknown.
+            schema name different features, a table is unknown, or several labels are to be calibrated.
     """
     config = config or ExportConfig()
     if (config.calibrate is None) != (recalibration is None):
@@ -102,6 +103,7 @@ def export(
         raise ValueError(
             f"the model reads {scoring.dense_in_features} dense features, the schema has {len(schema.dense)}"
         )
+    check_labels(schema, config)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: cuda needs such a device to compile on, and this machine has none")
     scoring = scoring.to(config.device)
@@ -140,6 +142,16 @@ def check_place(folder: Path) -> None:
     """
     recover(folder)
     check_replaceable(folder, KIND)
+
+
+def check_labels(schema: Schema, config: ExportConfig) -> None:
+    """Checks whether a model of the labels of a schema can be exported as it should be.
+
+    Raises:
+        ValueError: If a calibration, which is fitted to one label, is asked for several.
+    """
+    if config.calibrate is not None and schema.tasks:
+        raise ValueError(f"calibrate: expected a model of one label, found {', '.join(schema.labels)}")
 
 
 def _version_at(folder: Path) -> str | None:
@@ -200,13 +212,13 @@ class Drift:
     recalibration: Recalibration | None = None
 
     def __str__(self) -> str:
-        auc = "undefined, because all labels are equal"
-        if self.exported.auc is not None and self.trained.auc is not None:
-            auc = f"{self.exported.auc:.6f} ({self.exported.auc - self.trained.auc:+.6f})"
+        of_tasks = ""
+        if isinstance(self.trained, LabelsMetrics) and isinstance(self.exported, LabelsMetrics):
+            both = {name: (found, self.exported.tasks[name]) for name, found in self.trained.tasks.items()}
+            of_tasks = "".join(f"; {name}, {_compared(*metrics)}" for name, metrics in both.items())
         return (
-            f"validation, {self.trained.rows:,} rows: AUC {auc}, log loss {self.exported.log_loss:.6f} "
-            f"({self.exported.log_loss - self.trained.log_loss:+.6f}); tables {self.table_bytes / 2**20:,.2f} MiB "
-            f"instead of {self.float_table_bytes / 2**20:,.2f}"
+            f"validation, {_compared(self.trained, self.exported)}{of_tasks}; tables "
+            f"{self.table_bytes / 2**20:,.2f} MiB instead of {self.float_table_bytes / 2**20:,.2f}"
             + (f"\n{self.recalibration}" if self.recalibration else "")
         )
 
@@ -216,6 +228,14 @@ class Drift:
         found = asdict(self)
         del found["recalibration"]
         return found
+
+
+def _compared(trained: ClickMetrics, exported: ClickMetrics) -> str:
+    auc = "undefined, because all labels are equal"
+    if exported.auc is not None and trained.auc is not None:
+        auc = f"{exported.auc:.6f} ({exported.auc - trained.auc:+.6f})"
+    loss = f"{exported.log_loss:.6f} ({exported.log_loss - trained.log_loss:+.6f})"
+    return f"{trained.rows:,} rows: AUC {auc}, log loss {loss}"
 
 
 @torch.no_grad()
@@ -241,8 +261,9 @@ def compare(
         The metrics of both, and the sizes of their tables.
 
     Raises:
-        ValueError: If there is nothing to fit a calibration to.
+        ValueError: If there is nothing to fit a calibration to, or there are several labels.
     """
+    check_labels(files.schema, config)
     every = [one.eval() for one in (model, *others)]
     scoring = scoring_model(model, config, files.schema.feature_names, others=others)
     logits: list[tuple[Tensor, Tensor]] = []
@@ -256,7 +277,7 @@ def compare(
             "weights": sparse.weights_or_none(),
         }
         scored = scoring(*(inputs[name] for name in scoring.input_names))
-        logits.append((mean_prediction([one(batch.dense_features, sparse).flatten() for one in every]), scored))
+        logits.append((mean_prediction([one(batch.dense_features, sparse).squeeze(-1) for one in every]), scored))
         labels.append(batch.labels)
     trained, scored = map(torch.cat, zip(*logits, strict=True))
     clicks, weights, recalibration = torch.cat(labels), row_weights(files), None
@@ -265,7 +286,9 @@ def compare(
         scored = recalibration.module()(scored)
     whole = sum(4 * c.num_embeddings * c.embedding_dim for tables in scoring.every_tables for c in tables.configs)
     sizes = sum(tables.nbytes() for tables in scoring.every_tables), whole
-    return Drift(click_metrics(trained, clicks, weights), click_metrics(scored, clicks, weights), *sizes, recalibration)
+    names = files.schema.labels
+    measured, exported = (labels_metrics(logits, clicks, weights, names) for logits in (trained, scored))
+    return Drift(measured, exported, *sizes, recalibration)
 
 
 def _manifest(
@@ -286,7 +309,10 @@ def _manifest(
         "input_types": {"dense": "float32", "ids": "int64", "lengths": "int64", "weights": "float32"},
         "ids": "of all features, feature by feature in the order of the schema; one that a table does not have is "
         "looked up as 0, the missing id. Ids of a feature whose ids are dynamic are the 62-bit hashes of the values",
-        "output": "logits, float32 (batch,); the probability of a click is their sigmoid",
+        "output": "logits, float32 (batch,); the probability of a click is their sigmoid"
+        if not schema.tasks
+        else f"logits, float32 (batch, {len(schema.labels)}), a column for each of the outputs; the probability that a "
+        "label is 1 is the sigmoid of its logit",
         "device": config.device,
         "requires": ["torch", "fbgemm_gpu"] if quantized else ["torch"],
         "versions": {"torch": torch.__version__, "fbgemm_gpu": fbgemm_gpu.__version__},
@@ -304,6 +330,8 @@ def _manifest(
         "architecture": json.loads(model.architecture.to_json()) if isinstance(model, NASRecNet) else None,
         "models": 1 + len(scoring.others),
     }
+    if schema.tasks:
+        document["outputs"] = schema.labels
     if recalibration is not None:
         document["calibration"] = asdict(recalibration)
     document = json.loads(json_text(document))

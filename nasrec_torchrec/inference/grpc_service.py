@@ -161,11 +161,14 @@ class _Service:
         finally:
             self._metrics.count_request(name, code.name)
         response = message("ModelInferResponse")(model_name=name, model_version=version, id=inference.id or "")
-        output = response.outputs.add(name=protocol.OUTPUT, datatype="FP32", shape=[len(scores)])
-        if inference.binary:
-            response.raw_output_contents.append(scores.numpy().astype("<f4").tobytes())
-        else:
-            output.contents.fp32_contents.extend(scores.tolist())
+        # A message has its outputs as bytes or as numbers, all alike.
+        binary = any(wanted.binary for wanted in inference.outputs)
+        for wanted in inference.outputs:
+            output = response.outputs.add(name=wanted.name, datatype="FP32", shape=[len(scores)])
+            if binary:
+                response.raw_output_contents.append(wanted.values(scores).numpy().astype("<f4").tobytes())
+            else:
+                output.contents.fp32_contents.extend(wanted.values(scores).tolist())
         self._metrics.latency.labels(name).observe(time.perf_counter() - started)
         return response
 
@@ -176,13 +179,13 @@ def _decode(asked: Any, predictor: Predictor, reader: Reader, limits: protocol.L
     outputs = [protocol.Output(output.name, _parameters(output.parameters)) for output in asked.outputs]
     # An answer takes the form of the request, unless the client says otherwise.
     parameters = {"binary_data_output": bool(asked.raw_input_contents), **_parameters(asked.parameters)}
-    binary, names = protocol.read_outputs(outputs or None, parameters)
+    wanted = protocol.read_outputs(outputs, parameters, predictor.outputs)
     parts = [
         protocol.Input(part.name, list(part.shape), part.datatype, parameters=_parameters(part.parameters))
         for part in asked.inputs
     ]
     request, extra = protocol.read_inputs(parts, _Contents(asked), predictor, reader, limits)
-    return protocol.Inference(request, asked.id or None, binary, names, extra)
+    return protocol.Inference(request, asked.id or None, wanted, extra)
 
 
 def _parameters(found: Mapping[str, Any]) -> dict[str, Any]:

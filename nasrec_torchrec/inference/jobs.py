@@ -96,8 +96,7 @@ def export(
         raise ValueError("calibrate: needs --data, to whose validation split the probabilities are fitted")
     exporting.check_place(out)
     description, trained = load_model(model)
-    if description.schema.tasks:
-        raise ValueError(f"{model}: expected a model of one label, found {', '.join(description.schema.labels)}")
+    exporting.check_labels(description.schema, config)
     others = []
     for folder in map(to_path, [*ensemble_with, *(_together(model) if together else ())]):
         place = folder if folder.exists() else model / str(folder)
@@ -109,7 +108,7 @@ def export(
         others.append(loaded)
     drift = None
     if data is not None:
-        rows = description.read(open_split(data, "validation"))
+        rows = description.read(open_split(data, "validation", tasks=True))
         drift = exporting.compare(trained, config, rows, others=others)
     metrics = {} if drift is None else drift.metrics
     recalibration = None if drift is None else drift.recalibration
@@ -143,6 +142,8 @@ def score(
     text: TextFlags = _NO_FLAGS,
 ) -> dict[str, int]:
     """Writes the click probability of every row of files; a scoring that was killed resumes when it is started again.
+
+    A model of several labels has a column for each, such as probability_clicked and probability_bought.
 
     Args:
         package: folder of an exported model.

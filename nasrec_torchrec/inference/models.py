@@ -66,7 +66,7 @@ class Models:
         metrics: metrics to update.
 
     Raises:
-        ValueError: If a package is damaged, or the models of the split do not take the same inputs.
+        ValueError: If a package is damaged, or the models of the split do not have the same inputs and outputs.
     """
 
     def __init__(self, folders: Mapping[str, Path], config: ServingConfig, metrics: ServerMetrics) -> None:
@@ -160,15 +160,23 @@ class Models:
         self._metrics.extra_values.labels(served.name).inc(asked.extra)
         shadow = self._config.shadow
         if shadow is not None and shadow != served.name:
-            await self._follow(self.all[shadow], read, served.name, version, future)
+            await self._follow(self.all[shadow], read, served.name, version, predictor.outputs, future)
         return asked, version, await asyncio.wrap_future(future)
 
     async def _follow(
-        self, shadow: Served, read: "Read[_A]", name: str, version: str, answer: "Future[torch.Tensor]"
+        self,
+        shadow: Served,
+        read: "Read[_A]",
+        name: str,
+        version: str,
+        outputs: list[str],
+        answer: "Future[torch.Tensor]",
     ) -> None:
         """Lets a second model score the request; nothing that happens to it reaches the client."""
         try:
             predictor, batcher, shadow_version, reader = shadow.current
+            if predictor.outputs != outputs:
+                raise ValueError(f"it predicts {predictor.outputs}, the model that answers {outputs}")
             asked = await read(predictor, reader)
             future = batcher.submit(asked.request)
         except (ValueError, QueueFull, RuntimeError) as error:
@@ -182,7 +190,7 @@ class Models:
                 return
             sent, compared = answer.result(), future.result()
             self._metrics.shadow.labels(shadow.name, "scored").inc()
-            for difference in (compared - sent).abs().tolist():
+            for difference in (compared - sent).abs().flatten().tolist():
                 self._metrics.shadow_difference.labels(shadow.name).observe(difference)
             if self._log is not None:
                 entry: dict[str, Any] = {"time": round(time.time(), 3), "id": asked.id}
@@ -206,6 +214,11 @@ class Models:
             first = next(iter(found))
             if inputs != found[first]:
                 raise ValueError(f"split: {name} takes {inputs}, but {first} takes {found[first]}")
+        answers = {name: self.all[name].current[0].outputs for name in self._config.split}
+        for name, outputs in answers.items():
+            first = next(iter(answers))
+            if outputs != answers[first]:
+                raise ValueError(f"split: {name} predicts {outputs}, but {first} predicts {answers[first]}")
 
 
 def describe(models: Models, name: str, version: str | None = None) -> dict[str, Any]:
@@ -220,7 +233,7 @@ def describe(models: Models, name: str, version: str | None = None) -> dict[str,
         "versions": list(dict.fromkeys(served.current[2] for served in found)),
         "platform": "pytorch_aotinductor",
         "inputs": protocol.describe_inputs(found[0].current[0]),
-        "outputs": [{"name": protocol.OUTPUT, "datatype": "FP32", "shape": [-1]}],
+        "outputs": [{"name": name, "datatype": "FP32", "shape": [-1]} for name in found[0].current[0].outputs],
         "parameters": {
             "origin": [
                 {"model": served.name, **served.origin(), **({"refused": served.refused} if served.refused else {})}

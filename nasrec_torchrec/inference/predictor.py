@@ -41,6 +41,8 @@ from torch._inductor.package import load_package
 
 FORMAT = "nasrec-torchrec/package/3"
 MANIFEST, PACKAGE, GOLDEN = "model.json", "model.pt2", "golden.json"
+# What a model of one label predicts.
+OUTPUT = "probability"
 _LOG = logging.getLogger("nasrec.predictor")
 
 
@@ -76,6 +78,7 @@ class Predictor:
 
     Attributes:
         folder: folder of the package, from which the first call of :meth:`rows` reads the words of dictionaries.
+        outputs: names of what the model predicts: ``probability`` of a single label, and the labels if it has several.
         manifest: content of the package's ``model.json``.
         version: twelve digits that differ between packages if any of their files does.
         close: function that removes the temporary files of a package that is no longer used.
@@ -99,6 +102,7 @@ class Predictor:
         schema = self.manifest["schema"]
         self.features: list[str] = [feature["name"] for feature in schema["sparse"]]
         self.dense_features: list[str] = [feature["name"] for feature in schema["dense"]]
+        self.outputs: list[str] = outputs_of(self.manifest)
         self.weighted = "weights" in self.manifest["inputs"]
         self.device = torch.device(self.manifest["device"])
         self._rows = torch.tensor([_id_limit(feature) for feature in schema["sparse"]])
@@ -116,7 +120,7 @@ class Predictor:
             self._count_from_now_on()
 
     def predict(self, request: Request) -> Tensor:
-        """Returns the click probabilities, ``(B,)`` float32.
+        """Returns the click probabilities, ``(B,)`` float32; of several labels ``(B, T)``, in the order of ``outputs``.
 
         Raises:
             ValueError: If the tensors do not fit the model or each other.
@@ -124,7 +128,7 @@ class Predictor:
         return torch.sigmoid(self.logits(request))
 
     def rows(self, rows: Sequence[Mapping[str, Any]], shared: Mapping[str, Any] | None = None) -> Tensor:
-        """Returns the click probabilities ``(B,)`` of raw rows, which it transforms as the preparation did.
+        """Returns the probabilities of raw rows as :meth:`predict` does; it transforms them as the preparation did.
 
         Only this method needs more than this file: nasrec_torchrec, or the archive of its reader, see
         :mod:`nasrec_torchrec.inference.reader_archive`. What a row may hold stands in
@@ -145,15 +149,20 @@ class Predictor:
         return self.predict(self._reader.read(rows, shared).request)
 
     def logits(self, request: Request) -> Tensor:
-        """Returns the logits, ``(B,)`` float32; see :meth:`predict`."""
+        """Returns the logits in float32; see :meth:`predict`."""
         self.check(request)
         if not len(request):
-            return torch.empty(0)
+            return torch.empty(0, *self._per_row)
         with self._free, torch.inference_mode():
             parts = split(request, self._chunk_size) if len(request) > self._chunk_size else [request]
             logits = torch.cat([self._run(part) for part in parts])
         self._count(request)
         return logits
+
+    @property
+    def _per_row(self) -> tuple[int, ...]:
+        """The shape of the logits of a row."""
+        return () if len(self.outputs) == 1 else (len(self.outputs),)
 
     def _run(self, request: Request) -> Tensor:
         named = {
@@ -265,8 +274,9 @@ class Predictor:
             )
             expected, tolerance = torch.tensor(golden["logits"], dtype=torch.float32), float(golden["tolerance"])
             self.check(request)
-            if not len(request) or expected.shape != (len(request),):
-                raise ValueError(f"expected {len(request)} logits, at least one, found {expected.numel()}")
+            shape = len(request), *self._per_row
+            if not len(request) or expected.shape != shape:
+                raise ValueError(f"expected logits of shape {shape}, at least one, found {tuple(expected.shape)}")
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"{file}: not a request and its response: {error!r}") from None
         # As it is, row by row, and repeated until a batch is full.
@@ -540,6 +550,7 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
         names = [*(["dense"] if schema["dense"] else []), "ids", "lengths"]
         valid = {
             "inputs": inputs in (names, [*names, "weights"]),
+            "outputs": _are_names(document.get("outputs", [OUTPUT])),
             "device": document["device"] in ("cpu", "cuda"),
             "requires": document["requires"] in (["torch"], ["torch", "fbgemm_gpu"]),
             "schema.dense": all(isinstance(feature["name"], str) for feature in schema["dense"]),
@@ -555,6 +566,17 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
     if verify and manifest_sha256(document) != sums[MANIFEST]:
         raise ValueError(f"{file}: its checksum is not that of its content")
     return document
+
+
+def outputs_of(manifest: Mapping[str, Any]) -> list[str]:
+    """Returns the names of what a package predicts, which has several if its model has several labels."""
+    return list(manifest.get("outputs", [OUTPUT]))
+
+
+def _are_names(found: Any) -> bool:
+    return (
+        isinstance(found, list) and all(isinstance(name, str) for name in found) and 0 < len(set(found)) == len(found)
+    )
 
 
 def manifest_sha256(document: Mapping[str, Any]) -> str:

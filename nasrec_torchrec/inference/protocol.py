@@ -16,11 +16,10 @@ import msgspec
 import numpy as np
 import torch
 
-from nasrec_torchrec.inference.predictor import Predictor, Request
+from nasrec_torchrec.inference.predictor import OUTPUT, Predictor, Request
 from nasrec_torchrec.inference.rows import RawRows, RowReader
 
 EXTENSIONS = ["binary_tensor_data"]
-OUTPUT = "probability"
 _DATATYPES: dict[str, Any] = {"FP32": np.float32, "INT64": np.int64}
 _PYTHON: dict[str, Any] = {"FP32": float, "INT64": int}
 _UNSUPPORTED = ("shared_memory_region", "classification")
@@ -45,6 +44,25 @@ class Output(msgspec.Struct):
 
     name: str
     parameters: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An output that a client gets.
+
+    Args:
+        name: its name.
+        column: which column of the scores it is.
+        binary: whether the client wants it as bytes after the JSON.
+    """
+
+    name: str
+    column: int
+    binary: bool = False
+
+    def values(self, scores: torch.Tensor) -> torch.Tensor:
+        """Returns its values ``(B,)`` of scores ``(B,)``, or ``(B, T)`` of a model of several labels."""
+        return scores if scores.dim() == 1 else scores[:, self.column]
 
 
 class _Body(msgspec.Struct):
@@ -97,27 +115,28 @@ class Inference:
     Args:
         request: tensors for the model.
         id: identifier that the answer repeats, if the client gave one.
-        binary: whether the client wants the output as bytes after the JSON.
-        names: names of the requested outputs.
+        outputs: outputs that the answer has.
         extra: number of raw values that were passed over.
     """
 
     request: Request
     id: str | None
-    binary: bool
-    names: tuple[str, ...]
+    outputs: tuple[Wanted, ...]
     extra: int = 0
 
     def encode(self, model: str, version: str, scores: torch.Tensor) -> tuple[bytes, dict[str, str]]:
         """Returns the body of the answer, and its headers."""
-        output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)]}
-        tail = b""
-        if self.binary:
-            tail = scores.numpy().astype("<f4").tobytes()
-            output["parameters"] = {"binary_data_size": len(tail)}
-        else:
-            output["data"] = scores.tolist()
-        document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
+        outputs, tail = [], b""
+        for wanted in self.outputs:
+            output: dict[str, Any] = {"name": wanted.name, "datatype": "FP32", "shape": [len(scores)]}
+            if wanted.binary:
+                data = wanted.values(scores).numpy().astype("<f4").tobytes()
+                output["parameters"] = {"binary_data_size": len(data)}
+                tail += data
+            else:
+                output["data"] = wanted.values(scores).tolist()
+            outputs.append(output)
+        document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
         if self.id is not None:
             document["id"] = self.id
         header = msgspec.json.encode(document)
@@ -137,11 +156,13 @@ class RowsInference:
         read: what was read.
         id: identifier that the answer repeats, if the client gave one.
         unknown: whether the client wants to know of unknown values.
+        outputs: outputs that the answer has.
     """
 
     read: RawRows
     id: str | None
     unknown: bool
+    outputs: tuple[Wanted, ...]
 
     @property
     def request(self) -> Request:
@@ -153,8 +174,9 @@ class RowsInference:
 
     def encode(self, model: str, version: str, scores: torch.Tensor) -> tuple[bytes, dict[str, str]]:
         """Returns the body of the answer, and its headers."""
-        output = {"name": OUTPUT, "datatype": "FP32", "shape": [len(scores)], "data": scores.tolist()}
-        document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": [output]}
+        shape = {"datatype": "FP32", "shape": [len(scores)]}
+        outputs = [{"name": one.name, **shape, "data": one.values(scores).tolist()} for one in self.outputs]
+        document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
         if self.id is not None:
             document["id"] = self.id
         if self.unknown:
@@ -188,10 +210,10 @@ def decode(
         )
     parsed = _parse(view if header_length is None else view[:header_length])
     check_id(parsed.id)
-    binary, names = read_outputs(parsed.outputs, parsed.parameters)
+    outputs = read_outputs(parsed.outputs, parsed.parameters, predictor.outputs)
     contents = _Data(view[len(view) if header_length is None else header_length :], limits)
     request, extra = read_inputs(parsed.inputs, contents, predictor, reader, limits)
-    return Inference(request, parsed.id, binary, names, extra)
+    return Inference(request, parsed.id, outputs, extra)
 
 
 def read_inputs(
@@ -247,30 +269,47 @@ def read_inputs(
     )
 
 
-def read_outputs(outputs: Sequence[Output] | None, parameters: dict[str, Any] | None) -> tuple[bool, tuple[str, ...]]:
-    """Returns whether the output is requested as bytes, and which outputs are requested.
+def read_outputs(
+    outputs: Sequence[Output] | None, parameters: dict[str, Any] | None, known: Sequence[str]
+) -> tuple[Wanted, ...]:
+    """Returns the outputs that are requested, all of them if none is.
+
+    Args:
+        outputs: outputs that the request names.
+        parameters: parameters of the request.
+        known: outputs of the model.
 
     Raises:
         ValueError: If an output is requested that the model does not have, or in a form that is not supported.
     """
     binary = bool((parameters or {}).get("binary_data_output", False))
-    for wanted in outputs or ():
-        if wanted.name != OUTPUT:
-            raise ValueError(f"outputs: expected {OUTPUT!r}, found {_short(wanted.name)}")
+    if not outputs:
+        return tuple(Wanted(name, column, binary) for column, name in enumerate(known))
+    found: dict[str, Wanted] = {}
+    for wanted in outputs:
+        if wanted.name not in known:
+            raise ValueError(f"outputs: expected {' or '.join(map(repr, known))}, found {_short(wanted.name)}")
         for unsupported in _UNSUPPORTED:
             if unsupported in (wanted.parameters or {}):
                 raise ValueError(f"{wanted.name}: parameters: {unsupported} is not supported")
-        binary = bool((wanted.parameters or {}).get("binary_data", binary))
-    return binary, (OUTPUT,)
+        as_bytes = bool((wanted.parameters or {}).get("binary_data", binary))
+        found[wanted.name] = Wanted(wanted.name, known.index(wanted.name), as_bytes)
+    return tuple(found.values())
 
 
-def decode_rows(body: bytes | bytearray | memoryview, reader: RowReader | ValueError, limits: Limits) -> RowsInference:
+def decode_rows(
+    body: bytes | bytearray | memoryview,
+    reader: RowReader | ValueError,
+    limits: Limits,
+    outputs: Sequence[str] = (OUTPUT,),
+) -> RowsInference:
     """Reads the body of a request with raw rows.
 
     Args:
         body: body of the request.
         reader: reader of the model's raw rows, or why there is none.
         limits: how much the request may hold.
+        outputs: outputs of the model.
 
     Raises:
         ValueError: If something does not fit; the message says what, and what is expected.
@@ -290,7 +329,8 @@ def decode_rows(body: bytes | bytearray | memoryview, reader: RowReader | ValueE
         raise ValueError(f"body: {error}") from None
     except RecursionError:
         raise ValueError("body: nested too deeply") from None
-    return RowsInference(read, parsed.id, bool((parsed.parameters or {}).get("unknown", False)))
+    unknown = bool((parsed.parameters or {}).get("unknown", False))
+    return RowsInference(read, parsed.id, unknown, read_outputs(None, None, outputs))
 
 
 def describe_inputs(predictor: Predictor) -> list[dict[str, Any]]:

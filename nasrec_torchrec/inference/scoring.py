@@ -26,15 +26,15 @@ from nasrec_torchrec.datasets.sources import Piece, Source
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.datasets.words import DICTIONARIES, read_dictionaries
 from nasrec_torchrec.inference.config import ScoringConfig
-from nasrec_torchrec.inference.predictor import MANIFEST, Predictor, Request
+from nasrec_torchrec.inference.predictor import MANIFEST, OUTPUT, Predictor, Request
 from nasrec_torchrec.runs.files import atomic_path, local_copy, remove_leftovers, write_text
 from nasrec_torchrec.runs.lock import lock
 from nasrec_torchrec.runs.paths import to_path
 
 # Readers of a folder as one table, such as PyArrow and Spark, ignore names that begin with "_".
 REJECTS, QUALITY, _SOURCES = "_rejects.jsonl", "_quality.json", "_sources.json"
-# Columns of every file of scores.
-FILE, LINE, PROBABILITY = "file", "line", "probability"
+# Columns of every file of scores; a model of several labels has a column of probabilities for each.
+FILE, LINE = "file", "line"
 _KEY = b"nasrec-torchrec"
 
 
@@ -44,13 +44,15 @@ class Scorer(Protocol):
     Args:
         manifest: document with the ``schema`` of the model, and ``sha256`` of its dictionaries.
         dense_features: names of the dense features.
+        outputs: names of what the model predicts, see :class:`~nasrec_torchrec.inference.predictor.Predictor`.
     """
 
     manifest: dict[str, Any]
     dense_features: list[str]
+    outputs: list[str]
 
     def predict(self, request: Request) -> Tensor:
-        """Returns the click probabilities, ``(B,)`` float32."""
+        """Returns the click probabilities in float32, ``(B,)``, or ``(B, T)`` of a model of T labels."""
 
 
 def score(
@@ -87,9 +89,10 @@ def score_with(
     """Scores rows and writes them to files in the same order; a scoring that was killed resumes where it stopped.
 
     Every scored row has its ``file``, its ``line`` there (in Parquet files its row, counted from 1), the columns to
-    keep, and its ``probability``. Rows that cannot be read are listed in ``_rejects.jsonl`` with line and reason.
-    ``_quality.json`` counts the missing and unknown values of every feature; a share far above that of the training
-    rows causes a warning on stderr. An id that its table does not have is unknown and looked up as 0, the missing id.
+    keep, and its ``probability``; of a model of several labels, ``probability_`` and the name of each. Rows that cannot
+    be read are listed in ``_rejects.jsonl`` with line and reason. ``_quality.json`` counts the missing and unknown
+    values of every feature; a share far above that of the training rows causes a warning on stderr. An id that its
+    table does not have is unknown and looked up as 0, the missing id.
 
     Args:
         scorer: model that scores them.
@@ -169,7 +172,11 @@ class _Job:
         text: TextFormat | TextFlags | None,
     ) -> None:
         self.predictor, self.out, self.config = scorer, out, config
-        self.schema = Schema.from_json(json.dumps(self.predictor.manifest["schema"]))
+        trained = Schema.from_json(json.dumps(self.predictor.manifest["schema"]))
+        # Labels are not read, but what is in their columns is kept.
+        self.schema, tasks = trained.without_tasks(), trained.tasks
+        self._labels = [trained.label, *(task.raw_column if config.raw else task.name for task in tasks)]
+        self._probabilities = [f"{OUTPUT}_{name}" for name in scorer.outputs] if tasks else scorer.outputs
         self.dictionaries = (
             read_dictionaries(words, self.schema, scorer.manifest.get("sha256", {})) if config.raw else {}
         )
@@ -178,7 +185,7 @@ class _Job:
         if isinstance(text, TextFlags):
             text = text.over(self.schema.text)
         self.files = sources.find(_expand(patterns))
-        reserved = {FILE, LINE, PROBABILITY} & set(config.keep)
+        reserved = {FILE, LINE, *self._probabilities} & set(config.keep)
         if reserved:
             raise ValueError(f"keep: {sorted(reserved)} are columns of the scores themselves; rename them in the files")
         for file in self.files:
@@ -222,9 +229,9 @@ class _Job:
         return list(dict.fromkeys([*self.rules.input_columns, *self.kept(names)]))
 
     def kept(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Returns the columns to copy: by default the label, unless a column of scores has its name."""
-        label = self.schema.label
-        return self.config.keep or ((label,) if label in names and label not in (FILE, LINE, PROBABILITY) else ())
+        """Returns the columns to copy: by default those of the labels, unless a column of scores has the name."""
+        ours = FILE, LINE, *self._probabilities
+        return self.config.keep or tuple(dict.fromkeys(x for x in self._labels if x in names and x not in ours))
 
     def finished(self, number: int) -> Record | None:
         """Returns the record of a piece that an earlier run finished."""
@@ -261,12 +268,15 @@ class _Job:
         except ValueError as error:
             raise ValueError(f"{rows.where}: {error}" if source.uri not in str(error) else str(error)) from None
         parts = [self.predictor.predict(request) for request in requests(data, self.predictor, self.config.batch_size)]
+        columns = torch.cat(
+            [torch.empty(0, len(self._probabilities)), *(part.view(-1, len(self._probabilities)) for part in parts)]
+        )
         scores = pa.table(
             {
                 FILE: pa.array([source.uri] * len(good)).dictionary_encode(),
                 LINE: lines[good],
                 **{name: column.take(pa.array(good)) for name, column in kept.items()},
-                PROBABILITY: torch.cat(parts).numpy() if parts else np.empty(0, np.float32),
+                **dict(zip(self._probabilities, columns.t().contiguous().numpy(), strict=True)),
             }
         )
         record = Record(index, piece.end, piece.next_line, len(good), len(rejects), piece.progress)

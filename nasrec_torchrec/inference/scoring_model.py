@@ -103,7 +103,7 @@ class ScoringModel(nn.Module):
             inputs: ``[dense,] ids, lengths[, weights]``, as described at the class.
 
         Returns:
-            Tensor: Logits ``(B,)`` in float32.
+            Tensor: Logits in float32, ``(B,)``, or ``(B, T)`` of a model of T labels.
         """
         ids, lengths, *weights = inputs[1:] if self.has_dense else inputs
         if self.id_map is not None:
@@ -117,7 +117,7 @@ class ScoringModel(nn.Module):
         if self.reordered:
             pooled = pooled.index_select(1, self.order)
         dense = inputs[0] if self.has_dense else pooled.new_zeros(lengths.shape[1], 0)
-        logits = self.interaction_arch(dense.to(self.dtype), pooled.to(self.dtype)).flatten().float()
+        logits = self.interaction_arch(dense.to(self.dtype), pooled.to(self.dtype)).squeeze(-1).float()
         if len(self.others):
             logits = mean_prediction([logits, *(other(*inputs) for other in self.others)])
         return logits if self.recalibration is None else self.recalibration(logits)

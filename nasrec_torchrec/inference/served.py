@@ -179,13 +179,16 @@ class Served:
 def _require_same_requests(
     old: Predictor, old_reader: RowReader | ValueError, new: Predictor, new_reader: RowReader | ValueError
 ) -> None:
-    """Refuses a package that would read something else from the requests that clients already send."""
+    """Refuses a package that would read something else from the requests that clients already send, or answer them
+    otherwise."""
     kinds = [
         ("inputs", new.manifest["inputs"], old.manifest["inputs"]),
         ("dense features", new.dense_features, old.dense_features),
         ("sparse features", new.features, old.features),
         ("multi-hot features", _multi_hot(new), _multi_hot(old)),
     ]
+    if new.outputs != old.outputs:
+        raise ValueError(f"its outputs are {new.outputs}, but clients get {old.outputs}; serve it under another name")
     if isinstance(old_reader, RowReader):
         if isinstance(new_reader, ValueError):
             raise ValueError(f"clients send raw rows, which it cannot read: {new_reader}; serve it under another name")

@@ -226,9 +226,9 @@ def create_app(
     @app.post("/v2/models/{name}/rows", responses=_FAILURES, openapi_extra=_ROWS)
     @app.post("/v2/models/{name}/versions/{version}/rows", responses=_FAILURES, openapi_extra=_ROWS)
     async def rows(request: Request, name: str, version: str | None = None) -> Response:
-        async def read(body: bytearray, _: Predictor, reader: Reader) -> protocol.RowsInference:
+        async def read(body: bytearray, predictor: Predictor, reader: Reader) -> protocol.RowsInference:
             # Other requests continue while a large body is decoded.
-            decode = partial(protocol.decode_rows, body, reader, limits)
+            decode = partial(protocol.decode_rows, body, reader, limits, predictor.outputs)
             return await asyncio.to_thread(decode) if len(body) > _SMALL else decode()
 
         return await answer(request, name, version, read)

@@ -15,7 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.distributed.gather import gather_rows
 from nasrec_torchrec.distributed.sharded_model import load_sharded
-from nasrec_torchrec.inference.predictor import Request
+from nasrec_torchrec.inference.predictor import OUTPUT, Request
 
 _REQUEST, _END = 1, 0
 
@@ -38,25 +38,25 @@ class ShardedPredictor:
     def __init__(self, run_dir: Path, device: torch.device, sharding_type: str | None = None) -> None:
         self.description, self.dmp = load_sharded(run_dir, device, sharding_type)
         schema = self.description.schema
-        if schema.tasks:
-            raise ValueError(f"{run_dir}: expected a model of one label, found {', '.join(schema.labels)}")
         self.dense_features = [feature.name for feature in schema.dense]
         self.manifest: dict[str, Any] = {
             "schema": json.loads(replace(schema, weight=None).to_json()),  # as in a package
             "sha256": {f"{DICTIONARIES}/{name}": checksum for name, checksum in self.description.dictionaries},
         }
+        self.outputs = schema.labels if schema.tasks else [OUTPUT]
+        self._per_row = (len(self.outputs),) if schema.tasks else ()
         self._device, self._weighted, self._names = device, schema.weighted, schema.feature_names
         self._rows = torch.tensor([feature.id_limit for feature in schema.sparse])
 
     def predict(self, request: Request) -> Tensor:
-        """Returns the click probabilities ``(B,)`` in float32; only rank 0 calls it.
+        """Returns the click probabilities in float32, ``(B,)`` or ``(B, T)`` of T labels; only rank 0 calls it.
 
         Ids outside of a feature's table are looked up as 0, the missing id.
         """
         lengths = request.lengths
         count = lengths.shape[1]
         if not count:
-            return torch.empty(0)
+            return torch.empty(0, *self._per_row)
         limits = self._rows.repeat_interleave(lengths.sum(1))
         ids = torch.where((request.ids >= 0) & (request.ids < limits), request.ids, 0)
         # Every rank takes equally many rows; those that are added have no ids.
@@ -120,6 +120,6 @@ class ShardedPredictor:
             lengths[:, first : first + count].flatten(),
             stride=count,
         )
-        batch = Batch(dense[first : first + count], sparse, torch.zeros(count)).to(self._device)
+        batch = Batch(dense[first : first + count], sparse, torch.zeros(count, *self._per_row)).to(self._device)
         _, (_, logits, _) = self.dmp(batch)
         return gather_rows(torch.sigmoid(logits.float())).cpu()

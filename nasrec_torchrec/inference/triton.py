@@ -83,7 +83,11 @@ def configuration(manifest: dict[str, Any], name: str, backend: TritonBackend) -
         _tensor(f"INPUT__{place}" if compiled else part, _DATATYPES[part], shapes[part])
         for place, part in enumerate(manifest["inputs"])
     ]
-    output = _tensor("OUTPUT__0" if compiled else triton_model.OUTPUT, "TYPE_FP32", [-1])
+    names = predictor.outputs_of(manifest)
+    if compiled:
+        outputs = [_tensor("OUTPUT__0", "TYPE_FP32", [-1] if len(names) == 1 else [-1, len(names)])]
+    else:
+        outputs = [_tensor(name, "TYPE_FP32", [-1]) for name in names]
     kind = "KIND_GPU" if manifest["device"] == "cuda" else "KIND_CPU"
     lines = [
         f'name: "{name}"',
@@ -92,7 +96,7 @@ def configuration(manifest: dict[str, Any], name: str, backend: TritonBackend) -
         "max_batch_size: 0",
         f"# {', '.join(manifest['inputs'])}, as model.json of the package describes them.",
         "input [\n" + ",\n".join(inputs) + "\n]",
-        "output [\n" + output + "\n]",
+        "output [\n" + ",\n".join(outputs) + "\n]",
         f"instance_group [\n  {{ kind: {kind} count: 1 }}\n]",
         "version_policy: { latest { num_versions: 1 } }",
     ]

@@ -9,9 +9,6 @@ from typing import Any
 
 import torch
 
-# As nasrec's own server names it.
-OUTPUT = "probability"
-
 
 class TritonPythonModel:
     """A package as Triton calls it."""
@@ -51,8 +48,11 @@ class TritonPythonModel:
             scores = self._predictor.predict(self._scoring.merge([read for _, read in fitting]))
             parts = scores.split([len(read) for _, read in fitting])
             for (number, _), part in zip(fitting, parts, strict=True):
-                tensor = self._triton.Tensor(OUTPUT, part.numpy())
-                responses[number] = self._triton.InferenceResponse(output_tensors=[tensor])
+                # A column for each output, as nasrec's own server names them.
+                columns = part.view(-1, len(self._predictor.outputs)).t().contiguous().numpy()
+                named = zip(self._predictor.outputs, columns, strict=True)
+                tensors = [self._triton.Tensor(name, column) for name, column in named]
+                responses[number] = self._triton.InferenceResponse(output_tensors=tensors)
         return responses
 
     def finalize(self) -> None:
