@@ -235,5 +235,6 @@ def test_equal_seconds(tmp_path: Path):
     costs = run_process(*command, folder=ROOT, environment={})
     assert costs.returncode == 0, costs.stderr[-3000:]
     shipped = json.loads((tmp_path / "costs.json").read_text())["shipped"]
-    assert [one["title"] for one in shipped] == [json.loads((out / "data" / "baselines-0.json").read_text())["title"]]
-    assert 1 < shipped[0]["latency_us"] < 1e6 and f"| {shipped[0]['title']} |" in costs.stdout
+    winners = [one["title"] for one in shipped if one["measured"] == "winner"]
+    assert winners == [json.loads((out / "data" / "baselines-0.json").read_text())["title"]]
+    assert all(1 < one["latency_us"] < 1e6 and f"| {one['title']} |" in costs.stdout for one in shipped)
