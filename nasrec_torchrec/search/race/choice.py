@@ -80,8 +80,9 @@ def compared(entries: Sequence[Entry], kept: Callable[[Entry], bool]) -> dict[st
     if (usual := named.get("baseline without added features")) is not None:
         best, fast = named["winner"], _fastest(entries, usual, kept)
         # Another seed of the winner is as fast, whatever was measured.
-        if fast is not None and fast.trial.configuration != best.trial.configuration:
-            named |= {"fastest": fast} if fast.latency_us < best.latency_us else {}
+        is_other = fast is not None and fast.trial.configuration != best.trial.configuration
+        if fast is not None and is_other and fast.latency_us < best.latency_us:
+            named["fastest"] = fast
     return named
 
 
