@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from nasrec_torchrec import page_style
+
 
 def api_page(document: Mapping[str, Any]) -> str:
     """Returns an OpenAPI document as HTML.
@@ -17,15 +19,11 @@ def api_page(document: Mapping[str, Any]) -> str:
     parts.append('<p>The same for programs: <a href="openapi.json">openapi.json</a></p>')
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2>")
+            address = f"{method.upper()} {path}"
+            parts.append(f"<h2><code>{escape(address)}</code></h2>")
             for kind, content in operation.get("requestBody", {}).get("content", {}).items():
                 schema = escape(json.dumps(content["schema"], indent=2))
                 parts.append(f"<details><summary>body: {escape(kind)}</summary><pre>{schema}</pre></details>")
-            answers = [
-                f"<tr><td>{escape(status)}</td><td>{escape(answer['description'])}</td></tr>"
-                for status, answer in operation["responses"].items()
-            ]
-            parts.append(f"<table>{''.join(answers)}</table>")
-    style = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td{padding:.2em 1em .2em 0;vertical-align:top}"
-    head = f"<meta charset=utf-8><title>{escape(info['title'])}</title><style>{style}</style>"
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>"
+            answers = [[status, answer["description"]] for status, answer in operation["responses"].items()]
+            parts.append(page_style.table(f"Answers to {address}", ["status", "meaning"], answers))
+    return page_style.page(info["title"], "\n".join(parts))
