@@ -117,7 +117,7 @@ class ShardedPredictor:
             self._names,
             ids[mine],
             None if weights is None else weights[mine],
-            lengths[:, first : first + count].flatten(),
+            lengths[:, first : first + count].flatten().contiguous(),  # of one row it would be a view with gaps
             stride=count,
         )
         batch = Batch(dense[first : first + count], sparse, torch.zeros(count, *self._per_row)).to(self._device)

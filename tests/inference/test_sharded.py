@@ -100,3 +100,27 @@ def test_the_command_takes_a_run_and_names_the_words_that_are_missing(
     assert lost.returncode == 2 and "the words of its ids, is not in" in lost.stderr
     both = run_program("nasrec", *words, "--package", run)
     assert both.returncode == 2 and "either --package" in both.stderr
+
+
+def test_ranks_map_ids_that_were_not_known_beforehand_as_the_package_does(tmp_path: Path):
+    random = np.random.default_rng(0)
+    raw, rows = tmp_path / "rows.csv", ["clicked,user,shop"]
+    for number in range(601):
+        user = random.integers(0, 40) if number % 2 else 1000 + number  # half of them come once
+        rows.append(f"{int(user % 2 == 0)},u{user},s{random.integers(0, 9)}")
+    raw.write_text("\n".join(rows) + "\n")
+    sparse = SparseFeature("user", 64, "dynamic"), SparseFeature("shop", ids="dictionary")
+    data, run, package = tmp_path / "data", tmp_path / "run", tmp_path / "package"
+    prepare(RawData((str(raw),), Schema("clicked", (), sparse)), data)
+    training.run(data, run, training.TrainConfig(batch_size=40, learning_rate=0.1), architecture="mlp")
+    inference.export(run, package, data=data)
+    config = ScoringConfig(raw=True, batch_size=100)
+    expected = inference.score(package, str(raw), tmp_path / "alone", config)
+    counted = run_ranks(2, _score, str(run), str(raw), str(tmp_path / "ranks"), config, str(data))
+    assert counted == [expected, {}] and expected["rows"] == 601
+    mine, theirs = (pq.read_table(tmp_path / name)["probability"].to_numpy() for name in ("ranks", "alone"))
+    np.testing.assert_allclose(mine, theirs, atol=1e-6)
+    seen = [float(theirs[number]) for number in range(1, 601, 2)]  # of users with a row of their own
+    assert np.std(seen) > np.std(theirs[::2]), "the users that come once share rows"
+    prepared = inference.score(package, str(data / "test"), tmp_path / "prepared", ScoringConfig())
+    assert prepared["rows"] > 50

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from support import run_ranks
 
 from nasrec_torchrec.cli.main import main
 from nasrec_torchrec.datasets import reader
@@ -209,6 +210,22 @@ def test_a_network_predicts_by_weight_and_its_package_never_asks_for_one(
         ]
     )
     assert pq.read_table(out).num_rows == 2
+
+
+def _train(data: str, out: str) -> dict[str, float]:
+    train, validation = open_split(Path(data), "train"), open_split(Path(data), "validation")
+    description = ModelDescription(train.schema, Baseline("mlp", (8,), (8, 1)))
+    trainer = Trainer(description, TrainConfig(epochs=2, batch_size=64, learning_rate=0.1), Path(out), CPU)
+    trainer.train(train, validation)
+    return asdict(trainer.evaluate(validation))
+
+
+def test_two_ranks_weigh_rows_as_one_does(data: Path, one_rank: None, tmp_path: Path):
+    alone = _train(str(data), str(tmp_path / "one"))
+    assert_weighted(alone["normalized_entropy"])
+    for found in run_ranks(2, _train, str(data), str(tmp_path / "two")):
+        for name in ("log_loss", "normalized_entropy", "auc"):
+            assert found[name] == pytest.approx(alone[name], rel=1e-5), name
 
 
 def test_a_candidate_is_fine_tuned_and_measured_by_weight(data: Path, one_rank: None, tmp_path: Path):
