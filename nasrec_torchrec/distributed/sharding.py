@@ -1,6 +1,7 @@
 """Sharding a model with TorchRec's planner and DistributedModelParallel."""
 
 import os
+from collections.abc import Collection
 from typing import cast
 
 import torch
@@ -14,9 +15,18 @@ from torchrec.distributed.model_parallel import DataParallelWrapper, Distributed
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ModuleSharder, QuantizedCommCodecs, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.distributed.types import (
+    EmbeddingModuleShardingPlan,
+    ModuleSharder,
+    ParameterSharding,
+    QuantizedCommCodecs,
+    ShardingEnv,
+    ShardingPlan,
+    ShardingType,
+)
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingBagCollectionInterface
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from nasrec_torchrec.distributed.config import QuantizedComms, TableMemory
@@ -50,18 +60,24 @@ class TableSharder(EmbeddingBagCollectionSharder):
     Args:
         qcomm_codecs_registry: How embeddings and gradients are sent.
         table_memory: Where tables may be, see :class:`~nasrec_torchrec.training.config.TrainConfig`.
+        replicated: Tables that every rank holds whole, which a planner has nothing to decide about.
     """
 
     def __init__(
         self,
         qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
         table_memory: TableMemory = "device",
+        replicated: Collection[str] = (),
     ) -> None:
         super().__init__(qcomm_codecs_registry=qcomm_codecs_registry)
-        self._table_memory = table_memory
+        self._table_memory, self._replicated = table_memory, frozenset(replicated)
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return list(SHARDING_TYPES)
+
+    def shardable_parameters(self, module: EmbeddingBagCollectionInterface) -> dict[str, nn.Parameter]:
+        found: dict[str, nn.Parameter] = super().shardable_parameters(module)
+        return {name: weight for name, weight in found.items() if name not in self._replicated}
 
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         memory = self._table_memory if compute_device_type == "cuda" else "device"
@@ -69,10 +85,12 @@ class TableSharder(EmbeddingBagCollectionSharder):
 
 
 def table_sharders(
-    qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None, table_memory: TableMemory = "device"
+    qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
+    table_memory: TableMemory = "device",
+    replicated: Collection[str] = (),
 ) -> list[ModuleSharder[nn.Module]]:
     """Returns the sharders of the collections of tables that our trainings know, see :class:`TableSharder`."""
-    tables = TableSharder(qcomm_codecs_registry, table_memory)
+    tables = TableSharder(qcomm_codecs_registry, table_memory, replicated)
     return [cast(ModuleSharder[nn.Module], sharder) for sharder in (tables, ManagedTableSharder(tables))]
 
 
@@ -99,6 +117,7 @@ def parallelize(
     quantized_comms: QuantizedComms = "none",
     replicate: bool = False,
     table_memory: TableMemory = "device",
+    replicated: Collection[str] = (),
 ) -> DistributedModelParallel:
     """Plans, shards and wraps a model over the current process group.
 
@@ -110,6 +129,8 @@ def parallelize(
         replicate: whether to shard nothing, so that every rank holds all tables whole, as parameters of the dense part.
         table_memory: where the tables may be: in the memory of the devices, or of their hosts, see
             :class:`~nasrec_torchrec.training.config.TrainConfig`.
+        replicated: tables that every rank holds whole (``data_parallel``) while the others are sharded. They are
+            parameters of the dense part, whose gradients TorchRec averages over the ranks in the backward pass.
 
     Returns:
         DistributedModelParallel: The wrapped model, with the same dense parameters on all ranks. Weights that are not
@@ -140,10 +161,15 @@ def parallelize(
             )
         kind = CommType(quantized_comms)
         codecs = get_qcomm_codecs_registry(QCommsConfig(forward_precision=kind, backward_precision=kind), device)
-    sharders = table_sharders(codecs, table_memory)
+    sharders = table_sharders(codecs, table_memory, replicated)
     managed = any(isinstance(module, ManagedCollisionEmbeddingBagCollection) for module in model.modules())
     if managed and replicate:
         raise ValueError("optimizer: adam holds all tables on every rank, which dynamic ids cannot be; choose adagrad")
+    if managed and replicated:
+        raise ValueError(
+            "replicate_mib: expected 0 with dynamic ids, with which TorchRec shards every table by rows; every rank "
+            f"would hold {sorted(replicated)}"
+        )
     if managed and sharding_type not in (None, ShardingType.ROW_WISE.value):
         raise ValueError(f"sharding_type: expected row_wise, which dynamic ids need, or none; found {sharding_type!r}")
     if replicate and sharding_type is not None:
@@ -152,7 +178,9 @@ def parallelize(
     dmp = DistributedModelParallel(
         model,
         device=device,
-        plan=ShardingPlan({}) if replicate else make_plan(model, device, sharders, sharding_type),
+        plan=ShardingPlan({})
+        if replicate
+        else _with_replicated(make_plan(model, device, sharders, sharding_type), model, replicated),
         sharders=sharders,
         data_parallel_wrapper=BroadcastWrapper(),
     )
@@ -160,11 +188,34 @@ def parallelize(
     return dmp
 
 
+def _with_replicated(plan: ShardingPlan, model: nn.Module, replicated: Collection[str]) -> ShardingPlan:
+    """Adds tables that every rank holds whole to the plan of the others."""
+    whole = ParameterSharding(
+        sharding_type=ShardingType.DATA_PARALLEL.value,
+        compute_kernel=EmbeddingComputeKernel.DENSE.value,
+        ranks=list(range(dist.get_world_size())),
+    )
+    for path, module in model.named_modules() if replicated else ():
+        if isinstance(module, EmbeddingBagCollection):
+            of_module = plan.plan.setdefault(_planned_path(model, path), EmbeddingModuleShardingPlan())
+            assert isinstance(of_module, EmbeddingModuleShardingPlan)
+            of_module.update({c.name: whole for c in module.embedding_bag_configs() if c.name in replicated})
+    return plan
+
+
+def _planned_path(model: nn.Module, path: str) -> str:
+    """Returns the path of the module that is sharded for a collection: itself, or what is around it."""
+    around = path.rpartition(".")[0]
+    return around if isinstance(model.get_submodule(around), FeatureProcessedEmbeddingBagCollection) else path
+
+
 @torch.no_grad()
 def _fill_shards(dmp: DistributedModelParallel, weights: dict[str, Tensor]) -> None:
     """Copies whole tables into this rank's shards, because TorchRec initializes shards whatever the module held."""
     for name, sharded in dmp.state_dict().items():
-        if name in weights and isinstance(sharded, ShardedTensor):
+        if name in weights and not isinstance(sharded, ShardedTensor):
+            sharded.copy_(weights[name])  # a replicated table; anything else is where it was
+        elif name in weights:
             for shard in sharded.local_shards():
                 slices = tuple(
                     slice(offset, offset + size)
@@ -289,6 +340,9 @@ def describe_plan(dmp: DistributedModelParallel) -> str:
     for plan in dmp.plan.plan.values():
         assert isinstance(plan, dict)
         for name, parameter in plan.items():
+            if parameter.sharding_spec is None:  # every rank has all of it
+                rows.append((name, parameter.sharding_type, parameter.compute_kernel, "", "", "the whole table"))
+                continue
             shards = parameter.sharding_spec.shards
             size = [max(s.shard_offsets[axis] + s.shard_sizes[axis] for s in shards) for axis in (0, 1)]
             here: dict[int, int] = {}

@@ -13,7 +13,7 @@ _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
     *("sharding_type", "table_memory", "pipeline", "quantized_comms", "profile", "accumulate", "cuda_graphs"),
 )
-_LATER: dict[str, Any] = {"ema_decay": None, "freeze": None}
+_LATER: dict[str, Any] = {"ema_decay": None, "freeze": None, "replicate_mib": 0.0}
 FrozenPart = Literal["tables", "interaction"]
 Monitor = Literal["log_loss", "centered_log_loss", "auc"]
 Optimizer = Literal["adagrad", "adam"]
@@ -81,6 +81,10 @@ class TrainFlags:
         table_memory: where tables may be on CUDA. ``device`` is the memory of the GPUs; ``host`` is that of their
             hosts, from which rows are read as they are needed (FBGEMM's UVM); ``host_cached`` also keeps the rows that
             are used most on the GPU; ``auto`` lets the planner choose among these. On the CPU there is one memory.
+        replicate_mib: size in MiB up to which a table is held whole by every rank (``data_parallel``), which saves
+            sending its ids and embeddings and costs an all-reduce of its gradient. Such tables are updated by a dense
+            Adagrad, which gives the same weights as the fused one of the others; 0 shards all tables. Requires
+            ``adagrad``.
         pipeline: ``sparse_dist`` sends the ids of the next batch while the current one is computed; ``base`` does not.
         quantized_comms: whether to send embeddings and their gradients between ranks in 16 bits. Requires CUDA.
         log_every: number of steps between two log lines.
@@ -122,6 +126,7 @@ class TrainFlags:
     cuda_graphs: bool | None = None
     sharding_type: str | None = None
     table_memory: TableMemory = "device"
+    replicate_mib: float = 0.0
     pipeline: Literal["sparse_dist", "base"] = "sparse_dist"
     quantized_comms: QuantizedComms = "none"
     log_every: int = 20
@@ -144,7 +149,7 @@ class TrainFlags:
             raise ValueError(
                 f"gradient_clip: expected a positive number (inf clips nothing), found {self.gradient_clip}"
             )
-        for name in ("min_learning_rate", "embedding_l2", "embedding_std", "full_path_steps"):
+        for name in ("min_learning_rate", "embedding_l2", "embedding_std", "full_path_steps", "replicate_mib"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected 0 or a positive number, found {value}")
@@ -165,6 +170,11 @@ class TrainFlags:
             parse_steps(self.profile)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: expected 0 or more and less than 1, found {self.dropout}")
+        if self.replicate_mib and self.optimizer == "adam":
+            raise ValueError(
+                f"replicate_mib: expected 0 with optimizer adam, with which every rank holds all tables, found "
+                f"{self.replicate_mib:g}"
+            )
         if self.embedding_l2 and self.optimizer == "adagrad":
             raise ValueError(
                 f"embedding_l2: expected a positive number with optimizer adam, or 0, found {self.embedding_l2} with "

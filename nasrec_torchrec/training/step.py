@@ -50,8 +50,23 @@ class TrainingStep:
         self._dmp, self._task, self._paths, self._guard = dmp, task, paths, guard
         self._config, self._rank, self._device = config, rank, device
         dense = dict(in_backward_optimizer_filter(dmp.named_parameters()))
-        self.dense_optimizer = KeyedOptimizerWrapper(dense, paths.make_optimizer)
-        self.optimizer = CombinedOptimizer([dmp.fused_optimizer, self.dense_optimizer])
+        # What gets its gradients when the backward pass continues into the tables: small tables that every rank holds.
+        late: dict[str, nn.Parameter] = {}
+        if config.optimizer == "adagrad":
+            late = {name: parameter for name, parameter in dense.items() if "sparse_arch." in name}
+        # TorchRec averages those of tables by itself.
+        self._late = [p for name, p in late.items() if p.requires_grad and "embedding_bags." not in name]
+        self.dense_optimizer = KeyedOptimizerWrapper(
+            {name: parameter for name, parameter in dense.items() if name not in late}, paths.make_optimizer
+        )
+        optimizers = [dmp.fused_optimizer, self.dense_optimizer]
+        if late:
+            optimizers.append(
+                KeyedOptimizerWrapper(
+                    late, lambda p: torch.optim.Adagrad(p, config.learning_rate, eps=config.adagrad_eps)
+                )
+            )
+        self.optimizer = CombinedOptimizer(optimizers)
         self._statistics = running_statistics(task)
         self._statistics_before: list[Tensor] = []
         self.average: DenseAverage | None = None
@@ -131,11 +146,19 @@ class TrainingStep:
         self.gradient_norm = nn.utils.clip_grad_norm_(trained, self._config.gradient_clip)
         if self._guard.agree(self._task.loss, self.gradient_norm):
             self._guard.finish_backward()
+            self._average_late()
             self.optimizer.step()
             if self.average is not None:
                 self.average.update()
         elif self._statistics:  # nothing of a step that is skipped remains
             torch._foreach_copy_(self._statistics, self._statistics_before)
+
+    def _average_late(self) -> None:
+        """Averages the gradients that came with those of the tables; like those, they are not clipped."""
+        for parameter in self._late:
+            if parameter.grad is None:  # no row of this rank needed it
+                parameter.grad = torch.zeros_like(parameter)
+        self.bytes_reduced += average_gradients([p.grad for p in self._late if p.grad is not None])
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:

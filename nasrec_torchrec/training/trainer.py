@@ -136,9 +136,13 @@ class Trainer:
         if config.freeze == "interaction":
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_("sparse_arch." in f".{name}")
+        most = config.replicate_mib * 2**20 / 4
+        of_tables = tables.embedding_bag_configs()
+        replicated = {table.name for table in of_tables if table.num_embeddings * table.embedding_dim <= most}
         if config.optimizer == "adagrad":
             options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
-            apply_optimizer_in_backward(torch.optim.Adagrad, tables.parameters(), options)
+            sharded = [bag.weight for name, bag in tables.embedding_bags.items() if name not in replicated]
+            apply_optimizer_in_backward(torch.optim.Adagrad, sharded, options)
         held = config.optimizer == "adagrad" or config.freeze == "tables"
         if held and config.accumulate == 1:  # otherwise the task asks the guard
             self.model.sparse_arch.register_forward_hook(self.guard.hold)
@@ -160,6 +164,7 @@ class Trainer:
             config.quantized_comms,
             replicate=config.optimizer == "adam",
             table_memory=config.table_memory,
+            replicated=replicated,
         )
         self.step = TrainingStep(self.dmp, self.task, self.paths, self.guard, config, self.rank, device)
         self._table_gradients: TableGradients | None = None

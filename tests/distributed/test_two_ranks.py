@@ -25,6 +25,11 @@ from nasrec_torchrec.training.optimizers import ActiveSliceAdagrad
 from nasrec_torchrec.training.trainer import Trainer
 
 SCHEMA = make_schema()
+# Its tables have 1,600, 3,200, 6,400 and 800 bytes.
+MIXED = replace(
+    SCHEMA,
+    sparse=tuple(replace(f, embedding_dim=dim) for f, dim in zip(SCHEMA.sparse, (8, None, 32, 4), strict=True)),
+)
 INTERACTIONS = {
     "supernet": SMALL_SPACE,
     "nasrecnet": SMALL_SPACE.sample(torch.Generator().manual_seed(3)),
@@ -184,8 +189,7 @@ def test_an_unknown_sharding_type_is_refused(one_rank, tmp_path: Path):
 
 def _train_mixed(run_dir: str) -> dict[str, torch.Tensor]:
     """The projections of a supernet over tables of different dimensions, and the model's losses."""
-    sparse = tuple(replace(f, embedding_dim=dim) for f, dim in zip(SCHEMA.sparse, (8, None, 32, 4), strict=True))
-    description = ModelDescription(replace(SCHEMA, sparse=sparse), SMALL_SPACE, use_layernorm=True)
+    description = ModelDescription(MIXED, SMALL_SPACE, use_layernorm=True)
     config = TrainConfig(batch_size=50, learning_rate=0.05, log_every=1, seed=1, sharding_type="row_wise")
     trainer = Trainer(description, config, Path(run_dir), torch.device("cpu"))
     trainer.train(make_click_files(description.schema, 500))
@@ -204,6 +208,58 @@ def test_projections_of_mixed_dimensions_train_alike_on_one_and_two_ranks(tmp_pa
     assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), abs=1e-5)
     _, model = load_model(tmp_path / "two")
     assert model.interaction_arch.storage.projection.project["t_f2"].weight.shape == (16, 32)
+
+
+def _replicated(kind: str, replicate_mib: float, folder: str, epochs: int) -> dict[str, torch.Tensor]:
+    """Trains with tables of 800 to 6,400 bytes; returns the whole ones that this rank has, and the loss."""
+    config = TrainConfig(epochs=2, batch_size=50, learning_rate=0.05, full_path_steps=10, log_every=1, seed=1)
+    config = replace(config, replicate_mib=replicate_mib)
+    description = ModelDescription(MIXED, INTERACTIONS[kind], use_layernorm=kind == "supernet")
+    trainer = Trainer(description, config, Path(folder), torch.device("cpu"))
+    trainer.train(make_click_files(SCHEMA, 500), pause=lambda done, _: done >= epochs)
+    loss = trainer.evaluate(make_click_files(SCHEMA, 333, seed=5)).log_loss
+    plan = describe_plan(trainer.dmp)
+    found = {"loss": torch.tensor(loss), "replicated": torch.tensor(plan.count("data_parallel"))}
+    return found | {
+        name: weight.clone()
+        for name, weight in trainer.dmp.state_dict().items()
+        if "embedding_bags" in name and not isinstance(weight, ShardedTensor)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", INTERACTIONS)
+def test_small_tables_that_every_rank_holds_learn_as_sharded_ones_do(kind: str, tmp_path: Path):
+    size = 3200 / 2**20  # the largest of three tables of four
+    (sharded,) = run_ranks(1, _replicated, kind, 0.0, str(tmp_path / "sharded"), 2)
+    run_ranks(2, _replicated, kind, size, str(tmp_path / "replicated"), 1)
+    (resumed,) = run_ranks(1, _replicated, kind, size, str(tmp_path / "replicated"), 2)
+    first, second = run_ranks(2, _replicated, kind, size, str(tmp_path / "both"), 2)
+    assert sharded["replicated"] == 0 and first["replicated"] == 3
+    assert len(first) == 2 + int(first["replicated"]) and first.keys() == second.keys() == resumed.keys()
+    whole = {f"model.{name}": weight for name, weight in load_model(tmp_path / "sharded")[1].state_dict().items()}
+    for name in first.keys() - {"loss", "replicated"}:
+        assert torch.equal(first[name], second[name]), name
+        for found in (first[name], resumed[name]):
+            torch.testing.assert_close(found, whole[name], rtol=1e-3, atol=1e-4)
+    assert first["loss"] == second["loss"]
+    for found in (first, resumed):
+        torch.testing.assert_close(found["loss"], sharded["loss"], rtol=0, atol=1e-4)
+    _, model = load_model(tmp_path / "both")  # its checkpoint is one like all others
+    if kind != "supernet":  # which then has another path
+        loss = evaluate(model, make_click_files(SCHEMA, 333, seed=5)).log_loss
+        assert loss == pytest.approx(float(first["loss"]), abs=1e-5)
+
+
+def test_all_tables_may_be_held_by_every_rank(one_rank, tmp_path: Path):
+    for number, mib in enumerate((0.0, 100.0)):
+        config = TrainConfig(batch_size=50, learning_rate=0.05, log_every=1, seed=1, replicate_mib=mib)
+        description = ModelDescription(SCHEMA, INTERACTIONS["dlrm"])
+        trainer = Trainer(description, config, tmp_path / str(number), torch.device("cpu"))
+        trainer.train(make_click_files(SCHEMA, 500))
+    assert _losses(tmp_path / "1") == pytest.approx(_losses(tmp_path / "0"), abs=1e-5)
+    with pytest.raises(ValueError, match="replicate_mib: expected 0 with optimizer adam"):
+        replace(config, optimizer="adam")
 
 
 def _mean_of_ranks() -> torch.Tensor:
