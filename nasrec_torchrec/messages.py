@@ -16,6 +16,16 @@ def nearest(name: str, names: Iterable[str], form: str = "{}") -> str:
     return f"; did you mean {form.format(close[0])}?" if close else ""
 
 
+def why(error: Exception) -> str:
+    """Returns what an exception says, without the path and the number that the system's errors repeat.
+
+    Example:
+        >>> why(FileNotFoundError(2, "No such file or directory", "a.yaml"))
+        'No such file or directory'
+    """
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def printable(text: str) -> str:
     r"""Returns a text from a file or a command line as a single line without control characters.
 

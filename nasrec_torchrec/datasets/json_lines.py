@@ -21,6 +21,8 @@ _KEYS_OF = 10_000
 def keys(source: Source) -> tuple[str, ...]:
     """Returns the keys of the first objects of a file, in the order in which they first appear.
 
+    An object stands for its members, in lines where it is null too.
+
     Raises:
         ValueError: If none of the lines is an object.
     """
@@ -31,7 +33,9 @@ def keys(source: Source) -> tuple[str, ...]:
             found |= dict.fromkeys(entry)
     if not found:
         raise ValueError(f"{source.uri}: expected a JSON object with keys in every line, found none in the first lines")
-    return tuple(found)
+    # What is an object in one line and null in another is its members; as a column of its own it would be empty.
+    objects = {name[:end] for name in found for end, sign in enumerate(name) if sign == "."}
+    return tuple(name for name in found if name not in objects)
 
 
 def read_objects(

@@ -12,6 +12,8 @@ import pyarrow.csv as pcsv
 from nasrec_torchrec.datasets.config import TextFormat
 from nasrec_torchrec.datasets.sources import LONGEST_LINE, Piece, Source, read_fully, reading, skip, text
 
+# Why a line with a quote is no row, such as one that holds the beginning of a value that spans lines.
+QUOTE = "a quote inside of a value, or one that is not closed on its line"
 _BOM = b"\xef\xbb\xbf"
 # Largest number of lines that a misplaced quote can affect.
 _LONGEST_VALUE = 100
@@ -218,7 +220,7 @@ def _badly_quoted(lines: pa.Array, continued: bool, delimiter: str) -> dict[int,
         return pc.match_substring_regex(some, f"^(?s:{pattern})\n$").to_numpy(zero_copy_only=False)
 
     suspects = np.flatnonzero(~matches(f"{value}(?:{delimiter}{value})*", lines))
-    found = dict.fromkeys(map(int, suspects), "a quote inside of a value, or one that is not closed on its line")
+    found = dict.fromkeys(map(int, suspects), QUOTE)
     # A line inside of such a value can look like a row, and must not become one. Where values that go over several
     # lines are the only fault, the lines with an odd number of quotes open and close them in turn.
     odd = pc.count_substring(lines.take(pa.array(suspects)), '"').to_numpy(zero_copy_only=False) % 2 == 1

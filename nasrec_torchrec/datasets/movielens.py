@@ -21,6 +21,7 @@ from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.preparation import RawData
 from nasrec_torchrec.datasets.schema import Schema
+from nasrec_torchrec.messages import why
 
 _PACKAGE = "recbole==1.2.1"
 _FOLDER = "recbole/dataset_example/ml-100k"
@@ -157,7 +158,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         parse = pcsv.ParseOptions(delimiter="\t", quote_char=False)
         table = pcsv.read_csv(file, parse_options=parse, convert_options=options)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise ValueError(f"{file}: cannot be read: {error}") from None
+        raise ValueError(f"{file}: cannot be read: {why(error)}") from None
     return {name.split(":")[0]: np.array(table.column(name).to_pylist(), dtype=str) for name in table.column_names}
 
 

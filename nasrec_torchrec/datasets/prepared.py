@@ -25,6 +25,7 @@ from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.splits import SPLITS
 from nasrec_torchrec.datasets.words import DICTIONARIES
+from nasrec_torchrec.messages import why
 from nasrec_torchrec.runs.files import atomic_path, local_copy, read_text
 from nasrec_torchrec.runs.fingerprint import digest
 from nasrec_torchrec.runs.record import CONFIG
@@ -247,7 +248,7 @@ def check_sum(file: Path, expected: str) -> None:
     try:
         found = sha256(file)
     except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error}") from None
+        raise ValueError(f"{file}: cannot be read: {why(error)}") from None
     if found != expected:
         raise ValueError(f"{file}: was changed or is damaged: its checksum is not that of {MANIFEST}")
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nasrec_torchrec.datasets import values
-from nasrec_torchrec.datasets.local_forms import local_form
+from nasrec_torchrec.datasets.local_forms import compact_dates, local_form
 
 # Texts by which people and programs say that there is no value.
 MISSING_MARKS = ("NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "\\N", "?", "-", "--", ".")
@@ -53,6 +53,7 @@ class Column:
         rising: whether no value is smaller than the one before it.
         unit: unit of moments that are numbers: s, ms, us or ns.
         separator: text between the entries of a list.
+        remedy: how DuckDB reads numbers and dates of a form that is not read here.
         auc: AUC by which the column alone separates the labels of rows that it was not fitted to; None if not known.
     """
 
@@ -75,6 +76,7 @@ class Column:
     rising: bool = False
     unit: str = ""
     separator: str = ""
+    remedy: str = ""
     auc: float | None = None
 
     @property
@@ -144,7 +146,12 @@ def _column(name: str, column: pa.Array, labels: np.ndarray | None) -> Column:
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         if not pa.types.is_floating(kind) and _are_names(values.numbers(column, {})):
             return _texts(name, "text", values.text(column, {}), labels)
-        return _numbers(name, column, labels)
+        refused: values.Rejects = {}
+        numbers = values.numbers(column, refused)
+        odd = tuple((str(column[row].as_py()), len(refused) / len(column)) for row in [*refused][:1])
+        if form := compact_dates(np.unique(pc.drop_null(numbers).to_numpy(zero_copy_only=False))):
+            return _texts(name, form.kind, values.text(column, {}), labels, remedy=form.remedy(name))
+        return _numbers(name, column, labels, odd=odd)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _text(name, values.without_empty(column), labels)
     if pa.types.is_time(kind):
@@ -184,12 +191,14 @@ def _text(name: str, column: pa.Array, labels: np.ndarray | None) -> Column:
         odd = tuple((word, share) for word in bad[:3]) if not repeated else ()
         clean = _null(column, [*marks, *bad])
         shared = {"marks": marks, "odd": odd}
+        if build is _numbers and (form := compact_dates(np.unique(pc.drop_null(found_values)))):
+            return _texts(name, form.kind, clean, labels, marks, remedy=form.remedy(name))
         if build is _numbers:
             padded = any(re.match(r"\s*-?0\d", word) for word in others.words)
             return _numbers(name, clean, labels, padded=padded, **shared)  # type: ignore[arg-type]
         return _moments(name, values.times(clean, {}), clean, labels, **shared)  # type: ignore[arg-type]
     if form := local_form(others.words, others.counts):
-        return _texts(name, form, _null(column, marks), labels, marks)
+        return _texts(name, form.kind, _null(column, marks), labels, marks, remedy=form.remedy(name))
     certain = tuple(word for word in marks if word.strip() not in ("NA", "None", "-", "--", "."))
     column = _null(column, certain)
     return _lists_or_texts(name, column, certain, labels)
@@ -209,7 +218,14 @@ def _lists_or_texts(name: str, column: pa.Array, marks: tuple[str, ...], labels:
     return _texts(name, "text", column, labels, marks)
 
 
-def _texts(name: str, kind: str, column: pa.Array, labels: np.ndarray | None, marks: tuple[str, ...] = ()) -> Column:
+def _texts(
+    name: str,
+    kind: str,
+    column: pa.Array,
+    labels: np.ndarray | None,
+    marks: tuple[str, ...] = (),
+    remedy: str = "",
+) -> Column:
     found = _words(column)
     return Column(
         name,
@@ -220,6 +236,7 @@ def _texts(name: str, kind: str, column: pa.Array, labels: np.ndarray | None, ma
         len(found.words),
         int(np.count_nonzero(found.counts == 1)),
         _common(found, len(column)),
+        remedy=remedy,
         auc=None if labels is None else alone(found.codes, labels),
     )
 
@@ -227,10 +244,13 @@ def _texts(name: str, kind: str, column: pa.Array, labels: np.ndarray | None, ma
 def _lists(
     name: str, column: pa.Array, separator: str, labels: np.ndarray | None, marks: tuple[str, ...] = ()
 ) -> Column:
+    refused: values.Rejects = {}
     try:
-        entries = _words(values.text(values.plain(column.flatten()), {}))
+        entries = _words(values.text(values.plain(column.flatten()), refused))
     except ValueError:
         return Column(name, str(column.type), len(column), column.null_count)
+    if refused and not entries.words:  # such as an embedding that somebody else has trained
+        return Column(name, f"{column.type} with fractions", len(column), column.null_count)
     # The list as a whole stands for the column, for one entry alone says less.
     whole = pc.binary_join(column.cast(pa.list_(pa.string())), "|") if values.is_list(column.type) else column
     empty = int(np.count_nonzero(values.lengths(column) == 0))

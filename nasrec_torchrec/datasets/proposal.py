@@ -14,6 +14,7 @@ from nasrec_torchrec.datasets.buckets import buckets_of
 from nasrec_torchrec.datasets.cardinality import estimated_distinct
 from nasrec_torchrec.datasets.config import PreparationConfig, SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
+from nasrec_torchrec.datasets.lines import QUOTE
 from nasrec_torchrec.datasets.local_forms import COMMA, DATE, local_form_warning
 from nasrec_torchrec.datasets.names import check_column, check_name
 from nasrec_torchrec.datasets.profile import Column, profile
@@ -125,7 +126,7 @@ def propose(
         if choice.role in ("dense", "sparse") and (choice.column.auc or 0) >= SUSPICIOUS
     ]
     warnings += [
-        local_form_warning(column.name, column.kind, column.common[0][0])
+        local_form_warning(column.name, column.kind, column.remedy, column.common[0][0])
         for column in columns
         if column.kind in (COMMA, DATE)
     ]
@@ -133,9 +134,25 @@ def propose(
     if unlabeled:
         warnings.append(f"{unlabeled:.1%} of the rows have no label and will be rejected")
     if sample.rejected:
-        warnings.append(f"{sample.rejected:,} lines of the sample are not rows, the first is {sample.first_reject}")
-    rejected = sample.rejected / (sample.rejected + table.num_rows)
-    rejected += (1 - rejected) * unlabeled
+        first = sample.first_reject
+        # DuckDB reads values that span lines, which pieces of a file that are read side by side cannot.
+        remedy = "; if values span lines, DuckDB reads them: --source duckdb --query \"SELECT * FROM 'FILE'\""
+        warnings.append(
+            f"{sample.rejected:,} lines of the sample are not rows, the first is {first}"
+            f"{remedy if first.endswith(QUOTE) else ''}"
+        )
+    kept = table.num_rows / (sample.rejected + table.num_rows) * (1 - unlabeled)
+    for choice in choices.values():
+        if choice.column.odd and choice.role in ("dense", "split"):
+            word, share = choice.column.odd[0]
+            what = "finite numbers" if choice.role == "dense" else "moments"
+            remedy = "" if sample.text is None else "; if that stands for a missing value, name it by --missing"
+            warnings.append(
+                f"'{choice.column.name}': {share:.2%} of the values are no {what}, such as {word!r}, and their rows "
+                f"will be rejected{remedy}"
+            )
+            kept *= 1 - share
+    rejected = 1 - kept
     if rejected > PreparationConfig.max_rejects:
         warnings.append(
             f"{rejected:.1%} of the rows will be lost, more than the {PreparationConfig.max_rejects:.0%} that a "
@@ -164,7 +181,7 @@ def propose(
 
 def accepted(rejected: float) -> float:
     """Returns a limit of rejects for a share that a sample has, with some room for chance."""
-    return min(1.0, math.ceil(rejected * 120) / 100)
+    return min(1.0, math.ceil(round(rejected * 120, 6)) / 100)
 
 
 def _find_label(table: pa.Table) -> str:

@@ -137,11 +137,17 @@ def _with_quoting(source: Source, text_format: TextFormat) -> TextFormat:
         return text_format
     names, start = lines.header(source, text_format)
 
-    def rejected(form: TextFormat) -> int:
-        return len(lines.read_lines(Piece(head[start:], 0, 2, 0), names, [], form)[2])
+    def rejected(form: TextFormat) -> list[bytes]:
+        bad = lines.read_lines(Piece(head[start:], 0, 2, 0), names, [], form)[2]
+        return [rows[line - 1] for line in bad]
 
+    rows = head.split(b"\n")
     bare = replace(text_format, quoting=False)
-    return bare if rejected(bare) < rejected(text_format) else text_format
+    without = rejected(bare)
+    # A line that would end a quoted value if there were any is the rest of a value that spans lines.
+    if any(line.count(b'"') % 2 for line in without):
+        return text_format
+    return bare if len(without) < len(rejected(text_format)) else text_format
 
 
 def _text(source: Source, rows: int, text_format: TextFormat) -> Sample:

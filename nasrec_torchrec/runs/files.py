@@ -15,6 +15,7 @@ from typing import IO, TypeVar, cast
 import fsspec
 from iopath.common.file_io import get_cache_dir
 
+from nasrec_torchrec.messages import why
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.paths import fetched, is_remote, remote, to_path
 
@@ -55,7 +56,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+        raise ValueError(f"{path}: cannot be read: {why(error)}") from None
 
 
 def read_json(path: Path, kind: type[_T], remedy: str = "") -> _T:

@@ -15,6 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from nasrec_torchrec.finite import json_text
+from nasrec_torchrec.messages import why
 from nasrec_torchrec.progress import progress_bar
 from nasrec_torchrec.runs.files import remove, upload, write_text
 from nasrec_torchrec.runs.names import LOG, TENSORBOARD
@@ -167,7 +168,7 @@ def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(errors="replace").splitlines()
     except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error}") from None
+        raise ValueError(f"{file}: cannot be read: {why(error)}") from None
 
 
 def _event(line: str) -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
+import math
 import random
+import shlex
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -6,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from support import run_program
 
+from nasrec_torchrec.datasets.proposal import propose
+from nasrec_torchrec.datasets.sampling import sample_table
 from nasrec_torchrec.datasets.schema import Schema
 
 
@@ -177,7 +182,8 @@ def test_numbers_and_dates_as_some_countries_write_them_are_left_out_aloud(tmp_p
     assert done.returncode == 0, done.stderr
     for name in ("Preis", "Rabatt"):
         assert f"warning: '{name}' seems to hold numbers with a decimal comma, such as '" in done.stderr
-        assert f"""with CAST(replace("{name}", ',', '.') AS DOUBLE)""" in done.stderr
+    assert """with CAST(replace(replace("Preis", '.', ''), ',', '.') AS DOUBLE)""" in done.stderr
+    assert """with CAST(replace("Rabatt", ',', '.') AS DOUBLE)""" in done.stderr
     for name in ("geboren", "am"):
         assert f"warning: '{name}' seems to hold dates that are not in ISO 8601, such as '" in done.stderr
     assert [(feature.name, feature.multi_hot) for feature in Schema.read(schema).sparse] == [
@@ -185,3 +191,92 @@ def test_numbers_and_dates_as_some_countries_write_them_are_left_out_aloud(tmp_p
         ("pair", True),
     ]
     assert "#   Preis: a number with a comma: convert it to use it" in schema.read_text()
+
+
+@pytest.mark.parametrize(
+    ("form", "remedy"),
+    [
+        ("%d.%m.%Y", "strptime({}, '%d.%m.%Y')"),
+        ("%m/%d/%Y", "strptime({}, '%m/%d/%Y')"),
+        ("%m/%d/%y %I:%M %p", "strptime({}, '%m/%d/%y %I:%M %p')"),
+        ("%Y/%m/%d %H:%M:%S", "strptime({}, '%Y/%m/%d %H:%M:%S')"),
+        ("%d.%m.%Y, %H:%M:%S.%f", "strptime({}, '%d.%m.%Y, %H:%M:%S.%f')"),
+        ("%d-%b-%Y", "strptime({}, '%d-%b-%Y')"),
+        ("%B %d, %Y", "strptime({}, '%B %d, %Y')"),
+        ("%d/%b/%Y:%H:%M:%S +0200", "strptime({}, '%d/%b/%Y:%H:%M:%S %z')"),
+        ("%a, %d %b %Y %H:%M:%S GMT", "strptime({}, '%a, %d %b %Y %H:%M:%S GMT')"),
+        ("%Y%m%d", "strptime(CAST({} AS VARCHAR), '%Y%m%d')"),
+    ],
+)
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_date_of_another_form_is_left_out_with_what_reads_it(form: str, remedy: str, typed: bool):
+    moments = [datetime(2024, 1, 1, 5, 30, tzinfo=UTC) + timedelta(hours=31 * number) for number in range(200)]
+    words: list = [moment.strftime(form) for moment in moments]
+    if typed and form == "%Y%m%d":
+        words = list(map(int, words))
+    table = pa.table({"clicked": [0, 1] * 100, "shop": ["a", "a", "b", "b"] * 50, 'the "day"': words})
+    proposal = propose(sample_table(table))
+    (column,) = (choice for choice in proposal.choices if choice.column.name == 'the "day"')
+    assert column.role == "left out" and column.column.kind == "date, not ISO"
+    (warning,) = (warning for warning in proposal.warnings if "ISO" in warning)
+    sql = remedy.format('"the ""day"""')
+    assert warning.endswith(f"(--source duckdb --query) with {sql}"), warning
+    duckdb = pytest.importorskip("duckdb")
+    ((read,), *_) = duckdb.arrow(table).query("rows", f"SELECT {sql} FROM rows").fetchall()
+    assert read.date() == moments[0].date()
+
+
+def test_a_date_that_may_begin_with_the_day_or_the_month_is_said_to():
+    words = [f"0{1 + number % 9}/0{1 + number % 8}/2024" for number in range(200)]
+    table = pa.table({"clicked": [0, 1] * 100, "shop": ["a", "a", "b", "b"] * 50, "day": words})
+    (warning,) = (warning for warning in propose(sample_table(table)).warnings if "ISO" in warning)
+    assert warning.endswith("""strptime("day", '%d/%m/%Y'), or with '%m/%d/%Y', which fits the sample too""")
+
+
+def test_versions_and_numbers_of_people_are_no_dates():
+    count = 200
+    columns = {
+        "version": [f"{number % 3}.{number % 9}.{10 + number % 20}" for number in range(count)],
+        "insured": [f"{100 + number % 90}-12-{1000 + number % 80}" for number in range(count)],
+        "amount": [20240100 + number for number in range(count)],
+    }
+    table = pa.table({"clicked": [number % 2 for number in range(count)], **columns})
+    assert not propose(sample_table(table)).warnings
+
+
+def test_the_share_of_rows_that_a_column_of_numbers_rejects_is_accepted_by_the_printed_command(tmp_path: Path):
+    draw, schema = random.Random(0), tmp_path / "schema.yaml"
+    rows = [{"clicked": draw.random() < 0.5, "shop": draw.choice("abc"), "price": draw.random()} for _ in range(1000)]
+    for number in range(0, 1000, 50):
+        rows[number]["price"] = math.inf
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    lines = [f"{row['clicked']:d},{row['shop']},{row['price']}" for row in rows]
+    lines = [line.replace("inf", f"{number} EUR") for number, line in enumerate(lines)]
+    (tmp_path / "log.csv").write_text("\n".join(["clicked,shop,price", *lines, ""]))
+    for file, found, remedy in (("log.parquet", "'inf'", ""), ("log.csv", "EUR'", "name it by --missing")):
+        words = "--source", tmp_path / file, "--label", "clicked", "--out", schema, "--overwrite", "true"
+        done = run_program("nasrec", "prepare", "init", *words)
+        assert done.returncode == 0, done.stderr
+        assert "warning: 'price': 2.00% of the values are no finite numbers, such as" in done.stderr
+        assert found in done.stderr and remedy in done.stderr
+        command = shlex.split(done.stdout.splitlines()[-1])
+        assert command[-2:] == ["--max_rejects", "0.03"]
+        command[command.index("DATA")] = str(tmp_path / f"data-{file}")
+        done = run_program(*command)
+        assert done.returncode == 0, done.stderr
+
+
+def test_lists_of_fractions_are_not_called_empty():
+    vectors = pa.array([[0.5, 1.25]] * 100, pa.list_(pa.float32(), 2))
+    table = pa.table({"clicked": [0, 1] * 50, "shop": ["a", "a", "b", "b"] * 25, "vector": vectors})
+    (choice,) = (one for one in propose(sample_table(table)).choices if one.column.name == "vector")
+    assert choice.role == "left out" and "with fractions cannot be read" in choice.why
+
+
+def test_values_that_span_lines_are_said_to_be_read_by_duckdb(tmp_path: Path):
+    file = tmp_path / "log.csv"
+    notes = ['"two\nlines"', *["plain"] * 9] * 30
+    lines = [f"{number % 2},{'abc'[number % 3]},{note}" for number, note in enumerate(notes)]
+    file.write_text("clicked,shop,note\n" + "\n".join(lines) + "\n")
+    done = run_program("nasrec", "prepare", "init", "--source", file, "--label", "clicked")
+    assert "60 lines of the sample are not rows" in done.stderr and "DuckDB reads them" in done.stderr
