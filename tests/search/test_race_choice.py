@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from nasrec_torchrec.models.config import Baseline
-from nasrec_torchrec.search.race.choice import compared
+from nasrec_torchrec.search.race.choice import compared, regularized, winner
 from nasrec_torchrec.search.race.recipe import Recipe
 from nasrec_torchrec.search.race.trial import Entry, Trial
 
@@ -60,3 +60,43 @@ def test_a_baseline_with_added_features_is_not_the_usual_one():
     usual, better = _entry(0, 0.0, 700), _entry(1, -0.05, 750, features=("user_x_item",))
     found = _names([usual, better, _entry(2, 0.0, 300, teachers=(0,))])
     assert found == {"winner": 1, "baseline": 1, "baseline without added features": 0, "fastest": 2}
+
+
+def _trained(number: int, worse: float, recipe: Recipe, seed: int = 0) -> Entry:
+    """A whole training of the plain model by a recipe."""
+    found = _entry(number, worse, 500, recipe=recipe, seed=seed)
+    return replace(found, trial=replace(found.trial, interaction=_PLAIN.interaction))
+
+
+def test_of_recipes_that_are_about_as_good_the_one_with_the_strongest_l2_wins():
+    weak = replace(_PLAIN.recipe, embedding_l2=1e-3)
+    middle, strong = replace(weak, learning_rate=3e-3, embedding_l2=1e-2), replace(weak, embedding_l2=5e-2)
+    entries = [
+        _trained(0, 0.0, weak),
+        _trained(1, 0.001, middle),
+        _trained(2, 0.002, strong),
+    ]
+    assert winner(entries).number == 2
+    assert regularized(entries[1], entries).number == 2
+    # One standard error of two single trainings is .7 % of the loss here; what is worse than that is worse.
+    far = _trained(2, 0.01, strong)
+    assert winner([*entries[:2], far]).number == 1
+    # Further seeds make the error smaller.
+    repeated = [_trained(3 + seed, 0.0, weak, seed=seed) for seed in (1, 2, 3)]
+    repeated += [_trained(7 + seed, 0.003, strong, seed=seed) for seed in (1, 2, 3)]
+    third = _trained(2, 0.003, strong)
+    assert winner([entries[0], third]).number == 2
+    assert winner([entries[0], third, *repeated]).trial.recipe == weak
+
+
+def test_only_whole_trainings_of_the_same_model_that_are_still_stored_take_the_place_of_the_best():
+    weak, strong = replace(_PLAIN.recipe, embedding_l2=1e-3), replace(_PLAIN.recipe, embedding_l2=5e-2)
+    best, other = _trained(0, 0.0, weak), _trained(1, 0.001, strong)
+    assert winner([best, other]) == other
+    assert winner([best, other], lambda entry: entry.number != 1) == best
+    assert winner([best, replace(other, status="paused")]) == best
+    another_model = replace(other, trial=replace(other.trial, dropped=("hour",)))
+    assert winner([best, another_model]) == best
+    # A weaker recipe, and one without any L2, never do.
+    assert winner([other, replace(best, losses=(other.loss + 1e-4,), facts={})]) == other
+    assert regularized(other, [best, other]) == other

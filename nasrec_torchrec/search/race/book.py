@@ -11,8 +11,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from nasrec_torchrec.finite import finite
+from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.redaction import redact
-from nasrec_torchrec.search.race.trial import Entry, Status, Trial
+from nasrec_torchrec.search.race.trial import Entry, Status, Trial, trial_folder
 from nasrec_torchrec.search.storage import open_storage
 from nasrec_torchrec.search.workers import Worker
 
@@ -124,6 +125,15 @@ class Book:
         for trial in self._trials():
             if not trial.state.is_finished() and trial.intermediate_values:
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED, [_entry(trial).loss])
+
+    def stored(self, out: Path) -> Callable[[Entry], bool]:
+        """Returns what tells whether a trial still has a checkpoint, be it in its own folder or moved to the race's."""
+        moved = self._study.user_attrs.get("moved")
+        return lambda entry: entry.number == moved or (trial_folder(out, entry.number) / names.CHECKPOINTS).exists()
+
+    def move(self, number: int) -> None:
+        """A trial's checkpoint is to be moved to the folder of the race."""
+        self._study.set_user_attr("moved", number)
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Records warnings about the data, for whoever looks at the race while it runs."""

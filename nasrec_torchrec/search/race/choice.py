@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from nasrec_torchrec.search.race.chance import about_as_good, seed_deviation
 from nasrec_torchrec.search.race.trial import Entry
@@ -12,11 +12,14 @@ _CONTENDERS = 4.0
 
 
 def finalists(entries: Sequence[Entry], count: int) -> list[Entry]:
-    """Returns the best trials, one of each configuration, including the best baseline."""
+    """Returns the best trials, one of each configuration, including what :func:`regularized` prefers to the first.
+
+    The best baseline is among them too.
+    """
     ranked: dict[str, Entry] = {}
-    for entry in sorted((e for e in entries if e.measured), key=lambda e: e.loss):
-        if entry.trial.phase != "finals":
-            ranked.setdefault(entry.trial.configuration, entry)
+    proposed = sorted((e for e in entries if e.measured and e.trial.phase != "finals"), key=lambda e: e.loss)
+    for entry in (*[regularized(entry, proposed) for entry in proposed[:1]], *proposed):
+        ranked.setdefault(entry.trial.configuration, entry)
     best = list(ranked.values())
     chosen = best[:count]
     baseline = next((entry for entry in best if entry.trial.is_baseline), None)
@@ -34,11 +37,36 @@ def mean_losses(entries: Sequence[Entry]) -> dict[str, tuple[float, int]]:
     return {key: (math.fsum(values) / len(values), len(values)) for key, values in losses.items()}
 
 
-def winner(entries: Sequence[Entry]) -> Entry | None:
-    """Returns the best seed of the configuration that is best on the validation rows.
+def regularized(best: Entry, entries: Sequence[Entry]) -> Entry:
+    """Returns the trial of a model whose recipe has the strongest L2, if it is about as good as the best one.
+
+    This is the one-standard-error rule of Breiman et al. (Classification and Regression Trees, 1984): of what the
+    validation rows cannot tell apart, the least complex. A weaker recipe owes its lead to an early epoch of a training
+    that overfits, and the rows that are scored later differ from the training rows more than the validation rows do.
+
+    Args:
+        best: the best trial.
+        entries: trials that may take its place; the rule looks at those that differ from it in recipe and seed alone.
+    """
+    groups = _whole_groups(entry for entry in entries if entry.trial.model == best.trial.model)
+    own = groups.get(best.trial.configuration, [best])
+    deviation = seed_deviation(entries)
+    stronger = [seeds for seeds in groups.values() if seeds[0].trial.recipe.decay > best.trial.recipe.decay]
+    good = [seeds for seeds in stronger if about_as_good(seeds, own, deviation)]
+    seeds = max(good, key=lambda seeds: seeds[0].trial.recipe.decay, default=None)
+    return best if seeds is None else min(seeds, key=lambda entry: entry.loss)
+
+
+def winner(entries: Sequence[Entry], kept: Callable[[Entry], bool] = lambda entry: True) -> Entry | None:
+    """Returns the best seed of the configuration that is best, or better regularized and about as good.
 
     The best of many single trainings owes part of its lead to luck, so each mean over seeds is drawn towards the mean
-    of all that seeds may have put ahead, the fewer the seeds the more.
+    of all that seeds may have put ahead, the fewer the seeds the more. See :func:`regularized` for what may take the
+    place of the best one.
+
+    Args:
+        entries: trials that may win.
+        kept: whether a trial still has a checkpoint, without which it takes no other's place.
     """
     means = mean_losses(entries)
     if not means:
@@ -56,8 +84,9 @@ def winner(entries: Sequence[Entry]) -> Entry | None:
         mean, seeds = near[key]
         return centre + (mean - centre) * spread / (spread + luck / seeds)
 
-    best = min(near, key=expected)
-    return min((e for e in entries if e.trial.configuration == best and e.measured), key=lambda e: e.loss)
+    key = min(near, key=expected)
+    best = min((e for e in entries if e.trial.configuration == key and e.measured), key=lambda e: e.loss)
+    return regularized(best, [entry for entry in entries if entry.trial.configuration == key or kept(entry)])
 
 
 def compared(entries: Sequence[Entry], kept: Callable[[Entry], bool]) -> dict[str, Entry]:
@@ -72,9 +101,9 @@ def compared(entries: Sequence[Entry], kept: Callable[[Entry], bool]) -> dict[st
     """
     baselines = [entry for entry in entries if entry.trial.is_baseline]
     found = {
-        "winner": winner(entries),
-        "baseline": winner(baselines),
-        "baseline without added features": winner([entry for entry in baselines if not entry.trial.features]),
+        "winner": winner(entries, kept),
+        "baseline": winner(baselines, kept),
+        "baseline without added features": winner([e for e in baselines if not e.trial.features], kept),
     }
     named = {name: entry for name, entry in found.items() if entry is not None}
     if (usual := named.get("baseline without added features")) is not None:
@@ -88,13 +117,19 @@ def compared(entries: Sequence[Entry], kept: Callable[[Entry], bool]) -> dict[st
 
 def _fastest(entries: Sequence[Entry], baseline: Entry, kept: Callable[[Entry], bool]) -> Entry | None:
     """The fastest whole training of a configuration whose mean loss is at most about that of a baseline."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if entry.measured and entry.status == "complete":
-            groups.setdefault(entry.trial.configuration, []).append(entry)
+    groups = _whole_groups(entries)
     if (others := groups.get(baseline.trial.configuration)) is None:
         return None
     deviation = seed_deviation(entries)
     good = (seeds for seeds in groups.values() if about_as_good(seeds, others, deviation))
     stored = [entry for seeds in good for entry in seeds if kept(entry)]
     return min(stored, key=lambda entry: (entry.latency_us, entry.loss), default=None)
+
+
+def _whole_groups(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """The whole trainings of every configuration."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.measured and entry.status == "complete":
+            groups.setdefault(entry.trial.configuration, []).append(entry)
+    return groups

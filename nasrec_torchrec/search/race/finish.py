@@ -97,7 +97,7 @@ def finish(
     entries = book.entries()
     judged = judgements(entries, combinations)
     may_win = eligible(entries, combinations)
-    best = winner(may_win)
+    best = winner(may_win, book.stored(out))
     if best is None:
         if errors := [str(entry.facts["error"]) for entry in entries if entry.status == "failed"]:
             raise ValueError(f"all {len(errors)} trials failed; the first one: {errors[0]}")
@@ -167,6 +167,7 @@ def finish(
     results = json.loads(json_text(results))
     results["verdict"] = verdict(results)
     source = final or trial_folder(out, best.number)
+    book.move(best.number)
     _move(source, out)
     write_text(out / names.REPORT, page(results))
     write_text(out / names.RESULTS, json_text(results, indent=2))

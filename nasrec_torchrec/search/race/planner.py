@@ -16,7 +16,7 @@ from nasrec_torchrec.architecture import Architecture
 from nasrec_torchrec.search.limits import Fit, unchanged
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.chance import MOST_SEEDS, Judgement, accepted_sets, judgements
-from nasrec_torchrec.search.race.choice import finalists
+from nasrec_torchrec.search.race.choice import finalists, regularized
 from nasrec_torchrec.search.race.config import WITHOUT_STUDENTS, RaceConfig, Source
 from nasrec_torchrec.search.race.promotion import (
     calibrated_shares,
@@ -102,6 +102,11 @@ class Situation:
         accepted = accepted_sets(self.judgements)
         found = [entry for entry in self.entries if entry.measured and frozenset(entry.trial.features) in accepted]
         return sorted(found, key=lambda entry: entry.loss)
+
+    @cached_property
+    def leader(self) -> Trial:
+        """What later trials start from: the best that may win, or a better regularized one that is about as good."""
+        return regularized(self.eligible[0], self.eligible).trial
 
 
 class Planner:
@@ -291,12 +296,13 @@ class Planner:
 
     def _propose_dropped(self, situation: Situation) -> Trial | None:
         """Returns the best trial on the data's own columns without some of them; a smaller set if a larger one hurt."""
-        plain = [entry.trial for entry in situation.eligible if not entry.trial.features]
+        plain = [entry for entry in situation.eligible if not entry.trial.features]
         tried = {entry.trial.dropped for entry in situation.entries}
-        if not plain or plain[0].dropped:  # nothing was lost
+        if not plain or plain[0].trial.dropped:  # nothing was lost
             return None
         names = next((tuple(names) for names in situation.droppable if tuple(names) not in tried), None)
-        return None if names is None else self._new("features", "columns", plain[0], dropped=names)
+        like = regularized(plain[0], plain).trial
+        return None if names is None else self._new("features", "columns", like, dropped=names)
 
     def _propose_features(self, situation: Situation) -> Trial | None:
         """Proposes the buckets of dense features, then the best history, all of them, and sets that differ in one.
@@ -314,11 +320,12 @@ class Planner:
 
         def best_of(allowed: Collection[str]) -> Trial:
             found = [entry for entry in situation.eligible if set(entry.trial.features) <= set(allowed)]
-            return next((entry for entry in found if entry.status == "complete"), found[0]).trial
+            best = next((entry for entry in found if entry.status == "complete"), found[0])
+            return regularized(best, found).trial
 
         sets: list[tuple[Trial, list[str]]] = [(best_of(()), list(situation.buckets))] if buckets else []
         if situation.features:
-            plain, best = best_of(buckets), situation.eligible[0].trial
+            plain, best = best_of(buckets), situation.leader
             together = [[name for name in found if name not in situation.crosses] for found in situation.features]
             sets += [(plain, [*plain.features, *names]) for names in (together[0][:1], together[0])]
             if any(one.verdict == "accepted" and set(one.features) - buckets for one in situation.judgements):
@@ -352,7 +359,7 @@ class Planner:
     def _propose_architecture(self, situation: Situation, generator: torch.Generator) -> Trial:
         entries = situation.entries
         known = {entry.trial.configuration for entry in entries}
-        best = situation.eligible[0].trial
+        best = situation.leader
         baselines = sources.baselines(self._embedding_dim) if "baseline" in self._config.sources else []
         untried = [
             trial
@@ -409,7 +416,7 @@ class Planner:
             return student
         entries = situation.entries
         known = {entry.trial.configuration for entry in entries}
-        best = situation.eligible[0].trial
+        best = situation.leader
         unproven = [j for j in situation.judgements if j.verdict != "accepted" and j.gain > 0 and min(j.halves) > 0]
         for judgement in sorted(unproven, key=lambda judgement: -judgement.gain):
             if set(judgement.beside) == set(best.features):
@@ -429,7 +436,7 @@ class Planner:
         teachers = teachers_of(situation.eligible[: self._config.finalists + KEPT_BESIDE])
         if not self._config.students or not teachers:
             return None
-        like = teachers[0].trial
+        like = regularized(teachers[0], situation.eligible).trial
         taught = [
             e.trial.interaction for e in situation.entries if e.trial.teachers and e.trial.columns == like.columns
         ]

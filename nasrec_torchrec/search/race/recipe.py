@@ -45,6 +45,11 @@ class Recipe:
             keep_checkpoints=1,
         )
 
+    @property
+    def decay(self) -> float:
+        """The share that an SGD step at the full learning rate would take off an embedding: how strong L2 is."""
+        return self.learning_rate * self.embedding_l2
+
     def __str__(self) -> str:
         parts = [f"{self.optimizer} {self.learning_rate:.2g}", f"batch {self.batch_size}", f"{self.epochs} epochs"]
         parts += [f"L2 {self.embedding_l2:.2g}"] if self.embedding_l2 else []

@@ -420,7 +420,7 @@ class _Race:
         keep = self.config.finalists + KEPT_BESIDE
         ranked = sorted((entry for entry in entries if entry.measured), key=lambda entry: entry.loss)
         may_win = eligible(ranked, self.columns.combinations)
-        named = compared(may_win, lambda entry: (trial_folder(self.out, entry.number) / names.CHECKPOINTS).exists())
+        named = compared(may_win, self.book.stored(self.out))
         kept = {entry.number for entry in (*ranked[:keep], *may_win[:keep], *named.values())}
         unfinished = [entry for entry in entries if entry.status in ("running", "paused")]
         kept |= {number for entry in unfinished for number in entry.trial.teachers}
@@ -463,9 +463,12 @@ class _Race:
             break
         return results
 
+    def _winner(self) -> Entry | None:
+        return winner(eligible(self.book.entries(), self.columns.combinations), self.book.stored(self.out))
+
     def _grow_tree_beside(self) -> None:
         """Trains a tree of the winner's columns, if they are others than the yardstick's, to predict with networks."""
-        best = winner(eligible(self.book.entries(), self.columns.combinations))
+        best = self._winner()
         if best is None or not self._wants_tree_beside(best):
             return
         schema = self.data.schema(best.trial)
@@ -488,7 +491,7 @@ class _Race:
 
     def _fit_finally(self) -> Path | None:
         """Trains the winner once more with the validation rows; returns its folder, or None if that is not wanted."""
-        best = winner(eligible(self.book.entries(), self.columns.combinations)) if self.config.final_fit else None
+        best = self._winner() if self.config.final_fit else None
         if best is None:
             return None
         folder = self.out / names.RACE_TRIALS / names.RACE_FINAL

@@ -50,6 +50,11 @@ class Trial:
             del document[name]
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def model(self) -> tuple[Any, ...]:
+        """Trials for which this is equal differ in nothing but recipe, seed, phase and source."""
+        return self.interaction, self.features, self.dropped, self.teachers
+
     def without_features(self) -> "Trial":
         """The same trial without added features."""
         return replace(self, features=())
