@@ -60,6 +60,20 @@ def test_throughput(tmp_path: Path):
         assert printed.count(f"\n{model} ") >= 2, printed
 
 
+def test_recipe_choice(tmp_path: Path):
+    data, out = prepare_pairs(tmp_path / "data", 600), tmp_path / "recipes.jsonl"
+    printed = _run("recipe_choice", "--data", str(data), "--out", str(out))
+    lines = out.read_text().splitlines()
+    assert len(lines) == 6 and printed.count("\n| adam ") == 3
+    # Every replay of a race ships one of the trained models.
+    tests = [json.loads(line)["test"] for line in lines]
+    for rule in ("any of them", "the lowest validation loss", "the strongest L2 within one standard error"):
+        (shipped,) = re.findall(rf"\| {rule} \| ([.\d]+) ", printed)
+        assert min(tests) - 1e-5 < float(shipped) < max(tests) + 1e-5
+    # What was trained is not trained again.
+    assert _run("recipe_choice", "--out", str(out)) == printed and out.read_text().splitlines() == lines
+
+
 def test_drift(tmp_path: Path):
     data, out = prepare_pairs(tmp_path / "data", 600), tmp_path / "drift.jsonl"
     printed = _run("drift", "--data", str(data), "--out", str(out))

@@ -141,6 +141,25 @@ def test_the_verdict_begins_with_the_tree_where_it_is_better(loss: float, first:
     assert [line.startswith("Among the networks: no difference") for line in among] == [loss < 0.4]
 
 
+def test_the_verdict_says_where_a_weaker_l2_had_a_lower_validation_loss():
+    rows: list[dict[str, Any]] = [
+        {"trials": [number], "model": "dlrm 64", "features": [], "dropped": [], "log_loss": loss, "status": "complete"}
+        | {"recipe": recipe}
+        for number, loss, recipe in ((1, 0.398, "adam 0.001"), (2, 0.4, "adam 0.01, L2 0.05"))
+    ]
+    results: dict[str, Any] = {
+        "measured": {"winner": _measured("dlrm 64", 0.4)},
+        "trials": [],
+        "suspicious": {"certain": [], "left_out": []},
+        "features": {"judged": [], "combinations": 0},
+        "leaderboard": rows,
+        "winner": 2,
+    }
+    assert "its loss there is 0.40000, and 0.39800 with adam 0.001." in verdict(results)
+    assert "strongest L2" not in verdict(results | {"winner": 1})
+    assert "strongest L2" not in verdict(results | {"leaderboard": [rows[0] | {"dropped": ["hour"]}, rows[1]]})
+
+
 def test_data_that_trees_cannot_read_has_no_yardstick(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rng = np.random.default_rng(0)
     files = []

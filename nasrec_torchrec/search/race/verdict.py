@@ -31,6 +31,7 @@ def verdict(results: Mapping[str, Any]) -> str:
     if line := adoption(measured, split):
         lines.append(f"Among the networks: {line[0].lower()}{line[1:]}" if tree_wins else line)
     lines += [f"Winner: {best['title']} ({best['recipe']}{_with(best)}): {split} {_metrics(best[split])}."]
+    lines += _regularized(results)
     if results.get("model", {}).get("architecture", {}).get("embedding_widths"):
         lines.append(_widths(best["tables"]))
     if (final := measured.get("final_fit")) is not None:
@@ -60,6 +61,22 @@ def verdict(results: Mapping[str, Any]) -> str:
     if "fastest" in measured:
         lines.append(_fastest(measured, split))
     return "\n".join([*lines, *_rejected(results["features"]), *_suspicions(results, best["features"])])
+
+
+def _regularized(results: Mapping[str, Any]) -> list[str]:
+    """Says that the winner's model had a lower validation loss with a weaker L2, where it had."""
+    rows = results.get("leaderboard", ())
+    mine = next((row for row in rows if results.get("winner") in row["trials"]), None)
+    if mine is None:
+        return []
+    model = ("model", "features", "dropped")
+    alike = (row for row in rows if row["log_loss"] < mine["log_loss"] and all(row[n] == mine[n] for n in model))
+    return [
+        "Of the recipes with which this model is about as good on the validation rows, it has the one with the strongest "
+        f"L2: its loss there is {mine['log_loss']:.5f}, and {row['log_loss']:.5f} with {row['recipe']}."
+        for row in alike
+        if row["status"] == "complete"
+    ][:1]
 
 
 def _better_than_the_tree(ensemble: Mapping[str, Any], split: str) -> str:
