@@ -72,8 +72,8 @@ def _regularized(results: Mapping[str, Any]) -> list[str]:
     model = ("model", "features", "dropped")
     alike = (row for row in rows if row["log_loss"] < mine["log_loss"] and all(row[n] == mine[n] for n in model))
     return [
-        "Of the recipes with which this model is about as good on the validation rows, it has the one with the strongest "
-        f"L2: its loss there is {mine['log_loss']:.5f}, and {row['log_loss']:.5f} with {row['recipe']}."
+        "Of the recipes with which this model is about as good on the validation rows, it has the one with the "
+        f"strongest L2: its loss there is {mine['log_loss']:.5f}, and {row['log_loss']:.5f} with {row['recipe']}."
         for row in alike
         if row["status"] == "complete"
     ][:1]
