@@ -10,6 +10,7 @@ from nasrec_torchrec.id_space import ID_SPACE
 from nasrec_torchrec.table_widths import check_width
 
 Transform = Literal["none", "log1p", "standardize"]
+Pooling = Literal["sum", "mean", "position", "attention"]
 IdRule = Literal["id", "modulo", "hex", "hash", "dictionary", "dynamic", "history", "buckets", "hour", "weekday"]
 # Prepared ids below this are reserved: 0 is a missing value, 1 a value that is not in the dictionary.
 UNKNOWN, FIRST_WORD = 1, 2
@@ -100,7 +101,12 @@ class SparseFeature:
         multi_hot: whether a row holds a list of values instead of one.
         separator: text between the values of a list in raw text.
         weighted: whether a column ``<name>_weights`` holds a number for each value.
-        pooling: ``sum`` or ``mean`` of a row's embeddings.
+        pooling: how the embeddings of a row become one. ``sum`` and ``mean`` need no order. ``position`` adds them up,
+            each times a weight of its position that the model learns. ``attention`` weighs each by how it fits the
+            embedding of the feature ``target``, which DIN does (arXiv 1706.06978).
+        max_length: of a list in order, how many values are kept: those from its beginning. Unset, all are.
+        target: of ``attention``, the name of the feature that the list is compared with, such as the item that a row
+            is about.
         table: name of the embedding table, by default ``t_<name>``. Features that name the same table share it and its
             dictionary.
         values: how ``hash``, ``dictionary`` and ``dynamic`` read a value. ``text`` uses a text as it is; ``integer``
@@ -125,7 +131,7 @@ class SparseFeature:
     multi_hot: bool = False
     separator: str = "|"
     weighted: bool = False
-    pooling: Literal["sum", "mean"] = "sum"
+    pooling: Pooling = "sum"
     table: str = ""
     values: Literal["text", "integer"] = "text"
     cross: tuple[str, ...] = ()
@@ -133,6 +139,8 @@ class SparseFeature:
     column: str = ""
     edges: tuple[float, ...] = ()
     embedding_dim: int | None = None
+    max_length: int | None = None
+    target: str = ""
     missing: float | None = None
     unknown: float | None = None
 
@@ -143,7 +151,8 @@ class SparseFeature:
             if self.cross or self.of:
                 raise ValueError(f"{self.name}: column: a feature that is computed has none, found {self.column!r}")
         _check_choice(self.ids, IdRule, f"{self.name}: ids")
-        _check_choice(self.pooling, Literal["sum", "mean"], f"{self.name}: pooling")
+        _check_choice(self.pooling, Pooling, f"{self.name}: pooling")
+        self._check_sequence()
         if not self.table:
             object.__setattr__(self, "table", f"t_{self.name}")
         check_name(self.table, f"{self.name}: table")
@@ -215,6 +224,26 @@ class SparseFeature:
             raise ValueError(
                 f"{self.name}: ids {self.ids}: expected {ids} ids, one a row and no cross; found num_embeddings "
                 f"{self.num_embeddings!r}, multi_hot {self.multi_hot}, cross {list(self.cross)}"
+            )
+
+    def _check_sequence(self) -> None:
+        longest, ordered = self.max_length, self.pooling in ("position", "attention")
+        if longest is not None and (not isinstance(longest, int) or isinstance(longest, bool) or longest < 1):
+            raise ValueError(f"{self.name}: max_length: expected a positive integer, found {longest!r}")
+        if not self.multi_hot and (ordered or longest is not None):
+            what = f"pooling {self.pooling}" if ordered else "max_length"
+            raise ValueError(f"{self.name}: {what}: is for lists, which multi_hot features have")
+        if self.pooling == "position" and longest is None:
+            raise ValueError(f"{self.name}: pooling position: expected max_length, the number of weights, found none")
+        if ordered and (self.weighted or self.ids == "dynamic"):
+            found = "weighted" if self.weighted else "ids dynamic"
+            raise ValueError(
+                f"{self.name}: pooling {self.pooling}: expected unweighted ids that are known, found {found}"
+            )
+        if (self.pooling == "attention") != bool(self.target):
+            raise ValueError(
+                f"{self.name}: target: expected the name of a feature with pooling attention, and none otherwise; "
+                f"found {self.target!r} with pooling {self.pooling}"
             )
 
     def _check_edges(self) -> None:

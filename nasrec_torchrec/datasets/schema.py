@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _FORMAT = "nasrec-torchrec/schema/3"
 # This version lacks reading rules, for which the defaults apply, and fractions of missing values, which are not known.
 _EARLIER = "nasrec-torchrec/schema/2"
+# Weights by position belong to the features, whose embeddings are then added up.
+_POOLED_AS = {"position": "sum"}
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,16 @@ class Schema:
             raise ValueError("schema: sparse: either every feature is weighted or none is")
         self._check_crosses()
         for table, features in self.features_by_table().items():
-            for key in ("num_embeddings", "ids", "min_count", "pooling", "values", "embedding_dim"):
+            for key in ("num_embeddings", "ids", "min_count", "values", "embedding_dim"):
                 values = {feature.name: getattr(feature, key) for feature in features}
                 if len(set(values.values())) > 1:
                     raise ValueError(
                         f"schema: table '{table}': expected one {key} for all its features, found {values}"
                     )
+            pooled = {feature.name: feature.pooling for feature in features}
+            if not self.attention and len({_POOLED_AS.get(pooling, pooling) for pooling in pooled.values()}) > 1:
+                raise ValueError(f"schema: table '{table}': expected one pooling for all its features, found {pooled}")
+        self._check_sequences()
         check_distinct(self.features_by_table(), "schema: tables")
 
     @property
@@ -176,6 +182,40 @@ class Schema:
             if sharing:
                 raise ValueError(f"{feature.name}: cross: it cannot share the table {feature.table} with {sharing}")
 
+    def _check_sequences(self) -> None:
+        """Checks what TorchRec's collections of sequences and of position weights ask of all features."""
+        if self.attention and self.position_lengths:
+            raise ValueError(
+                f"schema: sparse: expected pooling attention or position, found {sorted(self.attention)} and "
+                f"{sorted(self.position_lengths)}: TorchRec has no collection of tables for both"
+            )
+        if not self.attention and not self.position_lengths:
+            return
+        kind = "attention" if self.attention else "position"
+        if self.weighted or self.dynamic:
+            found = "features are weighted" if self.weighted else "ids are dynamic"
+            raise ValueError(f"schema: sparse: pooling {kind}: expected unweighted ids that are known, but {found}")
+        for name, target in self.attention.items():
+            if target not in self.feature_names or target in self.attention:
+                known = [other for other in self.feature_names if other not in self.attention]
+                raise ValueError(f"{name}: target: expected one of the features {known}, found {target!r}")
+        if not self.attention:
+            means = [f.name for f in self.sparse if f.pooling == "mean"]
+            if means:  # PyTorch's weighted look-ups add up alone
+                raise ValueError(f"{means[0]}: pooling: expected sum or position beside a list by position, found mean")
+            return
+        summed = [f.name for f in self.sparse if f.multi_hot and f.pooling == "sum"]
+        widths = {f.name: f.embedding_dim for f in self.sparse if f.embedding_dim not in (None, self.embedding_dim)}
+        if summed:
+            raise ValueError(
+                f"{summed[0]}: pooling: expected mean or attention beside a list with attention, found sum"
+            )
+        if widths:
+            raise ValueError(
+                f"schema: sparse: pooling attention: TorchRec needs tables of one width, {self.embedding_dim}; found "
+                f"{widths}"
+            )
+
     def _check_buckets(self, feature: SparseFeature) -> None:
         dense = [other.name for other in self.dense]
         if feature.cross[0] not in dense:
@@ -184,6 +224,16 @@ class Schema:
             )
         if sharing := [other.name for other in self.sparse if other.table == feature.table and other != feature]:
             raise ValueError(f"{feature.name}: buckets cannot share the table {feature.table} with {sharing}")
+
+    @property
+    def attention(self) -> dict[str, str]:
+        """The target of each list that is pooled by attention."""
+        return {feature.name: feature.target for feature in self.sparse if feature.target}
+
+    @property
+    def position_lengths(self) -> dict[str, int]:
+        """The number of positions of each list whose values are weighted by their position."""
+        return {f.name: f.max_length for f in self.sparse if f.pooling == "position" and f.max_length is not None}
 
     @property
     def dynamic(self) -> bool:
@@ -344,7 +394,7 @@ class Schema:
         if not self.tasks:
             del document["tasks"]
         for feature in document["sparse"]:
-            for unused in ("cross", "of", "column", "edges", "embedding_dim"):
+            for unused in ("cross", "of", "column", "edges", "embedding_dim", "max_length", "target"):
                 if not feature[unused]:
                     del feature[unused]
         for feature in document["dense"]:

@@ -79,12 +79,15 @@ def parse(
             continue
         name, *more = sparse.raw_columns
         raw = _lists(table, name, sparse.separator) if sparse.multi_hot else _single(table, name)
+        lengths = values.lengths(raw) if sparse.weights_column else None
+        raw = _beginning(raw, sparse.max_length)
         columns[sparse.name] = _elements(raw, partial(read_ids, sparse, scoring=scoring), name, rejects)
         if sparse.weights_column:
             (of_weights,) = more
             weights = _lists(table, of_weights, sparse.separator)
-            columns[sparse.weights_column] = _elements(weights, _weights, of_weights, rejects)
-            for row in np.flatnonzero(values.lengths(raw) != values.lengths(weights)):
+            found = _elements(_beginning(weights, sparse.max_length), _weights, of_weights, rejects)
+            columns[sparse.weights_column] = found
+            for row in np.flatnonzero(lengths != values.lengths(weights)):
                 rejects.setdefault(int(row), f"column '{of_weights}': expected one weight per value")
     for name, wanted in (extra or {}).items():
         read = values.times if wanted.kind == "time" else values.text
@@ -251,6 +254,11 @@ def _lists(table: pa.Table, name: str, separator: str) -> pa.Array:
             raise ValueError(f"expected lists, or text that '{separator}' separates, found {column.type}")
         # A missing list is an empty one, while splitting '' would give one empty value.
         return pc.split_pattern(values.without_empty(column), separator)
+
+
+def _beginning(lists: pa.Array, most: int | None) -> pa.Array:
+    """Returns the first values of each list."""
+    return lists if most is None else values.plain(pc.list_slice(lists, 0, most, return_fixed_size_list=False))
 
 
 def _elements(

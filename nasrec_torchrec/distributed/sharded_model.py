@@ -18,7 +18,7 @@ from nasrec_torchrec.distributed.gather import gather_rows
 from nasrec_torchrec.distributed.sharding import parallelize
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import read_description
-from nasrec_torchrec.modules.table_collection import bags_of
+from nasrec_torchrec.modules.table_collection import tables_of
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.tensors import load_tensors
 
@@ -47,7 +47,7 @@ def load_sharded(
     description = read_description(folder)
     model = description.build(torch.device("cpu"), tables=torch.device("meta"))
     # An optimizer is never run, but decides which lookup FBGEMM takes. The state of this one is a number for each row.
-    tables = bags_of(model.sparse_arch.embedding_bag_collection)
+    tables = tables_of(model.sparse_arch.embedding_bag_collection)
     apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), {"lr": 0.0})
     dmp = parallelize(DLRMTrain(model), device, sharding_type)
     state = {"model": dmp.state_dict()}

@@ -8,9 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
+from torchrec.distributed.fp_embeddingbag import FeatureProcessedEmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
@@ -24,8 +26,12 @@ from torchrec.distributed.types import (
     ShardingPlan,
     ShardingType,
 )
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingBagCollectionInterface
+from torchrec.modules.embedding_configs import BaseEmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import (
+    EmbeddingBagCollection,
+    EmbeddingBagCollectionInterface,
+    EmbeddingCollection,
+)
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
@@ -34,6 +40,7 @@ from nasrec_torchrec.distributed.managed_tables import ManagedTableSharder
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.memory import gib, host_memory
 from nasrec_torchrec.modules.dynamic_ids import DynamicIds
+from nasrec_torchrec.modules.table_collection import table_configs
 
 # A float32 weight and Adagrad's float32 sum.
 _BYTES = 8
@@ -84,6 +91,16 @@ class TableSharder(EmbeddingBagCollectionSharder):
         return [kernel.value for kernel in _KERNELS[memory]]
 
 
+class SequenceSharder(EmbeddingCollectionSharder):
+    """The sharder of tables of sequences, which stay on their device."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return [kind for kind in super().sharding_types(compute_device_type) if kind in SHARDING_TYPES]
+
+    def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
+        return [EmbeddingComputeKernel.FUSED.value]
+
+
 def table_sharders(
     qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
     table_memory: TableMemory = "device",
@@ -91,7 +108,10 @@ def table_sharders(
 ) -> list[ModuleSharder[nn.Module]]:
     """Returns the sharders of the collections of tables that our trainings know, see :class:`TableSharder`."""
     tables = TableSharder(qcomm_codecs_registry, table_memory, replicated)
-    return [cast(ModuleSharder[nn.Module], sharder) for sharder in (tables, ManagedTableSharder(tables))]
+    processed = FeatureProcessedEmbeddingBagCollectionSharder(tables)
+    sequences = SequenceSharder(qcomm_codecs_registry=qcomm_codecs_registry)
+    every = tables, ManagedTableSharder(tables), processed, sequences
+    return [cast(ModuleSharder[nn.Module], sharder) for sharder in every]
 
 
 class BroadcastWrapper(DataParallelWrapper):
@@ -148,7 +168,7 @@ def parallelize(
         )
     if sharding_type is not None and sharding_type not in SHARDING_TYPES:
         raise ValueError(f"sharding_type: expected one of {list(SHARDING_TYPES)}, found {sharding_type!r}")
-    means = [config.name for config in _configs(model) if config.pooling is PoolingType.MEAN]
+    means = [config.name for config in _configs(model) if getattr(config, "pooling", None) is PoolingType.MEAN]
     if sharding_type == _SUMS_ONLY and means:
         raise ValueError(
             f"sharding_type: {_SUMS_ONLY} gives wrong means in TorchRec, and {means} are pooled by mean; choose another"
@@ -165,6 +185,11 @@ def parallelize(
     managed = any(isinstance(module, ManagedCollisionEmbeddingBagCollection) for module in model.modules())
     if managed and replicate:
         raise ValueError("optimizer: adam holds all tables on every rank, which dynamic ids cannot be; choose adagrad")
+    if replicated and any(isinstance(module, EmbeddingCollection) for module in model.modules()):
+        raise ValueError(
+            "replicate_mib: expected 0 with attention over lists, whose embeddings TorchRec mixes up in data_parallel; "
+            f"every rank would hold {sorted(replicated)}"
+        )
     if managed and replicated:
         raise ValueError(
             "replicate_mib: expected 0 with dynamic ids, with which TorchRec shards every table by rows; every rank "
@@ -247,9 +272,9 @@ def make_plan(
     return decided[0]
 
 
-def _configs(model: nn.Module) -> list[EmbeddingBagConfig]:
-    collections = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
-    return [config for collection in collections for config in collection.embedding_bag_configs()]
+def _configs(model: nn.Module) -> list[BaseEmbeddingConfig]:
+    kinds = EmbeddingBagCollection, EmbeddingCollection
+    return [config for module in model.modules() if isinstance(module, kinds) for config in table_configs(module)]
 
 
 def _plan(

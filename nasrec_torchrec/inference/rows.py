@@ -162,6 +162,7 @@ class RowReader:
             size = sizes[name] = [1] * (1 if once else count)
             if feature.multi_hot:
                 bags = self._bags(name, columns[name], feature.separator, where)
+                whole, bags = list(map(len, bags)), [bag[: feature.max_length] for bag in bags]
                 size = sizes[name] = [len(bag) for bag in bags]
                 lengths[place] = size
                 given[name] = list(chain.from_iterable(bags)), _in_lists(size, where)
@@ -171,7 +172,7 @@ class RowReader:
             if max_ids is not None and total > max_ids:
                 raise ValueError(f"rows: expected {max_ids} ids at most, found {total}")
             if feature.weights_column:
-                weights.append(np.tile(self._weights(feature, columns[feature.weights_column], size, where), times))
+                weights.append(np.tile(self._weights(feature, columns[feature.weights_column], whole, where), times))
         found = self._ids.read(given)
         unknown: list[list[str]] = [[] for _ in rows]
         for place in self._order:
@@ -327,6 +328,8 @@ class RowReader:
         for number, (bag, expected) in enumerate(zip(bags, size, strict=True)):
             if len(bag) != expected:
                 raise ValueError(f"{where(number)}: column '{name}': expected one weight per value")
+        bags = [bag[: feature.max_length] for bag in bags]
+        size = list(map(len, bags))
         in_lists = _in_lists(size, where)
 
         def of_column(place: int) -> str:

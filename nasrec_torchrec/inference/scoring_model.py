@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 from torch.nn import functional as F
 from torchrec.models.dlrm import DLRM
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.feature_processor_ import PositionWeightedModule, PositionWeightedModuleCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 
@@ -17,14 +18,15 @@ from nasrec_torchrec.inference.config import ExportConfig
 from nasrec_torchrec.inference.fusion import fuse
 from nasrec_torchrec.inference.id_map import IdMap, has_known_maps
 from nasrec_torchrec.inference.recalibration import Recalibration
-from nasrec_torchrec.inference.tables import Tables, make_tables, table_precisions
+from nasrec_torchrec.inference.tables import FloatTables, Tables, make_tables, table_precisions
 from nasrec_torchrec.models.baselines import FlatModel
 from nasrec_torchrec.models.boosted_trees import BoostedTrees
 from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.mean_prediction import mean_prediction
 from nasrec_torchrec.models.nasrecnet import NASRecNet
+from nasrec_torchrec.modules.sequence_pooling import TargetAttention
 from nasrec_torchrec.modules.sparse_arch import SparseArch
-from nasrec_torchrec.modules.table_collection import bags_of, parts_of
+from nasrec_torchrec.modules.table_collection import bags_of, parts_of, table_weights
 
 
 class ScoringModel(nn.Module):
@@ -69,6 +71,7 @@ class ScoringModel(nn.Module):
         interaction, self.dense_in_features = _interaction(model)
         self.has_dense = self.dense_in_features > 0
         position_weights = _position_weights(model, given)
+        self.attention = AttentionPooling.of(model, given, self.tables)
         self.positions: PositionWeights | None = None if position_weights is None else PositionWeights(position_weights)
         self.weighted: bool = ebc.is_weighted() and self.positions is None
         self.interaction_arch = fuse(interaction)
@@ -112,6 +115,8 @@ class ScoringModel(nn.Module):
         if self.positions is not None:
             by_id = self.positions(ids, lengths)
         pooled = self.tables(ids, lengths, by_id)
+        if self.attention is not None:
+            pooled = self.attention(self.tables, ids, lengths, pooled)
         if self.projects:
             pooled = pooled.flatten(1)
         if self.reordered:
@@ -150,14 +155,14 @@ class PositionWeights(nn.Module):
     """Weights of ids by their position in a bag, as a feature processor learnt them.
 
     Args:
-        weights: Weights ``(F_sparse, positions)``. Ids beyond the last position, which training refuses, weigh nothing.
+        weights: Weights ``(F_sparse, positions)``. Those of the last position hold for all that follow.
     """
 
     weights: Tensor
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weights", F.pad(weights, (0, 1)))
+        self.register_buffer("weights", weights)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Returns a weight for each of the ids ``(T,)`` of bags of the given lengths ``(F_sparse, B)``."""
@@ -167,6 +172,59 @@ class PositionWeights(nn.Module):
         position = places - (ends - lengths.flatten())[bag]
         feature = torch.bucketize(places, lengths.sum(1).cumsum(0), right=True)
         return self.weights[feature, position.clamp(max=self.weights.shape[1] - 1)]
+
+
+class AttentionPooling(nn.Module):
+    """Pools lists by attention against the embedding of another feature, for all ids of a batch at once.
+
+    Slices whose sizes depend on the data would not compile; so every list's unit looks at all ids, and those of other
+    features weigh nothing.
+
+    Args:
+        units: The trained unit of each list, by its place in the inputs.
+        targets: The place of the target of each list.
+    """
+
+    def __init__(self, units: Mapping[int, TargetAttention], targets: Mapping[int, int]) -> None:
+        super().__init__()
+        self._places = [(place, targets[place]) for place in units]
+        self._units = [copy.deepcopy(unit) for unit in units.values()]
+        self.units = nn.ModuleList(self._units)
+
+    @classmethod
+    def of(cls, model: ClickModel, features: Sequence[str], tables: Tables) -> "AttentionPooling | None":
+        """Returns the pooling of a model, None if it has no attention.
+
+        Raises:
+            ValueError: If the tables are quantized, whose rows are looked up in bags alone.
+        """
+        pooling = getattr(model.sparse_arch, "pooling", None)
+        if pooling is None or not pooling.targets:
+            return None
+        if not isinstance(tables, FloatTables):
+            raise ValueError("tables: expected fp32 for a model with attention over lists, found quantized ones")
+        places = {name: place for place, name in enumerate(features)}
+        units = {places[name]: pooling.unit(name) for name in pooling.targets}
+        return cls(units, {places[name]: places[target] for name, target in pooling.targets.items()})
+
+    def forward(self, tables: FloatTables, ids: Tensor, lengths: Tensor, means: Tensor) -> Tensor:
+        """Returns pooled embeddings ``(B, F_sparse, E)``, given those that are pooled by their mean.
+
+        Args:
+            tables: The tables.
+            ids: int64 ids ``(T,)`` of all features, feature by feature.
+            lengths: int64 lengths ``(F_sparse, B)`` of the bags.
+            means: Mean of each bag ``(B, F_sparse, E)``.
+        """
+        rows = lengths.shape[1]
+        bag = torch.bucketize(torch.arange(ids.shape[0], device=ids.device), lengths.flatten().cumsum(0), right=True)
+        feature, row = bag // rows, bag % rows
+        embeddings = tables.embeddings(ids, feature)
+        pooled = list(means.unbind(1))
+        for (place, target), unit in zip(self._places, self._units, strict=True):
+            weights = unit.weights(embeddings, means[:, target][row]) * (feature == place).unsqueeze(1)
+            pooled[place] = torch.zeros_like(pooled[place]).index_add(0, row, weights * embeddings)
+        return torch.stack(pooled, dim=1)
 
 
 class DlrmInteraction(nn.Module):
@@ -194,22 +252,42 @@ def tables_of(model: ClickModel) -> EmbeddingBagCollection:
         TypeError: If the model was built on another collection, or on a sharded one.
     """
     collection = model.sparse_arch.embedding_bag_collection
+    if isinstance(collection, EmbeddingCollection):
+        return _pooled_by_mean(collection)
     if isinstance(collection, FeatureProcessedEmbeddingBagCollection) or has_known_maps(collection):
         collection = bags_of(collection)
     if not isinstance(collection, EmbeddingBagCollection):
         raise TypeError(
-            f"a model on a {type(collection).__name__} cannot be exported; expected an EmbeddingBagCollection, a "
-            "FeatureProcessedEmbeddingBagCollection or a ManagedCollisionEmbeddingBagCollection whose ids are "
-            "DynamicIds, that is not sharded"
+            f"a model on a {type(collection).__name__} cannot be exported; expected an EmbeddingBagCollection, an "
+            "EmbeddingCollection, a FeatureProcessedEmbeddingBagCollection or a ManagedCollisionEmbeddingBagCollection "
+            "whose ids are DynamicIds, that is not sharded"
         )
     return collection
+
+
+def _pooled_by_mean(sequences: EmbeddingCollection) -> EmbeddingBagCollection:
+    """Returns tables with the weights of those of sequences."""
+    configs = [
+        EmbeddingBagConfig(
+            name=config.name,
+            embedding_dim=config.embedding_dim,
+            num_embeddings=config.num_embeddings,
+            feature_names=config.feature_names,
+            pooling=PoolingType.MEAN,
+        )
+        for config in sequences.embedding_configs()
+    ]
+    tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
+    for name, weight in table_weights(sequences).items():
+        tables.embedding_bags[name].weight = weight
+    return tables
 
 
 def _position_weights(model: ClickModel, features: Sequence[str]) -> Tensor | None:
     """Returns the weights ``(F_sparse, positions)`` of a model's feature processors, if it has any.
 
     Raises:
-        TypeError: If they do more than weigh ids by their position.
+        TypeError: If they do something else than weigh ids by their position.
     """
     collection = model.sparse_arch.embedding_bag_collection
     if not isinstance(collection, FeatureProcessedEmbeddingBagCollection):
@@ -220,13 +298,15 @@ def _position_weights(model: ClickModel, features: Sequence[str]) -> Tensor | No
     else:
         parts = parts_of(processors, PositionWeightedModule)
         found = {name: part.position_weight.detach() for name, part in parts.items()}
-    if missing := [name for name in features if name not in found]:
+    if not found:
         raise TypeError(
-            f"feature processors: only position weights of all features can be exported; {type(processors).__name__} "
-            f"has none for {missing}"
+            f"feature processors: only position weights can be exported, found a {type(processors).__name__} without"
         )
-    longest = max(len(weight) for weight in found.values())
-    return torch.stack([F.pad(found[name], (0, longest - len(found[name]))) for name in features])
+    longest = 1 + max(len(weight) for weight in found.values())  # what is beyond the last one weighs nothing
+    every = torch.ones(longest)  # ids of a feature without such weights count alike
+    return torch.stack(
+        [F.pad(found[name], (0, longest - len(found[name]))) if name in found else every for name in features]
+    )
 
 
 def feature_names(model: ClickModel) -> list[str]:

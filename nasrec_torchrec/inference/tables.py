@@ -132,6 +132,16 @@ class FloatTables(Tables):
             groups.append(pooled[getattr(self, f"features_{dim}")].transpose(0, 1).flatten(1))
         return torch.cat(groups, dim=1)[:, self.columns]
 
+    def embeddings(self, ids: Tensor, feature: Tensor) -> Tensor:
+        """Returns the embedding of each id ``(T, E)``, of tables of one dimension; that of 0 for ids outside of them.
+
+        Args:
+            ids: ids ``(T,)``.
+            feature: place of the feature ``(T,)`` of each.
+        """
+        known = (ids >= 0) & (ids < self.rows[feature])
+        return self.get_buffer("table")[torch.where(known, ids, 0) + self.start[feature]]
+
     def _pool(self, dim: int, rows: Tensor, offsets: Tensor, batch_size: int, weights: Tensor | None) -> Tensor:
         """Returns the sum of each bag from the tables of one dimension, ``(F_sparse, B, dim)``."""
         table = getattr(self, self._name("table", dim))

@@ -1,12 +1,12 @@
 """Baselines that a user might pick instead of a searched network: TorchRec's models, and later ones."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchrec.models import dlrm as torchrec_dlrm
 from torchrec.models.dlrm import DLRM, DLRM_DCN
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.modules.mlp import MLP
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -16,7 +16,6 @@ from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.streams import FinalMLPInteraction, FinalNetInteraction
 from nasrec_torchrec.modules.sparse_arch import SparseArch
-from nasrec_torchrec.modules.table_collection import bags_of
 from nasrec_torchrec.modules.token_projection import TokenProjection
 
 
@@ -27,6 +26,7 @@ def build_baseline(
     device: torch.device | None = None,
     interaction_dim: int | None = None,
     label_weights: Sequence[float] = (1.0,),
+    attention: Mapping[str, str] | None = None,
 ) -> "DLRM | FlatModel | NASRecNet":
     """Builds a baseline from its description.
 
@@ -37,6 +37,7 @@ def build_baseline(
         device: Device of the dense part.
         interaction_dim: Width E of the tokens; see :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
         label_weights: Weight of the loss of each of the T labels that are predicted. They share all but the last layer.
+        attention: For sequences; see :class:`~nasrec_torchrec.models.nasrecnet.NASRecNet`.
 
     Returns:
         A model that maps dense features and ids to logits ``(B, T)``.
@@ -48,16 +49,19 @@ def build_baseline(
         raise ValueError(f"batch_norm: expected false for {baseline.kind}; of the baselines, finalnet alone has it")
     # The last layer has an output for each label.
     dense, over = list(baseline.dense_layers), [*baseline.over_layers[:-1], len(label_weights)]
-    sparse_arch = SparseArch(embedding_bag_collection, interaction_dim)
+    sparse_arch = SparseArch(embedding_bag_collection, interaction_dim, attention, device)
     embedding_dim, num_fields = sparse_arch.embedding_dim, len(sparse_arch.feature_names)
     # What TorchRec's models read by themselves.
     plain = isinstance(embedding_bag_collection, EmbeddingBagCollection) and not sparse_arch.tables
     if baseline.kind in ("dlrm", "dcn"):
         layers = dense_in_features, dense, over
-        tables = bags_of(embedding_bag_collection)
+        tables = embedding_bag_collection
         if not plain:
             # TorchRec's models read the width from their tables, and then stack the embeddings in their inter_arch.
-            configs = [replace(c, embedding_dim=embedding_dim) for c in tables.embedding_bag_configs()]
+            configs = [
+                EmbeddingBagConfig(c.num_embeddings, embedding_dim, c.name, feature_names=c.feature_names)
+                for c in sparse_arch.configs
+            ]
             tables = EmbeddingBagCollection(tables=configs, device=torch.device("meta"))
         if baseline.kind == "dlrm":
             model = DLRM(tables, *layers, device)
@@ -83,6 +87,7 @@ def build_baseline(
             architecture,
             dense_device=device,
             interaction_dim=embedding_dim,
+            attention=attention,
             num_labels=last,
         )
     interaction_arch: FlatInteraction | FinalNetInteraction | FinalMLPInteraction

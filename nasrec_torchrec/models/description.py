@@ -7,7 +7,10 @@ from typing import TypeAlias
 import torch
 from torch import nn
 from torchrec.models.dlrm import DLRM
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
+from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 
 from nasrec_torchrec.architecture import Architecture, recorded
 from nasrec_torchrec.datasets.names import safe_name
@@ -111,19 +114,28 @@ class ModelDescription:
             require_memory(self.schema.tables(), 4, host_memory(), "their weights")
         ebc = self._tables(tables)
         dense, width = len(self.schema.dense), self.schema.embedding_dim
+        attention = self.schema.attention
         match self.interaction:
             case Architecture():
-                labels = len(self.schema.labels)
-                return NASRecNet(ebc, dense, self.interaction, self.use_layernorm, device, width, num_labels=labels)
+                more = attention, len(self.schema.labels)
+                return NASRecNet(ebc, dense, self.interaction, self.use_layernorm, device, width, *more)
             case SearchSpace():
-                return SuperNet(ebc, dense, self.interaction, self.use_layernorm, device, width)
+                return SuperNet(ebc, dense, self.interaction, self.use_layernorm, device, width, attention)
             case Baseline():
-                return build_baseline(self.interaction, ebc, dense, device, width, self.schema.loss_weights)
+                weights = self.schema.loss_weights
+                return build_baseline(self.interaction, ebc, dense, device, width, weights, attention)
 
     def _tables(self, device: torch.device | None) -> nn.Module:
-        """Returns the tables, with a map of ids for those whose ids are not known beforehand."""
+        """Returns the tables, in the collection that the features need."""
         schema = self.schema
-        tables = EmbeddingBagCollection(tables=schema.tables(), is_weighted=schema.weighted, device=device)
+        if schema.attention:
+            return EmbeddingCollection(tables=[_of_sequences(config) for config in schema.tables()], device=device)
+        lengths = schema.position_lengths
+        weighted = schema.weighted or bool(lengths)
+        tables = EmbeddingBagCollection(tables=schema.tables(), is_weighted=weighted, device=device)
+        if lengths:
+            processors = PositionWeightedModuleCollection(lengths, device)
+            return FeatureProcessedEmbeddingBagCollection(tables, processors)
         if not schema.dynamic:
             return tables
         dynamic = {name for name, features in schema.features_by_table().items() if features[0].ids == "dynamic"}
@@ -190,7 +202,19 @@ class ModelDescription:
             raise ValueError(f"model description: {error}") from None
 
 
+def _of_sequences(config: EmbeddingBagConfig) -> EmbeddingConfig:
+    """Returns a table whose embeddings are looked up one by one."""
+    return EmbeddingConfig(
+        name=config.name,
+        embedding_dim=config.embedding_dim,
+        num_embeddings=config.num_embeddings,
+        feature_names=config.feature_names,
+        init_fn=config.init_fn,
+    )
+
+
 def dense_parameters(model: nn.Module) -> int:
     """Counts the parameters outside of the embedding tables."""
-    tables = {id(p) for m in model.modules() if isinstance(m, EmbeddingBagCollection) for p in m.parameters()}
+    kinds = EmbeddingBagCollection, EmbeddingCollection
+    tables = {id(p) for m in model.modules() if isinstance(m, kinds) for p in m.parameters()}
     return sum(p.numel() for p in model.parameters() if id(p) not in tables)

@@ -43,10 +43,14 @@ class TargetAttention(nn.Module):
         """
         places = torch.arange(lengths.shape[0], device=lengths.device)
         row = torch.repeat_interleave(places, lengths, output_size=embeddings.shape[0])
-        beside = target[row]
-        features = torch.cat([embeddings, beside, embeddings - beside, embeddings * beside], dim=1)
-        weights = self.score(F.relu(self.hidden(features)))
+        weights = self.weights(embeddings, target[row])
         return torch.zeros_like(target).index_add(0, row, (weights * embeddings).to(target.dtype))
+
+    def weights(self, embeddings: Tensor, beside: Tensor) -> Tensor:
+        """Returns the weight ``(T, 1)`` of each embedding ``(T, E)`` for the target's ``(T, E)`` beside it."""
+        features = torch.cat([embeddings, beside, embeddings - beside, embeddings * beside], dim=1)
+        weights: Tensor = self.score(F.relu(self.hidden(features)))
+        return weights
 
 
 class SequencePooling(nn.Module):
@@ -88,14 +92,20 @@ class SequencePooling(nn.Module):
         for name, unit in self._units.items():
             self.add_module(unit, TargetAttention(dims[name], device))
 
+    def unit(self, name: str) -> TargetAttention:
+        """Returns the attention of a sequence."""
+        unit = self.get_submodule(self._units[name])
+        assert isinstance(unit, TargetAttention)
+        return unit
+
     def forward(self, embeddings: Mapping[str, JaggedTensor]) -> list[Tensor]:
         """Returns a pooled embedding ``(B, dim)`` for every feature."""
         pooled = []
         for name in self.feature_names:
             found = embeddings[name]
             if name in self.targets:
-                unit, target = self.get_submodule(self._units[name]), embeddings[self.targets[name]]
-                pooled.append(unit(found.values(), found.lengths(), mean_of_sequences(target)))
+                target = embeddings[self.targets[name]]
+                pooled.append(self.unit(name)(found.values(), found.lengths(), mean_of_sequences(target)))
             else:
                 pooled.append(mean_of_sequences(found))
         return pooled

@@ -96,6 +96,24 @@ def bags_of(collection: nn.Module) -> EmbeddingBagCollection:
     return found[0]
 
 
+def tables_of(collection: nn.Module) -> EmbeddingBagCollection | EmbeddingCollection:
+    """Returns the tables of a collection that is not sharded: of sequences, or as :func:`bags_of` does."""
+    return collection if isinstance(collection, EmbeddingCollection) else bags_of(collection)
+
+
+def table_configs(tables: EmbeddingBagCollection | EmbeddingCollection) -> list[BaseEmbeddingConfig]:
+    """Returns the configurations of the tables."""
+    return list(
+        tables.embedding_configs() if isinstance(tables, EmbeddingCollection) else tables.embedding_bag_configs()
+    )
+
+
+def table_weights(tables: EmbeddingBagCollection | EmbeddingCollection) -> dict[str, nn.Parameter]:
+    """Returns the weights of the tables by their names."""
+    modules = tables.embeddings if isinstance(tables, EmbeddingCollection) else tables.embedding_bags
+    return {name: module.weight for name, module in modules.items()}
+
+
 def parts_of(module: nn.Module, kind: type[Part]) -> dict[str, Part]:
     """Returns the submodules of a kind by their own names, which are those of their tables or features."""
     return {path.rpartition(".")[2]: part for path, part in module.named_modules() if isinstance(part, kind)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from nasrec_torchrec.models.supernet import SuperNet
 from nasrec_torchrec.search_space import Strategy
@@ -26,7 +26,7 @@ class FixedPath:
 
     statistics: PathStatistics | None = None
 
-    def __init__(self, tables: EmbeddingBagCollection, config: TrainConfig) -> None:
+    def __init__(self, tables: EmbeddingBagCollection | EmbeddingCollection, config: TrainConfig) -> None:
         self._tables, self._config = tables, config
         self._dense: Sequence[nn.Parameter] = ()
 
@@ -108,6 +108,6 @@ class SampledPaths:
 Paths = FixedPath | SampledPaths
 
 
-def paths_of(model: nn.Module, tables: EmbeddingBagCollection, config: TrainConfig) -> Paths:
+def paths_of(model: nn.Module, tables: EmbeddingBagCollection | EmbeddingCollection, config: TrainConfig) -> Paths:
     """Returns the object that chooses the path of every training step through a model."""
     return SampledPaths(model, config) if isinstance(model, SuperNet) else FixedPath(tables, config)

@@ -4,11 +4,13 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.utils.hooks import RemovableHandle
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+
+from nasrec_torchrec.modules.table_collection import table_weights
 
 # What TorchRec's fused Adagrad calls its sums of squared gradients, behind the name of a table.
 _SUMS = ".momentum1"
@@ -31,15 +33,18 @@ class TableGradients:
     """
 
     def __init__(
-        self, dmp: DistributedModelParallel, tables: EmbeddingBagCollection, watched: bool, device: torch.device
+        self,
+        dmp: DistributedModelParallel,
+        tables: EmbeddingBagCollection | EmbeddingCollection,
+        watched: bool,
+        device: torch.device,
     ) -> None:
         self._dmp, self._device, self._watched = dmp, device, watched
-        self._names = [config.name for config in tables.embedding_bag_configs()]
+        weights = table_weights(tables)
+        self._names = list(weights)
         self._hooks: dict[str, RemovableHandle] = {}
         for name in self._names if watched else ():
-            weight = tables.embedding_bags[name].weight
-            assert isinstance(weight, nn.Parameter)
-            self._hooks[name] = weight.register_post_accumulate_grad_hook(partial(self._see, name))
+            self._hooks[name] = weights[name].register_post_accumulate_grad_hook(partial(self._see, name))
 
     def none_yet(self, steps: int, epoch: int) -> list[str]:
         """Returns the names of the tables without a gradient on any rank. This call is collective.

@@ -26,7 +26,7 @@ from nasrec_torchrec.metrics.click_metrics import ClickMetrics, block_losses, ce
 from nasrec_torchrec.metrics.several_labels import known_rows, labels_metrics
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.supernet import SuperNet
-from nasrec_torchrec.modules.table_collection import bags_of
+from nasrec_torchrec.modules.table_collection import table_configs, table_weights, tables_of
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.checkpoint import Checkpoints, read_progress
 from nasrec_torchrec.runs.files import atomic_path, write_text
@@ -121,10 +121,10 @@ class Trainer:
         self.initial, self._copied = initial, list[str]()
         on_host = device.type == "cpu" or initial is not None
         self.model = description.build(torch.device("cpu" if on_host else "meta"))
-        tables = bags_of(self.model.sparse_arch.embedding_bag_collection)
+        tables = tables_of(self.model.sparse_arch.embedding_bag_collection)
         self.paths = paths_of(self.model, tables, config)
         if config.embedding_std is not None:
-            for table in tables.embedding_bag_configs():
+            for table in table_configs(tables):
                 table.init_fn = partial(nn.init.normal_, std=config.embedding_std)
             tables.reset_parameters()
         if initial is not None:
@@ -137,11 +137,11 @@ class Trainer:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_("sparse_arch." in f".{name}")
         most = config.replicate_mib * 2**20 / 4
-        of_tables = tables.embedding_bag_configs()
-        replicated = {table.name for table in of_tables if table.num_embeddings * table.embedding_dim <= most}
+        weights = table_weights(tables)
+        replicated = {name for name, weight in weights.items() if weight.numel() <= most}
         if config.optimizer == "adagrad":
             options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
-            sharded = [bag.weight for name, bag in tables.embedding_bags.items() if name not in replicated]
+            sharded = [weight for name, weight in weights.items() if name not in replicated]
             apply_optimizer_in_backward(torch.optim.Adagrad, sharded, options)
         held = config.optimizer == "adagrad" or config.freeze == "tables"
         if held and config.accumulate == 1:  # otherwise the task asks the guard

@@ -24,13 +24,15 @@ from nasrec_torchrec.models.nasrecnet import NASRecNet
 from nasrec_torchrec.models.stored import load_model, recorded_data
 from nasrec_torchrec.modules.dynamic_ids import DynamicIds
 from nasrec_torchrec.modules.linear import MultiSourceLinear
-from nasrec_torchrec.modules.table_collection import bags_of, parts_of
+from nasrec_torchrec.modules.table_collection import parts_of, table_weights, tables_of
 from nasrec_torchrec.runs.checkpoint import kept_checkpoint
 from nasrec_torchrec.runs.files import read_text
 from nasrec_torchrec.runs.fingerprint import digest
 from nasrec_torchrec.runs.names import DIGESTS
 from nasrec_torchrec.training.config import FrozenPart
 
+# The attention over lists, which has a number for each list.
+_ATTENTION = ".pooling."
 _NEW = "dense part: new"
 _FROZEN_PARTS = {"tables": "tables; a row that is new keeps its initial weights", "interaction": "dense part"}
 _FROZEN = "freeze: {} would keep random weights that {} has not trained: {}"
@@ -82,7 +84,7 @@ class WarmStart:
         mine = description.schema.features_by_table()
         their_tables = theirs.schema.features_by_table()
         tables, earlier_tables = (
-            bags_of(one.sparse_arch.embedding_bag_collection).embedding_bags for one in (model, earlier)
+            table_weights(tables_of(one.sparse_arch.embedding_bag_collection)) for one in (model, earlier)
         )
         ids, earlier_ids = (parts_of(one, DynamicIds) for one in (model, earlier))
         renumbered: set[str] = set()
@@ -94,7 +96,7 @@ class WarmStart:
                 if freeze == "tables":
                     raise ValueError(_FROZEN.format("tables", self.run, lines[-1]))
                 continue
-            weight, old = tables[name].weight, earlier_tables[name].weight
+            weight, old = tables[name], earlier_tables[name]
             sums = dict(theirs.dictionaries), my_sums
             rows = self._rows(name, feature, their_tables[table][0], *sums, renumbered)
             if isinstance(rows, Tensor) and weight.shape[1] != old.shape[1]:
@@ -181,6 +183,7 @@ class WarmStart:
         of_labels = _last_layers(description) if labels[0] != labels[1] else set()
         # Where only the names differ, a layer may have a weight for each feature, by its position.
         replaced = not same and list(map(len, inputs[0])) == list(map(len, inputs[1]))
+        same_lists = list(description.schema.attention.items()) == list(theirs.schema.attention.items())
         reading = _read_inputs(model) if replaced and isinstance(model, NASRecNet) else set()
         new, copied = [], 0
         for name, value in model.state_dict().items():
@@ -198,7 +201,8 @@ class WarmStart:
                 done = _copy_columns(value, old[name], *inputs)
             else:
                 by_position = kind == "weight" and any(path.startswith(f"{block}.") for block in reading)
-                fits = name in old and old[name].shape == value.shape and not by_position
+                numbered = _ATTENTION in name and not same_lists
+                fits = name in old and old[name].shape == value.shape and not (by_position or numbered)
                 done = fits and _copy(value, old[name])
             copied += done
             if not done:
@@ -215,7 +219,8 @@ def _inputs(description: ModelDescription) -> tuple[list[str], list[str]]:
 
 
 def _is_table(name: str) -> bool:
-    return "sparse_arch." in name
+    # Beside tables and the maps of their ids, there is what weighs lists.
+    return "sparse_arch." in name and not any(part in name for part in (_ATTENTION, ".position_weights."))
 
 
 def _read_inputs(model: NASRecNet) -> set[str]:

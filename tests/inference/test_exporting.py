@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from inference.conftest import build
 from support import SMALL_SPACE, make_click_data, make_click_files, make_schema
 from torch import nn
-from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.feature_processor_ import PositionWeightedModuleCollection
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from nasrec_torchrec import NASREC_2026, PUBLISHED, Architecture, NASRecNet
+from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference import predictor as predictor_module
 from nasrec_torchrec.inference.config import ExportConfig
@@ -381,10 +383,27 @@ def test_weights_by_position_are_part_of_the_package():
         torch.testing.assert_close(trace(scoring).module()(*_inputs(request)), expected)
 
 
+def test_sequences_that_are_pooled_by_their_mean_are_exported():
+    tables = [
+        EmbeddingConfig(name=f"t{i}", embedding_dim=16, num_embeddings=50, feature_names=[f"f{i}"]) for i in (0, 1)
+    ]
+    model = NASRecNet(EmbeddingCollection(tables=tables), 3, SMALL_SPACE.sample(torch.Generator().manual_seed(0)))
+    sparse = tuple(SparseFeature(f"f{i}", 50, multi_hot=True, pooling="mean") for i in (0, 1))
+    request, expected = as_request(model.eval(), replace(make_schema(), sparse=sparse), 40)
+    for precision, tolerance in (("fp32", 1e-5), ("int8", 0.02)):
+        scoring = scoring_model(model, ExportConfig(tables=precision))
+        with torch.no_grad():
+            torch.testing.assert_close(scoring(*_inputs(request)), expected, rtol=0, atol=tolerance)
+
+
 def test_what_cannot_be_exported_is_one_type_error():
-    sequences = EmbeddingCollection(
-        tables=[EmbeddingConfig(name="t", embedding_dim=16, num_embeddings=5, feature_names=["f"])]
-    )
-    model = NASRecNet(sequences, 3, SMALL_SPACE.sample(torch.Generator().manual_seed(0)))
-    with pytest.raises(TypeError, match="a model on a EmbeddingCollection cannot be exported; expected an"):
+    class Doubled(nn.Module):
+        def forward(self, features: JaggedTensor) -> JaggedTensor:
+            return features
+
+    tables = [EmbeddingBagConfig(name="t", embedding_dim=16, num_embeddings=5, feature_names=["f"])]
+    bags = EmbeddingBagCollection(tables=tables, is_weighted=True)
+    collection = FeatureProcessedEmbeddingBagCollection(bags, {"f": Doubled()})
+    model = NASRecNet(collection, 3, SMALL_SPACE.sample(torch.Generator().manual_seed(0)))
+    with pytest.raises(TypeError, match="only position weights can be exported, found a"):
         scoring_model(model, ExportConfig())
