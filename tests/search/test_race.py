@@ -259,6 +259,20 @@ def test_damaged_rows_are_not_raced_on(data: Path, tmp_path: Path, trees: bool):
         add_crosses(damaged, tmp_path / "crossed", [cross_of(("user", "item"))])
 
 
+def test_results_that_were_lost_come_back_from_the_models_that_are_left(data: Path, undisturbed, tmp_path: Path):
+    finished, results = undisturbed
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out" / "results.json").unlink()
+    again = auto(data, tmp_path / "out", _CONFIG)
+    assert again is not None and again["winner"] == results["winner"]
+    # Another seed of the winner has no checkpoint any more: what is measured belongs to the seeds that are named.
+    for measured in (results["measured"], again["measured"]):
+        seeds = {name: found for name, found in measured.items() if "seeds" in found}
+        assert all(len(found["seeds"]) == len(found["trials"]) == len(found["test"]) for found in seeds.values())
+        assert measured["winner"]["trials"][0] == results["winner"]
+    assert again["measured"]["winner"]["test"][0] == results["measured"]["winner"]["test"][0]
+
+
 def test_the_winner_can_be_trained_once_more_with_the_validation_rows(data: Path, tmp_path: Path):
     config = RaceConfig(trials=2, epochs=2, final_seeds=1, features=False, trees=False, quiet=True, final_fit=True)
     results = auto(data, tmp_path / "out", config)

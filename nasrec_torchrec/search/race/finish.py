@@ -241,11 +241,12 @@ def _measure(
     predictions: Predictions,
     losses: dict[str, list[Tensor]],
 ) -> dict[str, Any]:
-    """Metrics of all seeds of a configuration, each alone.
+    """Metrics of all seeds of a configuration that still have a checkpoint, each alone, that of the trial itself first.
 
     The log loss of every row is added to ``losses`` by split, for each seed.
     """
-    seeds = [e for e in entries if e.trial.configuration == entry.trial.configuration and e.measured]
+    alike = [e for e in entries if e.trial.configuration == entry.trial.configuration and e.measured]
+    seeds = sorted(filter(predictions.exist, alike), key=lambda e: e.number != entry.number)
     found: dict[str, Any] = {"title": entry.trial.title, "features": list(entry.trial.features)}
     found["dropped"] = list(entry.trial.dropped)
     found["recipe"] = str(entry.trial.recipe)
@@ -253,10 +254,10 @@ def _measure(
     for split in ("validation", "test"):
         if not data.rows(split):
             continue
-        scored = [predictions.of(seed, split) for seed in seeds if predictions.exist(seed)]
+        scored = [predictions.of(seed, split) for seed in seeds]
         found[split] = [asdict(click_metrics(*rows)) for rows in scored]
         losses[split] = [row_losses(*rows) for rows in scored]
-        if scored:  # of the first seed, which is the one that is kept
+        if scored:
             found["calibration"] = asdict(calibration(*scored[0])) | {"split": split}
     return found
 

@@ -32,7 +32,7 @@ from nasrec_torchrec.search.limits import narrowing, require_reachable
 from nasrec_torchrec.search.race import sources
 from nasrec_torchrec.search.race.book import Book
 from nasrec_torchrec.search.race.chance import eligible
-from nasrec_torchrec.search.race.choice import compared, winner
+from nasrec_torchrec.search.race.choice import compared, finalists, winner
 from nasrec_torchrec.search.race.column_choice import ColumnChoice
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import LATENCY_ROWS, measured_costs, step_seconds
@@ -422,6 +422,9 @@ class _Race:
         may_win = eligible(ranked, self.columns.combinations)
         named = compared(may_win, self.book.stored(self.out))
         kept = {entry.number for entry in (*ranked[:keep], *may_win[:keep], *named.values())}
+        # All seeds of a model that may be repeated are measured at the end.
+        repeated = {entry.trial.configuration for entry in finalists(may_win, self.config.finalists)}
+        kept |= {entry.number for entry in may_win if entry.trial.configuration in repeated}
         unfinished = [entry for entry in entries if entry.status in ("running", "paused")]
         kept |= {number for entry in unfinished for number in entry.trial.teachers}
         for entry in ranked:
