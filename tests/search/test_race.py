@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
 from importlib.metadata import version
@@ -56,7 +57,16 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+def counted_latency() -> Iterator[None]:
+    """Latencies that depend on the model alone: they decide whom a race teaches, and measured ones vary with the load."""
+    with pytest.MonkeyPatch.context() as patch:
+        name = "nasrec_torchrec.search.race.costs.latency_us"
+        patch.setattr(name, lambda model, _: 1.0 * sum(parameter.numel() for parameter in model.parameters()))
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory, counted_latency: None) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("race") / "out"
     # As the races that are compared with this one have: sums of two threads round otherwise.
     threads = torch.get_num_threads()
@@ -451,8 +461,11 @@ def test_a_budget_of_seconds_is_kept(data: Path, tmp_path: Path):
     )
     seconds = time.process_time() - started
     assert results is not None and 14 < seconds < 22
-    phases = [trial["trial"]["phase"] for trial in results["trials"]]
-    assert {"recipes", "features", "architectures", "finals"} <= set(phases)
+    phases = {trial["trial"]["phase"] for trial in results["trials"]}
+    sources = {trial["trial"]["source"] for trial in results["trials"]}
+    assert {"recipes", "features", "architectures"} <= phases
+    # What no longer fits is replaced by a shorter schedule.
+    assert "finals" in phases or "shorter schedule" in sources
 
 
 def test_another_race_in_the_same_folder_is_refused(data: Path, undisturbed):
