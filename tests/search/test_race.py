@@ -58,7 +58,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def counted_latency() -> Iterator[None]:
-    """Latencies that depend on the model alone: they decide whom a race teaches, and measured ones vary with the load."""
+    """Latencies of the model alone: they decide whom a race teaches, and measured ones vary with the load."""
     with pytest.MonkeyPatch.context() as patch:
         name = "nasrec_torchrec.search.race.costs.latency_us"
         patch.setattr(name, lambda model, _: 1.0 * sum(parameter.numel() for parameter in model.parameters()))
