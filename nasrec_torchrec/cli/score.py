@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nasrec_torchrec.cli.program import Program
+from nasrec_torchrec.cli.program import Program, as_json
 from nasrec_torchrec.datasets.config import TextFlags
 from nasrec_torchrec.inference import jobs
 from nasrec_torchrec.inference.config import ScoringConfig
@@ -39,15 +39,10 @@ def score(
     return jobs.score(package, data, out, config, text)
 
 
-def _counted(counts: dict[str, int]) -> str:
-    listed = ", see _rejects.jsonl there" if counts["rejected"] else ""
-    return f"{counts['rows']:,} rows scored, {counts['rejected']:,} rejected{listed}"
-
-
 PROGRAM = Program(
     score,
     example="nasrec score --package runs/export --data 'logs/*.csv.gz' --raw --out runs/scores",
-    show=_counted,
+    show=as_json,
     document=lambda counts: counts,
     resume="run the same command again to resume after the last finished piece",
 )

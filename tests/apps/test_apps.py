@@ -88,7 +88,7 @@ def test_everything_end_to_end_on_two_ranks_as_torchx_starts_them(tmp_path: Path
     printed = _app("export", "--model", tmp_path / "model", "--data", data, "--out", tmp_path / "export").stdout
     assert "100 rows: AUC" in printed and "needs torch" in printed
     scored = ["--package", tmp_path / "export", "--data", data / "test", "--out", tmp_path / "scores"]
-    assert json.loads(_app("score", *scored, "--json").stdout) == {"rows": 101, "rejected": 0}
+    assert json.loads(_app("score", *scored).stdout) == {"rows": 101, "rejected": 0}
     assert pq.read_table(tmp_path / "scores").num_rows == 101
     assert list((tmp_path / "supernet" / "tensorboard").iterdir())
 
@@ -113,7 +113,7 @@ def test_any_table_is_prepared_and_described(tmp_path: Path):
     (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     assert "1 of 300 rows were rejected" in line and "line 11: label 'clicked': expected 0 or 1, found 'yes'" in line
     assert not (tmp_path / "data").exists()
-    done = _app("prepare_data table", *flags, "--out", tmp_path / "data", "--json")
+    done = _app("prepare_data table", *flags, "--out", tmp_path / "data")
     report = json.loads(done.stdout)
     assert report["rejected"] == 1 and sum(split["rows"] for split in report["splits"].values()) == 299
     text = _app("prepare_data describe", tmp_path / "data").stdout

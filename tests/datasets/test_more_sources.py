@@ -242,7 +242,7 @@ def test_a_log_and_its_side_table_are_joined_by_a_query(tmp_path: Path, monkeypa
     done = run_program("nasrec", "prepare", "init", *words, "--label", "clicked", "--out", "schema.yaml")
     assert done.returncode == 0 and "brand" in done.stdout and "--query 'SELECT log" in done.stdout.replace('"', "'")
     assert "brand" in Schema.read(tmp_path / "schema.yaml").feature_names
-    done = run_program("nasrec", "prepare", "table", *words, "--schema", "schema.yaml", "--out", "data", "--json")
+    done = run_program("nasrec", "prepare", "table", *words, "--schema", "schema.yaml", "--out", "data")
     assert done.returncode == 0, done.stderr
     assert sum(split["rows"] for split in json.loads(done.stdout)["splits"].values()) == 300
     again = run_program("nasrec", "prepare", "table", *words, "--schema", "schema.yaml", "--out", "data")

@@ -61,7 +61,7 @@ def test_a_proposed_schema_is_prepared_as_it_is(tmp_path: Path, delimiter: str):
 
     done = run_program("nasrec", "prepare", "table", "--source", file, "--schema", schema, "--out", tmp_path / "data")
     assert done.returncode == 0, done.stderr
-    assert "\n0 rows rejected\n" in done.stdout
+    assert '"rejected": 0' in done.stdout
 
     # What could be computed from times is there as comments, which can be used as they are.
     schema.write_text(schema.read_text().replace("  # - ", "  - "))
@@ -72,7 +72,7 @@ def test_a_proposed_schema_is_prepared_as_it_is(tmp_path: Path, delimiter: str):
     ]
     assert [(feature.age_of, feature.at) for feature in more.dense if feature.age_of] == [("signed_up", "when")]
     sources = ["--source", file, "--schema", schema, "--out", tmp_path / "more"]
-    assert "\n0 rows rejected\n" in run_program("nasrec", "prepare", "table", *sources).stdout
+    assert '"rejected": 0' in run_program("nasrec", "prepare", "table", *sources).stdout
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_the_command_that_is_printed_accepts_the_rejects_of_the_sample(tmp_path:
     command = done.stdout.splitlines()[-1].strip()
     assert command.endswith("--max_rejects 0.06") and command in schema.read_text()
     done = run_program(*command.replace("DATA", str(data)).split())
-    assert done.returncode == 0 and f"\n100 rows rejected, see {data}/rejects.jsonl\n" in done.stdout
+    assert done.returncode == 0 and '"rejected": 100' in done.stdout
 
 
 def test_columns_that_cannot_be_read_are_left_out_with_their_types(tmp_path: Path):

@@ -176,7 +176,7 @@ def test_every_file_of_all_jobs_lies_in_a_bucket(s3: dict[str, str], tmp_path: P
     data, run = str(base / "data"), base / "run"
     table = ["table", "--source", f"{base}/raw/log-*.parquet", "--schema", f"{base}/schema.json", "--split", "time"]
     for _ in range(2):  # again: up to date
-        assert json.loads(_run(s3, "prepare_data", *table, "--out", data, "--json"))["splits"]["train"]["rows"] == 1600
+        assert json.loads(_run(s3, "prepare_data", *table, "--out", data))["splits"]["train"]["rows"] == 1600
 
     space = ["--num_blocks", "2", "--dense_widths", "[16,32]", "--sparse_widths", "[4,8]"]
     supernet = ["--data", data, "--out", str(base / "supernet"), *space, "--batch_size", "50", "--epochs", "1"]
@@ -214,8 +214,7 @@ def test_every_file_of_all_jobs_lies_in_a_bucket(s3: dict[str, str], tmp_path: P
 
     package, scores = str(base / "package"), base / "scores"
     _run(s3, "export", "--model", str(run), "--out", package, "--data", data)
-    scored = _run(s3, "score", "--package", package, "--data", f"{data}/test", "--out", str(scores), "--json")
-    counts = json.loads(scored)
+    counts = json.loads(_run(s3, "score", "--package", package, "--data", f"{data}/test", "--out", str(scores)))
     assert counts == {"rows": 200, "rejected": 0}
     assert pq.read_table(local_copy(scores / "part-000000.parquet")).num_rows == 200
     for folder in (to_path(data), run, to_path(package)):
