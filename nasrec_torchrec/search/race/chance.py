@@ -60,17 +60,23 @@ class Judgement:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
+def whole_trainings(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    """Returns the trainings of every configuration that ran to their end."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.status == "complete" and entry.measured:
+            groups.setdefault(entry.trial.configuration, []).append(entry)
+    return groups
+
+
 def seed_deviation(entries: Sequence[Entry]) -> float:
     """Returns how far the losses of repeated trainings deviate, relative to their mean.
 
     Repeats within the race are pooled with a prior of half a percent that is worth two of them.
     """
     squares, count = _PRIOR_WEIGHT * _PRIOR_DEVIATION**2, float(_PRIOR_WEIGHT)
-    groups: dict[str, list[float]] = {}
-    for entry in entries:
-        if entry.status == "complete" and entry.measured:
-            groups.setdefault(entry.trial.configuration, []).append(entry.loss)
-    for losses in groups.values():
+    for seeds in whole_trainings(entries).values():
+        losses = [entry.loss for entry in seeds]
         mean = statistics.fmean(losses)
         squares += sum((loss / mean - 1) ** 2 for loss in losses) if mean > 0 else 0.0
         count += len(losses) - 1

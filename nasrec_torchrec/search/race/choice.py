@@ -2,9 +2,9 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-from nasrec_torchrec.search.race.chance import about_as_good, seed_deviation
+from nasrec_torchrec.search.race.chance import about_as_good, seed_deviation, whole_trainings
 from nasrec_torchrec.search.race.trial import Entry
 
 # Deviations of the seeds within which a configuration may be better than the one that looks best.
@@ -48,7 +48,7 @@ def regularized(best: Entry, entries: Sequence[Entry]) -> Entry:
         best: the best trial.
         entries: trials that may take its place; the rule looks at those that differ from it in recipe and seed alone.
     """
-    groups = _whole_groups(entry for entry in entries if entry.trial.model == best.trial.model)
+    groups = whole_trainings(entry for entry in entries if entry.trial.model == best.trial.model)
     own = groups.get(best.trial.configuration, [best])
     deviation = seed_deviation(entries)
     stronger = [seeds for seeds in groups.values() if seeds[0].trial.recipe.decay > best.trial.recipe.decay]
@@ -117,19 +117,10 @@ def compared(entries: Sequence[Entry], kept: Callable[[Entry], bool]) -> dict[st
 
 def _fastest(entries: Sequence[Entry], baseline: Entry, kept: Callable[[Entry], bool]) -> Entry | None:
     """The fastest whole training of a configuration whose mean loss is at most about that of a baseline."""
-    groups = _whole_groups(entries)
+    groups = whole_trainings(entries)
     if (others := groups.get(baseline.trial.configuration)) is None:
         return None
     deviation = seed_deviation(entries)
     good = (seeds for seeds in groups.values() if about_as_good(seeds, others, deviation))
     stored = [entry for seeds in good for entry in seeds if kept(entry)]
     return min(stored, key=lambda entry: (entry.latency_us, entry.loss), default=None)
-
-
-def _whole_groups(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
-    """The whole trainings of every configuration."""
-    groups: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if entry.measured and entry.status == "complete":
-            groups.setdefault(entry.trial.configuration, []).append(entry)
-    return groups
