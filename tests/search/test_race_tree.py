@@ -144,8 +144,8 @@ def test_the_verdict_begins_with_the_tree_where_it_is_better(loss: float, first:
 def test_the_verdict_says_where_a_weaker_l2_had_a_lower_validation_loss():
     rows: list[dict[str, Any]] = [
         {"trials": [number], "model": "dlrm 64", "features": [], "dropped": [], "log_loss": loss, "status": "complete"}
-        | {"recipe": recipe}
-        for number, loss, recipe in ((1, 0.398, "adam 0.001"), (2, 0.4, "adam 0.01, L2 0.05"))
+        | {"recipe": recipe, "decay": decay}
+        for number, loss, recipe, decay in ((1, 0.398, "adam 0.001", 0.0), (2, 0.4, "adam 0.01, L2 0.05", 5e-4))
     ]
     results: dict[str, Any] = {
         "measured": {"winner": _measured("dlrm 64", 0.4)},
@@ -158,6 +158,8 @@ def test_the_verdict_says_where_a_weaker_l2_had_a_lower_validation_loss():
     assert "its loss there is 0.40000, and 0.39800 with adam 0.001." in verdict(results)
     assert "strongest L2" not in verdict(results | {"winner": 1})
     assert "strongest L2" not in verdict(results | {"leaderboard": [rows[0] | {"dropped": ["hour"]}, rows[1]]})
+    # A recipe whose L2 is as strong has lost for another reason.
+    assert "strongest L2" not in verdict(results | {"leaderboard": [rows[0] | {"decay": 5e-4}, rows[1]]})
 
 
 def test_data_that_trees_cannot_read_has_no_yardstick(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -25,6 +25,7 @@ def standings(entries: Sequence[Entry]) -> list[dict[str, Any]]:
                 "source": first.trial.source,
                 "phase": first.trial.phase,
                 "recipe": str(first.trial.recipe),
+                "decay": first.trial.recipe.decay,
                 "features": list(first.trial.features),
                 "dropped": list(first.trial.dropped),
                 "log_loss": statistics.fmean(losses),

@@ -70,7 +70,9 @@ def _regularized(results: Mapping[str, Any]) -> list[str]:
     if mine is None:
         return []
     model = ("model", "features", "dropped")
-    alike = (row for row in rows if row["log_loss"] < mine["log_loss"] and all(row[n] == mine[n] for n in model))
+    # With an L2 that is as strong, a recipe has not lost by this rule, but by having fewer seeds.
+    weaker = (row for row in rows if row["decay"] < mine["decay"] and row["log_loss"] < mine["log_loss"])
+    alike = (row for row in weaker if all(row[name] == mine[name] for name in model))
     return [
         "Of the recipes with which this model is about as good on the validation rows, it has the one with the "
         f"strongest L2: its loss there is {mine['log_loss']:.5f}, and {row['log_loss']:.5f} with {row['recipe']}."
