@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from html import escape
 from importlib.metadata import version
@@ -56,23 +57,25 @@ def data(tmp_path_factory) -> Path:
     return prepare_pairs(tmp_path_factory.mktemp("pairs") / "data", 3000)
 
 
-@pytest.fixture(scope="module")
-def counted_latency() -> Iterator[None]:
-    """Latencies of the model alone: they decide whom a race teaches, and measured ones vary with the load."""
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """What races that are compared have in common; every process of theirs must enter it."""
+    threads = torch.get_num_threads()
+    # Sums of two threads round otherwise.
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
+        # Latencies decide whom a race teaches, and measured ones vary with the load.
         name = "nasrec_torchrec.search.race.costs.latency_us"
         patch.setattr(name, lambda model, _: 1.0 * sum(parameter.numel() for parameter in model.parameters()))
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data: Path, tmp_path_factory, counted_latency: None) -> tuple[Path, dict[str, Any]]:
+def undisturbed(data: Path, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("race") / "out"
-    # As the races that are compared with this one have: sums of two threads round otherwise.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    results = auto(data, out, _CONFIG)
-    torch.set_num_threads(threads)
+    with _reproducible():
+        results = auto(data, out, _CONFIG)
     assert results is not None
     return out, results
 
@@ -386,10 +389,8 @@ def test_a_race_is_not_dropped_while_others_take_part(data: Path, undisturbed):
 
 
 def _race(data: str, out: str, trials: int) -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    auto(Path(data), Path(out), RaceConfig(**{**vars(_CONFIG), "trials": trials}))
+    with _reproducible():
+        auto(Path(data), Path(out), RaceConfig(**{**vars(_CONFIG), "trials": trials}))
 
 
 @pytest.mark.slow
