@@ -14,7 +14,7 @@ from nasrec_torchrec.demo.launch import component_words, launch
 from nasrec_torchrec.training.jobs import evaluate
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_demo_gives_three_races_the_same_budget(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -169,7 +169,7 @@ def test_sigterm_saves_and_the_next_start_goes_on(data: Path, undisturbed: Path)
     assert _logged(out) == _logged(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
 def test_one_process_ends_with_the_code_of_sigterm(data: Path):
     out = data.with_name("alone")

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks.gpu_steps import STEPS
 
+pytestmark = pytest.mark.extended
+
 ROOT = Path(__file__).parents[2]
 
 

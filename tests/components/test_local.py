@@ -36,7 +36,7 @@ def _start(data: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_run_whose_rank_was_killed_restarts_by_itself(tmp_path: Path):
     data = prepare_clicks(tmp_path / "data")
     word, *program = component_program("train", _flags(data, tmp_path / "undisturbed", 0))

@@ -110,7 +110,7 @@ def _curves(sharding_types: list[str | None], weighted: bool, folder: str) -> to
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.extended), True])
 def test_every_sharding_type_learns_the_same(weighted: bool, tmp_path: Path):
     """One table of the unweighted schema is pooled by mean."""
     kinds = [kind for kind in SHARDING_TYPES if weighted or kind != "grid_shard"]

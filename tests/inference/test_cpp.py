@@ -12,7 +12,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "cpp"
 LIBRARIES = ("fbgemm_gpu_config.so", "fbgemm_gpu_tbe_utils.so", "fbgemm_gpu_tbe_inference.so")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.skipif(not shutil.which("cmake") or not shutil.which("c++"), reason="needs CMake and a C++ compiler")
 def test_the_example_reproduces_the_golden_response(package, tmp_path: Path):
     prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"

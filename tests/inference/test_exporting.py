@@ -98,7 +98,7 @@ def test_the_package_equals_the_model_in_a_process_with_pytorch_alone(tmp_path: 
     assert Schema.from_json(json.dumps(predictor.manifest["schema"])) == schema
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("schema", "config", "tolerance"),
     [
@@ -146,7 +146,7 @@ def test_every_operator_leaves_as_it_computes():
         torch.testing.assert_close(program(*_inputs(request)), logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_every_operator_is_compiled(tmp_path: Path):
     schema = make_schema(num_dense=3)
     model = ModelDescription(schema, _of_every_operator(1)).build().eval()
@@ -156,7 +156,7 @@ def test_every_operator_is_compiled(tmp_path: Path):
         torch.testing.assert_close(predictor.logits(Request(**request)), logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_ten_architectures_of_2026_are_traced():
     space = replace(NASREC_2026, num_blocks=2, dense_widths=(16, 64), sparse_widths=(8, 16))
     schema = make_schema(num_dense=3)

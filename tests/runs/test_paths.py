@@ -164,7 +164,7 @@ def _run(s3: dict[str, str], program: str, *arguments: str, expected: int = 0) -
     return done.stderr if expected else done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_every_file_of_all_jobs_lies_in_a_bucket(s3: dict[str, str], tmp_path: Path):
     register_handlers("company_paths:register")
     base = to_path("s3://clicks/road")

@@ -58,7 +58,7 @@ def test_candidates_have_the_times_of_their_evaluation(tmp_path: Path):
     assert times[1][0] == times[0][1]
 
 
-@pytest.fixture(params=("journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.slow)))
+@pytest.fixture(params=("journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.extended)))
 def storage(request, tmp_path: Path) -> str:
     if request.param == "postgresql":
         return f"postgresql+psycopg://{request.getfixturevalue('postgresql')}"

@@ -69,7 +69,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module", params=SCHEMAS)
+@pytest.fixture(scope="module", params=["attention", pytest.param("position", marks=pytest.mark.extended)])
 def data(request: pytest.FixtureRequest, raw: Path) -> Path:
     prepare(RawData((str(raw),), SCHEMAS[request.param]), raw.parent / request.param)
     return raw.parent / request.param

@@ -435,7 +435,7 @@ def test_options_of_training_agree_with_the_plain_way(one_rank, tmp_path: Path):
         _make(tmp_path / "q", NASRECNET, replace(config, quantized_comms="bf16"))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_compiled_model_learns_the_same(one_rank, tmp_path: Path):
     data = make_click_files(SCHEMA, 200)
     for name, compiled in (("plain", False), ("compiled", True)):
