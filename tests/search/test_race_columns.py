@@ -15,6 +15,8 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.distributed.process_group import process_group
 from nasrec_torchrec.metrics.click_metrics import click_metrics
 from nasrec_torchrec.models.config import Baseline
+from nasrec_torchrec.models.description import ClickModel, ModelDescription
+from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.search.race.columns import droppable
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.predictions import predict
@@ -92,11 +94,21 @@ def test_a_model_without_a_column_reads_the_whole_data_set(data: Path, tmp_path:
     assert not (tmp_path / "package").exists()
 
 
-def test_a_race_tries_models_without_columns_that_say_nothing(data: Path, tmp_path: Path):
+def test_a_race_tries_models_without_columns_that_say_nothing(data: Path, tmp_path: Path, monkeypatch):
+    loads: list[Path] = []
+
+    def load(folder: Path) -> tuple[ModelDescription, ClickModel]:
+        loads.append(folder)
+        if len(loads) == 1:
+            raise ValueError("the checkpoint cannot be read: another worker has replaced it")
+        return load_model(folder)
+
+    monkeypatch.setattr("nasrec_torchrec.search.race.column_choice.load_model", load)
     config = RaceConfig(trials=8, epochs=2, final_seeds=1, features=False, trees=False, quiet=True)
     results = auto(data, tmp_path / "out", config)
     assert results is not None
     tried = [trial["trial"] for trial in results["trials"] if trial["trial"]["source"] == "columns"]
+    assert len(loads) == 2  # it looked again
     # The label is drawn for pairs of user and item; the shop says nothing.
     assert ["shop"] in [trial["dropped"] for trial in tried]
     assert {trial["phase"] for trial in tried} == {"features"}

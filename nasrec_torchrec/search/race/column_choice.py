@@ -1,8 +1,10 @@
 """Which columns the models of a race may read: those that are added to the data's own, and those to leave out."""
 
 import fcntl
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from nasrec_torchrec.datasets.crosses import add_crosses
 from nasrec_torchrec.datasets.features import SparseFeature
 from nasrec_torchrec.datasets.row_weights import row_weights
 from nasrec_torchrec.datasets.schema import Schema
-from nasrec_torchrec.metrics.click_metrics import centered
+from nasrec_torchrec.metrics.click_metrics import centered, predict
+from nasrec_torchrec.models.description import ClickModel
 from nasrec_torchrec.models.stored import load_model
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.search.race.book import Book
@@ -20,7 +23,6 @@ from nasrec_torchrec.search.race.columns import droppable
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank_features
 from nasrec_torchrec.search.race.planner import Situation
-from nasrec_torchrec.search.race.predictions import predict
 from nasrec_torchrec.search.race.training import RaceData
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.workers import Worker
@@ -28,6 +30,8 @@ from nasrec_torchrec.training.column_importance import column_importances
 
 # Rows that are scored to find out which columns matter, over all columns.
 _IMPORTANCE_ROWS = 500_000
+# How often a model is looked for, and the seconds in between, while other workers replace or drop its checkpoint.
+_ATTEMPTS, _PAUSE = 10, 0.2
 
 
 class ColumnChoice:
@@ -82,19 +86,31 @@ class ColumnChoice:
         if self._config.phase(situation.spent) == "recipes" or not any(entry.measured for entry in situation.entries):
             return False
         if self._droppable is None:
-            self._find_droppable(worker, situation.entries)
+            self._find_droppable(worker)
             return True
         if self._wants_features(situation):
-            self._find_features(worker, situation.entries)
+            self._find_features(worker)
             return True
         return False
 
-    def _find_droppable(self, worker: Worker, entries: Sequence[Entry]) -> None:
+    def _best_model(self, may_win: Callable[[Sequence[Entry]], list[Entry]]) -> tuple[Entry, ClickModel]:
+        """Returns the best measured trial of those that may win, and its model."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            best = min(may_win([e for e in self._book.entries() if e.measured]), key=lambda entry: entry.loss)
+            try:
+                return best, load_model(trial_folder(self._out, best.number))[1]
+            except ValueError:
+                # Another worker has trained it further meanwhile, or dropped it because others are better now.
+                if attempt == _ATTEMPTS:
+                    raise
+                time.sleep(_PAUSE)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _find_droppable(self, worker: Worker) -> None:
         """Asks the best model so far which columns models may do without."""
 
         def rank() -> list[Any]:
-            best = min((entry for entry in entries if entry.measured), key=lambda entry: entry.loss)
-            _, model = load_model(trial_folder(self._out, best.number))
+            best, model = self._best_model(list)
             files = self.data.open("validation", best.trial)
             rows = _IMPORTANCE_ROWS // max(1, len(files.schema.columns))
             found = column_importances(model, self.data.folder(best.trial), files, 1, rows, center=self.data.centers)
@@ -121,16 +137,15 @@ class ColumnChoice:
         all_tried = any(e.status == "complete" and newest <= set(e.trial.features) for e in situation.entries)
         return all_tried and any(newest & names for names in accepted)
 
-    def _find_features(self, worker: Worker, entries: Sequence[Entry]) -> None:
+    def _find_features(self, worker: Worker) -> None:
         """Ranks features by the errors of the best model so far, and adds them to a copy of the data."""
         known = [ranked.columns for found in self._rankings for ranked in found]
 
         def rank() -> list[Any]:
-            trained = eligible([e for e in entries if e.measured], self.combinations)
-            best = min(trained, key=lambda e: e.loss)
+            best, model = self._best_model(partial(eligible, combinations=self.combinations))
             self._say(f"ranking features by the errors of trial {best.number}")
             files = self.data.open("validation", best.trial)
-            logits, labels = predict(trial_folder(self._out, best.number), files)
+            logits, labels = predict(model, files)
             if self.data.centers:
                 logits = centered(logits, labels, row_weights(files))
             most = min((self._config.max_features + 1) // 2, self._config.max_features - len(known))
