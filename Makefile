@@ -30,7 +30,7 @@ test-fast: setup
 	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow and not extended"
 
 # What stands around the package: benchmarks in their quick form, the demo, the commands of the pages, examples, notebook,
-# site, image, Slurm, all jobs in a bucket, all operators in one package.
+# site, image, Slurm, all jobs in a bucket, all operators in one package, and what takes long beyond its plain form.
 test-extended: setup
 	$(BIN)/python -m pytest -n 1 --dist loadfile -m extended
 

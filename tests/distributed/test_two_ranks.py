@@ -227,7 +227,7 @@ def _replicated(kind: str, replicate_mib: float, folder: str, epochs: int) -> di
     }
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", INTERACTIONS)
 def test_small_tables_that_every_rank_holds_learn_as_sharded_ones_do(kind: str, tmp_path: Path):
     size = 3200 / 2**20  # the largest of three tables of four

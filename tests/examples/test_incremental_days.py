@@ -1,11 +1,13 @@
 import re
 from pathlib import Path
 
+import pytest
 from support import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.extended
 def test_a_model_that_saw_all_days_predicts_the_next_one_best(tmp_path: Path):
     done = run_program(ROOT / "examples" / "incremental.py", "--out", tmp_path, "--days", 3, "--rows", 8000)
     assert done.returncode == 0, done.stderr

@@ -77,6 +77,7 @@ def test_any_architecture_builds_traces_and_trains_a_step(seed, use_layernorm, d
     assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
 
 
+@pytest.mark.extended
 def test_two_hundred_architectures_of_2026_build_trace_and_train_a_step():
     """Over all of them every operator takes part, and the logit reads one block or several, with tokens or without."""
     space = replace(NASREC_2026, num_blocks=3, dense_widths=(16, 24, 32), sparse_widths=(4, 6, 9))

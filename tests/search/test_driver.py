@@ -136,9 +136,8 @@ def test_a_search_chooses_widths_within_a_limit_and_shows_them(data: Path, tmp_p
     assert "Width of each table in the best candidates" in (out / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("number", "ranks"), ((signal.SIGINT, 1), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.extended))
-)
+@pytest.mark.extended
+@pytest.mark.parametrize(("number", "ranks"), ((signal.SIGINT, 1), (signal.SIGTERM, 2)))
 def test_a_stopped_search_gives_its_report_and_resumes(
     supernet: Path, data: Path, tmp_path: Path, number: signal.Signals, ranks: int
 ):

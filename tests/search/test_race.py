@@ -176,6 +176,7 @@ def test_a_race_finds_what_decides_and_leaves_a_model_to_use(data: Path, undistu
     assert auto(data, out, _CONFIG) == json.loads(json.dumps(results))
 
 
+@pytest.mark.extended
 def test_models_that_predict_better_together_can_be_exported_together(data: Path, tmp_path: Path):
     out, own = tmp_path / "out", {"features": False, "drop_columns": False, "trees": True}
     results = auto(data, out, RaceConfig(trials=8, epochs=1, ensemble=3, final_seeds=2, finalists=1, quiet=True, **own))
@@ -447,7 +448,7 @@ def _on_ranks(data: str, out: str) -> float:
     return -1.0 if results is None else float(len(results["trials"]))
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_ranks_train_every_trial_together(data: Path, tmp_path: Path):
     assert run_ranks(2, _on_ranks, str(data), str(tmp_path / "out")) == [5.0, -1.0]
     document = json.loads((tmp_path / "out" / "results.json").read_text())

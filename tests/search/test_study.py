@@ -58,7 +58,7 @@ def test_candidates_have_the_times_of_their_evaluation(tmp_path: Path):
     assert times[1][0] == times[0][1]
 
 
-@pytest.fixture(params=("journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.extended)))
+@pytest.fixture(params=("journal", "sqlite", pytest.param("postgresql", marks=pytest.mark.slow)))
 def storage(request, tmp_path: Path) -> str:
     if request.param == "postgresql":
         return f"postgresql+psycopg://{request.getfixturevalue('postgresql')}"
@@ -272,7 +272,7 @@ def _received(connection: Connection) -> Iterator[Architecture]:
             yield connection.recv()
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_two_workers_killed_again_and_again_lose_no_candidate(storage: str):
     open_study(storage, from_scratch=True)
     rng = random.Random(0)

@@ -221,7 +221,7 @@ def _part(world: str, folder: str, ends_at: int) -> float:
     return float(trainer.progress.step)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path):
     run_ranks(1, _part, "alone", str(tmp_path / "a"), -1)
     for world_size, ends_at in ((2, 6), (1, 13), (2, -1)):
