@@ -134,7 +134,7 @@ def undisturbed(data: Path) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_killed_ranks_cost_nothing_but_time(data: Path, undisturbed: Path):
     out = data.with_name("killed")
     run = _Run(data, out)
@@ -154,7 +154,7 @@ def test_killed_ranks_cost_nothing_but_time(data: Path, undisturbed: Path):
     assert all(torch.equal(value, weights[name]) for name, value in expected.items())
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_sigterm_saves_and_the_next_start_goes_on(data: Path, undisturbed: Path):
     out = data.with_name("preempted")
     run = _Run(data, out)
