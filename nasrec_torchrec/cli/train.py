@@ -34,7 +34,27 @@ def table(best: Mapping[str, Any]) -> str:
     head = ("split", "rows", "seeds", "log loss", "AUC", "normalized entropy")
     lines.append(tabulate(rows, head, "simple", disable_numparse=True))
     warnings = dict.fromkeys(message for run in runs for message in run.get("warnings", []))
-    return "\n".join([*lines, *(f"warning: {message}" for message in warnings)])
+    lines += [f"warning: {message}" for message in warnings]
+    return "\n".join([*lines, *filter(None, (_kept(run, len(runs) > 1) for run in runs))])
+
+
+def _kept(run: Mapping[str, Any], several: bool) -> str:
+    """Says which weights of a training are kept, since warnings may be about others."""
+    kept = run.get("kept")  # which earlier versions did not record
+    if kept is None:
+        return ""
+    entropy = run["validation"]["normalized_entropy"]
+    if entropy is None:
+        found = f"log loss {run['validation']['log_loss']:.5f}"
+    else:
+        worse = "better" if entropy < 1 else "worse" if entropy > 1 else "no better"
+        found = f"normalized entropy {entropy:.4g}, {worse} than always predicting the click rate"
+    seed = f"of seed {run['seed']} " if several else ""
+    aside = "; the warnings above are about the whole training" if run.get("warnings") else ""
+    return (
+        f"the weights {seed}are those after epoch {kept['epoch']} of {kept['epochs']} (step {kept['step']:,} of "
+        f"{kept['steps']:,}): validation {found}{aside}"
+    )
 
 
 def _of(task: str, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 COMMA, DATE = "number with a comma", "date, not ISO"
 _COMMA = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+\s*$")
 _WHOLE = re.compile(r"[+-]?(?:\d+|\d{1,3}(?:\.\d{3})+)\s*$")
+_PERCENTAGE = re.compile(r"\s*[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)\s*%\s*$")
 # In the notation of strptime, which Python and DuckDB share. The first one that fits wins: where day and month cannot
 # be told apart, that of more countries.
 _DATES = (
@@ -47,9 +48,8 @@ class LocalForm:
 
     def remedy(self, name: str) -> str:
         """Returns how DuckDB reads a column of such texts."""
-        quoted = '"' + name.replace('"', '""') + '"'
         doubt = f", or with '{self.ambiguous}', which fits the sample too" if self.ambiguous else ""
-        return self.conversion.replace("{}", quoted) + doubt
+        return _applied(self.conversion, name) + doubt
 
 
 def local_form(words: Sequence[str], counts: np.ndarray) -> LocalForm | None:
@@ -93,6 +93,23 @@ def compact_dates(numbers: np.ndarray) -> LocalForm | None:
     return LocalForm(DATE, "strptime(CAST({} AS VARCHAR), '%Y%m%d')")
 
 
+def percentages(name: str, words: Sequence[str], counts: np.ndarray) -> tuple[float, str]:
+    """Returns the share of texts such as ``23%`` and how DuckDB reads them; 0 and nothing where few texts are so.
+
+    Args:
+        name: name of the column.
+        words: distinct texts.
+        counts: how often each occurs.
+    """
+    fitting = np.array([bool(_PERCENTAGE.match(word)) for word in words], bool)
+    share = float(counts[fitting].sum() / max(1, counts.sum()))
+    if share < _MOST:
+        return 0.0, ""
+    comma = any("," in word for word, fits in zip(words, fitting, strict=True) if fits)
+    number = "replace(replace({}, '%', ''), ',', '.')" if comma else "replace({}, '%', '')"
+    return share, _applied(f"TRY_CAST({number} AS DOUBLE) / 100", name)
+
+
 def local_form_warning(name: str, kind: str, remedy: str, example: str) -> str:
     """Returns what to do about a column of such texts."""
     what = "numbers with a decimal comma" if kind == COMMA else "dates that are not in ISO 8601"
@@ -100,6 +117,11 @@ def local_form_warning(name: str, kind: str, remedy: str, example: str) -> str:
         f"'{name}' seems to hold {what}, such as {example!r}, and is left out: convert it, for instance by DuckDB "
         f"(--source duckdb --query) with {remedy}"
     )
+
+
+def _applied(conversion: str, name: str) -> str:
+    """Puts a column's name in the place of ``{}``."""
+    return conversion.replace("{}", '"' + name.replace('"', '""') + '"')
 
 
 def _forms(words: Sequence[str]) -> Iterator[str]:

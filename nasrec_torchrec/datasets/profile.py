@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nasrec_torchrec.datasets import values
-from nasrec_torchrec.datasets.local_forms import compact_dates, local_form
+from nasrec_torchrec.datasets.local_forms import compact_dates, local_form, percentages
 
 # Texts by which people and programs say that there is no value.
 MISSING_MARKS = ("NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "\\N", "?", "-", "--", ".")
@@ -53,6 +53,7 @@ class Column:
         rising: whether no value is smaller than the one before it.
         unit: unit of moments that are numbers: s, ms, us or ns.
         separator: text between the entries of a list.
+        percentages: share of the known values that are percentages, such as ``23%``, where most are.
         remedy: how DuckDB reads numbers and dates of a form that is not read here.
         auc: AUC by which the column alone separates the labels of rows that it was not fitted to; None if not known.
     """
@@ -76,6 +77,7 @@ class Column:
     rising: bool = False
     unit: str = ""
     separator: str = ""
+    percentages: float = 0.0
     remedy: str = ""
     auc: float | None = None
 
@@ -199,6 +201,9 @@ def _text(name: str, column: pa.Array, labels: np.ndarray | None) -> Column:
         return _moments(name, values.times(clean, {}), clean, labels, **shared)  # type: ignore[arg-type]
     if form := local_form(others.words, others.counts):
         return _texts(name, form.kind, _null(column, marks), labels, marks, remedy=form.remedy(name))
+    share, remedy = percentages(name, others.words, others.counts)
+    if share:
+        return _texts(name, "text", _null(column, marks), labels, marks, remedy, share)
     certain = tuple(word for word in marks if word.strip() not in ("NA", "None", "-", "--", "."))
     column = _null(column, certain)
     return _lists_or_texts(name, column, certain, labels)
@@ -225,6 +230,7 @@ def _texts(
     labels: np.ndarray | None,
     marks: tuple[str, ...] = (),
     remedy: str = "",
+    percentages: float = 0.0,
 ) -> Column:
     found = _words(column)
     return Column(
@@ -236,6 +242,7 @@ def _texts(
         len(found.words),
         int(np.count_nonzero(found.counts == 1)),
         _common(found, len(column)),
+        percentages=percentages,
         remedy=remedy,
         auc=None if labels is None else alone(found.codes, labels),
     )

@@ -130,6 +130,11 @@ def propose(
         for column in columns
         if column.kind in (COMMA, DATE)
     ]
+    warnings += [
+        percentages_warning(choice.column, left_out=choice.role != "sparse")
+        for choice in choices.values()
+        if choice.column.percentages
+    ]
     unlabeled = float(np.mean(labels < 0))
     if unlabeled:
         warnings.append(f"{unlabeled:.1%} of the rows have no label and will be rejected")
@@ -177,6 +182,17 @@ def propose(
     name_of = {name: table.column_names.index(name) for name in choices}
     ordered = tuple(sorted(choices.values(), key=lambda choice: name_of[choice.column.name]))
     return Proposal(schema, ordered, seen, sample, tuple(warnings), rejected)
+
+
+def percentages_warning(column: Column, left_out: bool) -> str:
+    """Returns what a column of texts such as ``23%`` is taken for, and how to make numbers of them."""
+    example = next((word for word, _ in column.common if word.rstrip().endswith("%")), "")
+    shown = f", such as {example!r}," if example else ""
+    taken = "the column is left out" if left_out else "they are taken for words, not for numbers"
+    return (
+        f"'{column.name}': {column.percentages:.1%} of the values look like percentages{shown} and {taken}: to learn "
+        f"from their size, convert them, for instance by DuckDB (--source duckdb --query) with {column.remedy}"
+    )
 
 
 def accepted(rejected: float) -> float:
@@ -332,6 +348,8 @@ def _useless(column: Column) -> str | None:
         return "a moment: later rows have others"
     many = column.known >= 100
     if column.kind == "text" and many and column.distinct > _KEY * column.known:
+        if column.percentages:
+            return "percentages, of which nearly every row has another: convert them to use them"
         return "nearly every row has another value: a key or free text"
     if column.kind == "number" and column.whole and many and column.distinct == column.known:
         spread = column.maximum - column.minimum + 1
@@ -362,6 +380,8 @@ def _sparse(column: Column, rows: int, known: int | None) -> Choice:
     seen = f"{column.distinct:,} values" + (" in lists" if multi_hot else "")
     if column.padded:
         seen += ", codes with leading zeros"
+    if column.percentages:
+        seen += f", {column.percentages:.1%} of the texts are percentages, taken for words"
     # Were the sample all rows, its values would be all values.
     grown = column.distinct * rows / max(1, column.rows) if column.singles > 0.5 * column.distinct else column.distinct
     if known is not None:

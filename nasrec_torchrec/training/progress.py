@@ -57,6 +57,17 @@ class Progress:
         """Metrics of the best measurement."""
         return None if self.best is None else restored_metrics(self.best)
 
+    def kept(self, epochs: int) -> dict[str, int]:
+        """Returns the epoch of the best measurement, and the number of epochs and steps that it may be compared with.
+
+        Args:
+            epochs: number of epochs of the whole run.
+        """
+        assert self.best is not None, "nothing was measured"
+        step = self.best["step"]
+        epoch = math.ceil(step * epochs / self.total_steps)
+        return {"epoch": epoch, "epochs": epochs, "step": step, "steps": self.total_steps}
+
     @property
     def best_blocks(self) -> tuple[float, ...]:
         """Log losses of consecutive blocks of validation rows at the best measurement; empty if there are none."""

@@ -232,6 +232,7 @@ class _Trainings:
             return run | {"error": str(error), "warnings": list(trainer.progress.warnings.values())}
         assert validation is not None
         run["warnings"] = list(trainer.progress.warnings.values())
+        run["kept"] = trainer.progress.kept(config.epochs)
         run |= {"training_seconds": round(time.perf_counter() - started, 2), "validation": asdict(validation)}
         if not math.isfinite(validation.log_loss):
             return run | {"error": "the validation log loss is not a finite number after any epoch"}

@@ -193,6 +193,36 @@ def test_numbers_and_dates_as_some_countries_write_them_are_left_out_aloud(tmp_p
     assert "#   Preis: a number with a comma: convert it to use it" in schema.read_text()
 
 
+def test_percentages_are_words_aloud(tmp_path: Path):
+    draw, file, schema = random.Random(0), tmp_path / "log.csv", tmp_path / "schema.yaml"
+    lines = ["clicked;rate;share;each;note"]
+    for number in range(400):
+        share = "none" if number % 10 == 0 else f"{draw.randrange(40)},5 %"
+        note = "100%" if number % 5 == 0 else draw.choice(("cotton", "wool"))
+        lines.append(f"{number % 4 // 3};{draw.randrange(5, 60)}%;{share};{number / 7:.4f}%;{note}")
+    file.write_text("\n".join(lines) + "\n")
+    done = run_program("nasrec", "prepare", "init", "--source", file, "--label", "clicked", "--out", schema)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "percentages" in line]
+    words = "they are taken for words, not for numbers"
+    for warning, name, share, taken, remedy in zip(
+        warnings,
+        ("rate", "share", "each"),
+        ("100.0%", "90.0%", "100.0%"),
+        (words, words, "the column is left out"),
+        ("replace(\"rate\", '%', '')", "replace(replace(\"share\", '%', ''), ',', '.')", "replace(\"each\", '%', '')"),
+        strict=True,
+    ):
+        assert warning.startswith(f"warning: '{name}': {share} of the values look like percentages, such as '"), warning
+        assert taken in warning and warning.endswith(f"with TRY_CAST({remedy} AS DOUBLE) / 100"), warning
+    assert {feature.name: feature.multi_hot for feature in Schema.read(schema).sparse} == {
+        "rate": False,
+        "share": False,
+        "note": False,
+    }
+    assert "90.0% of the texts are percentages, taken for words" in schema.read_text()
+
+
 @pytest.mark.parametrize(
     ("form", "remedy"),
     [

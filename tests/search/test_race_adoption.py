@@ -32,6 +32,18 @@ def test_a_baseline_that_won_and_none_that_took_part():
     assert adoption({"winner": {"title": "NASRecNet 3"}}, "test") == ""
 
 
+def test_a_race_that_compared_nothing_says_so():
+    rows = [{"model": "dcn 64", "baseline": True, "seeds": seeds} for seeds in (1, 3)]
+    alone = adoption(_measured(None), "test", rows[:1])
+    assert alone.startswith("Nothing was compared: the race held only one training, of dcn 64, so it cannot say")
+    assert "only one configuration, with 3 seeds, of dcn 64" in adoption(_measured(None), "test", rows[1:])
+    assert "Nothing was compared" in adoption({"winner": {"title": "NASRecNet 3"}}, "test", rows[:1])
+    baselines = adoption(_measured(None), "test", rows)
+    assert baselines.startswith("Only baselines were compared: the race held 2 configurations, and no searched network")
+    searched = [*rows, {"model": "NASRecNet 3", "baseline": False, "seeds": 1}]
+    assert adoption(_measured(None), "test", searched).startswith("No difference: the best tuned baseline won")
+
+
 class _Tags(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -162,6 +162,22 @@ def test_the_verdict_says_where_a_weaker_l2_had_a_lower_validation_loss():
     assert "strongest L2" not in verdict(results | {"leaderboard": [rows[0] | {"decay": 5e-4}, rows[1]]})
 
 
+def test_the_verdict_of_one_training_praises_no_winner():
+    winner = _measured("dlrm 64", 0.4)
+    row = {"trials": [1], "model": "dlrm 64", "baseline": True, "seeds": 1, "decay": 0.0, "log_loss": 0.4}
+    results: dict[str, Any] = {
+        "measured": {"winner": winner, "baseline": winner, "baseline without added features": winner},
+        "trials": [],
+        "suspicious": {"certain": [], "left_out": []},
+        "features": {"judged": [], "combinations": 0},
+        "leaderboard": [row | {"features": [], "dropped": [], "status": "complete", "recipe": "as usual"}],
+        "winner": 1,
+    }
+    first, second = verdict(results).splitlines()
+    assert first.startswith("Nothing was compared: the race held only one training, of dlrm 64")
+    assert second.startswith("Winner: dlrm 64")
+
+
 def test_data_that_trees_cannot_read_has_no_yardstick(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     rng = np.random.default_rng(0)
     files = []

@@ -160,6 +160,16 @@ def test_the_command_line_says_what_goes_wrong_and_keeps_it(tmp_path: Path):
     run = run_program("nasrec", "train", *words, "--learning_rate", 20, "--epochs", 3)
     assert "400 training rows" in run.stderr and "batch 32 = 36 steps; adagrad, learning rate 20" in run.stderr
     assert run.stderr.count("warning: validation: ") == 1  # too few clicks, once for all trials
-    record = json.loads((tmp_path / "run" / "metrics.json").read_text())["best"]["runs"][0]
+    runs = json.loads((tmp_path / "run" / "metrics.json").read_text())["best"]["runs"]
+    for record, line in zip(runs, run.stdout.splitlines()[-2:], strict=True):
+        kept, entropy = record["kept"], record["validation"]["normalized_entropy"]
+        assert kept["epochs"] == 3 and kept["steps"] == 36 and kept["step"] == 12 * kept["epoch"]
+        than = "better" if entropy < 1 else "worse"
+        assert line == (
+            f"the weights of seed {record['seed']} are those after epoch {kept['epoch']} of 3 (step {kept['step']} of "
+            f"36): validation normalized entropy {entropy:.4g}, {than} than always predicting the click rate; the "
+            "warnings above are about the whole training"
+        )
+    record = runs[0]
     assert any("worse than always predicting" in warning for warning in record["warnings"])
     assert "warning: step" in run_program("nasrec", "status", tmp_path / "run").stdout

@@ -1,21 +1,37 @@
 """The first sentence of a verdict: whether to adopt what a race found instead of the best tuned baseline."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def adoption(measured: Mapping[str, Any], split: str) -> str:
+def adoption(measured: Mapping[str, Any], split: str, leaderboard: Sequence[Mapping[str, Any]] = ()) -> str:
     """Returns whether the winner is better than the best baseline, by the interval of the difference.
 
-    Nothing is said where no baseline took part.
+    Nothing is said where no baseline took part. A race that had time for one configuration, or for baselines alone, has
+    compared nothing that an adoption could rest on, and says so.
 
     Args:
         measured: what was measured of the winner and of the baseline.
         split: split that is read for it.
+        leaderboard: configurations that were trained, as in the results of a race.
     """
+    if len(leaderboard) == 1:
+        only = leaderboard[0]
+        seeds = "training" if only["seeds"] == 1 else f"configuration, with {only['seeds']} seeds"
+        return (
+            f"Nothing was compared: the race held only one {seeds}, of {only['model']}, so it cannot say whether "
+            "another model or recipe is better. Take it as a first model, and give the race more budget or trials to "
+            "compare."
+        )
     if "baseline" not in measured:
         return ""
     found = measured["baseline"].get("difference")
+    if found is None and leaderboard and all(row["baseline"] for row in leaderboard):
+        return (
+            f"Only baselines were compared: the race held {len(leaderboard)} configurations, and no searched network "
+            "among them. Adopt the best tuned baseline for now; more budget or trials would say whether a searched "
+            "network is better."
+        )
     if found is None:
         return "No difference: the best tuned baseline won the race itself. Adopt it."
     name, other = measured["winner"]["title"], measured["baseline"]["title"]

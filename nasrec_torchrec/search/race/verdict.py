@@ -28,7 +28,8 @@ def verdict(results: Mapping[str, Any]) -> str:
             f"({tree['recipe']}{_with(tree)}): {split} "
             f"{_metrics(tree[split])}. Added features that were tried to close the gap: {', '.join(added) or 'none'}."
         )
-    if line := adoption(measured, split):
+    leaderboard = results.get("leaderboard", ())
+    if line := adoption(measured, split, leaderboard):
         lines.append(f"Among the networks: {line[0].lower()}{line[1:]}" if tree_wins else line)
     lines += [f"Winner: {best['title']} ({best['recipe']}{_with(best)}): {split} {_metrics(best[split])}."]
     lines += _regularized(results)
@@ -52,7 +53,8 @@ def verdict(results: Mapping[str, Any]) -> str:
         if other is None or not other.get(split):
             continue
         if all(other.get(name) == best[name] for name in ("title", "recipe", "features", "dropped")):
-            lines.append(f"{title} is the winner itself: no other network of the race was better.")
+            if len(leaderboard) != 1:  # which has been said already
+                lines.append(f"{title} is the winner itself: no other network of the race was better.")
             continue
         lines.append(
             f"{title}, {other['title']}{_with(other)}: {split} {_metrics(other[split])}"
