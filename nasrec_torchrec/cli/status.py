@@ -55,4 +55,10 @@ def _found(folder: Path, patience: float) -> "list[StudyStatus | RunStatus]":
     return [read_status(run, patience) for run in runs]
 
 
-PROGRAM = Program(status, example="nasrec status runs/model --follow", needs_torch=False, aliases={"watch": "follow"})
+PROGRAM = Program(
+    status,
+    example="nasrec status runs/model --follow",
+    needs_torch=False,
+    aliases={"watch": "follow"},
+    resume="what it watched goes on",
+)

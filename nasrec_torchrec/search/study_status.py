@@ -46,7 +46,8 @@ class StudyStatus:
     Args:
         folder: its folder.
         kind: what it is.
-        state: ``running`` if a worker on this machine takes part; ``ended`` if it has written its results; else
+        state: ``ended`` if it has written its results, and no worker has begun since; ``running`` if a worker on this
+            machine takes part; else
             ``stopped``, or run by workers on other machines alone.
         finished: number of trials that came to their end.
         stopped_early: number of trials that were given up.
@@ -115,7 +116,8 @@ def read_study_status(folder: Path) -> StudyStatus | None:
     if own + _WORKERS in studies:
         others = optuna.load_study(study_name=own + _WORKERS, storage=storage).get_trials(deepcopy=False)
     workers = _workers(others)
-    ended = (folder / names.RESULTS).exists()
+    # Results of a search that was stopped are older than the workers that resume it.
+    ended = (folder / names.RESULTS).exists() and (folder / names.RESULTS).stat().st_mtime >= _began(others)
     settings = _settings(folder)
     race = found == names.RACE_JOURNAL
     count = {state: sum(trial.state is state for trial in trials) for state in TrialState}
@@ -158,16 +160,26 @@ def _losses(trial: FrozenTrial) -> list[float]:
 
 def _workers(messages: list[FrozenTrial]) -> tuple[WorkerStatus, ...]:
     running = [message for message in messages if message.state is TrialState.RUNNING]
-    registered = [message.user_attrs["worker"] for message in running if "worker" in message.user_attrs]
     found = []
-    for name in registered:
-        if died_here(name):
-            continue
+    for message in _registered(messages):
+        name = message.user_attrs["worker"]
         claims = [message for message in running if message.user_attrs.get("by") == name]
         starts = [message.datetime_start for message in claims if message.datetime_start is not None]
         since = None if not starts else (datetime.now() - min(starts)).total_seconds()
         found.append(WorkerStatus(name, tuple(str(message.user_attrs["claim"]) for message in claims), since))
     return tuple(found)
+
+
+def _registered(messages: list[FrozenTrial]) -> list[FrozenTrial]:
+    """The messages by which the workers that take part have said so."""
+    running = [message for message in messages if message.state is TrialState.RUNNING]
+    return [one for one in running if "worker" in one.user_attrs and not died_here(one.user_attrs["worker"])]
+
+
+def _began(messages: list[FrozenTrial]) -> float:
+    """When the newest worker has begun, in seconds since 1970; 0 if there is none."""
+    starts = [one.datetime_start for one in _registered(messages) if one.datetime_start is not None]
+    return max((start.timestamp() for start in starts), default=0.0)
 
 
 def _settings(folder: Path) -> dict[str, Any]:

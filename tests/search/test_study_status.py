@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import time
 from pathlib import Path
 
 import torch
@@ -32,7 +34,7 @@ def test_a_search_is_shown_while_it_runs_and_afterwards(tmp_path: Path):
         worker.release(claim)
         between = json.loads(run_program("nasrec", "status", tmp_path, "--json").stdout)[str(tmp_path)]
     assert f"{tmp_path}: search, running, 4 of 10 trials (1 failed), " in running and " left" in running
-    assert "best validation loss so far 0.40000: trial 1" in running and "a network, for 0 s" in running
+    assert "best validation loss so far 0.40000: trial 1" in running and "a network, for " in running
     assert "\n  warning: validation: 16.60% of the rows are clicks" in running
     assert between["state"] == "running" and between["workers"][0]["claims"] == []
     (tmp_path / RESULTS).write_text("{}")
@@ -40,6 +42,10 @@ def test_a_search_is_shown_while_it_runs_and_afterwards(tmp_path: Path):
     assert ended is not None and ended.state == "ended"
     for flag in ("--follow", "--watch"):
         assert run_program("nasrec", "status", tmp_path, flag).stdout.count("search, ended") == 1
+    os.utime(tmp_path / RESULTS, (time.time() - 60,) * 2)
+    with study.worker():  # resumes what was stopped a minute ago
+        resumed = read_study_status(tmp_path)
+    assert resumed is not None and resumed.state == "running" and resumed.seconds_left is not None
 
 
 def test_a_race_says_each_warning_once():
