@@ -17,14 +17,15 @@ A real ``torchrun``, ``torchx`` or server is a subprocess: for tests that kill r
 import io
 import math
 import os
+import pty
 import runpy
 import shlex
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import connection
@@ -275,17 +276,33 @@ class Done:
     stderr: str
 
 
-def run_program(*words: object) -> Done:
+@contextmanager
+def _terminal(printed: io.StringIO) -> Iterator[io.TextIOBase]:
+    """A pseudo-terminal, which is read at the end: what is written must fit into its buffer."""
+    reader, writer = pty.openpty()
+    try:
+        with os.fdopen(writer, "w") as out:
+            yield out
+        with suppress(OSError):  # the end, once no process has it open
+            while piece := os.read(reader, 4096):
+                printed.write(piece.decode().replace("\r\n", "\n"))
+    finally:
+        os.close(reader)
+
+
+def run_program(*words: object, terminal: bool = False) -> Done:
     """Runs ``nasrec ...``, ``python -m MODULE ...`` or ``python FILE ...`` in this process.
 
     Args:
         words: ``nasrec``, ``-m`` and a module, or a file; then the program's command line.
+        terminal: whether standard output is a terminal.
     """
     program, *rest = map(str, words)
     out, err = io.StringIO(), io.StringIO()
     code = 0
     ensure_running()  # with the imports of conftest.py, before the program asks for fewer
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+    where = _terminal(out) if terminal else nullcontext(out)
+    with pytest.MonkeyPatch.context() as patch, where as stdout, redirect_stdout(stdout), redirect_stderr(err):
         try:
             if program == "nasrec":
                 main(rest)

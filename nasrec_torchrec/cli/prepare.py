@@ -72,11 +72,32 @@ def _preparation(function: Callable[..., Any], example: str) -> Program:
     groups = {"Text files": ("delimiter", "columns", "quoting", "missing")}
     groups["How the work is done"] = ("max_rejects", "piece_mib", "threads", "overwrite")
     example = f"nasrec prepare {example}"
-    return Program(function, example, groups, show=_as_indented_json, document=_unchanged, resume=_RESUME)
+    return Program(
+        function, example, groups, show=_counted, piped=_as_indented_json, document=_unchanged, resume=_RESUME
+    )
 
 
 def _unchanged(summary: dict[str, Any]) -> dict[str, Any]:
     return summary
+
+
+def _counted(summary: dict[str, Any]) -> str:
+    """A table of the splits, and where the data set and its rejects are."""
+    from tabulate import tabulate
+
+    from nasrec_torchrec.datasets.prepared import REJECTS
+
+    rows = []
+    for name, split in summary["splits"].items():
+        counts = {"": split, **{f", {task}": found for task, found in split.get("tasks", {}).items()}}
+        for task, found in counts.items():
+            rate = f"{found['positives'] / found['rows']:.2%}" if found["rows"] else ""
+            rows.append([name + task, f"{found['rows']:,}", f"{found['positives']:,}", rate])
+    align = ("left", "right", "right", "right")
+    text = tabulate(rows, ("split", "rows", "clicks", "click rate"), "simple", colalign=align, disable_numparse=True)
+    rejected, out = summary["rejected"], summary["out"]
+    listed = f" rejected, see {out}/{REJECTS}" if rejected else " rejected"
+    return f"{text}\n{rejected:,} row{'' if rejected == 1 else 's'}{listed}\nwrote {out}"
 
 
 def _as_indented_json(summary: dict[str, Any]) -> str:

@@ -53,6 +53,7 @@ class Program:
         example: a command line to show below the flags.
         groups: titles of groups of flags in the help, and the names of the flags in each.
         show: makes the text to print of what the function returns; None prints nothing.
+        piped: makes the text where standard output is no terminal, if it differs: scripts read it.
         document: makes JSON values of it, which ``--json`` prints instead; without it, there is no such flag.
         resume: how the user resumes after Ctrl-C.
         needs_torch: whether to check first that torch, TorchRec and FBGEMM belong together.
@@ -69,6 +70,7 @@ class Program:
     example: str = ""
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     show: Callable[[Any], str] | None = None
+    piped: Callable[[Any], str] | None = None
     document: Callable[[Any], Any] | None = None
     resume: str = "run the same command again to start over"
     needs_torch: bool = True
@@ -118,7 +120,8 @@ class Program:
         try:
             with _prints_on_standard_error() if as_document else nullcontext():
                 result = self._call(flags, values, parser.dump(parsed), shlex.join([*name.split(), *words]))
-            show = self._as_document if as_document else self.show
+            for_people = self.show if self.piped is None or sys.stdout.isatty() else self.piped
+            show = self._as_document if as_document else for_people
             if result is not None and show is not None:
                 print(show(result), flush=True)
         except ValueError as error:

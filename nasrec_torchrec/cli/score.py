@@ -39,10 +39,16 @@ def score(
     return jobs.score(package, data, out, config, text)
 
 
+def _counted(counts: dict[str, int]) -> str:
+    listed = ", see _rejects.jsonl there" if counts["rejected"] else ""
+    return f"{counts['rows']:,} rows scored, {counts['rejected']:,} rejected{listed}"
+
+
 PROGRAM = Program(
     score,
     example="nasrec score --package runs/export --data 'logs/*.csv.gz' --raw --out runs/scores",
-    show=as_json,
+    show=_counted,
+    piped=as_json,
     document=lambda counts: counts,
     resume="run the same command again to resume after the last finished piece",
 )

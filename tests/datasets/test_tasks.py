@@ -56,8 +56,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with write_log(folder).open("a") as log:
         log.write('1,"maybe","4",0,0\n1,"y","five",0,0\n,"y","4",0,0\n')
     sources = ["--source", folder / "log.csv", "--schema", folder / "schema.yaml"]
-    done = run_program("nasrec", "prepare", "table", *sources, "--out", folder / "data")
+    words = ["prepare", "table", *sources, "--out", folder / "data"]
+    done = run_program("nasrec", *words, terminal=True)
     assert done.returncode == 0, done.stderr
+    head, _, first, second = done.stdout.splitlines()[:4]
+    assert head.split() == ["split", "rows", "clicks", "click", "rate"]
+    assert first.startswith("train ") and second.startswith("train, ") and first.endswith("%")
+    assert done.stdout.endswith(f"3 rows rejected, see {folder}/data/rejects.jsonl\nwrote {folder}/data\n")
+    # Scripts read JSON, and people get it when they ask.
+    piped = json.loads(run_program("nasrec", *words).stdout)
+    assert piped["rejected"] == 3 and piped == json.loads(run_program("nasrec", *words, "--json", terminal=True).stdout)
     yield folder / "data"
 
 

@@ -94,8 +94,10 @@ def test_the_command_takes_a_run_and_names_the_words_that_are_missing(
 ):
     raw, data, run, _ = trained
     words = ["score", "--model", run, "--data", raw, "--out", tmp_path / "scores"]
-    done = run_program("nasrec", *words, "--raw", "--words", data)
-    assert done.returncode == 0 and '"rows": 1001' in done.stdout and "MiB of tables" in done.stderr, done.stderr
+    done = run_program("nasrec", *words, "--raw", "--words", data, terminal=True)
+    assert (
+        done.returncode == 0 and done.stdout == "1,001 rows scored, 0 rejected\n" and "MiB of tables" in done.stderr
+    ), done.stderr
     lost = run_program("nasrec", *words, "--raw", "--words", tmp_path, "--overwrite")
     assert lost.returncode == 2 and "the words of its ids, is not in" in lost.stderr
     both = run_program("nasrec", *words, "--package", run)
