@@ -38,6 +38,7 @@ ELSEWHERE = {
     r"python examples/incremental\.py": "tests/examples/test_incremental_days.py: def test_a_model_that_saw_all_days",
     r"python docs/figures\.py": "tests/test_figures.py: def test_pages_show_what_the_benchmarks_wrote",
     r"(cmake|build/score|python examples/cpp)": "tests/inference/test_cpp.py: def test_the_example_reproduces",
+    r"nasrec patch": "tests/inference/test_delta.py: def test_a_delta_is_small_and_leads_to_the_very_package",
     r"(curl|nasrec serve)": "tests/inference/test_server.py: def test_it_speaks_the_open_inference_protocol",
     r".*postgresql\+psycopg:": "tests/search/test_study.py: def test_two_workers_killed_again_and_again",
     r".*s3://clicks/": "tests/runs/test_paths.py: def test_every_file_of_all_jobs_lies_in_a_bucket",

@@ -8,7 +8,7 @@ from nasrec_torchrec.inference.jobs import ExportedPackage, export
 
 
 def _document(package: ExportedPackage) -> dict[str, Any]:
-    return asdict(package) | {"folder": str(package.folder)}
+    return asdict(package) | {"folder": str(package.folder), "delta": package.delta and str(package.delta)}
 
 
 PROGRAM = Program(

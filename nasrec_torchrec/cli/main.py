@@ -18,6 +18,7 @@ JOBS = {
     "incremental": "train one model day after day, and measure it on each day before it is trained on it",
     "evaluate": "measure a trained model on a split",
     "export": "compile a trained model into a package that scores without this project",
+    "patch": "turn a package into a newer one by a file of what changed",
     "score": "score the rows of files with a package",
     "serve": "serve a package over HTTP",
     "status": "show the status of training runs",

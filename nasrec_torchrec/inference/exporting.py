@@ -20,6 +20,7 @@ from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.words import DICTIONARIES
 from nasrec_torchrec.finite import json_text
 from nasrec_torchrec.inference.config import ExportConfig
+from nasrec_torchrec.inference.delta import apply_delta, write_delta
 from nasrec_torchrec.inference.predictor import (
     FORMAT,
     GOLDEN,
@@ -67,6 +68,7 @@ def export(
     origin: Mapping[str, Any] | None = None,
     recalibration: Recalibration | None = None,
     others: Sequence[ClickModel | BoostedTrees] = (),
+    delta: Path | None = None,
 ) -> Predictor:
     """Compiles a model with AOTInductor into a package, which takes about 20 seconds.
 
@@ -86,18 +88,22 @@ def export(
         origin: JSON values that say where the model comes from; ``parent``, the version that it replaces, is added.
         recalibration: what :func:`compare` fitted if ``config`` asks for a calibration.
         others: further models of the same features; the package scores with the mean probability of all.
+        delta: file to write besides, with what differs from the earlier package in the folder; see :func:`patch`.
 
     Returns:
         Predictor: The package, loaded and verified.
 
     Raises:
         ValueError: If the folder holds anything but a package, another export is writing to it, the model and the
-            schema name different features, a table is unknown, or several labels are to be calibrated.
+            schema name different features, a table is unknown, several labels are to be calibrated, or there is no
+            earlier package from which a delta could be taken.
     """
     config = config or ExportConfig()
     if (config.calibrate is None) != (recalibration is None):
         raise ValueError("calibrate: expected the recalibration that compare() returns for it, and none otherwise")
     check_place(folder)
+    if delta is not None and _version_at(folder) is None:
+        raise ValueError(f"delta: expected an earlier package in {folder}, from which the new one differs; found none")
     scoring = scoring_model(model, config, schema.feature_names, recalibration, others)
     if scoring.dense_in_features != len(schema.dense):
         raise ValueError(
@@ -125,12 +131,38 @@ def export(
         write_text(package / MANIFEST, json_text(document, indent=2))
         # A package that does not reproduce the golden response must not replace one that did.
         predictor = Predictor(package)
+        if delta is not None:
+            write_delta(folder, package, delta)
         record_start(package)
         replace_folder(package, folder, KIND, last=MANIFEST)
         predictor.folder = folder
     if config.triton is not None:
         with local_folder(folder) as local:
             publish(local, Path(config.triton), config.triton_name, config.triton_backend)
+    return predictor
+
+
+def patch(folder: Path, delta: Path) -> Predictor:
+    """Replaces a package by the one that a delta leads to, once that is complete and reproduces its golden response.
+
+    Args:
+        folder: folder of the package that the delta changes.
+        delta: file that :func:`export` wrote beside the new package.
+
+    Returns:
+        Predictor: The new package, loaded and verified.
+
+    Raises:
+        ValueError: If the folder holds no package, or another one than the delta changes; or if the delta is damaged.
+    """
+    check_place(folder)
+    with _work_folder(folder) as work, local_folder(folder) as base:
+        package = work / "package"
+        package.mkdir()
+        predictor = apply_delta(base, delta, package)
+        record_start(package)
+        replace_folder(package, folder, KIND, last=MANIFEST)
+        predictor.folder = folder
     return predictor
 
 

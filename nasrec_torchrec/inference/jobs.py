@@ -30,16 +30,24 @@ class ExportedPackage:
         size: bytes of all its files.
         requires: Python packages that scoring with it needs.
         drift: differences between its validation metrics and those of the trained model, if a data set was given.
+        delta: file with what differs from the earlier package, if it was wanted.
+        delta_size: its bytes.
     """
 
     folder: Path
     size: int
     requires: tuple[str, ...]
     drift: "Drift | None" = None
+    delta: Path | None = None
+    delta_size: int = 0
 
     def __str__(self) -> str:
         size = f"{self.folder}: {self.size / 2**20:.1f} MiB, needs {' and '.join(self.requires)}"
-        return size if self.drift is None else f"{self.drift}\n{size}"
+        lines = [] if self.drift is None else [str(self.drift)]
+        lines.append(size)
+        if self.delta is not None:
+            lines.append(f"{self.delta}: {self.delta_size / 2**20:.2f} MiB, for nasrec patch of the earlier package")
+        return "\n".join(lines)
 
 
 def export(
@@ -49,6 +57,7 @@ def export(
     data: Path | str | None = None,
     ensemble_with: Sequence[Path | str] = (),
     together: bool = False,
+    delta: Path | str | None = None,
 ) -> ExportedPackage:
     """Compiles a trained model with AOTInductor into a package: model.pt2, model.json that says how to feed it,
     golden.json.
@@ -67,13 +76,17 @@ def export(
             with the mean probability of all models, and takes as long as all of them.
         together: of a race, whether to add the models that predict better together with its winner, which its verdict
             names.
+        delta: file to write besides, with what differs from the earlier package in ``out``: the rows of tables that
+            were trained further, and the weights of the interaction. :func:`patch` turns copies of the earlier package
+            into the new one with it.
 
     Returns:
         What was written.
 
     Raises:
         ValueError: If the run is one of a supernet, the models read different columns, the data set does not belong
-            to them, the folder holds something else, or there is no race whose models predict better together.
+            to them, the folder holds something else, there is no race whose models predict better together, or a delta
+            is wanted and there is no earlier package.
 
     Example::
 
@@ -88,10 +101,11 @@ def export(
     from nasrec_torchrec.inference import exporting
     from nasrec_torchrec.models.stored import load_model
     from nasrec_torchrec.models.stored_trees import load_member
-    from nasrec_torchrec.runs.files import local_folder
+    from nasrec_torchrec.runs.files import local_copy, local_folder
     from nasrec_torchrec.runs.paths import to_path
 
     model, out, data = to_path(model), to_path(out), None if data is None else to_path(data)
+    changes = None if delta is None else to_path(delta)
     if config.calibrate is not None and data is None:
         raise ValueError("calibrate: needs --data, to whose validation split the probabilities are fitted")
     exporting.check_place(out)
@@ -115,9 +129,33 @@ def export(
     with ExitStack() as stack:
         words = None if data is None else stack.enter_context(local_folder(data / DICTIONARIES))
         origin = {} if data is None else {"training_data": digest_of(data, "train")}
-        given = config, metrics, words, origin, recalibration, others
+        given = config, metrics, words, origin, recalibration, others, changes
         predictor = exporting.export(trained, description.schema, out, *given)
-    return ExportedPackage(out, predictor.manifest["bytes"], tuple(predictor.manifest["requires"]), drift)
+    size, requires = predictor.manifest["bytes"], tuple(predictor.manifest["requires"])
+    delta_size = 0 if changes is None else local_copy(changes).stat().st_size
+    return ExportedPackage(out, size, requires, drift, changes, delta_size)
+
+
+def patch(package: Path | str, delta: Path | str) -> str:
+    """Turns a package into the one that a delta leads to, which replaces it once it is complete and verified.
+
+    A server that watches the folder then serves the new one. A delta that changes another version than the one at hand
+    is refused, and nothing is changed.
+
+    Args:
+        package: folder of the package that the delta changes.
+        delta: file that ``nasrec export --delta`` wrote.
+
+    Returns:
+        The new version.
+
+    Raises:
+        ValueError: If the folder holds no package or another version, or the delta is damaged.
+    """
+    from nasrec_torchrec.inference import exporting
+    from nasrec_torchrec.runs.paths import to_path
+
+    return exporting.patch(to_path(package), to_path(delta)).version
 
 
 def _together(race: Path) -> list[str]:

@@ -556,7 +556,7 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
             "schema.dense": all(isinstance(feature["name"], str) for feature in schema["dense"]),
             "schema.sparse": len(schema["sparse"]) > 0
             and all(isinstance(part["name"], str) and 0 < part["num_embeddings"] < 2**63 for part in schema["sparse"]),
-            "sha256": {MANIFEST, PACKAGE, GOLDEN} <= set(sums) and all(map(_inside, sums)),
+            "sha256": {MANIFEST, PACKAGE, GOLDEN} <= set(sums) and all(map(is_inside, sums)),
         }
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{file}: not the manifest of a package: {error!r}") from None
@@ -590,7 +590,7 @@ def version_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest["sha256"], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
     """Returns whether a name stays inside the folder that it is joined to."""
     path = PurePosixPath(name)
     return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
