@@ -1,15 +1,15 @@
 """``nasrec prepare``: a subcommand for each data set, and one for any table."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nasrec_torchrec.cli.program import Program
 from nasrec_torchrec.datasets import jobs
+from nasrec_torchrec.finite import json_text
 
 if TYPE_CHECKING:
     from nasrec_torchrec.datasets.proposal import Proposal
@@ -73,7 +73,13 @@ def _preparation(function: Callable[..., Any], example: str) -> Program:
     groups["How the work is done"] = ("max_rejects", "piece_mib", "threads", "overwrite")
     example = f"nasrec prepare {example}"
     return Program(
-        function, example, groups, show=_counted, piped=_as_indented_json, document=_unchanged, resume=_RESUME
+        function,
+        example,
+        groups,
+        show=_counted,
+        piped=partial(json_text, indent=2),
+        document=_unchanged,
+        resume=_RESUME,
     )
 
 
@@ -98,10 +104,6 @@ def _counted(summary: dict[str, Any]) -> str:
     rejected, out = summary["rejected"], summary["out"]
     listed = f" rejected, see {out}/{REJECTS}" if rejected else " rejected"
     return f"{text}\n{rejected:,} row{'' if rejected == 1 else 's'}{listed}\nwrote {out}"
-
-
-def _as_indented_json(summary: dict[str, Any]) -> str:
-    return json.dumps(summary, indent=2)
 
 
 PROGRAMS = {

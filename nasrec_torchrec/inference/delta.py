@@ -100,23 +100,20 @@ def _changes(base: Path, package: Path, name: str, data: IO[bytes]) -> Iterator[
     A segment is ``["base", file, offset, bytes]`` or ``["data", bytes]``.
     """
     new = np.memmap(package / name, np.uint8, "r")
-    anchors = _aligned_members(base, package) if name == PACKAGE else []
-    if not anchors and (base / name).is_file():
-        anchors = [(0, 0, min(len(new), (base / name).stat().st_size))]
+    old = np.memmap(base / name, np.uint8, "r") if (base / name).is_file() else new[:0]
+    aligned = _aligned_members(base, package) if name == PACKAGE else []
     done = 0
-    if anchors and (base / name).is_file():
-        old = np.memmap(base / name, np.uint8, "r")
-        for begin, origin, count in anchors:
-            yield from _new(new, done, begin, data)
-            for first in range(0, count, _PIECE):
-                some = slice(first, min(count, first + _PIECE))
-                ours, theirs = new[begin:][some], old[origin:][some]
-                for same, start, stop in _runs(ours, theirs):
-                    if same:
-                        yield ["base", name, origin + first + start, stop - start]
-                    else:
-                        yield from _new(ours, start, stop, data)
-            done = begin + count
+    for begin, origin, count in aligned or [(0, 0, min(len(new), len(old)))]:
+        yield from _new(new, done, begin, data)
+        for first in range(0, count, _PIECE):
+            some = slice(first, min(count, first + _PIECE))
+            ours, theirs = new[begin:][some], old[origin:][some]
+            for same, start, stop in _runs(ours, theirs):
+                if same:
+                    yield ["base", name, origin + first + start, stop - start]
+                else:
+                    yield from _new(ours, start, stop, data)
+        done = begin + count
     yield from _new(new, done, len(new), data)
 
 
@@ -129,8 +126,6 @@ def _new(values: np.ndarray, start: int, stop: int, data: IO[bytes]) -> Iterator
 def _runs(ours: np.ndarray, theirs: np.ndarray) -> Iterator[tuple[bool, int, int]]:
     """Yields whether the bytes from one place to the next are the same, in runs of whole blocks."""
     starts = np.arange(0, len(ours), _BLOCK)
-    if not len(starts):
-        return
     differs = np.add.reduceat(ours != theirs, starts, dtype=np.int64) > 0
     edges = [0, *(np.flatnonzero(differs[1:] != differs[:-1]) + 1), len(starts)]
     for first, last in pairwise(edges):

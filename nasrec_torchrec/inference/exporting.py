@@ -133,9 +133,7 @@ def export(
         predictor = Predictor(package)
         if delta is not None:
             write_delta(folder, package, delta)
-        record_start(package)
-        replace_folder(package, folder, KIND, last=MANIFEST)
-        predictor.folder = folder
+        _publish(predictor, folder)
     if config.triton is not None:
         with local_folder(folder) as local:
             publish(local, Path(config.triton), config.triton_name, config.triton_backend)
@@ -160,10 +158,16 @@ def patch(folder: Path, delta: Path) -> Predictor:
         package = work / "package"
         package.mkdir()
         predictor = apply_delta(base, delta, package)
-        record_start(package)
-        replace_folder(package, folder, KIND, last=MANIFEST)
-        predictor.folder = folder
+        _publish(predictor, folder)
     return predictor
+
+
+def _publish(predictor: Predictor, folder: Path) -> None:
+    """Moves a package that has been verified to its place."""
+    package = predictor.folder
+    record_start(package)
+    replace_folder(package, folder, KIND, last=MANIFEST)
+    predictor.folder = folder
 
 
 def check_place(folder: Path) -> None:

@@ -101,7 +101,7 @@ def export(
     from nasrec_torchrec.inference import exporting
     from nasrec_torchrec.models.stored import load_model
     from nasrec_torchrec.models.stored_trees import load_member
-    from nasrec_torchrec.runs.files import local_copy, local_folder
+    from nasrec_torchrec.runs.files import local_folder
     from nasrec_torchrec.runs.paths import to_path
 
     model, out, data = to_path(model), to_path(out), None if data is None else to_path(data)
@@ -132,7 +132,7 @@ def export(
         given = config, metrics, words, origin, recalibration, others, changes
         predictor = exporting.export(trained, description.schema, out, *given)
     size, requires = predictor.manifest["bytes"], tuple(predictor.manifest["requires"])
-    delta_size = 0 if changes is None else local_copy(changes).stat().st_size
+    delta_size = 0 if changes is None else changes.stat().st_size
     return ExportedPackage(out, size, requires, drift, changes, delta_size)
 
 

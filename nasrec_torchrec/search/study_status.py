@@ -47,8 +47,7 @@ class StudyStatus:
         folder: its folder.
         kind: what it is.
         state: ``ended`` if it has written its results, and no worker has begun since; ``running`` if a worker on this
-            machine takes part; else
-            ``stopped``, or run by workers on other machines alone.
+            machine takes part; else ``stopped``, or run by workers on other machines alone.
         finished: number of trials that came to their end.
         stopped_early: number of trials that were given up.
         failed: number of trials whose loss is not a number.

@@ -70,16 +70,16 @@ def test_ranks_train_every_trial_together(data: Path, tmp_path: Path):
     assert len(starts) >= 5
 
 
-@pytest.mark.slow
+@pytest.mark.extended  # alone on the machine: neighbours make the same work take more processor time
 def test_a_budget_of_seconds_is_kept(data: Path, tmp_path: Path):
     started = time.process_time()  # other work on the machine takes none of it
     results = auto(
         data, tmp_path / "out", RaceConfig(budget="20s", clock="cpu", drop_columns=False, trees=False, quiet=True)
     )
     seconds = time.process_time() - started
-    assert results is not None and 14 < seconds < 26
+    assert results is not None and 14 < seconds < 22
     phases = {trial["trial"]["phase"] for trial in results["trials"]}
     sources = {trial["trial"]["source"] for trial in results["trials"]}
     assert {"recipes", "features", "architectures"} <= phases
-    # What no longer fits is replaced by what does: a shorter schedule, a small student.
-    assert "finals" in phases or sources & {"shorter schedule", "student"}
+    # What no longer fits is replaced by a shorter schedule.
+    assert "finals" in phases or "shorter schedule" in sources

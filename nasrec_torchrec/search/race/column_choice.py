@@ -95,16 +95,17 @@ class ColumnChoice:
 
     def _best_model(self, may_win: Callable[[Sequence[Entry]], list[Entry]]) -> tuple[Entry, ClickModel]:
         """Returns the best measured trial of those that may win, and its model."""
-        for attempt in range(1, _ATTEMPTS + 1):
+        attempts = _ATTEMPTS
+        while True:
             best = min(may_win([e for e in self._book.entries() if e.measured]), key=lambda entry: entry.loss)
             try:
                 return best, load_model(trial_folder(self._out, best.number))[1]
             except ValueError:
                 # Another worker has trained it further meanwhile, or dropped it because others are better now.
-                if attempt == _ATTEMPTS:
+                attempts -= 1
+                if not attempts:
                     raise
                 time.sleep(_PAUSE)
-        raise AssertionError("the last attempt returns or raises")
 
     def _find_droppable(self, worker: Worker) -> None:
         """Asks the best model so far which columns models may do without."""
