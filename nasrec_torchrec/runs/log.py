@@ -71,7 +71,8 @@ class RunLog:
 
     def _describe(self, step: int, facts: dict[str, Any], settings: Mapping[str, Any]) -> None:
         """Gives TensorBoard a description of the run, and its settings for the tab of hyper-parameters."""
-        facts = facts | {"versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items())}
+        installed = (f"{name} {version}" for name, version in facts["versions"].items() if version)
+        facts = facts | {"versions": ", ".join(installed)}
         rows = "".join(f"| {name} | `{value}` |\n" for name, value in facts.items() if value is not None)
         self._board.add_text("run", f"| fact | value |\n|---|---|\n{rows}", step)
         shown = {name: value for name, value in settings.items() if isinstance(value, bool | int | float | str)}

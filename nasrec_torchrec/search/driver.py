@@ -122,7 +122,7 @@ def search_supernet(
         (candidates,) = opened
         record_start(out)
         warnings = _warnings(supernet, data)
-        candidates.warn(warnings)
+        candidates.describe(config.evaluations, warnings)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if candidates.candidates:
@@ -173,16 +173,16 @@ def search_supernet(
                     f"{supernet}: no candidate has a finite validation loss, so there is nothing to choose from; the "
                     "supernet has diverged, and a lower learning_rate for its training may help"
                 )
+            stopped = ""
+            if request.signal and len(found) < config.evaluations:
+                stopped = f"asked to end; {len(found)} of {config.evaluations} candidates are evaluated"
+                warnings = (f"{stopped}; the same command resumes the search", *warnings)
             tables = [table for table in model.sparse_arch.configs if table.name in space.width_tables]
             sizes = {table.name: table.num_embeddings for table in tables}
             write_results(SearchResults(tuple(found), objective, limits, top_k, warnings, sizes), out)
             write_report(out)
-    if request.signal and len(found) < config.evaluations:
-        print(
-            f"{out}: asked to end; {len(found)} of {config.evaluations} candidates are evaluated and in the report; "
-            "run the same command again to resume",
-            file=sys.stderr,
-        )
+    if stopped:
+        print(f"{out}: {stopped} and in the report; run the same command again to resume", file=sys.stderr)
         raise SystemExit(request.exit_code)
     return found
 

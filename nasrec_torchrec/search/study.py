@@ -99,10 +99,10 @@ class CandidateStudy:
         self._read()
         return list(self._known.values())
 
-    def warn(self, messages: Sequence[str]) -> None:
-        """Records warnings, for whoever looks at the search while it runs."""
-        if messages:
-            self._study.set_user_attr("warnings", list(messages))
+    def describe(self, evaluations: int, warnings: Sequence[str]) -> None:
+        """Records how many candidates the search draws, and what to warn of, for whoever looks at it while it runs."""
+        self._study.set_user_attr("evaluations", evaluations)
+        self._study.set_user_attr("warnings", list(warnings))
 
     def evaluating(self, worker: Worker, evaluate: EvaluateTogether, search: Any, together: int = 1) -> EvaluateBatch:
         """Evaluates the batches of a search together with all other workers of the same search.

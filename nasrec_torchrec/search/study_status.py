@@ -1,5 +1,6 @@
 """The status of a search or a race, read from its journal while it runs or afterwards."""
 
+import json
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,11 +13,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.status import span
+from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race_warnings import race_warnings
 from nasrec_torchrec.search.storage import open_storage
 from nasrec_torchrec.search.workers import died_here
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _WORKERS = ".workers"
 
 
@@ -46,8 +47,8 @@ class StudyStatus:
     Args:
         folder: its folder.
         kind: what it is.
-        state: ``ended`` if it has written its results, and no worker has begun since; ``running`` if a worker on this
-            machine takes part; else ``stopped``, or run by workers on other machines alone.
+        state: ``ended`` if it has written the results of all its trials, and no worker has begun since; ``running`` if a
+            worker on this machine takes part; else ``stopped``, or run by workers on other machines alone.
         finished: number of trials that came to their end.
         stopped_early: number of trials that were given up.
         failed: number of trials whose loss is not a number.
@@ -115,16 +116,16 @@ def read_study_status(folder: Path) -> StudyStatus | None:
     if own + _WORKERS in studies:
         others = optuna.load_study(study_name=own + _WORKERS, storage=storage).get_trials(deepcopy=False)
     workers = _workers(others)
-    # Results of a search that was stopped are older than the workers that resume it.
-    ended = (folder / names.RESULTS).exists() and (folder / names.RESULTS).stat().st_mtime >= _began(others)
     settings = _settings(folder)
     race = found == names.RACE_JOURNAL
     count = {state: sum(trial.state is state for trial in trials) for state in TrialState}
     done = count[TrialState.COMPLETE] + count[TrialState.PRUNED] + count[TrialState.FAIL]
-    total = settings.get("trials") if race else _drawn(settings)
+    total = settings.get("trials") if race else study.user_attrs.get("evaluations")
+    ended = _ended(folder / names.RESULTS, total, _began(others))
     left = None
     if workers and not ended:
-        left = _of_budget(study, settings) if race and not total else _at_this_rate(trials, done, total)
+        spent = _spent(study) if race else sum(_seconds(trial) for trial in trials) / len(workers)
+        left = _of_budget(spent, settings) if race and not total else _at_this_rate(spent, done, total)
     best = min(((loss, trial.number) for trial in trials for loss in _losses(trial)), default=None)
     return StudyStatus(
         folder,
@@ -190,25 +191,33 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _drawn(settings: dict[str, Any]) -> int | None:
-    """The number of candidates that a search draws."""
-    wanted = [settings.get(name) for name in ("population", "generations", "children")]
-    if not all(isinstance(value, int) for value in wanted):
+def _ended(results: Path, total: int | None, began: float) -> bool:
+    """Whether the results are those of all trials, and no worker has begun since they were written."""
+    try:
+        evaluated = json.loads(results.read_text()).get("evaluated")
+        # A search that was asked to end has written what it had. Its results are older than the workers that resume it.
+        return results.stat().st_mtime >= began and (total is None or evaluated is None or evaluated >= total)
+    except (OSError, ValueError):
+        return False
+
+
+def _spent(study: optuna.Study) -> float:
+    """The seconds of a race, those of earlier processes included."""
+    started = study.user_attrs.get("started")
+    return float(study.user_attrs.get("seconds", 0.0)) or (time.time() - started if started else 0.0)
+
+
+def _seconds(trial: FrozenTrial) -> float:
+    """The seconds that a candidate took."""
+    return 0.0 if trial.duration is None else trial.duration.total_seconds()
+
+
+def _of_budget(spent: float, settings: dict[str, Any]) -> float | None:
+    try:
+        return max(0.0, RaceConfig(budget=settings["budget"]).budget_seconds - spent)
+    except (KeyError, AttributeError, ValueError):  # not started as a program, or its file of settings is damaged
         return None
-    population, generations, children = wanted
-    return population + generations * children  # type: ignore[operator]
 
 
-def _of_budget(study: optuna.Study, settings: dict[str, Any]) -> float | None:
-    budget, started = str(settings.get("budget", "")), study.user_attrs.get("started")
-    if budget[-1:] not in _UNITS or not budget[:-1].replace(".", "", 1).isdigit():
-        return None
-    spent = float(study.user_attrs.get("seconds", 0.0)) or (time.time() - started if started else 0.0)
-    return max(0.0, float(budget[:-1]) * _UNITS[budget[-1]] - spent)
-
-
-def _at_this_rate(trials: list[FrozenTrial], done: int, total: int | None) -> float | None:
-    starts = [trial.datetime_start for trial in trials if trial.datetime_start is not None]
-    if not total or not done or not starts:
-        return None
-    return max(0, total - done) * (datetime.now() - min(starts)).total_seconds() / done
+def _at_this_rate(spent: float, done: int, total: int | None) -> float | None:
+    return max(0, total - done) * spent / done if total and done else None
