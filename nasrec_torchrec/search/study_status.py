@@ -47,7 +47,7 @@ class StudyStatus:
     Args:
         folder: its folder.
         kind: what it is.
-        state: ``ended`` if it has written the results of all its trials, and no worker has begun since; ``running`` if a
+        state: ``ended`` if it has written the results of all trials, and no worker has begun since; ``running`` if a
             worker on this machine takes part; else ``stopped``, or run by workers on other machines alone.
         finished: number of trials that came to their end.
         stopped_early: number of trials that were given up.
