@@ -3,9 +3,13 @@
 import json
 import os
 import time
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import make_url
@@ -15,6 +19,8 @@ from nasrec_torchrec.runs.files import require_local
 from nasrec_torchrec.runs.paths import to_path
 from nasrec_torchrec.runs.redaction import redact
 
+# A study with this behind its name is how the workers of a study agree who does what.
+WORKERS = ".workers"
 # Seconds between attempts to open a database.
 _PAUSES = (0.1, 0.3, 0.6, 1.0)
 
@@ -40,6 +46,38 @@ def open_storage(storage: str | Path | BaseStorage) -> BaseStorage:
     except (ImportError, ValueError, KeyError, TypeError, OSError, SQLAlchemyError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"storage: {redact(str(storage))} cannot be opened: {reason}") from None
+
+
+def open_study(
+    storage: BaseStorage, name: str, settings: dict[str, Any], minimized: Sequence[str], from_scratch: bool = False
+) -> tuple[optuna.Study, list[str]]:
+    """Opens a study, and creates it if there is none.
+
+    Args:
+        storage: its storage.
+        name: its name; what its workers agree on is a second study, see :data:`WORKERS`.
+        settings: JSON values that all its trials must share for their values to be comparable.
+        minimized: names of the values of a trial, which Optuna's dashboard shows.
+        from_scratch: whether to delete both studies first.
+
+    Returns:
+        The study, and the names of the settings that differ from those that it was created with.
+    """
+    if from_scratch:
+        for old in {name, name + WORKERS} & set(optuna.get_all_study_names(storage)):
+            optuna.delete_study(study_name=old, storage=storage)
+    study = optuna.create_study(
+        study_name=name, storage=storage, directions=["minimize"] * len(minimized), load_if_exists=True
+    )
+    settings = json.loads(json.dumps(settings))
+    theirs = study.user_attrs.get("settings")
+    if theirs is None:
+        study.set_user_attr("settings", settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(minimized))
+        return study, []
+    return study, sorted(key for key in settings.keys() | theirs.keys() if settings.get(key) != theirs.get(key))
 
 
 def _is_database(storage: str) -> bool:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -15,7 +14,6 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState, create_trial
 
@@ -24,7 +22,7 @@ from nasrec_torchrec.runs.redaction import redact
 from nasrec_torchrec.search.candidate import Candidate
 from nasrec_torchrec.search.config import Objective
 from nasrec_torchrec.search.evolution import EvaluateBatch, Propose
-from nasrec_torchrec.search.storage import open_storage
+from nasrec_torchrec.search.storage import WORKERS, open_storage, open_study
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 
@@ -68,23 +66,10 @@ class CandidateStudy:
         self._space, self._objective = space, objective or Objective()
         self.place = redact(str(storage))
         self._storage = open_storage(storage)
-        self._workers = f"{name}.workers"
-        settings = json.loads(json.dumps(settings | {"space": recorded(space), "objective": asdict(self._objective)}))
-        if from_scratch:
-            for old in {name, self._workers} & set(optuna.get_all_study_names(self._storage)):
-                optuna.delete_study(study_name=old, storage=self._storage)
-        names = self._objective.names
-        self._study = optuna.create_study(
-            study_name=name, storage=self._storage, directions=["minimize"] * len(names), load_if_exists=True
-        )
-        theirs = self._study.user_attrs.get("settings")
-        if theirs is None:
-            self._study.set_user_attr("settings", settings)
-            with warnings.catch_warnings():  # experimental; the dashboard shows the values by these names
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                self._study.set_metric_names(list(names))
-        elif theirs != settings:
-            differing = sorted(key for key in settings.keys() | theirs.keys() if settings.get(key) != theirs.get(key))
+        self._workers = name + WORKERS
+        settings = settings | {"space": recorded(space), "objective": asdict(self._objective)}
+        self._study, differing = open_study(self._storage, name, settings, self._objective.names, from_scratch)
+        if differing:
             raise ValueError(
                 f"{self.place}: the study {name!r} holds candidates of another {', '.join(differing)}; "
                 "choose another --out or --study, or --resume never to start from scratch"

@@ -15,10 +15,8 @@ from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.status import span
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race_warnings import race_warnings
-from nasrec_torchrec.search.storage import open_storage
+from nasrec_torchrec.search.storage import WORKERS, open_storage
 from nasrec_torchrec.search.workers import died_here
-
-_WORKERS = ".workers"
 
 
 @dataclass(frozen=True)
@@ -107,14 +105,14 @@ def read_study_status(folder: Path) -> StudyStatus | None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = open_storage(folder / found)
     studies = optuna.get_all_study_names(storage)
-    own = next((name for name in studies if not name.endswith(_WORKERS)), None)
+    own = next((name for name in studies if not name.endswith(WORKERS)), None)
     if own is None:
         return None
     study = optuna.load_study(study_name=own, storage=storage)
     trials = study.get_trials(deepcopy=False)
     others = []
-    if own + _WORKERS in studies:
-        others = optuna.load_study(study_name=own + _WORKERS, storage=storage).get_trials(deepcopy=False)
+    if own + WORKERS in studies:
+        others = optuna.load_study(study_name=own + WORKERS, storage=storage).get_trials(deepcopy=False)
     workers = _workers(others)
     settings = _settings(folder)
     race = found == names.RACE_JOURNAL

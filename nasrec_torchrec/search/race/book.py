@@ -1,6 +1,5 @@
 """Where a race keeps its trials: an Optuna study, which outlives killed processes and which workers share."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +13,11 @@ from nasrec_torchrec.finite import finite
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.redaction import redact
 from nasrec_torchrec.search.race.trial import Entry, Status, Trial, trial_folder
-from nasrec_torchrec.search.storage import open_storage
+from nasrec_torchrec.search.storage import WORKERS, open_storage, open_study
 from nasrec_torchrec.search.workers import Worker
 
 _STUDY = "race"
-_WORKERS = f"{_STUDY}.workers"
+_MINIMIZED = "validation loss"
 
 
 class Book:
@@ -40,27 +39,18 @@ class Book:
     def __init__(self, storage: str | Path, settings: dict[str, Any], from_scratch: bool = False) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage = open_storage(storage)
-        if from_scratch:
-            for old in {_STUDY, _WORKERS} & set(optuna.get_all_study_names(self._storage)):
-                optuna.delete_study(study_name=old, storage=self._storage)
-        self._study = optuna.create_study(
-            study_name=_STUDY, storage=self._storage, direction="minimize", load_if_exists=True
-        )
-        settings = json.loads(json.dumps(settings))
-        theirs = self._study.user_attrs.get("settings")
-        if theirs is None:
-            self._study.set_user_attr("settings", settings)
-            self._study.set_user_attr("started", time.time())
-        elif theirs != settings:
-            differing = sorted(key for key in settings.keys() | theirs.keys() if settings.get(key) != theirs.get(key))
+        self._study, differing = open_study(self._storage, _STUDY, settings, [_MINIMIZED], from_scratch)
+        if differing:
             raise ValueError(
                 f"{redact(str(storage))}: holds a race with another {', '.join(differing)}; choose another --out, or "
                 "--resume never to start from scratch"
             )
+        if "started" not in self._study.user_attrs:
+            self._study.set_user_attr("started", time.time())
 
     def worker(self) -> Worker:
         """This process among those that take part; to be used as a context."""
-        return Worker(self._storage, _WORKERS)
+        return Worker(self._storage, _STUDY + WORKERS)
 
     def recall(self, worker: Worker, key: str, compute: Callable[[], list[Any]]) -> list[Any]:
         """JSON values that are computed once in a race, by whoever needs them first."""
