@@ -15,11 +15,11 @@ TRAINING = {
     "Recipe": (
         *("recipe", "epochs", "batch_size", "learning_rate", "min_learning_rate", "warmup_fraction", "schedule"),
         *("patience", "monitor", "optimizer", "embedding_l2", "embedding_std", "dropout", "adagrad_eps"),
-        *("gradient_clip", "ema_decay", "seed"),
+        *("gradient_clip", "ema_decay", "table_optimizers", "table_learning_rates", "table_weight_decay", "seed"),
     ),
     "Speed and distribution": (
         *("accumulate", "precision", "compile", "sharding_type", "table_memory", "pipeline", "quantized_comms"),
-        *("background_reader", "cuda_graphs"),
+        *("background_reader", "cuda_graphs", "replicate_mib"),
     ),
     "Logs and checkpoints": (
         *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "profile", "max_skipped_steps"),

@@ -4,3 +4,4 @@ from typing import Literal
 
 QuantizedComms = Literal["none", "fp16", "bf16"]
 TableMemory = Literal["device", "host", "host_cached", "auto"]
+TableOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam", "lamb", "rowwise_lamb"]

@@ -39,7 +39,8 @@ class ShardedManagedTables(ShardedManagedCollisionEmbeddingBagCollection):
             else:
                 init: Any = self._embedding_module._table_name_to_config[table].init_fn
                 weight[rows] = init(weight[rows])
-            for state in kernel.split_optimizer_states()[int(index)]:
+            states = kernel.split_optimizer_states()  # nothing with SGD
+            for state in states[int(index)] if states else ():
                 if state.ndim and len(state) == len(weight):
                     state[rows] = 0
 

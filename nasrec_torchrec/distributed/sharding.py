@@ -1,7 +1,7 @@
 """Sharding a model with TorchRec's planner and DistributedModelParallel."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import torch
@@ -36,14 +36,14 @@ from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCo
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from nasrec_torchrec.distributed.config import QuantizedComms, TableMemory
+from nasrec_torchrec.distributed.fused_optimizers import state_bytes_of
 from nasrec_torchrec.distributed.managed_tables import ManagedTableSharder
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.memory import gib, host_memory
 from nasrec_torchrec.modules.dynamic_ids import DynamicIds
-from nasrec_torchrec.modules.table_collection import table_configs
+from nasrec_torchrec.modules.table_collection import table_configs, table_weights
 
-# A float32 weight and Adagrad's float32 sum.
-_BYTES = 8
+_WEIGHT_BYTES = 4  # float32
 # It divides each shard's part of a bag by the number of ids in that shard instead of by the length of the bag.
 _SUMS_ONLY = ShardingType.GRID_SHARD.value
 SHARDING_TYPES: tuple[str, ...] = tuple(kind.value for kind in ShardingType if kind is not ShardingType.DATA_PARALLEL)
@@ -272,9 +272,12 @@ def make_plan(
     return decided[0]
 
 
+def _collections(model: nn.Module) -> list[EmbeddingBagCollection | EmbeddingCollection]:
+    return [module for module in model.modules() if isinstance(module, EmbeddingBagCollection | EmbeddingCollection)]
+
+
 def _configs(model: nn.Module) -> list[BaseEmbeddingConfig]:
-    kinds = EmbeddingBagCollection, EmbeddingCollection
-    return [config for module in model.modules() if isinstance(module, kinds) for config in table_configs(module)]
+    return [config for module in _collections(model) for config in table_configs(module)]
 
 
 def _plan(
@@ -336,7 +339,11 @@ def plan_tables(
     try:
         return planner.plan(model, sharders)
     except PlannerError as error:
-        tables = {config.name: config.num_embeddings * config.embedding_dim * _BYTES for config in _configs(model)}
+        tables = {
+            name: weight.numel() * (_WEIGHT_BYTES + state_bytes_of(weight))
+            for module in _collections(model)
+            for name, weight in table_weights(module).items()
+        }
         largest = max(tables, key=lambda name: tables[name])
         storage = topology.devices[0].storage
         cuda = topology.compute_device == "cuda"
@@ -358,8 +365,14 @@ def rank_memory(device: torch.device) -> int:
     return host_memory() // local_world_size()
 
 
-def describe_plan(dmp: DistributedModelParallel) -> str:
-    """Formats the current plan as a table: how and where each table is sharded, and what every rank holds."""
+def describe_plan(dmp: DistributedModelParallel, state_bytes: Mapping[str, float] | None = None) -> str:
+    """Formats the current plan as a table: how and where each table is sharded, and what every rank holds.
+
+    Args:
+        dmp: sharded model.
+        state_bytes: bytes of the optimizer's state for each weight of a table, by its name; by default, those of
+            Adagrad.
+    """
     rows: list[tuple[str, ...]] = [("table", "sharding", "kernel", "rows", "columns", "bytes per rank")]
     held: dict[int, int] = {}
     for plan in dmp.plan.plan.values():
@@ -373,7 +386,8 @@ def describe_plan(dmp: DistributedModelParallel) -> str:
             here: dict[int, int] = {}
             for shard in shards:
                 rank = shard.placement.rank()
-                here[rank] = here.get(rank, 0) + shard.shard_sizes[0] * shard.shard_sizes[1] * _BYTES
+                of_weight = _WEIGHT_BYTES + (state_bytes or {}).get(name, _WEIGHT_BYTES)
+                here[rank] = here.get(rank, 0) + round(shard.shard_sizes[0] * shard.shard_sizes[1] * of_weight)
             for rank, count in here.items():
                 held[rank] = held.get(rank, 0) + count
             places = ", ".join(f"{rank}: {count:,}" for rank, count in sorted(here.items()))

@@ -2,10 +2,11 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from nasrec_torchrec.distributed.config import QuantizedComms, TableMemory
+from nasrec_torchrec.distributed.config import QuantizedComms, TableMemory, TableOptimizer
 from nasrec_torchrec.search_space import Strategy
 
 # Settings that may change when a run is resumed.
@@ -13,7 +14,12 @@ _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
     *("sharding_type", "table_memory", "pipeline", "quantized_comms", "profile", "accumulate", "cuda_graphs"),
 )
-_LATER: dict[str, Any] = {"ema_decay": None, "freeze": None, "replicate_mib": 0.0}
+_LATER: dict[str, Any] = {
+    **{"ema_decay": None, "freeze": None, "replicate_mib": 0.0},
+    **dict.fromkeys(("table_optimizers", "table_learning_rates", "table_weight_decay")),
+}
+# What stands for all tables that are not named.
+ALL_TABLES = "*"
 FrozenPart = Literal["tables", "interaction"]
 Monitor = Literal["log_loss", "centered_log_loss", "auc"]
 Optimizer = Literal["adagrad", "adam"]
@@ -45,6 +51,15 @@ class TrainFlags:
         optimizer: ``adagrad`` is fused into the backward pass of the tables and updates only the rows that were looked
             up. ``adam`` updates whole tables and keeps a full copy on every rank, which suits tables of a few thousand
             rows. If unset, it follows from the size of the tables.
+        table_optimizers: optimizers of tables by name, such as ``t_user=rowwise_adagrad``; ``*`` names all others.
+            Where it is given, every table is updated in the backward pass by a kernel of FBGEMM, and sharded, whatever
+            the optimizer of the dense part; a table without an entry takes the optimizer of the dense part. On the CPU
+            there are ``sgd``, ``adagrad`` and ``rowwise_adagrad``; the others are for CUDA.
+        table_learning_rates: learning rates of tables at the end of the warm-up, by name, such as ``t_user=0.02``;
+            ``*`` names all others. A table without an entry takes ``learning_rate``, whose course all of them follow.
+        table_weight_decay: weight decay of tables by name, such as ``t_user=1e-5``, on the rows that a step looks up;
+            ``*`` names all others. It is for CUDA and for the optimizers ``rowwise_adagrad``, to whose gradient it is
+            added, ``adam``, ``rowwise_adam``, ``lamb`` and ``rowwise_lamb``.
         embedding_l2: strength of the L2 penalty; this value times half the sum of squares of all embeddings is added to
             the loss. Requires ``adam``. If unset, it follows from the optimizer.
         embedding_std: standard deviation of the tables' initial weights. If unset, Xavier initialization determines it.
@@ -110,6 +125,9 @@ class TrainFlags:
     patience: int = 2
     monitor: Monitor | None = None
     optimizer: Optimizer | None = None
+    table_optimizers: dict[str, TableOptimizer] | None = None
+    table_learning_rates: dict[str, float] | None = None
+    table_weight_decay: dict[str, float] | None = None
     embedding_l2: float | None = None
     embedding_std: float | None = None
     dropout: float = 0.0
@@ -175,11 +193,47 @@ class TrainFlags:
                 f"replicate_mib: expected 0 with optimizer adam, with which every rank holds all tables, found "
                 f"{self.replicate_mib:g}"
             )
-        if self.embedding_l2 and self.optimizer == "adagrad":
+        self._check_tables()
+        if self.embedding_l2 and (self.optimizer == "adagrad" or self.table_optimizers):
+            updating = self.optimizer if self.optimizer == "adagrad" else "table_optimizers"
             raise ValueError(
                 f"embedding_l2: expected a positive number with optimizer adam, or 0, found {self.embedding_l2} with "
-                f"{self.optimizer}, which updates looked-up rows alone"
+                f"{updating}, which updates looked-up rows alone"
             )
+
+    @property
+    def whole_tables(self) -> bool:
+        """Whether the optimizer of the dense part updates the tables too, of which every rank then holds all."""
+        return self.optimizer == "adam" and not self.table_optimizers
+
+    def _check_tables(self) -> None:
+        """Checks what is set for single tables, as far as that goes without knowing them."""
+        given: dict[str, Mapping[str, Any]] = {
+            "table_optimizers": self.table_optimizers or {},
+            "table_learning_rates": self.table_learning_rates or {},
+            "table_weight_decay": self.table_weight_decay or {},
+        }
+        for table, optimizer in given["table_optimizers"].items():
+            if optimizer not in get_args(TableOptimizer):
+                found = ", ".join(get_args(TableOptimizer))
+                raise ValueError(f"table_optimizers: {table}: expected one of {found}, found {optimizer!r}")
+        for table, rate in given["table_learning_rates"].items():
+            if not 0 < rate < math.inf:
+                raise ValueError(f"table_learning_rates: {table}: expected a positive number, found {rate}")
+        for table, decay in given["table_weight_decay"].items():
+            if not 0 <= decay < math.inf:
+                raise ValueError(f"table_weight_decay: {table}: expected 0 or a positive number, found {decay}")
+        for name, values in given.items():
+            if values and self.replicate_mib:
+                raise ValueError(
+                    f"replicate_mib: expected 0 with {name}, found {self.replicate_mib:g}: a table that every rank "
+                    "holds whole has no optimizer of its own"
+                )
+            if values and self.whole_tables:
+                raise ValueError(
+                    f"{name}: expected none with optimizer adam, which updates all tables with the dense part; "
+                    "table_optimizers, or optimizer adagrad, gives tables optimizers of their own"
+                )
 
 
 @dataclass(frozen=True)

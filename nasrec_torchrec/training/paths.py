@@ -36,7 +36,8 @@ class FixedPath:
         self._dense = dense
         if config.optimizer == "adam":
             # Only now: TorchRec replaces parameters on the meta device, on which a model for a GPU is built.
-            return adam(dense, list(self._tables.parameters()), config.learning_rate, config.embedding_l2)
+            tables = list(self._tables.parameters()) if config.whole_tables else ()
+            return adam(dense, tables, config.learning_rate, config.embedding_l2)
         return torch.optim.Adagrad(dense, config.learning_rate, eps=config.adagrad_eps)
 
     def draw(self, step: int) -> None:

@@ -63,6 +63,7 @@ def fitted(
         # Adam keeps whole tables on every rank, which cannot be sharded; and a learning rate that somebody gave belongs
         # to the optimizer of the paper, the default.
         sharded = flags.sharding_type is not None or flags.quantized_comms != "none"
+        sharded |= any((flags.table_optimizers, flags.table_learning_rates, flags.table_weight_decay))
         adam = (not (supernet or many or sharded or rates or rate) and adam_fits(schema)) or bool(penalty)
         optimizer = "adam" if adam else "adagrad"
     if batch is None:
@@ -77,7 +78,8 @@ def fitted(
     if rate is None:
         rate = rates[0] if rates else 1e-3 if optimizer == "adam" else 0.12 if many else 0.05
     if penalty is None:
-        penalty = _ADAM_L2 if optimizer == "adam" and flags.freeze != "tables" else 0.0
+        whole = optimizer == "adam" and not flags.table_optimizers
+        penalty = _ADAM_L2 if whole and flags.freeze != "tables" else 0.0
     if full_path_steps is None:
         full_path_steps = min(TrainConfig.full_path_steps, steps // 4) if supernet else 0
     chosen: dict[str, Any] = {

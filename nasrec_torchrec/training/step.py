@@ -1,6 +1,6 @@
 """One training step, from the path that it takes to the weights that it updates."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from nasrec_torchrec.modules.batch_norm import running_statistics
 from nasrec_torchrec.training.averaging import DenseAverage
 from nasrec_torchrec.training.config import TrainConfig
 from nasrec_torchrec.training.guard import StepGuard
+from nasrec_torchrec.training.optimizers import adam
 from nasrec_torchrec.training.paths import Paths
 from nasrec_torchrec.training.task import ClickTask
 
@@ -35,6 +36,7 @@ class TrainingStep:
         config: how to train the model.
         rank: rank of this process.
         device: device of this rank.
+        rates: learning rate of each table that is updated in backward, as a multiple of that of the dense part.
     """
 
     def __init__(
@@ -46,13 +48,14 @@ class TrainingStep:
         config: TrainConfig,
         rank: int,
         device: torch.device,
+        rates: Mapping[str, float],
     ) -> None:
         self._dmp, self._task, self._paths, self._guard = dmp, task, paths, guard
         self._config, self._rank, self._device = config, rank, device
         dense = dict(in_backward_optimizer_filter(dmp.named_parameters()))
         # What gets its gradients when the backward pass continues into the tables: small tables that every rank holds.
         late: dict[str, nn.Parameter] = {}
-        if config.optimizer == "adagrad":
+        if not config.whole_tables:
             late = {name: parameter for name, parameter in dense.items() if "sparse_arch." in name}
         # TorchRec averages those of tables by itself.
         self._late = [p for name, p in late.items() if p.requires_grad and "embedding_bags." not in name]
@@ -63,10 +66,19 @@ class TrainingStep:
         if late:
             optimizers.append(
                 KeyedOptimizerWrapper(
-                    late, lambda p: torch.optim.Adagrad(p, config.learning_rate, eps=config.adagrad_eps)
+                    late,
+                    lambda p: (
+                        torch.optim.Adagrad(p, config.learning_rate, eps=config.adagrad_eps)
+                        if config.optimizer == "adagrad"
+                        else adam(p, (), config.learning_rate, 0.0)
+                    ),
                 )
             )
         self.optimizer = CombinedOptimizer(optimizers)
+        fused = {id(weight): name.split(".")[-2] for name, weight in dmp.fused_optimizer.params.items()}
+        # Tables of one group share their kernel, and so their settings.
+        tables = [next((fused[id(p)] for p in g["params"] if id(p) in fused), "") for g in self.optimizer.param_groups]
+        self._rates = [rates.get(table, 1.0) for table in tables]
         self._statistics = running_statistics(task)
         self._statistics_before: list[Tensor] = []
         self.average: DenseAverage | None = None
@@ -137,7 +149,7 @@ class TrainingStep:
 
     def step(self) -> None:
         """Averages and clips the gradients, agrees with the other ranks, and updates the weights."""
-        if self._config.accumulate > 1 and self._config.optimizer == "adam":
+        if self._config.accumulate > 1 and self._config.whole_tables:
             # The gradients of the tables, which the optimizer of the dense part updates, stop at their outputs too.
             self._guard.finish_backward()
         trained = [parameter for parameter in self._paths.parameters() if parameter.grad is not None]
@@ -161,7 +173,7 @@ class TrainingStep:
         self.bytes_reduced += average_gradients([p.grad for p in self._late if p.grad is not None])
 
     def _set_learning_rate(self, learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * learning_rate
         # The tables are updated during the backward pass, so their learning rate must be set before it.
         self._dmp.fused_optimizer.step()

@@ -14,7 +14,6 @@ from typing import Any, NoReturn, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from nasrec_torchrec.datasets.names import safe_name
 from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
@@ -46,6 +45,7 @@ from nasrec_torchrec.training.progress import Progress
 from nasrec_torchrec.training.schedules import LearningRate
 from nasrec_torchrec.training.step import TrainingStep
 from nasrec_torchrec.training.table_gradients import TableGradients
+from nasrec_torchrec.training.table_settings import table_settings
 from nasrec_torchrec.training.task import ClickTask, MicroBatches
 from nasrec_torchrec.training.warm_start import WarmStart
 from nasrec_torchrec.training.watch import TrainingWatch
@@ -114,9 +114,13 @@ class Trainer:
         # On the CPU the weights start alike whatever the number of ranks. On CUDA, where the tables may not fit into
         # one host's memory, each rank initialises its own shards.
         torch.manual_seed(config.seed if device.type == "cpu" else config.seed + self.rank)
+        named = {safe_name(table.name): table.embedding_dim for table in description.schema.tables()}
+        settings = {} if config.whole_tables else table_settings(config, named, device.type)
+        self._state_bytes = {name: of.state_bytes(named[name]) for name, of in settings.items()}
         if device.type == "cpu":
-            # The whole tables, and this rank's shards of them with Adagrad's sums, or whole ones with Adam's moments.
-            state = 12 if config.optimizer == "adam" else 8 / self.world_size
+            # The whole tables, and this rank's shards of them with their states, or whole ones with Adam's moments.
+            most = max(self._state_bytes.values(), default=0.0)
+            state = 12 if config.whole_tables else (4 + most) / self.world_size
             require_memory(description.schema.tables(), 4 + state, rank_memory(device), "weights and optimizer state")
         self.initial, self._copied = initial, list[str]()
         on_host = device.type == "cpu" or initial is not None
@@ -139,11 +143,9 @@ class Trainer:
         most = config.replicate_mib * 2**20 / 4
         weights = table_weights(tables)
         replicated = {name for name, weight in weights.items() if weight.numel() <= most}
-        if config.optimizer == "adagrad":
-            options = {"lr": config.learning_rate, "eps": config.adagrad_eps}
-            sharded = [weight for name, weight in weights.items() if name not in replicated]
-            apply_optimizer_in_backward(torch.optim.Adagrad, sharded, options)
-        held = config.optimizer == "adagrad" or config.freeze == "tables"
+        for name in settings.keys() - replicated:
+            settings[name].fuse(weights[name], config.adagrad_eps)
+        held = not config.whole_tables or config.freeze == "tables"
         if held and config.accumulate == 1:  # otherwise the task asks the guard
             self.model.sparse_arch.register_forward_hook(self.guard.hold)
         if config.dropout:
@@ -155,6 +157,7 @@ class Trainer:
             for name, child in self.model.named_children():
                 if name != "sparse_arch":
                     child.compile()
+        rates = {name: of.learning_rate / config.learning_rate for name, of in settings.items()}
         micro_batches = None if config.accumulate == 1 else MicroBatches(config.accumulate, self.guard)
         self.task = ClickTask(self.model, device, config.precision, micro_batches)
         self.dmp = parallelize(
@@ -162,14 +165,14 @@ class Trainer:
             device,
             config.sharding_type,
             config.quantized_comms,
-            replicate=config.optimizer == "adam",
+            replicate=config.whole_tables,
             table_memory=config.table_memory,
             replicated=replicated,
         )
-        self.step = TrainingStep(self.dmp, self.task, self.paths, self.guard, config, self.rank, device)
+        self.step = TrainingStep(self.dmp, self.task, self.paths, self.guard, config, self.rank, device, rates)
         self._table_gradients: TableGradients | None = None
         if config.freeze != "tables":
-            self._table_gradients = TableGradients(self.dmp, tables, config.optimizer == "adam", device)
+            self._table_gradients = TableGradients(self.dmp, tables, config.whole_tables, device)
         self._steps_seen = 0
 
     def train(
@@ -255,7 +258,7 @@ class Trainer:
             elif self.rank == 0 and self._copied:
                 print("\n".join(self._copied), file=sys.stderr)
             if self.rank == 0:
-                write_text(self.run_dir / names.PLAN, describe_plan(self.dmp))
+                write_text(self.run_dir / names.PLAN, describe_plan(self.dmp, self._state_bytes))
             total = self.progress.total_steps
             watch = TrainingWatch(
                 config,
@@ -418,8 +421,11 @@ class Trainer:
         checkpoints.resume(folder, None if best is None else best["step"])
         for part in (self.progress, self.paths, self.learning_rate):
             part.load_state_dict(state)
+        updates = self.progress.step - self.progress.skipped_steps
+        # TorchRec's checkpoints leave out this count, by which FBGEMM's Adam and LAMB correct their moments.
+        self.dmp.fused_optimizer.set_optimizer_step(updates)
         if self.step.average is not None:
-            self.step.average.resume(self.progress.step - self.progress.skipped_steps)
+            self.step.average.resume(updates)
         if self.rank == 0:
             step, total = self.progress.step, self.progress.total_steps
             print(f"{self.run_dir}: resumes from step {step} of {total}", file=sys.stderr)
