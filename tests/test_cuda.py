@@ -212,6 +212,16 @@ def test_dynamic_ids_map_as_on_the_cpu(one_rank, tmp_path: Path):
     assert all(0 < loss < 2 for loss in curves[1][0])
 
 
+@pytest.mark.parametrize("optimizer", ("rowwise_adagrad", "adam", "rowwise_adam", "lamb", "rowwise_lamb"))
+def test_tables_with_fused_optimizers_train_and_resume(one_rank, tmp_path: Path, optimizer: str):
+    changes: dict[str, Any] = {"optimizer": "adam", "learning_rate": 0.01, "table_optimizers": {"*": optimizer}}
+    plain, decayed, parts = (
+        _curve("network", tmp_path / name, pauses, **changes, table_weight_decay={"*": decay})
+        for name, pauses, decay in (("plain", 0, 0.0), ("decayed", 0, 0.1), ("parts", 1, 0.1))
+    )
+    assert parts == pytest.approx(decayed, rel=1e-4) and decayed != plain
+
+
 @pytest.mark.parametrize("memory", ("host", "host_cached"))
 def test_tables_in_the_memory_of_the_host_train_as_on_the_device(one_rank, tmp_path: Path, memory: str):
     expected = _curve("network", tmp_path / "device")

@@ -41,6 +41,8 @@ _KINDS: dict[TableOptimizer, _Kind] = {
     "lamb": _Kind(optimizers.LAMB, 8),
     "rowwise_lamb": _Kind(optimizers.PartialRowWiseLAMB, 4, 4),
 }
+# What FBGEMM's kernels for tables on SSDs offer.
+ON_SSDS: tuple[TableOptimizer, ...] = "rowwise_adagrad", "adam", "rowwise_adam"
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,15 @@ class TableSetting:
         return _state_bytes(_KINDS[self.optimizer], columns)
 
 
-def state_bytes_of(weight: nn.Parameter) -> float:
-    """Returns the bytes that the optimizer fused into a table keeps for each weight; by default, Adagrad's."""
+def optimizer_of(weight: nn.Parameter) -> TableOptimizer:
+    """Returns the optimizer that is fused into a table; Adagrad, the default, if that is none of ours."""
     made_by = next(iter(getattr(weight, "_optimizer_classes", ())), torch.optim.Adagrad)
-    found = next((kind for kind in _KINDS.values() if kind.made_by is made_by), _KINDS["adagrad"])
-    return _state_bytes(found, weight.shape[1])
+    return next((name for name, kind in _KINDS.items() if kind.made_by is made_by), "adagrad")
+
+
+def state_bytes_of(weight: nn.Parameter) -> float:
+    """Returns the bytes that the optimizer fused into a table keeps for each weight."""
+    return _state_bytes(_KINDS[optimizer_of(weight)], weight.shape[1])
 
 
 def _state_bytes(kind: _Kind, columns: int) -> float:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Mapping
-from typing import cast
+from typing import cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torchrec.distributed.planner.proposers import GreedyProposer, UniformPropos
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
+    KeyValueParams,
     ModuleSharder,
     ParameterSharding,
     QuantizedCommCodecs,
@@ -35,8 +36,8 @@ from torchrec.modules.embedding_modules import (
 from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
-from nasrec_torchrec.distributed.config import QuantizedComms, TableMemory
-from nasrec_torchrec.distributed.fused_optimizers import state_bytes_of
+from nasrec_torchrec.distributed.config import QuantizedComms, SharderMemory, TableMemory
+from nasrec_torchrec.distributed.fused_optimizers import ON_SSDS, optimizer_of, state_bytes_of
 from nasrec_torchrec.distributed.managed_tables import ManagedTableSharder
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
 from nasrec_torchrec.memory import gib, host_memory
@@ -50,7 +51,7 @@ SHARDING_TYPES: tuple[str, ...] = tuple(kind.value for kind in ShardingType if k
 
 
 # Where the weights of a table may be, by the kernel that looks them up; those other than FUSED are for CUDA.
-_KERNELS: dict[TableMemory, tuple[EmbeddingComputeKernel, ...]] = {
+_KERNELS: dict[SharderMemory, tuple[EmbeddingComputeKernel, ...]] = {
     "device": (EmbeddingComputeKernel.FUSED,),
     "host": (EmbeddingComputeKernel.FUSED_UVM,),
     "host_cached": (EmbeddingComputeKernel.FUSED_UVM_CACHING,),
@@ -58,6 +59,7 @@ _KERNELS: dict[TableMemory, tuple[EmbeddingComputeKernel, ...]] = {
         *(EmbeddingComputeKernel.FUSED, EmbeddingComputeKernel.FUSED_UVM_CACHING),
         EmbeddingComputeKernel.FUSED_UVM,
     ),
+    "ssd": (EmbeddingComputeKernel.KEY_VALUE,),
 }
 
 
@@ -66,14 +68,15 @@ class TableSharder(EmbeddingBagCollectionSharder):
 
     Args:
         qcomm_codecs_registry: How embeddings and gradients are sent.
-        table_memory: Where tables may be, see :class:`~nasrec_torchrec.training.config.TrainConfig`.
+        table_memory: Where tables may be, see :class:`~nasrec_torchrec.training.config.TrainConfig`. ``ssd`` keeps them
+            on the hosts' SSDs behind caches on the devices, for a plan with ``ssd_directory``.
         replicated: Tables that every rank holds whole, which a planner has nothing to decide about.
     """
 
     def __init__(
         self,
         qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
-        table_memory: TableMemory = "device",
+        table_memory: SharderMemory = "device",
         replicated: Collection[str] = (),
     ) -> None:
         super().__init__(qcomm_codecs_registry=qcomm_codecs_registry)
@@ -103,7 +106,7 @@ class SequenceSharder(EmbeddingCollectionSharder):
 
 def table_sharders(
     qcomm_codecs_registry: dict[str, QuantizedCommCodecs] | None = None,
-    table_memory: TableMemory = "device",
+    table_memory: SharderMemory = "device",
     replicated: Collection[str] = (),
 ) -> list[ModuleSharder[nn.Module]]:
     """Returns the sharders of the collections of tables that our trainings know, see :class:`TableSharder`."""
@@ -160,8 +163,11 @@ def parallelize(
         ValueError: If the sharding type is unknown, quantized communication or memory beside the device's is requested
             on the CPU, or no plan fits the machine.
     """
-    if table_memory not in _KERNELS:
-        raise ValueError(f"table_memory: expected one of {list(_KERNELS)}, found {table_memory!r}")
+    if table_memory not in get_args(TableMemory):
+        raise ValueError(
+            f"table_memory: expected one of {', '.join(get_args(TableMemory))}, found {table_memory!r}; tables on "
+            "SSDs are for plan_tables, since our trainings cannot write checkpoints of them"
+        )
     if table_memory not in ("device", "auto") and device.type != "cuda":
         raise ValueError(
             f"table_memory: expected 'device' or 'auto' on {device.type}, found {table_memory!r}: it is for CUDA"
@@ -303,6 +309,7 @@ def plan_tables(
     sharders: list[ModuleSharder[nn.Module]],
     topology: Topology,
     sharding_type: str | None = None,
+    ssd_directory: str | None = None,
 ) -> ShardingPlan:
     """Plans the tables of a model for any machines; it needs neither them nor a process group.
 
@@ -311,12 +318,15 @@ def plan_tables(
         sharders: sharders that say what the plan may use, such as :class:`TableSharder`.
         topology: number of ranks, and the memory of each.
         sharding_type: one of ``SHARDING_TYPES`` for all tables; None lets the planner choose.
+        ssd_directory: folder on every host in which the tables will be, with sharders whose ``table_memory`` is
+            ``ssd``. The topology's ``ssd_cap`` says how much a rank may put there.
 
     Returns:
         The plan.
 
     Raises:
-        ValueError: If none fits the machines. It says how much the tables need.
+        ValueError: If none fits the machines. It says how much the tables need. Also if tables are to be on SSDs and
+            have another optimizer than FBGEMM has kernels for there.
     """
     for module in model.modules():
         if isinstance(module, DynamicIds) and module.buckets() % topology.world_size:
@@ -327,14 +337,18 @@ def plan_tables(
             )
     # No constraint where none is asked for: with several types in one the planner tries them in the order of a set, and
     # plans differ from run to run. It takes grid_shard, wrong for means, only where a constraint names it.
-    only = ParameterConstraints(sharding_types=[sharding_type])
+    only = ParameterConstraints(sharding_types=[sharding_type] if sharding_type else None)
+    if ssd_directory is not None:
+        _require_optimizers_on_ssds(model)
+        only.compute_kernels = [kernel.value for kernel in _KERNELS["ssd"]]
+        only.key_value_params = KeyValueParams(ssd_storage_directory=ssd_directory)
     # On one rank the tables do not compete for places, so that the best choice for each is the best plan: the planner
     # need not try every combination, of which five tables have thousands.
     alone = [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()]
     planner = EmbeddingShardingPlanner(
         topology=topology,
         proposer=alone if topology.world_size == 1 else None,
-        constraints={config.name: only for config in _configs(model)} if sharding_type else None,
+        constraints={config.name: only for config in _configs(model)} if sharding_type or ssd_directory else None,
     )
     try:
         return planner.plan(model, sharders)
@@ -356,6 +370,16 @@ def plan_tables(
             f"tables{host} a smaller embedding_dim or fewer num_embeddings help. TorchRec's planner says: "
             f"{str(error).splitlines()[0]}"
         ) from None
+
+
+def _require_optimizers_on_ssds(model: nn.Module) -> None:
+    for module in _collections(model):
+        for name, weight in table_weights(module).items():
+            if (found := optimizer_of(weight)) not in ON_SSDS:
+                raise ValueError(
+                    f"ssd_directory: expected tables with {', '.join(ON_SSDS)}, for which FBGEMM has kernels there, "
+                    f"found {found} for the table {name}"
+                )
 
 
 def rank_memory(device: torch.device) -> int:

@@ -6,6 +6,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from nasrec_torchrec import NASRecNet
 from nasrec_torchrec.distributed.config import TableMemory
@@ -37,6 +38,33 @@ def test_tables_beyond_the_memory_of_the_devices_are_planned_into_that_of_the_ho
         _plan(rows, 32, 64, "device")
     assert _plan(rows, 32, 64, "host_cached") == {"fused_uvm_caching"}
     assert _plan(rows, 32, 64, "host") == {"fused_uvm"}
+
+
+def _on_ssds(optimizer: type[torch.optim.Optimizer], gpus: int) -> set[str]:
+    """Plans 4 TB of weights for GPUs whose hosts have 1 TiB of SSD for each."""
+    rows, meta = round(4e12 / (32 * 128 * 4)), torch.device("meta")
+    configs = [
+        EmbeddingBagConfig(name=f"t{i}", embedding_dim=128, num_embeddings=rows, feature_names=[f"f{i}"])
+        for i in range(32)
+    ]
+    ebc = EmbeddingBagCollection(tables=configs, device=meta)
+    apply_optimizer_in_backward(optimizer, ebc.parameters(), {"lr": 0.1})
+    topology = Topology(gpus, "cuda", hbm_cap=80 * GIB, ddr_cap=192 * GIB, local_world_size=gpus, ssd_cap=1024 * GIB)
+    model = NASRecNet(ebc, 13, "criteo-small", dense_device=meta, interaction_dim=16)
+    plan = plan_tables(model, [TableSharder(table_memory="ssd")], topology, ssd_directory="/ssd")
+    shardings = [sharding for module in plan.plan.values() for sharding in module.values()]
+    assert {sharding.key_value_params.ssd_storage_directory for sharding in shardings} == {"/ssd"}
+    return {sharding.compute_kernel for sharding in shardings}
+
+
+def test_tables_beyond_the_memory_of_the_hosts_are_planned_onto_their_ssds():
+    assert _on_ssds(RowWiseAdagrad, 8) == {"key_value"}
+    with pytest.raises(ValueError, match=r"expected tables with rowwise_adagrad, adam, .* table t0"):
+        _on_ssds(torch.optim.Adagrad, 8)
+    with pytest.raises(ValueError, match=r"fits 2 ranks of cuda: the tables need 3,754\.\d+ GiB"):
+        _on_ssds(RowWiseAdagrad, 2)
+    with pytest.raises(ValueError, match=r"table_memory: expected one of device, .* found 'ssd'; .* for plan_tables"):
+        parallelize(torch.nn.Linear(1, 1), torch.device("cpu"), table_memory="ssd")
 
 
 def test_what_fits_stays_on_the_devices():
