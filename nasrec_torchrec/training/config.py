@@ -125,7 +125,7 @@ class TrainFlags:
     patience: int = 2
     monitor: Monitor | None = None
     optimizer: Optimizer | None = None
-    table_optimizers: dict[str, TableOptimizer] | None = None
+    table_optimizers: dict[str, str] | None = None
     table_learning_rates: dict[str, float] | None = None
     table_weight_decay: dict[str, float] | None = None
     embedding_l2: float | None = None
