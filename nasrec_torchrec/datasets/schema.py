@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,12 @@ from nasrec_torchrec.datasets.config import SplitConfig, TextFormat
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.labels import Task, check_rule
 from nasrec_torchrec.datasets.names import check_column, check_distinct, safe_name
+from nasrec_torchrec.datasets.schema_document import FORMAT, arguments_of
 from nasrec_torchrec.table_widths import check_tables, check_width
 
 if TYPE_CHECKING:
     from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-_FORMAT = "nasrec-torchrec/schema/3"
-# This version lacks reading rules, for which the defaults apply, and fractions of missing values, which are not known.
-_EARLIER = "nasrec-torchrec/schema/2"
 # Weights by position belong to the features, whose embeddings are then added up.
 _POOLED_AS = {"position": "sum"}
 
@@ -378,7 +376,7 @@ class Schema:
         ]
 
     def to_json(self) -> str:
-        return json.dumps({"format": _FORMAT, **self.to_dict()}, indent=2)
+        return json.dumps({"format": FORMAT, **self.to_dict()}, indent=2)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON values; what is not used looks the same as in older versions."""
@@ -447,35 +445,8 @@ class Schema:
         Raises:
             ValueError: If a key is missing, unknown or wrong. The message names it.
         """
-        try:
-            document = _document(text)
-        except RecursionError:
-            raise ValueError("schema: nested too deeply") from None
-        if not isinstance(document, dict):
-            raise ValueError(f"schema: expected an object with the keys {_keys(cls)}, found {type(document).__name__}")
-        found = document.pop("format", _FORMAT)
-        if found not in (_FORMAT, _EARLIER):
-            raise ValueError(f"schema: expected the format '{_FORMAT}' or '{_EARLIER}', found {found!r}")
-        if embedding_dim is not None:
-            document["embedding_dim"] = embedding_dim
-        _check_keys(document, cls, "schema")
-        if "text" in document:
-            if not isinstance(document["text"], dict):
-                raise ValueError(f"schema: text: expected an object with the keys {_keys(TextFormat)}")
-            _check_keys(document["text"], TextFormat, "schema: text")
-            document["text"] = TextFormat(**document["text"])
-        if document.get("split") is not None:
-            if not isinstance(document["split"], dict):
-                raise ValueError(f"schema: split: expected an object with the keys {_keys(SplitConfig)}")
-            _check_keys(document["split"], SplitConfig, "schema: split")
-            document["split"] = SplitConfig(**document["split"])
-        dense = [
-            entry if isinstance(entry, str) else _feature(entry, DenseFeature)
-            for entry in _list_of(document, "dense", (dict, str))
-        ]
-        sparse = [_feature(entry, SparseFeature) for entry in _list_of(document, "sparse", (dict,))]
-        tasks = [_task(entry) for entry in _list_of(document, "tasks", (dict, str))]
-        return cls(**{**document, "dense": tuple(dense), "sparse": tuple(sparse), "tasks": tuple(tasks)})
+        found = arguments_of(text, cls)
+        return cls(**found if embedding_dim is None else found | {"embedding_dim": embedding_dim})
 
 
 def _counted(feature: SparseFeature) -> int:
@@ -484,49 +455,3 @@ def _counted(feature: SparseFeature) -> int:
             f"{feature.name}: num_embeddings is not known yet: preparation fills it in; take the prepared schema.json"
         )
     return feature.num_embeddings
-
-
-def _list_of(document: Mapping[str, Any], key: str, kinds: tuple[type, ...]) -> list[Any]:
-    entries = document.get(key, [])
-    if not isinstance(entries, list) or not all(isinstance(entry, kinds) for entry in entries):
-        raise ValueError(f"schema: {key}: expected a list of {'objects' if str not in kinds else 'names or objects'}")
-    return entries
-
-
-def _feature(entry: Mapping[str, Any], kind: type) -> Any:
-    _check_keys(entry, kind, f"schema: feature {entry.get('name')!r}")
-    return kind(**entry)
-
-
-def _task(entry: Mapping[str, Any] | str) -> Task:
-    if isinstance(entry, str):
-        return Task(entry)
-    _check_keys(entry, Task, f"schema: task {entry.get('name')!r}")
-    return Task(**entry)
-
-
-def _keys(kind: type) -> list[str]:
-    return [entry.name for entry in fields(kind)]
-
-
-def _check_keys(entry: Mapping[str, Any], kind: type, where: str) -> None:
-    required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
-    if not required <= set(entry) or not set(entry) <= set(_keys(kind)):
-        raise ValueError(
-            f"{where}: expected the keys {_keys(kind)}, of which {sorted(required)} must be there, "
-            f"found {sorted(map(str, entry))}"
-        )
-
-
-def _document(text: str) -> Any:
-    try:
-        # Not all JSON is YAML: PyYAML takes 1e+30 for text.
-        return json.loads(text)
-    except json.JSONDecodeError:
-        # Only here, so that the schema of a package, which is JSON, can be read without PyYAML.
-        from nasrec_torchrec.datasets.yaml_text import read_yaml
-
-        try:
-            return read_yaml(text)
-        except ValueError as error:
-            raise ValueError(f"schema: neither JSON nor YAML: {error}") from None

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from nasrec_torchrec.runs.checkpoint import latest_checkpoint
 from nasrec_torchrec.runs.log import logged_warnings, read_events
 from nasrec_torchrec.runs.names import LOG
+from nasrec_torchrec.spans import span
 
 State = Literal["running", "ended", "asked to end", "failed", "silent"]
 _STATES: dict[str, State] = {"end": "ended", "asked_to_end": "asked to end", "diverged": "failed"}
@@ -133,10 +134,3 @@ def _last(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 def _metric(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.5f}"
-
-
-def span(seconds: float) -> str:
-    """Returns a duration for people."""
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

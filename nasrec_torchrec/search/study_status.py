@@ -12,11 +12,10 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from nasrec_torchrec.runs import names
-from nasrec_torchrec.runs.status import span
-from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race_warnings import race_warnings
 from nasrec_torchrec.search.storage import WORKERS, open_storage
 from nasrec_torchrec.search.workers import died_here
+from nasrec_torchrec.spans import seconds_of, span
 
 
 @dataclass(frozen=True)
@@ -211,10 +210,8 @@ def _seconds(trial: FrozenTrial) -> float:
 
 
 def _of_budget(spent: float, settings: dict[str, Any]) -> float | None:
-    try:
-        return max(0.0, RaceConfig(budget=settings["budget"]).budget_seconds - spent)
-    except (KeyError, AttributeError, ValueError):  # not started as a program, or its file of settings is damaged
-        return None
+    budget = seconds_of(str(settings.get("budget", "")))
+    return None if budget is None else max(0.0, budget - spent)
 
 
 def _at_this_rate(spent: float, done: int, total: int | None) -> float | None:

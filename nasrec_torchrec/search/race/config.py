@@ -1,16 +1,14 @@
 """Settings of a race; importable without torch."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from nasrec_torchrec.search_space import NASREC_2026, SearchSpace
+from nasrec_torchrec.spans import seconds_of
 
 Phase = Literal["recipes", "features", "architectures", "polish", "finals"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 Source = Literal["baseline", "reference", "random", "mutation", "surrogate"]
-_UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d)")
 # Shares of the budget after which a phase ends; without students, architectures have the time of these too.
 WITHOUT_STUDENTS = 0.78
 _ENDS = {"recipes": 0.2, "features": 0.35, "architectures": 0.7, "polish": 0.85, "finals": 1.0}
@@ -97,10 +95,10 @@ class RaceConfig:
     @property
     def budget_seconds(self) -> float:
         """The budget in seconds."""
-        match = _SPAN.fullmatch(self.budget.strip())
-        if match is None or not float(match[1]):
+        seconds = seconds_of(self.budget)
+        if seconds is None:
             raise ValueError(f"budget: expected a number with s, m, h or d, such as 90s or 2h, found {self.budget!r}")
-        return float(match[1]) * _UNITS[match[2]]
+        return seconds
 
     def phase(self, share: float) -> Phase:
         """Returns the phase in which a new trial is proposed when a share of the budget is spent."""

@@ -95,10 +95,3 @@ def by_source(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             row["gain"] += best - entry.loss if best < float("inf") else 0.0
             best = entry.loss
     return list(found.values())
-
-
-def span(seconds: float) -> str:
-    """Seconds as a person reads them."""
-    seconds = max(0, round(seconds))
-    hours, minutes = seconds // 3600, seconds % 3600 // 60
-    return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"

@@ -9,8 +9,8 @@ from typing import Any
 from nasrec_torchrec import page_style
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics
 from nasrec_torchrec.page_style import calibration_curve, table, warning_list
-from nasrec_torchrec.search.race.leaderboard import span
 from nasrec_torchrec.search.race.trial import columns_text
+from nasrec_torchrec.spans import span
 from nasrec_torchrec.training.column_importance import ColumnImportance
 from nasrec_torchrec.training.evaluation import Slice
 from nasrec_torchrec.training.evaluation_page import importance_sections, roc_sections, slice_sections

@@ -37,7 +37,7 @@ from nasrec_torchrec.search.race.column_choice import ColumnChoice
 from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import LATENCY_ROWS, measured_costs, step_seconds
 from nasrec_torchrec.search.race.finish import finish, read_results
-from nasrec_torchrec.search.race.leaderboard import span, standings, table
+from nasrec_torchrec.search.race.leaderboard import standings, table
 from nasrec_torchrec.search.race.planner import KEPT_BESIDE, Continue, Finished, New, Planner, Situation
 from nasrec_torchrec.search.race.ranks import follow, tell
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
@@ -47,6 +47,7 @@ from nasrec_torchrec.search.race.tree import train_tree, tree_folders
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
+from nasrec_torchrec.spans import span
 from nasrec_torchrec.table_widths import table_bytes
 from nasrec_torchrec.training.drift import deciding_loss, decisive, drift
 from nasrec_torchrec.training.evaluation import sliced_feature
