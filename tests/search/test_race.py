@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support import forked, prepare_pairs, run_program
+from support import forked, run_program
 
 from nasrec_torchrec import inference
 from nasrec_torchrec.datasets.config import SplitConfig
@@ -49,11 +49,6 @@ from nasrec_torchrec.training.trainer import Trainer
 _CONFIG = RaceConfig(
     trials=12, seed=1, epochs=5, final_seeds=2, finalists=2, max_features=2, slice=("shop",), quiet=True
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return prepare_pairs(tmp_path_factory.mktemp("pairs") / "data", 3000)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import prepare_pairs
 
 from nasrec_torchrec import inference
 from nasrec_torchrec.datasets.buckets import buckets_of
@@ -72,11 +71,6 @@ def test_a_trial_keeps_its_dropped_columns_and_differs_by_them():
     assert Trial.from_dict(earlier) == replace(trial, dropped=())
     assert columns_text(("a_x_b",), ("age", "c")) == "a_x_b; without age, c"
     assert columns_text((), ("age",)) == "without age" and columns_text((), ()) == ""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_pairs(tmp_path_factory.mktemp("pairs") / "data", 3000)
 
 
 def test_a_model_without_a_column_reads_the_whole_data_set(data: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import forked, prepare_pairs, run_ranks
+from support import forked, run_ranks
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from nasrec_torchrec.search.race.config import RaceConfig
@@ -17,11 +17,6 @@ from nasrec_torchrec.search.race.run import auto
 _CONFIG = RaceConfig(
     trials=8, seed=1, epochs=5, final_seeds=2, finalists=2, max_features=2, slice=("shop",), quiet=True
 )
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return prepare_pairs(tmp_path_factory.mktemp("pairs") / "data", 3000)
 
 
 def _work(data: str, out: str) -> None:
