@@ -1,6 +1,6 @@
 """The tests on other stacks than the pinned one, each in an environment of its own: `nox -s "tests-3.12(2.11)"`.
 
-From version 2.14 on, and for 2.11, torch has CUDA builds alone on PyPI: an environment takes 5 GB.
+For 2.11, 2.12 and from version 2.14 on, torch has CUDA builds alone on PyPI: an environment takes 5 GB.
 """
 
 import nox
@@ -8,6 +8,7 @@ import nox
 # Of torch, FBGEMM and TorchRec; no wheel pins its partners.
 STACKS = {
     "2.11": ("torch==2.11.0", "fbgemm-gpu-cpu==1.6.0", "torchrec==1.6.1"),
+    "2.12": ("torch==2.12.1", "fbgemm-gpu-cpu==1.7.0", "torchrec==1.7.0"),
     "2.13": ("torch==2.13.0", "fbgemm-gpu-cpu==1.8.0", "torchrec==1.8.0"),
     "2.14": ("torch==2.14.1", "fbgemm-gpu-cpu==1.9.0", "torchrec==1.9.2"),
     # Whatever the registry has; these may not belong together.
