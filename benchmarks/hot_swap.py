@@ -2,12 +2,14 @@
 
     python benchmarks/hot_swap.py --packages '[runs/export, runs/other]'
 
-The packages take the same inputs. They take turns in the folder that is served: copied in place, damaged, copied in
-halves, and with another schema. Every answer must be that of the version that it names.
+The packages take the same inputs. They take turns in the folder that is served: copied in place, made by a delta as
+``nasrec patch`` makes them, damaged, copied in halves, and with another schema. Every answer must be that of the
+version that it names.
 """
 
 import asyncio
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -18,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,12 @@ import torch
 from load import Load, random_request, send
 
 from nasrec_torchrec.cli import run
+from nasrec_torchrec.inference.delta import write_delta
+from nasrec_torchrec.inference.exporting import patch
 from nasrec_torchrec.inference.predictor import GOLDEN, MANIFEST, PACKAGE, Predictor, Request, manifest_sha256
 
-_KINDS = ("good", "damaged", "half-copied", "another schema")
+# What is refused follows what is served, so that its refusal is seen; and a delta needs the package that it changes.
+_KINDS = ("half-copied", "delta", "damaged", "good", "another schema", "good")
 
 
 def main(
@@ -41,6 +47,7 @@ def main(
     cancelling: int = 200,
     slow: int = 50,
     threads: int = 1,
+    body_seconds: float = 5.0,
 ) -> None:
     """Prints the answers, the latencies, what became of each package, and the server's memory.
 
@@ -53,20 +60,23 @@ def main(
         cancelling: Number of clients that hang up before the answer, every five seconds.
         slow: Number of clients that send a byte a second.
         threads: Number of threads of the server that compute.
+        body_seconds: Seconds after which the server gives up a slow client. Where programs get no core for as long, the
+            other clients are slow as well.
     """
     wanted = clients + cancelling + slow + 200
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0]),) * 2)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(shutil.copytree(packages[0], Path(temporary) / "package"))
+        deltas = _deltas(packages, Path(temporary))
         command = [sys.executable, "-m", "nasrec_torchrec", "serve", "--package", str(folder), "--port", "0"]
-        flags = {"reload_seconds": "0.25", "body_seconds": "5", "threads": str(threads)}
+        flags = {"reload_seconds": "0.25", "body_seconds": str(body_seconds), "threads": str(threads)}
         server = subprocess.Popen(
             [*command, *(word for name, value in flags.items() for word in (f"--{name}", value))],
             stderr=subprocess.PIPE,
             text=True,
         )
         try:
-            asyncio.run(_compare(server, folder, packages, seconds, clients, rows, swaps, cancelling, slow))
+            asyncio.run(_compare(server, folder, packages, deltas, seconds, clients, rows, swaps, cancelling, slow))
         finally:
             server.terminate()
             server.communicate()
@@ -76,6 +86,7 @@ async def _compare(
     server: "subprocess.Popen[str]",
     folder: Path,
     packages: tuple[str, str],
+    deltas: list[Path],
     seconds: float,
     clients: int,
     rows: int,
@@ -106,10 +117,12 @@ async def _compare(
     others = [
         *(_hanging_up(port, bodies[0], number, counts) for number in range(cancelling)),
         *(_slow(port, bodies[0], counts) for _ in range(slow)),
-        _swapping(url, folder, packages, seconds, swaps, counts),
+        _swapping(url, folder, packages, deltas, seconds, swaps, counts),
     ]
     tasks = [asyncio.create_task(other) for other in others]
     disturbed: Load = await send(address, bodies, clients, seconds, check=check)
+    while not tasks[-1].done():  # a busy machine swaps slowly, and every swap is to be under load
+        disturbed += await send(address, bodies, clients, 5.0, check=check)
     await tasks[-1]
     for task in tasks:
         task.cancel()
@@ -125,40 +138,71 @@ async def _compare(
     assert not failed and not checked["wrong"] and not counts["served by mistake"], failed
 
 
+def _deltas(packages: tuple[str, str], folder: Path) -> list[Path]:
+    """Writes the deltas that lead from the other package to each, and prints what they spare."""
+    deltas = [folder / f"{number}.delta" for number in range(2)]
+    for number, delta in enumerate(deltas):
+        package = Path(packages[number])
+        write_delta(Path(packages[1 - number]), package, delta)
+        whole = sum((package / file).stat().st_size for file in (PACKAGE, GOLDEN, MANIFEST))
+        print(f"{package.name}: {whole / 2**20:.2f} MiB, as a delta {delta.stat().st_size / 2**20:.2f} MiB", flush=True)
+    return deltas
+
+
 async def _swapping(
-    url: str, folder: Path, packages: tuple[str, str], seconds: float, swaps: int, counts: Counter[str]
+    url: str,
+    folder: Path,
+    packages: tuple[str, str],
+    deltas: list[Path],
+    seconds: float,
+    swaps: int,
+    counts: Counter[str],
 ) -> None:
-    began, served = time.monotonic(), 0
-    async with httpx.AsyncClient(timeout=60) as client:
-        for number in range(swaps):
-            await asyncio.sleep(max(0.0, began + number * seconds / (swaps + 1) - time.monotonic()))
-            kind, newer = _KINDS[number % len(_KINDS)], Path(packages[(served + 1) % 2])
-            before = (await client.get(f"{url}/v2/models/nasrec")).json()["versions"][0]
-            if kind == "damaged":
-                await asyncio.to_thread(_put_damaged, newer, folder)
-            elif kind == "another schema":
-                await asyncio.to_thread(_put_renamed, newer, folder)
-            elif kind == "half-copied":
-                await asyncio.to_thread(_put_half, newer, folder)
-                await _until(client, url, lambda found, _: "refused" in found)
-            if kind in ("good", "half-copied"):
-                await asyncio.to_thread(_put, newer, folder)
-                await _until(client, url, lambda _, version, before=before: version != before)
-                served += 1
-            else:
-                await _until(client, url, lambda found, _: "refused" in found)
-                after = (await client.get(f"{url}/v2/models/nasrec")).json()["versions"][0]
-                counts["served by mistake"] += after != before
-            counts[f"package: {kind}"] += 1
+    loop, served = asyncio.get_running_loop(), 0
+    # Deltas are applied by another program, because this one measures the clients' latencies.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as program:
+        copy = Path(shutil.copytree(packages[0], folder.with_name("copy")))
+        await loop.run_in_executor(program, _patch, copy, deltas[1])
+        began = time.monotonic()
+        async with httpx.AsyncClient(timeout=60) as client:
+            for number in range(swaps):
+                await asyncio.sleep(max(0.0, began + number * seconds / (swaps + 1) - time.monotonic()))
+                kind, newer = _KINDS[number % len(_KINDS)], (served + 1) % 2
+                before = (await client.get(f"{url}/v2/models/nasrec")).json()["versions"][0]
+                package = Path(packages[newer])
+                if kind == "delta":
+                    await loop.run_in_executor(program, _patch, folder, deltas[newer])
+                elif kind == "damaged":
+                    await asyncio.to_thread(_put_damaged, package, folder)
+                elif kind == "another schema":
+                    await asyncio.to_thread(_put_renamed, package, folder)
+                elif kind == "half-copied":
+                    await asyncio.to_thread(_put_half, package, folder)
+                    await _until(client, url, lambda found, _: "refused" in found)
+                if kind in ("good", "half-copied"):
+                    await asyncio.to_thread(_put, package, folder)
+                if kind in ("good", "half-copied", "delta"):
+                    await _until(client, url, lambda _, version, before=before: version != before)
+                    served += 1
+                else:
+                    await _until(client, url, lambda found, _: "refused" in found)
+                    after = (await client.get(f"{url}/v2/models/nasrec")).json()["versions"][0]
+                    counts["served by mistake"] += after != before
+                counts[f"package: {kind}"] += 1
 
 
 async def _until(client: httpx.AsyncClient, url: str, happened: Any) -> None:
-    for _ in range(600):
+    end = time.monotonic() + 300
+    while time.monotonic() < end:
         described = (await client.get(f"{url}/v2/models/nasrec")).json()
         if happened(described["parameters"]["origin"][0], described["versions"][0]):
             return
         await asyncio.sleep(0.1)
     raise AssertionError("the server does not notice a package")
+
+
+def _patch(folder: Path, delta: Path) -> None:
+    patch(folder, delta)
 
 
 def _put(package: Path, folder: Path) -> None:
@@ -210,16 +254,18 @@ async def _hanging_up(port: int, body: bytes, number: int, counts: Counter[str])
 
 async def _slow(port: int, body: bytes, counts: Counter[str]) -> None:
     while True:
+        answer = b""
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(_head(body))
             for byte in body:
                 writer.write(bytes([byte]))
                 await asyncio.sleep(1)
-                if reader.at_eof() or reader._buffer:  # type: ignore[attr-defined]
+                if writer.is_closing() or reader.at_eof() or reader._buffer:  # type: ignore[attr-defined]
                     break
-            counts[f"slow clients: {(await reader.read(12))[9:].decode() or 'cut off'}"] += 1
+            answer = await reader.read(12)
             writer.close()
+        counts[f"slow clients: {answer[9:].decode() or 'cut off'}"] += 1
 
 
 def _head(body: bytes) -> bytes:

@@ -41,6 +41,10 @@ class Load:
         ordered = sorted(self.latencies)
         return 1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
+    def __add__(self, later: "Load") -> "Load":
+        """Returns what the server answered in both loads, one after the other."""
+        return Load(self.seconds + later.seconds, self.statuses + later.statuses, [*self.latencies, *later.latencies])
+
     def __str__(self) -> str:
         times = ", ".join(f"p{100 * share:g} {self.quantile(share):.1f} ms" for share in (0.5, 0.9, 0.99, 0.999))
         rate = self.statuses["200"] / self.seconds

@@ -11,8 +11,8 @@ A row is a mapping of raw columns to values of JSON or Python: ``{"user": "u42",
 - Columns that have one value for all rows, such as those of the user whose candidates are ranked, may be given once
   instead of in every row; what the model gets is the same to the bit.
 
-What one value becomes does not depend on other rows. So the transform sees each distinct categorical value once, and
-what it made of it is remembered; numbers are transformed a whole column at a time.
+What one value becomes does not depend on other rows. So the values of all features with the same rule are transformed
+together, as one column.
 """
 
 import json

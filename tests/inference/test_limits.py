@@ -1,0 +1,51 @@
+"""Limits on what clients use, where a server of its own is not needed."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+import uvicorn
+from fastapi import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from nasrec_torchrec.inference.config import ServingConfig
+from nasrec_torchrec.inference.limits import Bodies
+
+_HEAD = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n"
+
+
+@pytest.mark.parametrize(("sent", "status"), [(200_000, b"200"), (199_999, b"408")])
+def test_a_server_that_was_held_up_does_not_blame_its_client(sent: int, status: bytes):
+    """The whole body is there in time, and only the server looks for it too late."""
+    bodies = Bodies(ServingConfig(body_seconds=0.3))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with bodies.read(Request(scope, receive)) as body:
+                answer = Response(str(len(body)))
+        except HTTPException as error:
+            answer = Response(error.detail, error.status_code)
+        await answer(scope, receive, send)
+
+    async def ask() -> bytes:
+        server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="error"))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        with socket.create_connection(server.servers[0].sockets[0].getsockname(), timeout=10) as client:
+            client.sendall(_HEAD)
+            await asyncio.sleep(0.1)  # the server waits for the body
+            sending = asyncio.create_task(asyncio.to_thread(client.sendall, bytes(sent)))
+            await asyncio.sleep(0)
+            time.sleep(0.5)
+            await sending
+            answer = await asyncio.to_thread(client.recv, 12)
+        server.should_exit = True
+        await serving
+        return answer[9:]
+
+    assert asyncio.run(ask()) == status
+    assert bodies.held == 0
