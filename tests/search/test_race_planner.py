@@ -278,6 +278,18 @@ def test_features_are_tried_even_if_recipes_took_their_time(budget: int):
     assert tried[:2] == [("x_buckets",), ("x_buckets", "history_of_a")]
 
 
+@pytest.mark.parametrize("budget", [45, 60, 90])
+def test_the_features_beside_one_that_helps_are_tried_even_if_their_time_has_passed(budget: int):
+    planner = _planner(trials=None, budget=f"{budget}s", features=True)
+    rankings = [["history_of_a", "history_of_b", "a_x_b"], ["history_of_c"]]
+    entries = replay(planner, _curve, seconds=budget, features=rankings, crosses=["a_x_b"])
+    tried = [entry.trial.features for entry in entries if entry.trial.phase == "features"]
+    every = ("history_of_a", "history_of_b", "history_of_c")
+    assert tried == [every[:1], every[:2], every]
+    found = winner(entries)
+    assert found is not None and found.trial.features == every
+
+
 def test_buckets_are_judged_together_before_histories_and_beside_them():
     planner, buckets = _planner(features=True), ["x_buckets", "y_buckets"]
     entries = replay(planner, _curve, trials=40, features=[["history_of_a"]], buckets=buckets)

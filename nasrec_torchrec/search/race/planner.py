@@ -96,6 +96,16 @@ class Situation:
         """The verdicts on the added features that were tried."""
         return judgements(self.entries, self.combinations)
 
+    @property
+    def histories(self) -> list[list[str]]:
+        """Those of the features that are no crosses, for each ranking."""
+        return [[name for name in found if name not in self.crosses] for found in self.features]
+
+    @property
+    def history_helps(self) -> bool:
+        """Whether a set with more than buckets is better than chance explains."""
+        return any(one.verdict == "accepted" and set(one.features) - set(self.buckets) for one in self.judgements)
+
     @cached_property
     def eligible(self) -> list[Entry]:
         """The measured trials that may win, the best first: added features have to be better than chance explains."""
@@ -217,8 +227,12 @@ class Planner:
         generator = torch.Generator().manual_seed((self._config.seed << 20) + len(entries))
         late = phase in ("architectures", "polish") and self._missed_features(situation)
         if phase == "features" or late:
-            if (trial := self._propose_dropped(situation) or self._propose_features(situation)) is not None:
-                return trial
+            proposals = [self._propose_dropped, self._propose_features]
+            if situation.history_helps:  # then others promise more than columns to leave out
+                proposals.reverse()
+            for propose in proposals:
+                if (trial := propose(situation)) is not None:
+                    return trial
             phase = "architectures" if phase == "features" else phase
         if phase == "recipes":
             return self._propose_recipe(entries, "recipes")
@@ -237,9 +251,12 @@ class Planner:
         return situation.spent + statistics.fmean(whole) / budget > WITHOUT_STUDENTS
 
     def _missed_features(self, situation: Situation) -> bool:
-        """Returns whether recipes took so long that the time for features passed before a history was tried."""
-        tried = {name for entry in situation.entries for name in entry.trial.features}
-        return not tried or (bool(situation.features) and tried <= set(situation.buckets))
+        """Returns whether the time for features passed before a history was tried, or those beside one that helps."""
+        tried = [set(entry.trial.features) for entry in situation.entries]
+        if not any(tried) or (situation.features and set().union(*tried) <= set(situation.buckets)):
+            return True
+        beside = (set(names) for names in situation.histories)
+        return situation.history_helps and not all(any(names <= one for one in tried) for names in beside)
 
     def _fits_whole(self, situation: Situation) -> bool:
         """Returns whether a training as long as the best one fits into the time that is left."""
@@ -325,15 +342,14 @@ class Planner:
 
         sets: list[tuple[Trial, list[str]]] = [(best_of(()), list(situation.buckets))] if buckets else []
         if situation.features:
-            plain, best = best_of(buckets), situation.leader
-            together = [[name for name in found if name not in situation.crosses] for found in situation.features]
-            sets += [(plain, [*plain.features, *names]) for names in (together[0][:1], together[0])]
-            if any(one.verdict == "accepted" and set(one.features) - buckets for one in situation.judgements):
-                sets += [(best, [*best.features, *names]) for names in together[1:]]
+            plain, best, histories = best_of(buckets), situation.leader, situation.histories
+            if situation.history_helps:
+                sets += [(best, [*best.features, *names]) for names in histories]
                 sets += [(best, [*best.features, name]) for name in ranked if name not in buckets]
                 dropped = [name for name in reversed(best.features) if name not in buckets]
                 sets += [(best, [name for name in best.features if name != without]) for without in dropped]
             else:
+                sets += [(plain, [*plain.features, *names]) for names in (histories[0][:1], histories[0])]
                 sets += [(plain, [*plain.features, name]) for name in ranked if name in situation.crosses][:1]
         for like, names in sets:
             found = self._new("features", "features", like, features=tuple(n for n in ranked if n in names))
