@@ -6,47 +6,48 @@ Python imports from such a file: ``sys.path.insert(0, "reader.zip")``. Beside wh
 and pyarrow alone. It holds the very modules that preparation uses, so both read a value alike.
 """
 
+import ast
 import sys
 import zipfile
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("", "datasets/", "inference/")
-_MODULES = (
-    "id_space",
-    "datasets/buckets",
-    "datasets/config",
-    "datasets/features",
-    "datasets/history",
-    "datasets/ids",
-    "datasets/labels",
-    "datasets/moments",
-    "datasets/names",
-    "datasets/quality",
-    "datasets/schema",
-    "datasets/transform",
-    "datasets/values",
-    "datasets/words",
-    "inference/predictor",
-    "inference/raw_values",
-    "inference/rows",
-)
+# What they import is in the archive too.
+_ENTRANCES = "inference/rows", "inference/predictor"
 
 
-def write_reader(file: Path) -> None:
+def _modules() -> list[Path]:
+    """Returns the files of this project that must be there for the entrances to be imported."""
+    waiting, found = [PROJECT / f"{name}.py" for name in _ENTRANCES], set[Path]()
+    while waiting:
+        file = waiting.pop()
+        if file in found:
+            continue
+        found.add(file)
+        # Imports within functions are of what a reader does without.
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ImportFrom):
+                named = [f"{node.module}.{name.name}" for name in node.names] + [str(node.module)]
+                files = [PROJECT.parent / f"{name.replace('.', '/')}.py" for name in named]
+                waiting += [one for one in files if one.is_relative_to(PROJECT) and one.exists()]
+    return sorted(found)
+
+
+def write_reader(place: Path) -> None:
     """Writes the archive.
 
     Args:
-        file: place of the archive; an earlier one is replaced.
+        place: where it will be; an earlier one is replaced.
     """
-    temporary = file.with_name(file.name + ".tmp")
+    temporary = place.with_name(place.name + ".tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         for package in _PACKAGES:
             # Without what the packages of this project import, which is more than a reader needs.
             archive.writestr(f"{PROJECT.name}/{package}__init__.py", "")
-        for module in _MODULES:
-            archive.write(PROJECT / f"{module}.py", f"{PROJECT.name}/{module}.py")
-    temporary.replace(file)
+        for file in _modules():
+            archive.write(file, str(file.relative_to(PROJECT.parent)))
+    temporary.replace(place)
 
 
 if __name__ == "__main__":

@@ -305,6 +305,8 @@ def _score_alone(folder: Path, rows: list[dict[str, str]]) -> None:
         del sys.modules[name]
     for name in ("torchrec", "fbgemm_gpu", "fsspec", "iopath", "jsonargparse", "msgspec", "upath", "yaml"):
         sys.modules[name] = None  # type: ignore[assignment]  # any import of it fails
+    # An editable installation would find what the archive lacks.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
     shutil.copy(predictor.__file__, folder / "predictor.py")
     write_reader(folder / "reader.zip")
     sys.path[:0] = [str(folder), str(folder / "reader.zip")]
