@@ -12,7 +12,6 @@ import zipfile
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("", "datasets/", "inference/")
 # What they import is in the archive too.
 _ENTRANCES = "inference/rows", "inference/predictor"
 
@@ -42,10 +41,11 @@ def write_reader(place: Path) -> None:
     """
     temporary = place.with_name(place.name + ".tmp")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        for package in _PACKAGES:
+        files = _modules()
+        for package in sorted({PROJECT, *(file.parent for file in files)}):
             # Without what the packages of this project import, which is more than a reader needs.
-            archive.writestr(f"{PROJECT.name}/{package}__init__.py", "")
-        for file in _modules():
+            archive.writestr(f"{package.relative_to(PROJECT.parent)}/__init__.py", "")
+        for file in files:
             archive.write(file, str(file.relative_to(PROJECT.parent)))
     temporary.replace(place)
 
