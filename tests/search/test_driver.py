@@ -79,7 +79,7 @@ def _launch(ranks: int, *folders: Path, generations: int = 2, limits: Limits | N
 
 def _end(processes: list[BaseProcess]) -> list[int | None]:
     for process in processes:
-        process.join(400)
+        process.join(120)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()

@@ -395,7 +395,7 @@ def test_killed_five_times_a_race_ends_as_the_undisturbed_one(data: Path, undist
     while True:
         process = forked().Process(target=_race, args=(str(data), str(out), 12))
         process.start()
-        process.join(rng.uniform(1.5, 3.5) if kills < 5 else 400)
+        process.join(rng.uniform(1.5, 3.5) if kills < 5 else 120)
         if process.exitcode is not None:
             break
         process.kill()

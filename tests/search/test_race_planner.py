@@ -16,10 +16,11 @@ from nasrec_torchrec.search.race.chance import judgements
 from nasrec_torchrec.search.race.choice import finalists, winner
 from nasrec_torchrec.search.race.config import RACE_SPACES, RaceConfig
 from nasrec_torchrec.search.race.leaderboard import standings
-from nasrec_torchrec.search.race.planner import Continue, New, Planner, Situation
+from nasrec_torchrec.search.race.planner import Continue, New, Planner
 from nasrec_torchrec.search.race.promotion import calibrated_shares, fidelity, kendall_tau, promotable, rung_epochs
 from nasrec_torchrec.search.race.recipe import Recipe, recipe_space, starting_recipes
 from nasrec_torchrec.search.race.replay import Curve, replay
+from nasrec_torchrec.search.race.situation import Situation
 from nasrec_torchrec.search.race.sources import USUAL, reference_architectures, small_mlp
 from nasrec_torchrec.search.race.surrogate import Surrogate
 from nasrec_torchrec.search.race.trial import Entry, Trial

@@ -31,7 +31,7 @@ def test_workers_share_a_race(data: Path, tmp_path: Path):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(400)
+        worker.join(120)
         assert worker.exitcode == 0
     results = json.loads((out / "results.json").read_text())
     assert len(results["trials"]) == 8

@@ -22,7 +22,7 @@ from nasrec_torchrec.search.race.chance import accepted_sets, eligible
 from nasrec_torchrec.search.race.columns import droppable
 from nasrec_torchrec.search.race.config import RaceConfig
 from nasrec_torchrec.search.race.features import Ranked, Ranking, proposed, rank_features
-from nasrec_torchrec.search.race.planner import Situation
+from nasrec_torchrec.search.race.situation import Situation
 from nasrec_torchrec.search.race.training import RaceData
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.workers import Worker

@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from nasrec_torchrec.search.race.planner import Continue, New, Planner, Situation
+from nasrec_torchrec.search.race.planner import Continue, New, Planner
+from nasrec_torchrec.search.race.situation import Situation
 from nasrec_torchrec.search.race.trial import Entry, Trial
 
 # Validation log loss, AUC and seconds of every epoch.

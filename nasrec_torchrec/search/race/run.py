@@ -38,9 +38,10 @@ from nasrec_torchrec.search.race.config import RaceConfig, RaceSpace
 from nasrec_torchrec.search.race.costs import LATENCY_ROWS, measured_costs, step_seconds
 from nasrec_torchrec.search.race.finish import finish, read_results
 from nasrec_torchrec.search.race.leaderboard import standings, table
-from nasrec_torchrec.search.race.planner import KEPT_BESIDE, Continue, Finished, New, Planner, Situation
+from nasrec_torchrec.search.race.planner import KEPT_BESIDE, Continue, Finished, New, Planner
 from nasrec_torchrec.search.race.ranks import follow, tell
 from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
+from nasrec_torchrec.search.race.situation import Situation
 from nasrec_torchrec.search.race.students import taught
 from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, check_final_fit, fit_finally, train_trial
 from nasrec_torchrec.search.race.tree import train_tree, tree_folders
