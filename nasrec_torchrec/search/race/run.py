@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,8 +59,9 @@ from nasrec_torchrec.training.guard import DivergedError
 _REPORT_SECONDS, _REPORT_SHARE = 2.0, 0.06
 # Share of it that the yardstick may take.
 _TREE_SHARE = 0.06
-# A tree of the winner's columns may take this many times the seconds of the yardstick.
-_TREE_SLACK = 1.5
+# A tree of the winner's columns may take this many times the seconds of the yardstick. With added features it has
+# needed .16 to .50 of them, since a history says what takes hundreds of trees without it.
+_TREE_SLACK, _TREE_SLACK_WITH_FEATURES = 1.2, 0.6
 # Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
 _WHOLE_TRAININGS = 14
 # Share of the budget that a full training of a proposed architecture may take.
@@ -326,7 +327,7 @@ class _Race:
             return 0.0
         best = min(may_win, key=lambda entry: entry.loss)
         if self._wants_tree_beside(best):
-            return self._tree_seconds
+            return self._tree_seconds(best)
         if not self.config.final_fit:
             return 0.0
         return sum(best.seconds[: best.best_epoch]) * (1 + self.rows["validation"] / self.rows["train"])
@@ -480,7 +481,7 @@ class _Race:
         if not columns_of_trees(schema)[0]:  # the winner does without all that trees read
             return
         _, folder = tree_folders(self.out)
-        seconds = None if self.config.trials is not None else max(1.0, self._tree_seconds)
+        seconds = None if self.config.trials is not None else max(1.0, self._tree_seconds(best))
         train_tree(self.data.folder(best.trial), schema, folder, seconds, self.config.seed, self.now)
 
     def _wants_tree_beside(self, best: Entry) -> bool:
@@ -488,11 +489,11 @@ class _Race:
         together = self.trees and self.config.ensemble > 1 and not self.config.final_fit
         return together and bool(best.trial.features or best.trial.dropped)
 
-    @cached_property
-    def _tree_seconds(self) -> float:
-        """How long a tree of the winner's columns may take; known once the yardstick is trained."""
-        record = read_record(tree_folders(self.out)[0])
-        return _TREE_SHARE * self.config.budget_seconds if record is None else _TREE_SLACK * record.seconds
+    def _tree_seconds(self, best: Entry) -> float:
+        """How long a tree of the winner's columns may take."""
+        if (yardstick := read_record(tree_folders(self.out)[0])) is None:
+            return _TREE_SHARE * self.config.budget_seconds
+        return yardstick.seconds * (_TREE_SLACK_WITH_FEATURES if best.trial.features else _TREE_SLACK)
 
     def _fit_finally(self) -> Path | None:
         """Trains the winner once more with the validation rows; returns its folder, or None if that is not wanted."""
