@@ -219,7 +219,7 @@ def test_buckets_follow_the_training_rows(tmp_path: Path):
     assert (np.diff(found[np.argsort(prices)]) >= 0).all()
     assert len(few.edges) == 4
     counts = np.bincount(train.column("few").to_numpy())[1:]
-    assert counts[0] == 0 and counts[1:].min() > 0.2 * len(prices)
+    assert counts.min() > 0.15 * len(prices)
     # A data set that has buckets can have further features.
     pair = SparseFeature("pair", ids="dictionary", cross=("user", "shop"))
     further = add_crosses(tmp_path / "out", tmp_path / "further", [pair])
