@@ -3,12 +3,14 @@
 //   score model.pt2 golden.txt [library.so ...]
 //
 // golden.txt is what golden.py makes of golden.json: a tensor on each line, name, type, number of dimensions, sizes and
-// values; the inputs in the order of the package, then the logits. Packages with quantized tables need FBGEMM's libraries
+// values; the inputs in the order of the package, then its mapped tables with their files, then the logits. Packages with quantized tables need FBGEMM's libraries
 // that register the operator behind them.
 #include <dlfcn.h>
 
 #include <fstream>
+#include <functional>
 #include <iostream>
+#include <numeric>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -23,6 +25,12 @@ static at::Tensor parse(const std::string& line) {
   in >> name >> type >> dimensions;
   std::vector<int64_t> sizes(dimensions);
   for (auto& size : sizes) in >> size;
+  if (name == "mapped") {
+    std::string file;
+    std::getline(in >> std::ws, file);
+    const auto count = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
+    return torch::from_file(file, false, count, type == "uint8" ? torch::kUInt8 : torch::kFloat32).view(sizes);
+  }
   const auto kind = type == "int64" ? torch::kInt64 : torch::kFloat32;
   auto values = torch::empty(sizes, torch::kFloat64);
   auto exact = torch::empty(sizes, torch::kInt64);  // a double does not hold every id

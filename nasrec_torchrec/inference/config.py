@@ -26,6 +26,8 @@ class ExportConfig:
             platt scales and shifts the logits, isotonic fits any increasing function and needs SciPy and a thousand
             clicks or more.
         device: device to compile for; cuda requires such a device on this machine.
+        map_tables: whether the tables lie in files of their own, which processes map into their memory instead of
+            reading them: for tables that are larger than the memory, or that several processes share. On a CPU.
         simd_bits: width of the vector instructions. If unset, the widest of this machine; 256 runs wherever AVX2 does.
         triton: model repository of NVIDIA's Triton, to which the package is added as the next version of a model.
         triton_name: name of the model in Triton's repository.
@@ -33,8 +35,8 @@ class ExportConfig:
             predictor.
 
     Raises:
-        ValueError: If a precision, the device or the backend is unknown, if Triton cannot have the name, or if tables
-            are quantized for ``torch_aoti``.
+        ValueError: If a precision, the device or the backend is unknown, if Triton cannot have the name, if tables are
+            quantized or mapped for ``torch_aoti``, or mapped for a GPU.
     """
 
     tables: TablePrecision = "fp32"
@@ -42,6 +44,7 @@ class ExportConfig:
     dense: Literal["fp32", "bf16"] = "fp32"
     calibrate: Calibration | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    map_tables: bool = False
     simd_bits: int | None = None
     triton: str | None = None
     triton_name: str = "nasrec"
@@ -62,12 +65,20 @@ class ExportConfig:
             raise ValueError(f"simd_bits: expected 128, 256 or 512, found {self.simd_bits!r}")
         if not _NAME.fullmatch(self.triton_name):
             raise ValueError(f"triton_name: {_NAMES}, found {self.triton_name!r}")
+        if self.map_tables and self.device != "cpu":
+            raise ValueError(f"map_tables: tables are mapped into the memory of a CPU; the device is {self.device}")
         quantized = {self.tables, *self.table_precisions.values()} != {"fp32"}
-        if self.triton is not None and self.triton_backend == "torch_aoti" and quantized:
-            raise ValueError(
-                "triton_backend: torch_aoti: quantized tables need FBGEMM, which Triton does not have; "
-                "export with tables fp32, or choose the python backend"
-            )
+        if self.triton is not None and self.triton_backend == "torch_aoti":
+            if quantized:
+                raise ValueError(
+                    "triton_backend: torch_aoti: quantized tables need FBGEMM, which Triton does not have; "
+                    "export with tables fp32, or choose the python backend"
+                )
+            if self.map_tables:
+                raise ValueError(
+                    "triton_backend: torch_aoti: Triton does not map tables; export without map_tables, or choose the "
+                    "python backend"
+                )
 
 
 @dataclass(frozen=True)

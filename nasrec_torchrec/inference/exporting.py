@@ -26,6 +26,7 @@ from nasrec_torchrec.inference.predictor import (
     GOLDEN,
     MANIFEST,
     PACKAGE,
+    TABLES,
     Predictor,
     manifest_sha256,
     version_of,
@@ -121,13 +122,14 @@ def export(
             options["cpp.simdlen"] = config.simd_bits
         with torch.no_grad(), _compiling():
             torch._inductor.aoti_compile_and_package(
-                trace(scoring), package_path=str(package / PACKAGE), inductor_configs=options
+                trace(scoring, config.map_tables), package_path=str(package / PACKAGE), inductor_configs=options
             )
+        mapped = _write_tables(scoring, package) if config.map_tables else []
         write_text(package / GOLDEN, json.dumps(_golden(scoring, schema)))
         if dictionaries is not None and dictionaries.exists():
             shutil.copytree(dictionaries, package / DICTIONARIES)
         known = {"parent": _version_at(folder), **(origin or {})}
-        document = _manifest(scoring, schema, model, config, metrics or {}, known, package, recalibration)
+        document = _manifest(scoring, schema, model, config, metrics or {}, known, package, recalibration, mapped)
         write_text(package / MANIFEST, json_text(document, indent=2))
         # A package that does not reproduce the golden response must not replace one that did.
         predictor = Predictor(package)
@@ -327,6 +329,17 @@ def compare(
     return Drift(measured, exported, *sizes, recalibration)
 
 
+def _write_tables(scoring: ScoringModel, package: Path) -> list[dict[str, Any]]:
+    """Writes each of the tables to a file of its own, and returns what a reader has to know of them."""
+    described: list[dict[str, Any]] = []
+    (package / TABLES).mkdir()
+    for name, weight in scoring.table_weights().items():
+        file = f"{TABLES}/{name}"
+        weight.numpy().tofile(package / file)
+        described.append({"file": file, "type": str(weight.dtype).removeprefix("torch."), "shape": list(weight.shape)})
+    return described
+
+
 def _manifest(
     scoring: ScoringModel,
     schema: Schema,
@@ -336,6 +349,7 @@ def _manifest(
     origin: Mapping[str, Any],
     folder: Path,
     recalibration: Recalibration | None,
+    mapped: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     quantized = not isinstance(scoring.tables, FloatTables)
     files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
@@ -368,6 +382,8 @@ def _manifest(
     }
     if schema.tasks:
         document["outputs"] = schema.labels
+    if mapped:  # further inputs of the compiled model
+        document["mapped"] = list(mapped)
     if recalibration is not None:
         document["calibration"] = asdict(recalibration)
     document = json.loads(json_text(document))

@@ -23,11 +23,12 @@ import struct
 import tempfile
 import threading
 import time
+import warnings
 import weakref
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -41,6 +42,8 @@ from torch._inductor.package import load_package
 
 FORMAT = "nasrec-torchrec/package/3"
 MANIFEST, PACKAGE, GOLDEN = "model.json", "model.pt2", "golden.json"
+# Folder of the tables that a process maps into its memory.
+TABLES = "tables"
 # What a model of one label predicts.
 OUTPUT = "probability"
 _LOG = logging.getLogger("nasrec.predictor")
@@ -93,10 +96,14 @@ class Predictor:
         self.folder = folder = Path(folder)
         self._reader: Any = None
         self.manifest: dict[str, Any] = read_manifest(folder, verify)
+        sums, mapped = self.manifest["sha256"], self.manifest.get("mapped", [])
         if verify:
-            for name, known in self.manifest["sha256"].items():
-                if name not in (MANIFEST, PACKAGE) and _file_sha256(folder / name) != known:
-                    raise ValueError(f"{folder / name}: its checksum is not that of {MANIFEST}")
+            later = {MANIFEST, PACKAGE, *(table["file"] for table in mapped)}
+            for name in sums:
+                if name not in later:
+                    with _reading(folder / name) as opened:
+                        _compare(opened, sums[name])
+        self._tables = [_map(folder, table, sums[table["file"]] if verify else "") for table in mapped]
         if "fbgemm_gpu" in self.manifest["requires"]:
             import fbgemm_gpu  # noqa: F401  registers the operator that looks quantized tables up
         schema = self.manifest["schema"]
@@ -109,7 +116,6 @@ class Predictor:
         self._chunk_size = chunk_size if self.device.type == "cpu" else 2**30
         self._free = threading.BoundedSemaphore(runners)
         self._counting = threading.Lock()
-        sums = self.manifest["sha256"]
         self.version = version_of(self.manifest)
         self._model, folder_and_lock = _load(folder / PACKAGE, sums[PACKAGE] if verify else "", runners)
         # If nobody calls it, the garbage collector does, or the end of the process.
@@ -172,7 +178,7 @@ class Predictor:
             "weights": request.weights,
         }
         inputs = [_row_major(named[name]).to(self.device) for name in self.manifest["inputs"]]  # type: ignore[arg-type]
-        return self._model(*inputs).cpu()
+        return self._model(*inputs, *self._tables).cpu()
 
     def unknown(self, request: Request) -> dict[str, int]:
         """Counts the ids of each feature that its table does not have, in a request that :meth:`check` accepts."""
@@ -557,6 +563,7 @@ def read_manifest(folder: Path, verify: bool = True) -> dict[str, Any]:
             "schema.sparse": len(schema["sparse"]) > 0
             and all(isinstance(part["name"], str) and 0 < part["num_embeddings"] < 2**63 for part in schema["sparse"]),
             "sha256": {MANIFEST, PACKAGE, GOLDEN} <= set(sums) and all(map(is_inside, sums)),
+            "mapped": all(_is_mapped(table, sums) for table in document.get("mapped", [])),
         }
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{file}: not the manifest of a package: {error!r}") from None
@@ -577,6 +584,12 @@ def _are_names(found: Any) -> bool:
     return (
         isinstance(found, list) and all(isinstance(name, str) for name in found) and 0 < len(set(found)) == len(found)
     )
+
+
+def _is_mapped(table: Mapping[str, Any], sums: Mapping[str, str]) -> bool:
+    sizes = table["shape"]
+    valid = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
+    return valid and table["file"] in sums and table["type"] in ("float32", "uint8")
 
 
 def manifest_sha256(document: Mapping[str, Any]) -> str:
@@ -607,8 +620,8 @@ def _load(file: Path, known: str, runners: int) -> tuple[Callable[..., Tensor], 
         folder, lock = _make_folder()
         with file.open("rb") as opened:
             # Compares what is loaded, even if the file is replaced meanwhile.
-            if known and _sha256(opened) != known:
-                raise ValueError(f"{file}: its checksum is not that of {MANIFEST}")
+            if known:
+                _compare(opened, known)
             with zipfile.ZipFile(opened) as archive:
                 archive.extractall(folder)
         for library in folder.rglob("*.so"):
@@ -626,6 +639,26 @@ def _load(file: Path, known: str, runners: int) -> tuple[Callable[..., Tensor], 
         if isinstance(error, ValueError) and MANIFEST in str(error):
             raise
         raise ValueError(f"{file}: cannot be loaded: {(str(error) or repr(error)).splitlines()[0]}") from None
+
+
+def _map(folder: Path, table: Mapping[str, Any], known: str) -> Tensor:
+    """Maps a table into the memory, unless its checksum differs from the known one.
+
+    Its pages are read when rows are looked up, belong to all processes that map the file, and can be dropped whenever
+    the memory is needed for something else.
+    """
+    kind, shape = getattr(torch, table["type"]), table["shape"]
+    with _reading(folder / table["file"]) as opened:
+        expected, found = math.prod(shape) * kind.itemsize, os.fstat(opened.fileno()).st_size
+        if found != expected:
+            raise ValueError(f"{opened.name}: expected {expected:,} bytes, found {found:,}")
+        if known:
+            _compare(opened, known)
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped.madvise(mmap.MADV_RANDOM)  # a row is not followed by its neighbors
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it cannot be written to
+        return torch.frombuffer(mapped, dtype=kind).view(shape)
 
 
 def _let_go(library: Path) -> None:
@@ -698,9 +731,15 @@ def _sha256(opened: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _file_sha256(file: Path) -> str:
+def _compare(opened: IO[bytes], known: str) -> None:
+    if _sha256(opened) != known:
+        raise ValueError(f"{opened.name}: its checksum is not that of {MANIFEST}")
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[IO[bytes]]:
     try:
         with file.open("rb") as opened:
-            return _sha256(opened)
+            yield opened
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error}") from None

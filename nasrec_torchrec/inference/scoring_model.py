@@ -94,6 +94,11 @@ class ScoringModel(nn.Module):
         """The tables of the model and of the others."""
         return [self.tables, *(other.tables for other in self.others if isinstance(other, ScoringModel))]
 
+    def table_weights(self) -> dict[str, Tensor]:
+        """Returns the weights of all tables, by the names of their buffers."""
+        places = [(place, tables) for place, tables in self.named_modules() if isinstance(tables, Tables)]
+        return {f"{place}.{name}": tables.get_buffer(name) for place, tables in places for name in tables.weight_names}
+
     @property
     def input_names(self) -> list[str]:
         """The names of the inputs, in order."""
@@ -149,6 +154,24 @@ class ScoringTrees(nn.Module):
         """Computes logits ``(B,)`` in float32."""
         dense, (ids, lengths, *_) = (inputs[0], inputs[1:]) if self.trees.has_dense else (None, inputs)
         return self.trees.logits(dense, ids, lengths)
+
+
+class ScoringWithTables(nn.Module):
+    """A model whose tables are no part of it: their weights are further inputs.
+
+    Args:
+        model: the model.
+        names: names of the buffers that the further inputs take the place of, in their order.
+    """
+
+    def __init__(self, model: ScoringModel, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, list(names)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Computes logits from the inputs of the model and the weights of its tables."""
+        own = len(inputs) - len(self.names)
+        return torch.func.functional_call(self.model, dict(zip(self.names, inputs[own:], strict=True)), inputs[:own])
 
 
 class PositionWeights(nn.Module):
@@ -344,13 +367,24 @@ def scoring_model(
     return ScoringModel(model, precisions, config.dense == "bf16", features, recalibration, members).eval()
 
 
-def trace(scoring: ScoringModel) -> torch.export.ExportedProgram:
-    """Exports the model with ``torch.export`` for any batch size and any number of ids."""
+def trace(scoring: ScoringModel, with_tables: bool = False) -> torch.export.ExportedProgram:
+    """Exports the model with ``torch.export`` for any batch size and any number of ids.
+
+    Args:
+        scoring: the model.
+        with_tables: whether the weights of the tables are further inputs, see :meth:`ScoringModel.table_weights`.
+    """
     batch, ids = torch.export.Dim("batch", min=1, max=2**20), torch.export.Dim("ids", min=0, max=2**31 - 1)
-    shapes: list[dict[int, Any]] = [{0: batch}] if scoring.has_dense else []
+    shapes: list[dict[int, Any] | None] = [{0: batch}] if scoring.has_dense else []
     shapes += [{0: ids}, {1: batch}] + ([{0: ids}] if scoring.weighted else [])
     example = example_inputs(scoring, batch_size=3)
-    program = torch.export.export(scoring, example, dynamic_shapes=(tuple(shapes),), strict=False)
+    model: nn.Module = scoring
+    if with_tables:
+        weights = scoring.table_weights()
+        model = ScoringWithTables(scoring, list(weights))
+        example += tuple(weights.values())
+        shapes += [None] * len(weights)
+    program = torch.export.export(model, example, dynamic_shapes=(tuple(shapes),), strict=False)
     # Operators that read the same tokens each write down how these lie side by side: once is enough.
     shared = CSEPass()(program.graph_module)
     assert shared is not None

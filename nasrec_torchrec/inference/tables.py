@@ -81,9 +81,14 @@ class Tables(nn.Module):
         """Returns the sum of each bag, in the shape of the result; all ids must be inside their tables."""
         raise NotImplementedError
 
+    @property
+    def weight_names(self) -> list[str]:
+        """The names of the buffers that hold the weights."""
+        raise NotImplementedError
+
     def nbytes(self) -> int:
         """Returns the number of bytes of the weights."""
-        raise NotImplementedError
+        return sum(self.get_buffer(name).nbytes for name in self.weight_names)
 
 
 class FloatTables(Tables):
@@ -151,8 +156,9 @@ class FloatTables(Tables):
     def _name(self, kind: str, dim: int) -> str:
         return f"{kind}_{dim}" if self.mixed else kind
 
-    def nbytes(self) -> int:
-        return sum(getattr(self, self._name("table", dim)).nbytes for dim in self.groups)
+    @property
+    def weight_names(self) -> list[str]:
+        return [self._name("table", dim) for dim in self.groups]
 
 
 class QuantizedTables(Tables):
@@ -217,8 +223,9 @@ class QuantizedTables(Tables):
         )
         return pooled if self.mixed else pooled.view(batch_size, self.rows.shape[0], self.dims[0])
 
-    def nbytes(self) -> int:
-        return self.weights_host.nbytes
+    @property
+    def weight_names(self) -> list[str]:
+        return ["weights_host"]
 
 
 def table_precisions(

@@ -39,8 +39,8 @@ def publish(package: Path, repository: Path, name: str = "nasrec", backend: Trit
         The folder of the version.
 
     Raises:
-        ValueError: for a wrong name or backend, a damaged package, quantized tables with ``torch_aoti``, or a model of
-            this name that has another configuration.
+        ValueError: for a wrong name or backend, a damaged package, quantized or mapped tables with ``torch_aoti``, or a
+            model of this name that has another configuration.
     """
     ExportConfig(triton_name=name, triton_backend=backend)  # refuses what Triton cannot have
     # All files are compared with their checksums, and the model with its golden response.
@@ -50,6 +50,10 @@ def publish(package: Path, repository: Path, name: str = "nasrec", backend: Trit
         raise ValueError(
             "triton: quantized tables need FBGEMM, which Triton's torch_aoti does not have; "
             "export with --tables fp32, or for the python backend"
+        )
+    if backend == "torch_aoti" and manifest.get("mapped"):
+        raise ValueError(
+            "triton: torch_aoti does not map tables; export without --map_tables, or for the python backend"
         )
     model = repository / name
     config = configuration(manifest, name, backend)

@@ -184,6 +184,13 @@ def test_raw_rows():
     assert result.returncode == 0 and re.search(r"^hostile +150 rows, ", result.stdout, re.MULTILINE), result.stderr
 
 
+def test_mapped_tables(tmp_path: Path):
+    flags = ("--out", tmp_path, "--rows", "50000", "--rounds", "1", "--calls", "10")
+    result = run_process("benchmarks/mapped_tables.py", *flags, folder=ROOT, environment={})
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"^\| held \| .*\n\| mapped \| ", result.stdout, re.MULTILINE), result.stdout
+
+
 # What the benchmark uses of the research code.
 STAND_IN = """
 import torch
