@@ -29,6 +29,7 @@ from nasrec_torchrec.inference.predictor import (
     TABLES,
     Predictor,
     manifest_sha256,
+    read_manifest,
     version_of,
 )
 from nasrec_torchrec.inference.recalibration import Recalibration, recalibrate
@@ -97,14 +98,18 @@ def export(
     Raises:
         ValueError: If the folder holds anything but a package, another export is writing to it, the model and the
             schema name different features, a table is unknown, several labels are to be calibrated, or there is no
-            earlier package from which a delta could be taken.
+            earlier package of this format from which a delta could be taken.
     """
     config = config or ExportConfig()
     if (config.calibrate is None) != (recalibration is None):
         raise ValueError("calibrate: expected the recalibration that compare() returns for it, and none otherwise")
     check_place(folder)
-    if delta is not None and _version_at(folder) is None:
-        raise ValueError(f"delta: expected an earlier package in {folder}, from which the new one differs; found none")
+    if delta is not None:
+        if _version_at(folder) is None:
+            raise ValueError(
+                f"delta: expected an earlier package in {folder}, from which the new one differs; found none"
+            )
+        read_manifest(folder)  # says before the compilation if another version wrote it
     scoring = scoring_model(model, config, schema.feature_names, recalibration, others)
     if scoring.dense_in_features != len(schema.dense):
         raise ValueError(

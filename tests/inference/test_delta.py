@@ -90,3 +90,15 @@ def test_a_delta_needs_an_earlier_package(tmp_path: Path):
     with pytest.raises(ValueError, match=r"delta: expected an earlier package in .*, from which the new one differs"):
         export(build_mlp(schema), schema, tmp_path / "package", delta=tmp_path / "x.delta")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_package_of_another_format_is_refused_before_anything_is_compiled(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(made / "old", tmp_path / "package")
+    manifest = json.loads((tmp_path / "package" / MANIFEST).read_text()) | {"format": "nasrec-torchrec/package/2"}
+    (tmp_path / "package" / MANIFEST).write_text(json.dumps(manifest))
+    schema = make_schema(rows=ROWS)
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", None)
+    with pytest.raises(ValueError, match=r"expected a manifest of format .*found 'nasrec-torchrec/package/2'"):
+        export(build_mlp(schema), schema, tmp_path / "package", delta=tmp_path / "x.delta")
