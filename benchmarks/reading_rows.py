@@ -17,6 +17,7 @@ from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.features import DenseFeature, IdRule, SparseFeature
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference import protocol
+from nasrec_torchrec.inference.input_values import Limits
 from nasrec_torchrec.inference.rows import RowReader
 
 _KINDS: tuple[IdRule, ...] = ("hex", "hash", "dictionary", "id")
@@ -35,7 +36,7 @@ def main(batch_sizes: tuple[int, ...] = (1, 64, 512), rows: int = 12_800, seed: 
     print("ids          values        rows   ms of a core    rows/s")
     for kind in _KINDS:
         reader = _reader(kind)
-        limits = protocol.Limits(max(batch_sizes), 2**20)
+        limits = Limits(max(batch_sizes), 2**20)
         for size in batch_sizes:
             times: dict[str, list[float]] = {"seen": [], "half new": [], "new": []}
             fresh = 0

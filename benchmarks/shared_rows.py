@@ -17,6 +17,7 @@ from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.inference import protocol
+from nasrec_torchrec.inference.input_values import Limits
 from nasrec_torchrec.inference.rows import RowReader
 
 
@@ -46,7 +47,7 @@ def main(rows: int = 500, users: int = 28, repeats: int = 40, seed: int = 0) -> 
         items = [{name: value(name) for name in names if name not in shared_names} for _ in range(rows)]
         apart.append(msgspec.json.encode({"rows": [user | item for item in items]}))
         together.append(msgspec.json.encode({"shared": user, "rows": items}))
-    limits = protocol.Limits(rows, 2**20)
+    limits = Limits(rows, 2**20)
     print(f"{rows} rows of 39 features, {users} of them the user's")
     times: dict[str, list[float]] = {"all values in every row": [], "the user's values once": []}
     for bodies in zip(apart, together, strict=True):

@@ -13,6 +13,7 @@ import torch
 from nasrec_torchrec import __version__
 from nasrec_torchrec.inference import protocol
 from nasrec_torchrec.inference.config import ServingConfig
+from nasrec_torchrec.inference.input_values import Input, Limits, numbers_from_bytes, text_from_bytes, text_of
 from nasrec_torchrec.inference.limits import before
 from nasrec_torchrec.inference.messages import SERVICE, message
 from nasrec_torchrec.inference.metrics import ServerMetrics
@@ -69,7 +70,7 @@ async def running(
 class _Service:
     def __init__(self, models: Models, config: ServingConfig, metrics: ServerMetrics, state: Any) -> None:
         self._models, self._metrics, self._state = models, metrics, state
-        self._limits, self._seconds = protocol.Limits(config.max_rows, config.max_ids), config.body_seconds
+        self._limits, self._seconds = Limits(config.max_rows, config.max_ids), config.body_seconds
 
     def handler(self) -> grpc.GenericRpcHandler:
         calls: dict[str, _Call] = {
@@ -174,7 +175,7 @@ class _Service:
         return response
 
 
-def _decode(asked: Any, predictor: Predictor, reader: Reader, limits: protocol.Limits) -> protocol.Inference:
+def _decode(asked: Any, predictor: Predictor, reader: Reader, limits: Limits) -> protocol.Inference:
     """Reads a ModelInferRequest, see :func:`~nasrec_torchrec.inference.protocol.decode`."""
     protocol.check_id(asked.id)
     outputs = [protocol.Output(output.name, _parameters(output.parameters)) for output in asked.outputs]
@@ -182,7 +183,7 @@ def _decode(asked: Any, predictor: Predictor, reader: Reader, limits: protocol.L
     parameters = {"binary_data_output": bool(asked.raw_input_contents), **_parameters(asked.parameters)}
     wanted = protocol.read_outputs(outputs, parameters, predictor.outputs)
     parts = [
-        protocol.Input(part.name, list(part.shape), part.datatype, parameters=_parameters(part.parameters))
+        Input(part.name, list(part.shape), part.datatype, parameters=_parameters(part.parameters))
         for part in asked.inputs
     ]
     request, extra = protocol.read_inputs(parts, _Contents(asked), predictor, reader, limits)
@@ -203,25 +204,25 @@ class _Contents:
         self._places = {part.name: place for place, part in enumerate(asked.inputs)}
         self._inputs = asked.inputs
 
-    def tensor(self, part: protocol.Input, count: int) -> torch.Tensor:
+    def tensor(self, part: Input, count: int) -> torch.Tensor:
         if self._raw is not None:
-            data = protocol.numbers_from_bytes(part, self._raw[self._places[part.name]], count)
+            data = numbers_from_bytes(part, self._raw[self._places[part.name]], count)
             return torch.from_numpy(data.reshape(part.shape))
         return torch.tensor(self._values(part, count), dtype=_KINDS[part.datatype]).reshape(part.shape)
 
-    def column(self, part: protocol.Input, count: int) -> list[Any]:
+    def column(self, part: Input, count: int) -> list[Any]:
         if self._raw is None:
             values = list(self._values(part, count))
-            return protocol.text_of(part, values) if part.datatype == "BYTES" else values
+            return text_of(part, values) if part.datatype == "BYTES" else values
         data = self._raw[self._places[part.name]]
         if part.datatype == "BYTES":
-            return list(protocol.text_from_bytes(part, memoryview(data), count))
-        return protocol.numbers_from_bytes(part, data, count).tolist()
+            return list(text_from_bytes(part, memoryview(data), count))
+        return numbers_from_bytes(part, data, count).tolist()
 
     def end(self) -> None:
         """Every input has its own values, so none can be left over."""
 
-    def _values(self, part: protocol.Input, count: int) -> Sequence[Any]:
+    def _values(self, part: Input, count: int) -> Sequence[Any]:
         field = _FIELDS[part.datatype]
         values: Sequence[Any] = getattr(self._inputs[self._places[part.name]].contents, field)
         if len(values) != count:

@@ -30,6 +30,7 @@ from nasrec_torchrec import __version__
 from nasrec_torchrec.inference import grpc_service, protocol
 from nasrec_torchrec.inference.api_page import api_page
 from nasrec_torchrec.inference.config import ServingConfig
+from nasrec_torchrec.inference.input_values import Limits
 from nasrec_torchrec.inference.limits import MODEL, Bodies, BoundedProtocol, CountedAnswers, error_response, unless_gone
 from nasrec_torchrec.inference.metrics import ServerMetrics
 from nasrec_torchrec.inference.models import KEY, Models, Reader, UnknownModelError, describe
@@ -119,7 +120,7 @@ def create_app(
     config, metrics = config or ServingConfig(), metrics or ServerMetrics()
     torch.set_num_threads(config.threads)
     models = Models(folder if isinstance(folder, Mapping) else {config.name: folder}, config, metrics)
-    bodies, limits = Bodies(config), protocol.Limits(config.max_rows, config.max_ids)
+    bodies, limits = Bodies(config), Limits(config.max_rows, config.max_ids)
     metrics.held.set_function(lambda: bodies.held)
 
     @asynccontextmanager
