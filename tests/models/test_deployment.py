@@ -5,7 +5,7 @@ import torch
 from support import make_ebc, make_kjt
 from torch import nn
 from torchrec.fx import Tracer
-from torchrec.inference.modules import quantize_inference_model
+from torchrec.inference.modules import quantize_inference_model, shard_quant_model
 
 from nasrec_torchrec import NASRecNet
 
@@ -37,3 +37,13 @@ def test_torchrecs_tracer_and_torchscript(architecture: str, fuse: bool):
     expected = quantized(dense, kjt)
     traced = torch.fx.GraphModule(quantized, Tracer().trace(quantized))
     torch.testing.assert_close(torch.jit.script(traced)(dense, kjt), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_quantized_form_is_sharded_over_a_cuda_topology():
+    model = NASRecNet(make_ebc(5), 3, "criteo-small", interaction_dim=24).eval()
+    quantized = quantize_inference_model(model.fused())
+    sharded, plan = shard_quant_model(quantized, world_size=2, compute_device="cuda", sharding_device="meta")
+    (tables,) = plan.plan.values()
+    places = [str(shard.placement) for table in tables.values() for shard in table.sharding_spec.shards]
+    assert len(tables) == 5 and set(places) == {"rank:0/cuda:0", "rank:1/cuda:1"}
+    assert type(sharded.sparse_arch.embedding_bag_collection).__name__ == "ShardedQuantEmbeddingBagCollection"
