@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
+from process_memory import mib
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.schema import Schema
@@ -62,7 +63,7 @@ async def _fuzz(app: FastAPI, grammar: "_Grammar", count: int) -> None:
             if not (status == 200 or (400 <= status < 500 and json.loads(answer)["error"])):
                 raise AssertionError(f"request {number}: {kind}: {path} {headers} {body!r:.1000}: {status} {answer!r}")
             if (number + 1) % max(1, count // 40) == 0:
-                memory.append((number + 1, _memory()))
+                memory.append((number + 1, mib()))
         metrics = (await _ask(app, "/metrics", b"", {}, "GET"))[1].decode()
     for kind, found in answers.items():
         print(f"{kind:16}{sum(found.values()):>8,}  {dict(sorted(found.items()))}")
@@ -215,11 +216,6 @@ async def _ask(
     await app(scope, receive, send)  # type: ignore[arg-type]
     answered.set()
     return status, answer
-
-
-def _memory() -> float:
-    """Returns how many MiB this process holds."""
-    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 import httpx
 import torch
 from load import Load, random_request, send
+from process_memory import mib
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.inference.delta import write_delta
@@ -111,7 +112,7 @@ async def _compare(
 
     address = f"{url}/v2/models/nasrec/infer"
     await send(address, bodies, clients, min(5.0, seconds), check=check)  # warms up
-    before = _memory(server.pid)
+    before = mib(pid=server.pid)
     print(f"undisturbed: {await send(address, bodies, clients, seconds, check=check)}", flush=True)
     counts: Counter[str] = Counter()
     others = [
@@ -133,7 +134,7 @@ async def _compare(
     reloads = [line.partition("{")[2] for line in metrics.splitlines() if line.startswith("nasrec_reloads_total")]
     print(f"reloads: {'; '.join(reloads)}")
     print(f"answers that are those of the version that they name: {checked['right']:,}; others: {checked['wrong']}")
-    print(f"memory: {before:,.0f} MiB before, {_memory(server.pid):,.0f} MiB after")
+    print(f"memory: {before:,.0f} MiB before, {mib(pid=server.pid):,.0f} MiB after")
     failed = [status for status in disturbed.statuses if status != "200"]
     assert not failed and not checked["wrong"] and not counts["served by mistake"], failed
 
@@ -301,12 +302,6 @@ def _drain(server: "subprocess.Popen[str]") -> None:
     """Reads what the server logs, or its pipe would be full one day."""
     assert server.stderr is not None
     threading.Thread(target=server.stderr.read, daemon=True).start()
-
-
-def _memory(pid: int) -> float:
-    """Returns how many MiB the server holds."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from process_memory import mib
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.datasets.features import DenseFeature, SparseFeature
@@ -27,6 +28,8 @@ from nasrec_torchrec.models.config import Baseline
 from nasrec_torchrec.models.description import ModelDescription
 
 _FEATURES, _BATCH = 4, 64
+# What is measured, and its decimals in the table.
+_COLUMNS = {"memory": 0, "start": 1, "first": 2, "later": 2}
 
 
 def main(out: Path, rows: int = 8_000_000, rounds: int = 3, calls: int = 2000) -> None:
@@ -60,19 +63,16 @@ def main(out: Path, rows: int = 8_000_000, rounds: int = 3, calls: int = 2000) -
         print(f"| {name} | {' | '.join(cells)} | {works} |")
 
 
-_COLUMNS = {"memory": 0, "start": 1, "first": 2, "later": 2}
-
-
 def _process(*words: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, __file__, *map(str, words)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE, text=True)
 
 
 def measure(package: Path, rows: int, calls: int, limit: int | None = None) -> None:
     """Loads a package, scores, and prints JSON: the process's own memory in MiB, and times."""
     torch.set_num_threads(1)
-    before = _memory("RssAnon")
+    before = mib("RssAnon")
     if limit is not None:
-        most = limit + int(_memory("VmData") * 2**20)
+        most = limit + int(mib("VmData") * 2**20)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     started = time.perf_counter()
     predictor = Predictor(package)
@@ -86,12 +86,7 @@ def measure(package: Path, rows: int, calls: int, limit: int | None = None) -> N
         times.append(1e3 * (time.perf_counter() - started))
     half = calls // 2
     found = {"first": float(np.median(times[:half])), "later": float(np.median(times[half:]))}
-    print(json.dumps({"memory": _memory("RssAnon") - before, "start": start, **found}))
-
-
-def _memory(kind: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
+    print(json.dumps({"memory": mib("RssAnon") - before, "start": start, **found}))
 
 
 if __name__ == "__main__":

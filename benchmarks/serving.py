@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 from load import random_request, send
+from process_memory import mib
 
 from nasrec_torchrec.cli import run
 
@@ -73,16 +74,16 @@ def main(
         body, address = random_request(url, "nasrec", rows), f"{url}/v2/models/nasrec/infer"
         request = json.loads(body)
         asyncio.run(send(address, [body], clients, 5))  # warms up
-        before = _memory(server.pid)
+        before = mib(pid=server.pid)
         load = asyncio.run(send(address, [body], clients, seconds))
         print(
             f"{clients} clients, {rows} rows a request: {load}; {load.statuses['200'] * rows / seconds:,.0f} rows/s; "
-            f"memory {before:,.0f} MiB before, {_memory(server.pid):,.0f} MiB after",
+            f"memory {before:,.0f} MiB before, {mib(pid=server.pid):,.0f} MiB after",
             flush=True,
         )
         calm = _calm(url, request)
         fuzz = _fuzz(port, request, fuzzed)
-        print(f"{fuzzed:,} broken requests: {dict(fuzz)}; memory {_memory(server.pid):,.0f} MiB")
+        print(f"{fuzzed:,} broken requests: {dict(fuzz)}; memory {mib(pid=server.pid):,.0f} MiB")
         print(f"one client: p50 {calm:.2f} ms before the broken requests, {_calm(url, request):.2f} ms after")
         assert server.poll() is None
     finally:
@@ -143,12 +144,6 @@ def _cut_off(port: int) -> str:
         raw.settimeout(10)
         answer = raw.recv(100)
     return "cut off: " + (answer.split(b" ")[1].decode() if answer else "closed")
-
-
-def _memory(pid: int) -> float:
-    """Returns how many MiB the server holds."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     python examples/predict_factory.py --run runs/model --out runs/predict.pt
 
 TorchRec's server and its model packager take such a factory. The result is TorchScript, which C++ loads with
-``torch::jit::load`` beside FBGEMM's libraries; packages of ``nasrec export`` are faster and check themselves.
+``torch::jit::load`` beside FBGEMM's libraries. Unlike a package of ``nasrec export`` it checks nothing, and on CUDA it
+has not been tried.
 """
 
 import argparse

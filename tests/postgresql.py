@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import free_port
 
 
 @pytest.fixture(scope="session")
@@ -25,9 +25,7 @@ def postgresql() -> Iterator[str]:
     user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"] if os.getuid() == 0 else []
     if user:
         shutil.chown(folder, "postgres", "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     subprocess.run([*user, initdb, "-D", folder / "data", "-U", "us", "-A", "trust"], check=True, capture_output=True)
     options = ["-h", "127.0.0.1", "-p", str(port), "-k", str(folder)]
     server = subprocess.Popen([*user, initdb.with_name("postgres"), "-D", folder / "data", *options])

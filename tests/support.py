@@ -345,14 +345,18 @@ def launch(script: str, ranks: int, *words: object) -> str:
         return end_ranks(start_ranks(Path(folder), ranks, script, *words), Path(folder))
 
 
+def free_port() -> int:
+    """Returns a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def start_ranks(
     folder: Path, ranks: int, *words: object, environment: dict[str, str] | None = None
 ) -> list[BaseProcess]:
     """Starts the ranks of :func:`launch` and returns their processes; the folder receives what they print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = ranks, port, folder, words, environment or {}
+    arguments = ranks, free_port(), folder, words, environment or {}
     processes = [forked().Process(target=_script_rank, args=(rank, *arguments)) for rank in range(ranks)]
     for process in processes:
         process.start()

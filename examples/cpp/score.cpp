@@ -3,8 +3,8 @@
 //   score model.pt2 golden.txt [library.so ...]
 //
 // golden.txt is what golden.py makes of golden.json: a tensor on each line, name, type, number of dimensions, sizes and
-// values; the inputs in the order of the package, then its mapped tables with their files, then the logits. Packages with quantized tables need FBGEMM's libraries
-// that register the operator behind them.
+// values; the inputs in the order of the package, then its mapped tables with their files, then the logits. Packages
+// with quantized tables need FBGEMM's libraries that register the operator behind them.
 #include <dlfcn.h>
 
 #include <fstream>

@@ -53,7 +53,7 @@ def _starts(numbers: np.ndarray, most: int) -> list[float]:
         following = np.flatnonzero(frequent[first:])
         rows = others[first - 1] / max(1, most - len(starts) + 1 - len(following))
         full = int(np.searchsorted(ends, ends[first - 1] - counts[first - 1] + rows)) + 1
-        first = max(first, min(full, first + int(following[0]) if len(following) else full))
+        first = min(full, first + int(following[0])) if len(following) else full
     return starts
 
 

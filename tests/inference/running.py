@@ -10,31 +10,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-from support import forked
+from support import forked, free_port
 
 from nasrec_torchrec.inference.config import ServingConfig
 from nasrec_torchrec.inference.server import serve
+
+
+def wait_until_ready(url: str, runs: Callable[[], bool], log: Path) -> None:
+    """Waits until a server that writes to a log answers that it is ready."""
+    for _ in range(600):
+        assert runs(), log.read_text()
+        try:
+            httpx.get(f"{url}/v2/health/ready").raise_for_status()
+            return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError("the server does not start")
 
 
 class Server:
     """``serve`` in a process of its own, forked from one that has the slow imports behind it."""
 
     def __init__(self, folder: Path, log: Path, files: int = 0, **values: object) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.folder, self.log = folder, log
         self.process = forked().Process(target=_serve, args=(folder, log, files, {"port": self.port, **values}))
         self.process.start()
         self.url = f"http://127.0.0.1:{self.port}"
-        for _ in range(600):
-            assert self.process.is_alive(), log.read_text()
-            try:
-                httpx.get(f"{self.url}/v2/health/ready").raise_for_status()
-                return
-            except httpx.TransportError:
-                time.sleep(0.1)
-        raise AssertionError("the server does not start")
+        wait_until_ready(self.url, self.process.is_alive, log)
 
     def __enter__(self) -> "Server":
         return self

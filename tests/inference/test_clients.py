@@ -1,12 +1,12 @@
 """The server as the clients of others speak to it."""
 
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 from inference.clients import CLIENTS, needs_clients
 from inference.running import Server
+from support import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -44,11 +44,10 @@ def test_tritons_client_gets_what_the_golden_response_says(package, tmp_path):
 
 @needs_clients
 def test_kserves_clients_and_tritons_over_grpc_get_what_the_golden_response_says(package, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        grpc = f"127.0.0.1:{free.getsockname()[1]}"
+    port = free_port()
+    grpc = f"127.0.0.1:{port}"
     page = Path(__file__).resolve().parents[2] / "docs" / "inference.md"
-    with Server(package[0], tmp_path / "log", reload_seconds=0, grpc_port=int(grpc.split(":")[1])) as server:
+    with Server(package[0], tmp_path / "log", reload_seconds=0, grpc_port=port) as server:
         said = ask("triton_grpc_client.py", package[0], grpc)
         said += ask("kserve_client.py", package[0], server.url.removeprefix("http://"), grpc, page)
     for line in (

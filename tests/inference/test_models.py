@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from fastapi.testclient import TestClient
 from inference.running import Server, until
 from inference.test_server import body, expected
+from support import free_port
 
 from nasrec_torchrec.cli.flags import Flag, normalized
 from nasrec_torchrec.inference.config import ServingConfig
@@ -105,9 +105,7 @@ def test_mappings_on_the_command_line():
 
 @pytest.fixture(scope="module")
 def channel(package) -> Iterator[grpc.Channel]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with (
         TestClient(create_app(package[0], ServingConfig(grpc_port=port, max_rows=100))),
         grpc.insecure_channel(f"127.0.0.1:{port}") as channel,

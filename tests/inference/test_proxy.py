@@ -15,6 +15,7 @@ import pytest
 from inference.running import Server
 from inference.test_models import infer_request
 from inference.test_server import body, expected
+from support import free_port
 
 from nasrec_torchrec.inference.messages import SERVICE, message
 from nasrec_torchrec.inference.predictor import Predictor
@@ -23,12 +24,6 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "inference.md"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/opt/homebrew/bin")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(NGINX is None, reason="nginx is not installed")]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from support import SMALL_SPACE, run_program, run_ranks
+from support import SMALL_SPACE, free_port, run_program, run_ranks
 
 from nasrec_torchrec import inference, training
 from nasrec_torchrec.datasets.prepared import open_split
@@ -102,9 +101,7 @@ def test_a_predictor_returns_a_column_for_each_label(made: Path):
 
 
 def test_the_server_answers_with_an_output_for_each_label(made: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     predictor = Predictor(made / "both")
     rows = [{"item": "i3", "price": 0.5, "tags": ["a"]}, {"item": "i8"}]
     scores = predictor.rows(rows)
