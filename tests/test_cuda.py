@@ -228,6 +228,14 @@ def test_tables_in_the_memory_of_the_host_train_as_on_the_device(one_rank, tmp_p
     assert _curve("network", tmp_path / memory, table_memory=memory) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_copy_of_the_tables_for_each_rank_trains_and_resumes_as_without_copies(one_rank, tmp_path: Path):
+    changes: dict[str, Any] = {"optimizer": "adagrad", "sharding_type": "row_wise"}
+    expected = _curve("network", tmp_path / "one", **changes)
+    changes |= {"sharding_group_size": 1, "table_sync_every": 2}
+    assert _curve("network", tmp_path / "copies", **changes) == pytest.approx(expected, rel=1e-4)
+    assert _curve("network", tmp_path / "parts", pauses=1, **changes) == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("tokens", (1, 17, 64, 128))
 def test_attention_equals_that_of_the_cpu(tokens: int, kind: torch.dtype):

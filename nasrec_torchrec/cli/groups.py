@@ -19,7 +19,7 @@ TRAINING = {
     ),
     "Speed and distribution": (
         *("accumulate", "precision", "compile", "sharding_type", "table_memory", "pipeline", "quantized_comms"),
-        *("background_reader", "cuda_graphs", "replicate_mib"),
+        *("background_reader", "cuda_graphs", "replicate_mib", "sharding_group_size", "table_sync_every"),
     ),
     "Logs and checkpoints": (
         *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "profile", "max_skipped_steps"),

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.models.dlrm import DLRMTrain
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
@@ -16,6 +15,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from nasrec_torchrec.datasets.reader import ClickFiles
 from nasrec_torchrec.distributed.gather import gather_rows
 from nasrec_torchrec.distributed.sharding import parallelize
+from nasrec_torchrec.distributed.shards import shards_of
 from nasrec_torchrec.models.description import ModelDescription
 from nasrec_torchrec.models.stored import read_description
 from nasrec_torchrec.modules.table_collection import tables_of
@@ -93,8 +93,9 @@ def describe_memory(dmp: DistributedModelParallel) -> str:
     """
     held = total = 0
     for value in dmp.state_dict().values():
-        if isinstance(value, ShardedTensor):
-            held += sum(shard.tensor.nbytes for shard in value.local_shards())
+        shards = shards_of(value)
+        if shards is not None:
+            held += sum(shard.nbytes for _, shard in shards)
             total += value.size().numel() * value.dtype.itemsize
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     everyones: list[tuple[int, int]] = [(0, 0)] * dist.get_world_size()

@@ -7,13 +7,12 @@ from typing import cast, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.fp_embeddingbag import FeatureProcessedEmbeddingBagCollectionSharder
-from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel
+from torchrec.distributed.model_parallel import DataParallelWrapper, DistributedModelParallel, DMPCollection
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.proposers import GreedyProposer, UniformProposer
 from torchrec.distributed.planner.types import PlannerError
@@ -40,6 +39,8 @@ from nasrec_torchrec.distributed.config import QuantizedComms, SharderMemory, Ta
 from nasrec_torchrec.distributed.fused_optimizers import ON_SSDS, optimizer_of, state_bytes_of
 from nasrec_torchrec.distributed.managed_tables import ManagedTableSharder
 from nasrec_torchrec.distributed.process_group import rank_and_ranks
+from nasrec_torchrec.distributed.shards import shards_of
+from nasrec_torchrec.distributed.table_copies import parallelize_copies, require_copies
 from nasrec_torchrec.memory import gib, host_memory
 from nasrec_torchrec.modules.dynamic_ids import DynamicIds
 from nasrec_torchrec.modules.table_collection import table_configs, table_weights
@@ -141,6 +142,7 @@ def parallelize(
     replicate: bool = False,
     table_memory: TableMemory = "device",
     replicated: Collection[str] = (),
+    sharding_group_size: int | None = None,
 ) -> DistributedModelParallel:
     """Plans, shards and wraps a model over the current process group.
 
@@ -154,14 +156,16 @@ def parallelize(
             :class:`~nasrec_torchrec.training.config.TrainConfig`.
         replicated: tables that every rank holds whole (``data_parallel``) while the others are sharded. They are
             parameters of the dense part, whose gradients TorchRec averages over the ranks in the backward pass.
+        sharding_group_size: number of ranks that share a copy of the tables, of which there are then several, see
+            :mod:`~nasrec_torchrec.distributed.table_copies`; all ranks share one by default.
 
     Returns:
         DistributedModelParallel: The wrapped model, with the same dense parameters on all ranks. Weights that are not
         on the meta device are kept, including those of the tables.
 
     Raises:
-        ValueError: If the sharding type is unknown, quantized communication or memory beside the device's is requested
-            on the CPU, or no plan fits the machine.
+        ValueError: If the sharding type is unknown; quantized communication, memory beside the device's or copies of
+            the tables are requested on the CPU; or no plan fits the machine.
     """
     if table_memory not in get_args(TableMemory):
         raise ValueError(
@@ -205,16 +209,23 @@ def parallelize(
         raise ValueError(f"sharding_type: expected row_wise, which dynamic ids need, or none; found {sharding_type!r}")
     if replicate and sharding_type is not None:
         raise ValueError(f"sharding_type: expected none where every rank holds all tables, found {sharding_type!r}")
+    if sharding_group_size is not None:
+        if replicate or replicated:
+            raise ValueError(
+                f"sharding_group_size: expected none where every rank holds tables whole, found {sharding_group_size}"
+            )
+        require_copies(model, _weights(model), sharding_group_size, device)
     weights = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
-    dmp = DistributedModelParallel(
-        model,
-        device=device,
-        plan=ShardingPlan({})
-        if replicate
-        else _with_replicated(make_plan(model, device, sharders, sharding_type), model, replicated),
-        sharders=sharders,
-        data_parallel_wrapper=BroadcastWrapper(),
-    )
+    ranks = sharding_group_size or dist.get_world_size()
+    plan = ShardingPlan({}) if replicate else make_plan(model, device, sharders, sharding_type, ranks)
+    plan = _with_replicated(plan, model, replicated)
+    wrapper = BroadcastWrapper()
+    if sharding_group_size is None:
+        dmp = DistributedModelParallel(
+            model, device=device, plan=plan, sharders=sharders, data_parallel_wrapper=wrapper
+        )
+    else:
+        dmp = parallelize_copies(model, device, plan, sharding_group_size, sharders, wrapper)
     _fill_shards(dmp, weights)
     return dmp
 
@@ -244,21 +255,24 @@ def _planned_path(model: nn.Module, path: str) -> str:
 def _fill_shards(dmp: DistributedModelParallel, weights: dict[str, Tensor]) -> None:
     """Copies whole tables into this rank's shards, because TorchRec initializes shards whatever the module held."""
     for name, sharded in dmp.state_dict().items():
-        if name in weights and not isinstance(sharded, ShardedTensor):
+        if name not in weights:
+            continue
+        shards = shards_of(sharded)
+        if shards is None:
             sharded.copy_(weights[name])  # a replicated table; anything else is where it was
-        elif name in weights:
-            for shard in sharded.local_shards():
-                slices = tuple(
-                    slice(offset, offset + size)
-                    for offset, size in zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
-                )
-                shard.tensor.copy_(weights[name][slices])
+        for offsets, shard in shards or ():
+            slices = tuple(slice(offset, offset + size) for offset, size in zip(offsets, shard.shape, strict=True))
+            shard.copy_(weights[name][slices])
 
 
 def make_plan(
-    model: nn.Module, device: torch.device, sharders: list[ModuleSharder[nn.Module]], sharding_type: str | None
+    model: nn.Module,
+    device: torch.device,
+    sharders: list[ModuleSharder[nn.Module]],
+    sharding_type: str | None,
+    ranks: int,
 ) -> ShardingPlan:
-    """Returns the plan of rank 0 on every rank. This call is collective.
+    """Returns rank 0's plan for so many ranks on every rank. This call is collective.
 
     If rank 0 fails, its error is sent in place of the plan; otherwise the other ranks would wait forever.
 
@@ -268,7 +282,7 @@ def make_plan(
     decided: list[ShardingPlan | ValueError | None] = [None]
     if dist.get_rank() == 0:
         try:
-            decided[0] = _plan(model, device, sharders, sharding_type)
+            decided[0] = _plan(model, device, sharders, sharding_type, ranks)
         except ValueError as error:
             decided[0] = error
     dist.broadcast_object_list(decided, src=0)
@@ -282,22 +296,32 @@ def _collections(model: nn.Module) -> list[EmbeddingBagCollection | EmbeddingCol
     return [module for module in model.modules() if isinstance(module, EmbeddingBagCollection | EmbeddingCollection)]
 
 
+def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for module in _collections(model) for name, weight in table_weights(module).items()}
+
+
 def _configs(model: nn.Module) -> list[BaseEmbeddingConfig]:
     return [config for module in _collections(model) for config in table_configs(module)]
 
 
 def _plan(
-    model: nn.Module, device: torch.device, sharders: list[ModuleSharder[nn.Module]], sharding_type: str | None
+    model: nn.Module,
+    device: torch.device,
+    sharders: list[ModuleSharder[nn.Module]],
+    sharding_type: str | None,
+    ranks: int,
 ) -> ShardingPlan:
     memory = rank_memory(device)
     caps = {"hbm_cap": memory, "ddr_cap": host_memory() // local_world_size()}
+    copies = dist.get_world_size() // ranks
     return plan_tables(
         model,
         sharders,
         Topology(
-            world_size=dist.get_world_size(),
+            world_size=ranks,
             compute_device=device.type,
-            local_world_size=local_world_size(),
+            # TorchRec puts the ranks that hold the same shard of different copies on neighbouring devices.
+            local_world_size=max(1, local_world_size() // copies),
             **(caps if device.type == "cuda" else {"ddr_cap": memory}),
         ),
         sharding_type,
@@ -354,9 +378,7 @@ def plan_tables(
         return planner.plan(model, sharders)
     except PlannerError as error:
         tables = {
-            name: weight.numel() * (_WEIGHT_BYTES + state_bytes_of(weight))
-            for module in _collections(model)
-            for name, weight in table_weights(module).items()
+            name: weight.numel() * (_WEIGHT_BYTES + state_bytes_of(weight)) for name, weight in _weights(model).items()
         }
         largest = max(tables, key=lambda name: tables[name])
         storage = topology.devices[0].storage
@@ -373,13 +395,12 @@ def plan_tables(
 
 
 def _require_optimizers_on_ssds(model: nn.Module) -> None:
-    for module in _collections(model):
-        for name, weight in table_weights(module).items():
-            if (found := optimizer_of(weight)) not in ON_SSDS:
-                raise ValueError(
-                    f"ssd_directory: expected tables with {', '.join(ON_SSDS)}, for which FBGEMM has kernels there, "
-                    f"found {found} for the table {name}"
-                )
+    for name, weight in _weights(model).items():
+        if (found := optimizer_of(weight)) not in ON_SSDS:
+            raise ValueError(
+                f"ssd_directory: expected tables with {', '.join(ON_SSDS)}, for which FBGEMM has kernels there, "
+                f"found {found} for the table {name}"
+            )
 
 
 def rank_memory(device: torch.device) -> int:
@@ -420,6 +441,8 @@ def describe_plan(dmp: DistributedModelParallel, state_bytes: Mapping[str, float
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += ["", "tables and their optimizer's state, in all:"]
     lines += [f"  rank {rank}: {gib(count)}" for rank, count in sorted(held.items())]
+    if isinstance(dmp, DMPCollection):
+        lines += [f"this is one of {dmp.device_mesh.shape[0]} copies; the other ranks hold the others alike"]
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ from nasrec_torchrec.search_space import Strategy
 _FREE = (
     *("log_every", "checkpoint_every", "keep_checkpoints", "resume", "background_reader", "max_skipped_steps"),
     *("sharding_type", "table_memory", "pipeline", "quantized_comms", "profile", "accumulate", "cuda_graphs"),
+    *("sharding_group_size", "table_sync_every"),
 )
 _LATER: dict[str, Any] = {
     **{"ema_decay": None, "freeze": None, "replicate_mib": 0.0},
@@ -102,6 +103,12 @@ class TrainFlags:
             ``adagrad``.
         pipeline: ``sparse_dist`` sends the ids of the next batch while the current one is computed; ``base`` does not.
         quantized_comms: whether to send embeddings and their gradients between ranks in 16 bits. Requires CUDA.
+        sharding_group_size: number of ranks that share a copy of the tables. Of several copies, each is sharded over
+            its own ranks and learns from their rows (TorchRec's ``DMPCollection``, 2D parallelism), which sends less
+            between the ranks of a large cluster. It must divide the number of ranks. Requires CUDA, and tables with
+            ``adagrad`` or ``rowwise_adagrad``. If unset, all ranks share one copy.
+        table_sync_every: number of steps after which the copies of the tables are averaged. They also are before every
+            evaluation and checkpoint.
         log_every: number of steps between two log lines.
         checkpoint_every: number of steps between two checkpoints. A checkpoint is also written after every epoch.
         keep_checkpoints: number of most recent checkpoints to keep, in addition to the best one. A finished run that
@@ -147,6 +154,8 @@ class TrainFlags:
     replicate_mib: float = 0.0
     pipeline: Literal["sparse_dist", "base"] = "sparse_dist"
     quantized_comms: QuantizedComms = "none"
+    sharding_group_size: int | None = None
+    table_sync_every: int = 10
     log_every: int = 20
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
@@ -159,6 +168,7 @@ class TrainFlags:
         for name in (
             *("epochs", "batch_size", "learning_rate", "adagrad_eps", "log_every"),
             *("checkpoint_every", "keep_checkpoints", "max_skipped_steps", "patience", "accumulate"),
+            *("sharding_group_size", "table_sync_every"),
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

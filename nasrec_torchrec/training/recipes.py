@@ -63,6 +63,7 @@ def fitted(
         # Adam keeps whole tables on every rank, which cannot be sharded; and a learning rate that somebody gave belongs
         # to the optimizer of the paper, the default.
         sharded = flags.sharding_type is not None or flags.quantized_comms != "none"
+        sharded |= flags.sharding_group_size is not None
         sharded |= any((flags.table_optimizers, flags.table_learning_rates, flags.table_weight_decay))
         adam = (not (supernet or many or sharded or rates or rate) and adam_fits(schema)) or bool(penalty)
         optimizer = "adam" if adam else "adagrad"

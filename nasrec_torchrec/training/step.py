@@ -12,6 +12,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from nasrec_torchrec.distributed.gradient_sync import average_gradients
+from nasrec_torchrec.distributed.table_copies import average_copies
 from nasrec_torchrec.modules.batch_norm import running_statistics
 from nasrec_torchrec.training.averaging import DenseAverage
 from nasrec_torchrec.training.config import TrainConfig
@@ -93,6 +94,7 @@ class TrainingStep:
             self.average = DenseAverage(above, config.ema_decay)
         self.gradient_norm = torch.tensor(0.0)
         self.bytes_reduced = 0
+        self._step = 0
         self.start_epoch()
 
     def start_epoch(self) -> None:
@@ -140,6 +142,7 @@ class TrainingStep:
             else:
                 torch.default_generator.manual_seed(seed)
         self._statistics_before = [statistic.clone() for statistic in self._statistics]
+        self._step = step
         self._paths.draw(step)
         self._set_learning_rate(learning_rate)
         return self._pipeline.progress(batches)  # zero_grad, forward, loss, backward of the dense part; then step
@@ -162,6 +165,8 @@ class TrainingStep:
             self.optimizer.step()
             if self.average is not None:
                 self.average.update()
+            if (self._step + 1) % self._config.table_sync_every == 0:
+                average_copies(self._dmp)
         elif self._statistics:  # nothing of a step that is skipped remains
             torch._foreach_copy_(self._statistics, self._statistics_before)
 

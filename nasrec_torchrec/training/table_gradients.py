@@ -5,11 +5,11 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.utils.hooks import RemovableHandle
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from nasrec_torchrec.distributed.shards import shards_of
 from nasrec_torchrec.modules.table_collection import table_weights
 
 # What TorchRec's fused Adagrad calls its sums of squared gradients, behind the name of a table.
@@ -71,8 +71,8 @@ class TableGradients:
     def _summed(self) -> dict[str, int]:
         """Returns what the sums of this rank's parts of the tables say."""
         return {
-            name.removesuffix(_SUMS): _LEARNED if any(s.tensor.any() for s in sums.local_shards()) else _NOTHING_YET
+            name.removesuffix(_SUMS): _LEARNED if any(sums.any() for _, sums in shards) else _NOTHING_YET
             for state in self._dmp.fused_optimizer.state_dict()["state"].values()
-            for name, sums in state.items()
-            if name.endswith(_SUMS) and isinstance(sums, ShardedTensor)
+            for name, value in state.items()
+            if name.endswith(_SUMS) and (shards := shards_of(value)) is not None
         }

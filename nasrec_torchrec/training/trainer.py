@@ -20,6 +20,7 @@ from nasrec_torchrec.datasets.reader import ClickFiles, TrainingReader
 from nasrec_torchrec.datasets.row_weights import label_shares, mean_weight, row_weights
 from nasrec_torchrec.distributed.sharded_model import predict_on_ranks
 from nasrec_torchrec.distributed.sharding import describe_plan, parallelize, rank_memory
+from nasrec_torchrec.distributed.table_copies import average_copies
 from nasrec_torchrec.memory import require_memory
 from nasrec_torchrec.metrics.click_metrics import ClickMetrics, block_losses, centered
 from nasrec_torchrec.metrics.several_labels import known_rows, labels_metrics
@@ -112,8 +113,9 @@ class Trainer:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._slow = check_precision(config.precision, device)
         # On the CPU the weights start alike whatever the number of ranks. On CUDA, where the tables may not fit into
-        # one host's memory, each rank initialises its own shards.
-        torch.manual_seed(config.seed if device.type == "cpu" else config.seed + self.rank)
+        # one host's memory, each rank initialises its own shards; the ranks with the same shard are neighbours.
+        shard = self.rank * (config.sharding_group_size or self.world_size) // self.world_size
+        torch.manual_seed(config.seed if device.type == "cpu" else config.seed + shard)
         named = {safe_name(table.name): table.embedding_dim for table in description.schema.tables()}
         settings = {} if config.whole_tables else table_settings(config, named, device.type)
         self._state_bytes = {name: of.state_bytes(named[name]) for name, of in settings.items()}
@@ -168,6 +170,7 @@ class Trainer:
             replicate=config.whole_tables,
             table_memory=config.table_memory,
             replicated=replicated,
+            sharding_group_size=config.sharding_group_size,
         )
         self.step = TrainingStep(self.dmp, self.task, self.paths, self.guard, config, self.rank, device, rates)
         self._table_gradients: TableGradients | None = None
@@ -307,6 +310,7 @@ class Trainer:
         Logits and labels are ``(N,)``, or ``(N, T)`` for several labels.
         """
         self.description.require_fits(data)
+        average_copies(self.dmp)
         with nullcontext() if self.step.average is None else self.step.average.in_use():
             predicted = predict_on_ranks(self.dmp, data, 8 * self.config.batch_size, self.device)
         return *predicted, row_weights(data)
@@ -434,6 +438,7 @@ class Trainer:
         state: dict[str, Any] = {"reader": session.reader.state_dict(ahead), "inputs": self._inputs}
         for part in (self.progress, self.paths, self.learning_rate):
             state |= part.state_dict()
+        average_copies(self.dmp)
         session.checkpoints.save(self.progress.step, state, best)
         session.log.note("checkpoint", self.progress.step)
         if self.rank == 0 and self.paths.statistics is not None:
