@@ -11,13 +11,15 @@ from torchrec.distributed.planner import Topology
 from torchrec.models.dlrm import DLRMTrain
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from nasrec_torchrec import NASRecNet
+from nasrec_torchrec.distributed.config import TableOptimizer
+from nasrec_torchrec.distributed.fused_optimizers import TableSetting
 from nasrec_torchrec.distributed.sharding import parallelize, plan_tables, table_sharders
 from nasrec_torchrec.id_space import ID_SPACE
 from nasrec_torchrec.modules.dynamic_ids import DynamicIds, with_dynamic_ids
+from nasrec_torchrec.modules.table_collection import table_weights
 
 ROWS, BUCKETS = 64, 8
 
@@ -95,13 +97,14 @@ def test_rows_that_cannot_be_divided_are_one_clear_error():
         plan_tables(model, table_sharders(), topology)
 
 
-def _model() -> NASRecNet:
+def _model(optimizer: TableOptimizer = "adagrad") -> NASRecNet:
     tables = [
         EmbeddingBagConfig(name="u", embedding_dim=16, num_embeddings=ROWS, feature_names=["user", "friends"]),
         EmbeddingBagConfig(name="d", embedding_dim=8, num_embeddings=10, feature_names=["day"]),
     ]
     ebc = EmbeddingBagCollection(tables=tables)
-    apply_optimizer_in_backward(torch.optim.Adagrad, ebc.parameters(), {"lr": 0.05})
+    for weight in table_weights(ebc).values():
+        TableSetting(optimizer, 0.05).fuse(weight, 1e-10)
     architecture = SMALL_SPACE.sample(torch.Generator().manual_seed(3))
     return NASRecNet(with_dynamic_ids(ebc, {"u": DynamicIds(ROWS)}), 3, architecture, interaction_dim=16)
 
@@ -161,3 +164,22 @@ def test_one_rank_and_two_train_the_same():
     torch.testing.assert_close(both[0]["losses"], alone["losses"], atol=1e-6, rtol=0)
     for key in ("weight", "sums"):
         torch.testing.assert_close(torch.cat([rank[key] for rank in both]), alone[key], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("optimizer", ("sgd", "rowwise_adagrad"))
+def test_a_row_that_changes_hands_forgets_what_other_optimizers_know_of_it_too(one_rank, optimizer: TableOptimizer):
+    dmp = parallelize(DLRMTrain(_model(optimizer)), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    module = next(module for module in dmp.modules() if isinstance(module, DynamicIds))
+    for _ in range(12):
+        dmp(_batch(generator))[0].backward()
+    known, _ = module.id_map()
+    dmp(_batch(generator))  # without a step of the optimizer
+    ids, rows = module.id_map()
+    new = (rows - module.first_row)[~torch.isin(ids, known)]
+    weight = _shard(dmp.state_dict(), "u")
+    assert len(new) and torch.equal(weight[new], weight[module.unknown_rows(new)])
+    for name, state in dmp.fused_optimizer.state_dict()["state"].items():
+        for sums in (value.local_shards()[0].tensor for value in state.values() if name.endswith("u.weight")):
+            assert sums.any() and not sums[new].any()
+    assert (optimizer == "sgd") == (not any(map(len, dmp.fused_optimizer.state_dict()["state"].values())))
