@@ -6,6 +6,7 @@ CUDA graphs must change nothing, dynamic ids map as on the CPU, and tables may b
 """
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -226,6 +227,14 @@ def test_tables_with_fused_optimizers_train_and_resume(one_rank, tmp_path: Path,
 def test_tables_in_the_memory_of_the_host_train_as_on_the_device(one_rank, tmp_path: Path, memory: str):
     expected = _curve("network", tmp_path / "device")
     assert _curve("network", tmp_path / memory, table_memory=memory) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("sent_as", ("fp16", "bf16"))
+def test_embeddings_sent_in_16_bits_train_almost_the_same(one_rank, tmp_path: Path, sent_as: str):
+    changes: dict[str, Any] = {"optimizer": "adagrad", "sharding_type": "row_wise"}
+    expected = _curve("network", tmp_path / "fp32", **changes)
+    found = _curve("network", tmp_path / sent_as, quantized_comms=sent_as, **changes)
+    assert found == pytest.approx(expected, rel=0.05) and all(map(math.isfinite, found))
 
 
 def test_a_copy_of_the_tables_for_each_rank_trains_and_resumes_as_without_copies(one_rank, tmp_path: Path):
