@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, fx, nn
 
+from nasrec_torchrec.modules.kernels.pair_products import SCALARS, has_kernel, pair_products
+from nasrec_torchrec.modules.kernels.products import runs_eagerly
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operator, across_tokens, norm
 
@@ -71,5 +73,10 @@ class DotProduct(Operator):
         else:
             tokens_BEN = self.tokens_norm(self.project_tokens(tokens))
         all_BEK = torch.cat([dense_BE.unsqueeze(2), tokens_BEN], dim=2)
-        gram_BKK = torch.bmm(all_BEK.transpose(1, 2), all_BEK)
-        return self.norm(self.project(lower_triangle(gram_BKK)))
+        return self.norm(self.project(_products(all_BEK)))
+
+
+def _products(all_BEK: Tensor) -> Tensor:
+    if runs_eagerly(all_BEK) and all_BEK.dtype in SCALARS and has_kernel(all_BEK.dtype == torch.float64):
+        return pair_products(all_BEK)
+    return lower_triangle(torch.bmm(all_BEK.transpose(1, 2), all_BEK))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from nasrec_torchrec.modules.kernels.products import activated
 from nasrec_torchrec.modules.linear import MultiSourceLinear
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operator, across_tokens, activation, norm
 
@@ -28,4 +29,4 @@ class EmbeddedFullyConnected(Operator):
 
     def forward(self, inputs: BlockInputs) -> Tensor:
         tokens_BEN = self.linear([across_tokens(tokens_BNE) for tokens_BNE in inputs.tokens])
-        return self.activation(self.norm(tokens_BEN)).transpose(1, 2)
+        return activated(self.activation, self.norm(tokens_BEN)).transpose(1, 2)

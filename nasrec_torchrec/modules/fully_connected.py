@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from nasrec_torchrec.modules.kernels.products import activated
 from nasrec_torchrec.modules.linear import MultiSourceLinear
 from nasrec_torchrec.modules.operator import BlockInputs, BlockShape, Norm, Operator, activation, norm
 
@@ -27,4 +28,4 @@ class FullyConnected(Operator):
         self.activation = activation(shape.activation, device)
 
     def forward(self, inputs: BlockInputs) -> Tensor:
-        return self.activation(self.norm(self.linear(inputs.dense)))
+        return activated(self.activation, self.norm(self.linear(inputs.dense)))

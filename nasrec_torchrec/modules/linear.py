@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from nasrec_torchrec.modules.kernels.products import PADDED, products, runs_eagerly
+
 
 class XavierLinear(nn.Linear):
     """``nn.Linear`` that starts as the research code's linears do."""
@@ -17,6 +19,11 @@ class XavierLinear(nn.Linear):
             nn.init.xavier_uniform_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.in_features > PADDED and self.in_features % 8 and runs_eagerly(input):
+            return products(self.bias, [input], [self.weight])
+        return super().forward(input)
 
 
 class MultiSourceLinear(nn.Module):
@@ -74,6 +81,8 @@ class MultiSourceLinear(nn.Module):
             Tensor: ``(..., out_features)``.
         """
         first, *rest = inputs
+        if runs_eagerly(first):
+            return products(self.bias, inputs, [self.weight(source) for source in self.in_features])
         name, *names = self.in_features
         rows = first.flatten(0, -2)
         weight = self.weight(name).t()

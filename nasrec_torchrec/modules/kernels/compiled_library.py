@@ -101,7 +101,8 @@ def _cache_folder() -> Path:
 def _key(source: Path, definitions: Mapping[str, str], compiler: tuple[str, ...]) -> str:
     executable = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
     version = executable.stat()
-    parts = [source.read_text(), dict(definitions), FLAGS, compiler, str(executable), version.st_size, version.st_mtime]
+    sources = [file.read_text() for file in (source, *sorted(source.parent.glob("*.h")))]
+    parts = [sources, dict(definitions), FLAGS, compiler, str(executable), version.st_size, version.st_mtime]
     return hashlib.sha256(repr((parts, _instruction_set())).encode()).hexdigest()[:16]
 
 

@@ -14,19 +14,11 @@
 #include <cstring>
 #include <limits>
 #include <new>
-#include <system_error>
-#include <thread>
-#include <vector>
+
+#include "parallel.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kBytes = 64;
-#elif defined(__AVX__)
-constexpr int kBytes = 32;
-#else
-constexpr int kBytes = 16;
-#endif
 constexpr double kLog2E = 1.4426950408889634;
 
 // Exponent bits, and a number whose last mantissa bit is worth one: what is added to it is rounded to an integer.
@@ -281,30 +273,14 @@ void backward(const Call<T>& call, const Group& group, Vec<T>* scratch) {
 template <class T>
 using Kernel = void (*)(const Call<T>&, const Group&, Vec<T>*);
 
-// Runs a kernel over all groups. Every group is computed alike on whichever thread, so results do not depend on how
-// many there are. Threads are started for the call: unlike those of a pool they survive a fork of the process.
+// Runs a kernel over all groups.
 template <class T>
 void run(Kernel<T> kernel, const Call<T>& call, int64_t vectors, int64_t threads) {
   const int64_t problems = call.rows * call.heads, groups = (problems + kLanes<T> - 1) / kLanes<T>;
-  threads = std::max<int64_t>(1, std::min(threads, groups));
-  const std::align_val_t alignment{kBytes};
-  auto* scratch = static_cast<Vec<T>*>(::operator new(threads * vectors * sizeof(Vec<T>), alignment));
-  const auto part = [&](int64_t t) {
-    for (int64_t g = groups * t / threads; g < groups * (t + 1) / threads; ++g)
-      kernel(call, {g * kLanes<T>, problems, call.heads}, scratch + t * vectors);
-  };
-  std::vector<std::thread> others;
-  others.reserve(threads);
-  for (int64_t t = 1; t < threads; ++t) {
-    try {
-      others.emplace_back(part, t);
-    } catch (const std::system_error&) {  // the machine has no thread left
-      part(t);
-    }
-  }
-  part(0);
-  for (auto& thread : others) thread.join();
-  ::operator delete(scratch, alignment);
+  in_parallel(groups, vectors * sizeof(Vec<T>), threads, [&](int64_t first, int64_t last, char* scratch) {
+    for (int64_t g = first; g < last; ++g)
+      kernel(call, {g * kLanes<T>, problems, call.heads}, reinterpret_cast<Vec<T>*>(scratch));
+  });
 }
 
 }  // namespace
