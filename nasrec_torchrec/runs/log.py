@@ -111,6 +111,8 @@ class RunLog:
             if value is not None:
                 self._board.add_scalar(f"{event}/{name}", value, step)
         shown = {name: f"{value:.4g}" for name, value in values.items() if name in ("loss", "samples_per_second")}
+        if "waits_for_data" in values:
+            shown["waits_for_data"] = f"{values['waits_for_data']:.0%}"
         if shown:
             self._bar.set_postfix(shown, refresh=False)
 

@@ -61,10 +61,15 @@ class StepMeter:
                 of_rows = known.to(labels.dtype) if weights is None else weights * known
                 windowed.update(logits[:, place], labels[:, place].where(known, 0), of_rows)
 
-    def read(self, loss: Tensor, step: int) -> dict[str, Any]:
+    def read(self, loss: Tensor, step: int, waited: float) -> dict[str, Any]:
         """Returns the values over all ranks since the last call, those of further labels by name in ``tasks``.
 
         This call is collective.
+
+        Args:
+            loss: mean loss of this rank's rows in the last step.
+            step: number of steps so far.
+            waited: seconds since the last call in which this rank waited for batches.
         """
         mean_loss = loss.clone()
         dist.all_reduce(mean_loss)
@@ -76,6 +81,7 @@ class StepMeter:
         values = {
             "loss": float(mean_loss) / self._world_size,
             "samples_per_second": rows / seconds,
+            "waits_for_data": min(1.0, waited / seconds),
             "batch_size": self._batch_size,
             "memory_mib": _peak_memory(self._device) / 2**20,
             **first[1],
@@ -110,16 +116,23 @@ def _peak_memory(device: torch.device) -> int:
 
 
 class CountedBatches:
-    """Counts what a pipeline takes out of an iterator: it is some batches ahead of the steps."""
+    """Counts what a pipeline takes out of an iterator, some batches ahead of the steps, and how long that takes."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
-        self.count = 0
+        self.count, self._waited = 0, 0.0
+
+    def waited(self) -> float:
+        """Returns the seconds since the last call in which the pipeline waited for the next batch."""
+        waited, self._waited = self._waited, 0.0
+        return waited
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        started = time.monotonic()
         batch = next(self._batches)
+        self._waited += time.monotonic() - started
         self.count += 1
         return batch

@@ -336,7 +336,7 @@ class Trainer:
             self._count_skipped(session)
             meter.update(loss, logits, labels, self.task.row_weights)
             if progress.step % config.log_every == 0:
-                values = meter.read(loss, progress.step)
+                values = meter.read(loss, progress.step, batches.waited())
                 norm = float(step.gradient_norm)
                 values |= {"gradient_norm": norm, "skipped_steps": progress.skipped_steps}
                 session.log.write("train", progress.step, learning_rate=rate, **values)

@@ -24,7 +24,15 @@ from nasrec_torchrec.search.results import read_results
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ["--num_blocks", "2", "--dense_widths", "[16,32]", "--sparse_widths", "[4,8]"]
 # What differs between two undisturbed runs.
-_TIMES = ("seconds", "training_seconds", "latency", "latency_us", "latency_iqr_us", "samples_per_second")
+_TIMES = (
+    "seconds",
+    "training_seconds",
+    "latency",
+    "latency_us",
+    "latency_iqr_us",
+    "samples_per_second",
+    "waits_for_data",
+)
 
 
 @dataclass(frozen=True)

@@ -453,6 +453,7 @@ def test_what_is_logged(one_rank, tmp_path: Path):
         "learning_rate",
         "gradient_norm",
         "samples_per_second",
+        "waits_for_data",
         "skipped_steps",
         "memory_mib",
         "ne",
