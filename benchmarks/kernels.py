@@ -5,7 +5,8 @@
 The bounds are measured in the same turns: float32 products as in a product of two 1,024 x 1,024 matrices, and
 exponentials as in ``torch.exp`` over 4,096 numbers, which stay in the processor's cache. Attention needs one
 exponential for every head and pair of tokens, forward and again backward. The kernel computes exponentials as a
-polynomial, faster than ``torch.exp`` does, so that it may exceed the bound.
+polynomial, faster than ``torch.exp`` does, so that it may exceed the bound. Products of pairs need one multiplication
+and addition for every pair and column, forward, and two backward.
 """
 
 import statistics
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 
 from nasrec_torchrec.cli import run
 from nasrec_torchrec.modules.attention import NUM_HEADS
+from nasrec_torchrec.modules.dot_product import lower_triangle
+from nasrec_torchrec.modules.kernels.pair_products import pair_products
 from nasrec_torchrec.modules.kernels.self_attention import SWITCH, has_kernel, self_attention
 
 DIM = 16
@@ -76,6 +79,18 @@ def attention(rows: int, tokens: int) -> Comparison:
     )
 
 
+def pairs(rows: int, tokens: int) -> Comparison:
+    """The products of all pairs of tokens, as in dot product; each counts once."""
+
+    def pytorch(tokens_BEK: Tensor) -> Tensor:
+        return lower_triangle(torch.bmm(tokens_BEK.transpose(1, 2), tokens_BEK))
+
+    flops = rows * tokens * (tokens - 1) * DIM
+    return Comparison(
+        f"pairs of {tokens} tokens", pair_products, pytorch, [torch.randn(rows, DIM, tokens)], flops=flops
+    )
+
+
 def main(batch_sizes: tuple[int, ...] = (512, 4096), rounds: int = 20, quick: bool = False) -> None:
     """Prints a table for every batch size.
 
@@ -94,6 +109,7 @@ def main(batch_sizes: tuple[int, ...] = (512, 4096), rounds: int = 20, quick: bo
     out = torch.empty_like(numbers)
     for rows in (64,) if quick else batch_sizes:
         comparisons = [attention(rows, tokens) for tokens in (16, 32, 64)]
+        comparisons += [pairs(rows, tokens) for tokens in (17, 46)]
         bounds = {"product": product, "exponentials": lambda: [torch.exp(numbers, out=out) for _ in range(100)]}
         for index, comparison in enumerate(comparisons):
             seconds = in_turns({**comparison.calls(), **bounds}, 3 if quick else rounds, device)

@@ -47,30 +47,45 @@ inline void unpack(const View& view, int64_t row, const Sizes& sizes, const T* p
     for (int64_t i = 0; i < sizes.tokens; ++i) view.data[row * view.row + e * view.column + i * view.token] = packed[i];
 }
 
-// The products of U neighbouring tokens, from the first of them on, with those before them.
-template <int U>
-inline void products(const T* packed, const Sizes& sizes, int64_t first, T* out) {
-  for (int64_t vector = 0; vector * W < first + U - 1; ++vector) {
-    Vec sums[U];
+// The products of U neighbouring tokens, from the first of them on, with the tokens of V vectors: enough of them that no
+// sum waits for itself. A token keeps those with the tokens before it.
+template <int U, int V>
+inline void products(const T* packed, const Sizes& sizes, int64_t first, int64_t vector, T* out) {
+  Vec sums[U][V];
 #pragma GCC unroll 8
-    for (int u = 0; u < U; ++u) sums[u] = Vec{};
-    const T* column = packed;
-    for (int64_t e = 0; e < sizes.columns; ++e, column += sizes.vectors * W) {
-      const Vec others = *reinterpret_cast<const Vec*>(column + vector * W);
+  for (int u = 0; u < U; ++u)
 #pragma GCC unroll 8
-      for (int u = 0; u < U; ++u) sums[u] += column[first + u] * others;
-    }
+    for (int v = 0; v < V; ++v) sums[u][v] = Vec{};
+  const T* column = packed;
+  for (int64_t e = 0; e < sizes.columns; ++e, column += sizes.vectors * W) {
+    Vec others[V];
 #pragma GCC unroll 8
-    for (int u = 0; u < U; ++u) {
-      const int64_t token = first + u, here = token - vector * W;
-      T* target = out + token * (token - 1) / 2 + vector * W;
+    for (int v = 0; v < V; ++v) others[v] = reinterpret_cast<const Vec*>(column)[vector + v];
+#pragma GCC unroll 8
+    for (int u = 0; u < U; ++u)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[u][v] += column[first + u] * others[v];
+  }
+#pragma GCC unroll 8
+  for (int u = 0; u < U; ++u)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const int64_t token = first + u, before = (vector + v) * W, here = token - before;
+      T* target = out + token * (token - 1) / 2 + before;
       if (here >= W) {
-        std::memcpy(target, &sums[u], sizeof(Vec));
+        std::memcpy(target, &sums[u][v], sizeof(Vec));
       } else {
-        for (int64_t j = 0; j < here; ++j) target[j] = sums[u][j];
+        for (int64_t j = 0; j < here; ++j) target[j] = sums[u][v][j];
       }
     }
-  }
+}
+
+template <int U>
+inline void products(const T* packed, const Sizes& sizes, int64_t first, T* out) {
+  const int64_t vectors = (first + U - 1 + W - 1) / W;  // of all tokens before the last of the U
+  int64_t vector = 0;
+  for (; vector + 2 <= vectors; vector += 2) products<U, 2>(packed, sizes, first, vector, out);
+  if (vector < vectors) products<U, 1>(packed, sizes, first, vector, out);
 }
 
 void forward(const View& tokens, T* out, int64_t row, const Sizes& sizes, char* scratch) {
@@ -85,7 +100,7 @@ void forward(const View& tokens, T* out, int64_t row, const Sizes& sizes, char* 
 // The gradient of token i is the sum of all others, each times the gradient of their product.
 void backward(const View& tokens, const T* grad, const View& tokens_grad, int64_t row, const Sizes& sizes,
               char* scratch) {
-  constexpr int U = 4;
+  constexpr int U = 8;
   const int64_t stride = sizes.vectors * W;
   T* packed = reinterpret_cast<T*>(scratch);
   T* found = packed + sizes.columns * stride;
