@@ -11,7 +11,7 @@ takes equally many rows from each stream. A rank serves whole streams. Therefore
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,11 +31,10 @@ from nasrec_torchrec.datasets.click_data import ClickData, Rows, WeightedBatch, 
 from nasrec_torchrec.datasets.schema import Schema
 from nasrec_torchrec.datasets.soft_labels import SoftLabels
 from nasrec_torchrec.datasets.split_counts import SplitCounts
+from nasrec_torchrec.datasets.stage import Stage, number_of_streams
 from nasrec_torchrec.runs.files import local_copies
 from nasrec_torchrec.runs.fingerprint import digest
 
-Interval = tuple[int, int]  # rows first..last-1 of an epoch's line
-_MIN_STREAMS = 8
 # Number of batches that the background process may be ahead.
 _PREFETCH = 4
 
@@ -239,49 +238,6 @@ class ClickFiles:
         return gathered[: len(self)]
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """A part of an epoch that was read with one batch size and one number of streams.
-
-    ``rows`` are the intervals of the line that were left when the part began.
-    """
-
-    rows: tuple[Interval, ...]
-    batch_size: int
-    streams: int
-    steps: int = 0
-
-    @property
-    def stream_length(self) -> int:
-        return _count(self.rows) // self.streams
-
-    @property
-    def total_steps(self) -> int:
-        return self.stream_length // (self.batch_size // self.streams)
-
-    def step(self, stream: int, step: int) -> list[Interval]:
-        """Returns the rows of a stream that a step takes.
-
-        Every second stream runs backwards, so that two neighboring streams reach their common row group at the same
-        time, and a rank that serves both reads it once.
-        """
-        share = self.batch_size // self.streams
-        start, end = stream * self.stream_length, (stream + 1) * self.stream_length
-        if stream % 2:
-            return _slice(self.rows, end - (step + 1) * share, end - step * share)
-        return _slice(self.rows, start + step * share, start + (step + 1) * share)
-
-    def left(self) -> tuple[Interval, ...]:
-        """Returns the intervals that no step has taken, including those that no step would take."""
-        taken = self.steps * (self.batch_size // self.streams)
-        left: list[Interval] = []
-        for stream in range(self.streams):
-            start, end = stream * self.stream_length, (stream + 1) * self.stream_length
-            left += _slice(self.rows, start + (0 if stream % 2 else taken), end - (taken if stream % 2 else 0))
-        left += _slice(self.rows, self.streams * self.stream_length, _count(self.rows))
-        return tuple(_merged(left))
-
-
 class TrainingReader:
     """Shuffled batches of one rank, epoch after epoch.
 
@@ -318,7 +274,7 @@ class TrainingReader:
         self.files, self.batch_size, self.seed = files, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.background, self.pin_memory = background, pin_memory
-        self.streams = _streams(batch_size, world_size)
+        self.streams = number_of_streams(batch_size, world_size)
         self.epoch = 0
         self._stage = self._finished = self._first_stage()
 
@@ -375,13 +331,13 @@ class TrainingReader:
                 raise ValueError(f"position in the data: expected {key} {mine}, found {state[key]}")
         self.epoch = state["epoch"]
         rows = tuple((int(first), int(last)) for first, last in state["intervals"])
-        stage = _Stage(rows, state["batch_size"], state["streams"], state["steps"])
+        stage = Stage(rows, state["batch_size"], state["streams"], state["steps"])
         if stage.batch_size != self.batch_size or stage.streams % self.world_size:
-            stage = _Stage(stage.left(), self.batch_size, self.streams)
+            stage = Stage(stage.left(), self.batch_size, self.streams)
         self._stage = stage
 
-    def _first_stage(self) -> _Stage:
-        return _Stage(((0, len(self.files)),), self.batch_size, self.streams)
+    def _first_stage(self) -> Stage:
+        return Stage(((0, len(self.files)),), self.batch_size, self.streams)
 
     def _batches(self) -> Iterator[Batch]:
         plan = _Plan(self.files, self._stage, (self.seed, self.epoch), self.rank, self.world_size)
@@ -416,7 +372,7 @@ class _Plan(IterableDataset):
     """What a rank reads in the rest of an epoch, small enough to be sent to another process."""
 
     files: ClickFiles
-    stage: _Stage
+    stage: Stage
     key: tuple[int, int]
     rank: int
     world_size: int
@@ -488,38 +444,6 @@ def _shuffled(count: int, *key: int) -> np.ndarray:
     """Returns 0..count-1 in an order that depends only on the key."""
     seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
-
-
-def _streams(batch_size: int, world_size: int) -> int:
-    """Returns the smallest multiple of the number of ranks, 8 or more if possible, that divides the batch size."""
-    divisors = [n for n in range(world_size, batch_size + 1, world_size) if batch_size % n == 0]
-    return next((n for n in divisors if n >= _MIN_STREAMS), divisors[-1])
-
-
-def _count(intervals: Sequence[Interval]) -> int:
-    return sum(last - first for first, last in intervals)
-
-
-def _slice(intervals: Sequence[Interval], start: int, stop: int) -> list[Interval]:
-    """Returns rows ``start`` to ``stop - 1`` of intervals laid end to end."""
-    result: list[Interval] = []
-    for first, last in intervals:
-        length = last - first
-        if start < length and stop > 0:
-            result.append((first + max(start, 0), first + min(stop, length)))
-        start, stop = start - length, stop - length
-    return result
-
-
-def _merged(intervals: Sequence[Interval]) -> list[Interval]:
-    """Returns the same rows in ascending order, with as few intervals as possible."""
-    result: list[Interval] = []
-    for first, last in sorted(interval for interval in intervals if interval[0] < interval[1]):
-        if result and result[-1][1] == first:
-            result[-1] = result[-1][0], last
-        else:
-            result.append((first, last))
-    return result
 
 
 @contextmanager
