@@ -15,9 +15,7 @@ import torch.distributed as dist
 from nasrec_torchrec.architecture import Architecture, recorded
 from nasrec_torchrec.datasets.prepared import MANIFEST, data_warnings, label_alone, load_schema, open_split, sha256
 from nasrec_torchrec.distributed.process_group import process_group
-from nasrec_torchrec.models.boosted_trees import columns_of_trees
 from nasrec_torchrec.models.description import ModelDescription
-from nasrec_torchrec.models.stored_trees import read_record, trees_are_installed
 from nasrec_torchrec.modules.sparse_arch import SparseArch
 from nasrec_torchrec.runs import names
 from nasrec_torchrec.runs.files import require_local
@@ -44,24 +42,19 @@ from nasrec_torchrec.search.race.recipe import recipe_space, starting_recipes
 from nasrec_torchrec.search.race.situation import Situation
 from nasrec_torchrec.search.race.students import taught
 from nasrec_torchrec.search.race.training import RaceData, UnbuildableError, check_final_fit, fit_finally, train_trial
-from nasrec_torchrec.search.race.tree import train_tree, tree_folders
+from nasrec_torchrec.search.race.trees import RaceTrees
 from nasrec_torchrec.search.race.trial import Entry, trial_folder
 from nasrec_torchrec.search.workers import Worker
 from nasrec_torchrec.search_space import SearchSpace
 from nasrec_torchrec.spans import span
 from nasrec_torchrec.table_widths import table_bytes
-from nasrec_torchrec.training.drift import deciding_loss, decisive, drift
+from nasrec_torchrec.training.drift import deciding_loss, drift
 from nasrec_torchrec.training.evaluation import sliced_feature
 from nasrec_torchrec.training.guard import DivergedError
 
 # What remains of a budget for the last measurements and the report: so many seconds and what reading the rows takes,
 # but at most a share of the budget.
 _REPORT_SECONDS, _REPORT_SHARE = 2.0, 0.06
-# Share of it that the yardstick may take.
-_TREE_SHARE = 0.06
-# A tree of the winner's columns may take this many times the seconds of the yardstick. With added features it has
-# needed .16 to .50 of them, since a history says what takes hundreds of trees without it.
-_TREE_SLACK, _TREE_SLACK_WITH_FEATURES = 1.2, 0.6
 # Whole trainings that a budget should hold, if they are to have as many epochs as are worth it.
 _WHOLE_TRAININGS = 14
 # Share of the budget that a full training of a proposed architecture may take.
@@ -160,13 +153,8 @@ class _Race:
                 f"the click rate of the validation rows differs from that of the training rows by {abs(errors):.0f} "
                 "standard errors: the log loss with the mean prediction moved to that rate decides (--monitor)"
             )
-        self.trees = trees_are_installed() if config.trees is None else config.trees
-        if self.trees and not trees_are_installed():
-            raise ValueError("trees: LightGBM is not installed; install nasrec-torchrec[trees], or choose false")
-        if self.trees and not columns_of_trees(self.base)[0]:
-            self._say("no yardstick: trees read numbers and single ids, and this data has neither")
-            self.trees = False
-        described = asdict(config) | {"trees": self.trees}
+        self.trees = RaceTrees(config, out, self.base, self.now, self._say)
+        described = asdict(config) | {"trees": self.trees.wanted}
         # What may change between a kill and the next start.
         for name in ("budget", "trials", "slice", "quiet"):
             del described[name]
@@ -192,7 +180,7 @@ class _Race:
             self.worker = worker
             self._prepare(worker)
             self.columns.add_buckets()
-            self._grow_tree(worker)
+            self.trees.grow(worker, self.data)
             self._race(worker)
             return self._finish(worker)
 
@@ -267,20 +255,6 @@ class _Race:
             narrowing(self.space, self.limits, self.base.tables()),
         )
 
-    def _grow_tree(self, worker: Worker) -> None:
-        """Trains the yardstick, unless another worker does."""
-        if not self.trees or (claim := worker.claim(names.RACE_TREE)) is None:
-            return
-        try:
-            seconds = _TREE_SHARE * self.config.budget_seconds if self.config.trials is None else None
-            tree = train_tree(
-                *(self.data.folders[0], self.base, self.out / names.RACE_TREE, seconds, self.config.seed), self.now
-            )
-        finally:
-            worker.release(claim)
-        loss = decisive(tree.validation[0], self.data.monitor)
-        self._say(f"LightGBM, the yardstick: {loss:.5f} with {tree.recipe}, {tree.seconds:.0f} s")
-
     def _describe(self, interaction: sources.Interaction) -> ModelDescription:
         return ModelDescription(self.base, interaction)
 
@@ -326,8 +300,8 @@ class _Race:
         if not (may_win := eligible(entries, self.columns.combinations)):
             return 0.0
         best = min(may_win, key=lambda entry: entry.loss)
-        if self._wants_tree_beside(best):
-            return self._tree_seconds(best)
+        if self.trees.beside(best):
+            return self.trees.seconds_beside(best)
         if not self.config.final_fit:
             return 0.0
         return sum(best.seconds[: best.best_epoch]) * (1 + self.rows["validation"] / self.rows["train"])
@@ -445,8 +419,8 @@ class _Race:
 
     def _finish(self, worker: Worker) -> dict[str, Any]:
         """One worker writes the results; the others wait for them."""
-        while self.trees and read_record(self.out / names.RACE_TREE) is None:  # a worker that died may have left it
-            self._grow_tree(worker)
+        while self.trees.missing:  # a worker that died may have left it
+            self.trees.grow(worker, self.data)
             time.sleep(_POLL_SECONDS)
         while (results := read_results(self.out)) is None:
             claim = worker.claim("finish")
@@ -456,7 +430,8 @@ class _Race:
             try:
                 results = read_results(self.out)
                 if results is None:
-                    self._grow_tree_beside()
+                    if (best := self._winner()) is not None:
+                        self.trees.grow_beside(best, self.data)
                     found = self.columns.suspicious(), self.columns.combinations
                     results = finish(
                         *(self.book, self.config, self.data, self.out, self.device, lambda: self.seconds, *found),
@@ -471,29 +446,6 @@ class _Race:
 
     def _winner(self) -> Entry | None:
         return winner(eligible(self.book.entries(), self.columns.combinations), self.book.stored(self.out))
-
-    def _grow_tree_beside(self) -> None:
-        """Trains a tree of the winner's columns, if they are others than the yardstick's, to predict with networks."""
-        best = self._winner()
-        if best is None or not self._wants_tree_beside(best):
-            return
-        schema = self.data.schema(best.trial)
-        if not columns_of_trees(schema)[0]:  # the winner does without all that trees read
-            return
-        _, folder = tree_folders(self.out)
-        seconds = None if self.config.trials is not None else max(1.0, self._tree_seconds(best))
-        train_tree(self.data.folder(best.trial), schema, folder, seconds, self.config.seed, self.now)
-
-    def _wants_tree_beside(self, best: Entry) -> bool:
-        """Returns whether the winner can predict with a tree, and has other columns than the yardstick."""
-        together = self.trees and self.config.ensemble > 1 and not self.config.final_fit
-        return together and bool(best.trial.features or best.trial.dropped)
-
-    def _tree_seconds(self, best: Entry) -> float:
-        """How long a tree of the winner's columns may take."""
-        if (yardstick := read_record(tree_folders(self.out)[0])) is None:
-            return _TREE_SHARE * self.config.budget_seconds
-        return yardstick.seconds * (_TREE_SLACK_WITH_FEATURES if best.trial.features else _TREE_SLACK)
 
     def _fit_finally(self) -> Path | None:
         """Trains the winner once more with the validation rows; returns its folder, or None if that is not wanted."""
