@@ -3,7 +3,8 @@
     python benchmarks/generation_cost.py
 
 Rows have Criteo's shape and random labels, and the supernet of NASRec-Full is not trained: the seconds are real, and
-the losses mean nothing. The children are mutations of one architecture, which they race against, as in a search.
+the losses mean nothing. The children are mutations of one architecture. As in a search, they race against the best one
+so far: the best of themselves and their parent, which is evaluated first, on all rows.
 """
 
 import statistics
@@ -45,7 +46,7 @@ class GeneratedRows:
         return ClickData(torch.randn(rows, len(self.schema.dense), generator=generator), sparse, labels)
 
 
-def main(children: int = 4, mutations: int = 1, quick: bool = False) -> None:
+def main(children: int = 3, mutations: int = 1, quick: bool = False) -> None:
     """Prints the seconds of every child, and how many times as fast the default is.
 
     Args:
@@ -65,16 +66,18 @@ def main(children: int = 4, mutations: int = 1, quick: bool = False) -> None:
     evaluators = {"default": Evaluator(supernet, *rows, default), "paper": Evaluator(supernet, *rows, paper)}
     generator = torch.Generator().manual_seed(0)
     parent = NASREC_FULL.sample(generator)
-    incumbent = evaluators["default"](parent)
     family = []
     for _ in range(children):
         child = parent
         for _ in range(mutations):
             child = NASREC_FULL.mutate(child, generator)
         family.append(child)
+    every = evaluators["default"].several([parent, *family])
+    incumbent = min(every, key=lambda candidate: candidate.loss)
+    family = [candidate.architecture for candidate in every if candidate is not incumbent]
     started = time.perf_counter()
     together = evaluators["default"].several(family, incumbent)
-    each = (time.perf_counter() - started) / children
+    each = (time.perf_counter() - started) / len(family)
     print(f"{children} children of {mutations} mutation(s), {wanted:,} + {default.evaluation_rows:,} rows, 1 thread")
     print(f"default, together: {each:.2f} s a candidate; rows seen: {[one.metrics.rows for one in together]}")
     print("  paper, s   default alone, s   times as fast   with the others")

@@ -291,6 +291,21 @@ def test_the_features_beside_one_that_helps_are_tried_even_if_their_time_has_pas
     assert found is not None and found.trial.features == every
 
 
+@pytest.mark.parametrize("budget", [60, 90])
+def test_all_histories_are_tried_together_even_if_the_first_alone_is_within_chance(budget: int):
+    def curve(trial: Trial) -> Curve:
+        """The first history helps by no more than the luck of a seed, and both together by a lot."""
+        gain = {0: 0.0, 1: 0.006, 2: 0.2}[len(trial.features)]
+        return [(loss - gain, auc, seconds) for loss, auc, seconds in _curve(replace(trial, features=()))]
+
+    planner, both = _planner(trials=None, budget=f"{budget}s", features=True), ("history_of_a", "history_of_b")
+    entries = replay(planner, curve, seconds=budget, features=[list(both)], combinations=90)
+    tried = [e.trial.features for e in entries if e.trial.source == "features"]
+    assert tried[:2] == [both[:1], both] and judgements(entries, 90)[0].verdict == "open"
+    found = winner(entries)
+    assert found is not None and found.trial.features == both
+
+
 def test_buckets_are_judged_together_before_histories_and_beside_them():
     planner, buckets = _planner(features=True), ["x_buckets", "y_buckets"]
     entries = replay(planner, _curve, trials=40, features=[["history_of_a"]], buckets=buckets)

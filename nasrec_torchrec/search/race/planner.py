@@ -197,9 +197,12 @@ class Planner:
         return situation.spent + statistics.fmean(whole) / budget > WITHOUT_STUDENTS
 
     def _missed_features(self, situation: Situation) -> bool:
-        """Returns whether the time for features passed before a history was tried, or those beside one that helps."""
+        """Returns whether the time for features passed before all histories were tried, or those beside one that helps.
+
+        The best history alone may miss by a hair what all together gain many times over.
+        """
         tried = [set(entry.trial.features) for entry in situation.entries]
-        if not any(tried) or (situation.features and set().union(*tried) <= set(situation.buckets)):
+        if not any(tried) or situation.lacks_histories:
             return True
         beside = (set(names) for names in situation.histories)
         return situation.history_helps and not all(any(names <= one for one in tried) for names in beside)
@@ -270,12 +273,13 @@ class Planner:
     def _propose_features(self, situation: Situation) -> Trial | None:
         """Proposes the buckets of dense features, then the best history, all of them, and sets that differ in one.
 
-        A set whose gain may be luck is repeated with further seeds first, and so is what it is compared with. Where
-        neither the best history nor all together are better than chance explains, one cross is still tried.
+        A set whose gain may be luck is repeated with further seeds, and so is what it is compared with, once all
+        histories were tried together. Where neither the best history nor all together are better than chance explains,
+        one cross is still tried.
         """
         if not situation.features and not situation.buckets:
             return None
-        if (repeated := self._repeat_undecided(situation)) is not None:
+        if not situation.lacks_histories and (repeated := self._repeat_undecided(situation)) is not None:
             return repeated
         known = {entry.trial.configuration for entry in situation.entries}
         buckets = set(situation.buckets)

@@ -46,6 +46,12 @@ class Situation:
         return [[name for name in found if name not in self.crosses] for found in self.features]
 
     @property
+    def lacks_histories(self) -> bool:
+        """Whether no trial has all histories of the first ranking yet."""
+        first = set(self.histories[0]) if self.features else set()
+        return bool(first) and not any(first <= set(entry.trial.features) for entry in self.entries)
+
+    @property
     def history_helps(self) -> bool:
         """Whether a set with more than buckets is better than chance explains."""
         return any(one.verdict == "accepted" and set(one.features) - set(self.buckets) for one in self.judgements)
