@@ -214,6 +214,10 @@ def parallelize(
             raise ValueError(
                 f"sharding_group_size: expected none where every rank holds tables whole, found {sharding_group_size}"
             )
+        if table_memory != "device":  # TorchRec averages what is behind a cache, not what is in it
+            raise ValueError(
+                f"table_memory: expected device with sharding_group_size {sharding_group_size}, found {table_memory!r}"
+            )
         require_copies(model, _weights(model), sharding_group_size, device)
     weights = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
     ranks = sharding_group_size or dist.get_world_size()
@@ -260,7 +264,7 @@ def _fill_shards(dmp: DistributedModelParallel, weights: dict[str, Tensor]) -> N
         shards = shards_of(sharded)
         if shards is None:
             sharded.copy_(weights[name])  # a replicated table; anything else is where it was
-        for offsets, shard in shards or ():
+        for offsets, shard in shards or []:
             slices = tuple(slice(offset, offset + size) for offset, size in zip(offsets, shard.shape, strict=True))
             shard.copy_(weights[name][slices])
 

@@ -73,10 +73,10 @@ class DotProduct(Operator):
         else:
             tokens_BEN = self.tokens_norm(self.project_tokens(tokens))
         all_BEK = torch.cat([dense_BE.unsqueeze(2), tokens_BEN], dim=2)
-        return self.norm(self.project(_products(all_BEK)))
+        return self.norm(self.project(_of_pairs(all_BEK)))
 
 
-def _products(all_BEK: Tensor) -> Tensor:
+def _of_pairs(all_BEK: Tensor) -> Tensor:
     if runs_eagerly(all_BEK) and all_BEK.dtype in SCALARS and has_kernel(all_BEK.dtype == torch.float64):
         return pair_products(all_BEK)
     return lower_triangle(torch.bmm(all_BEK.transpose(1, 2), all_BEK))

@@ -105,8 +105,8 @@ class TrainFlags:
         quantized_comms: whether to send embeddings and their gradients between ranks in 16 bits. Requires CUDA.
         sharding_group_size: number of ranks that share a copy of the tables. Of several copies, each is sharded over
             its own ranks and learns from their rows (TorchRec's ``DMPCollection``, 2D parallelism), which sends less
-            between the ranks of a large cluster. It must divide the number of ranks. Requires CUDA, and tables with
-            ``adagrad`` or ``rowwise_adagrad``. If unset, all ranks share one copy.
+            between the ranks of a large cluster. It must divide the number of ranks. Requires CUDA, tables in the
+            memory of the GPUs, and ``adagrad`` or ``rowwise_adagrad`` for them. If unset, all ranks share one copy.
         table_sync_every: number of steps after which the copies of the tables are averaged. They also are before every
             evaluation and checkpoint.
         log_every: number of steps between two log lines.

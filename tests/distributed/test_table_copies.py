@@ -108,7 +108,7 @@ def test_copies_of_the_tables_learn_resume_and_continue_without_copies(tmp_path:
 
 
 def _refused(change: dict[str, Any], optimizer: type[torch.optim.Optimizer]) -> str:
-    with _copies_on_cpu(), pytest.raises(ValueError, match="sharding_group_size: ") as error:
+    with _copies_on_cpu(), pytest.raises(ValueError, match="sharding_group_size") as error:
         tables = make_ebc(2)
         apply_optimizer_in_backward(optimizer, tables.parameters(), {"lr": 0.1})
         parallelize(nn.ModuleDict({"tables": tables}), CPU, **change)
@@ -121,5 +121,7 @@ def test_what_copies_cannot_be_is_refused(one_rank):
     adagrad = torch.optim.Adagrad
     assert "expected one of [1] for 1 ranks, found 2" in _refused({"sharding_group_size": 2}, adagrad)
     assert "found sgd for the table t0" in _refused({"sharding_group_size": 1}, torch.optim.SGD)
+    cached = {"sharding_group_size": 1, "table_memory": "auto"}
+    assert "table_memory: expected device with sharding_group_size 1, found 'auto'" in _refused(cached, adagrad)
     whole = {"sharding_group_size": 1, "replicated": ("t0",)}
     assert "expected none where every rank holds tables whole" in _refused(whole, adagrad)
