@@ -143,7 +143,9 @@ def test_every_operator_leaves_as_it_computes():
     program = trace(scoring_model(model, ExportConfig(), schema.feature_names)).module()
     for batch_size in (1, 9):
         request, logits = as_request(model, schema, batch_size)
-        torch.testing.assert_close(program(*_inputs(request)), logits, rtol=1e-5, atol=1e-5)
+        # Logits of such a network are in the hundreds, and one near 0 is no more exact than the others.
+        size = logits.abs().max()
+        torch.testing.assert_close(program(*_inputs(request)) / size, logits / size, rtol=0, atol=1e-6)
 
 
 @pytest.mark.extended
