@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nasrec_torchrec.modules.kernels.products import PADDED, activated, products, runs_eagerly
 from nasrec_torchrec.modules.linear import MultiSourceLinear, XavierLinear
@@ -42,6 +43,17 @@ def test_it_is_a_linear_over_the_concatenation(shape, widths, columns, biased, t
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     with torch.no_grad():
         assert torch.equal(products(bias, inputs, weights), results[0][0])
+
+
+def test_flops_are_those_of_the_products():
+    inputs = [torch.randn(5, width, requires_grad=True) for width in (3, 4)]
+    weights = [torch.randn(2, 3), torch.randn(2, 4)]
+    with FlopCounterMode(display=False) as counter:
+        out = products(torch.zeros(2), inputs, weights)
+    assert counter.get_total_flops() == 2 * 5 * 2 * (3 + 4)
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == 2 * 5 * 2 * (3 + 4)
 
 
 def test_what_needs_no_gradient_gets_none():
