@@ -42,6 +42,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -187,6 +188,19 @@ def _rank(rank: int, world_size: int, folder: str, function: Callable[..., Any],
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+def on_threads(function: Callable[[Tensor], Tensor], leaf: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What a function returns, and the gradient of its squares, on one thread of PyTorch's and on three."""
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            out = function(leaf)
+            results.append((out, torch.autograd.grad(out.square().sum(), leaf)[0]))
+    finally:
+        torch.set_num_threads(threads)
+    return results
 
 
 def make_candidate(architecture: Architecture, loss: float | None = None, **values: Any) -> Candidate:

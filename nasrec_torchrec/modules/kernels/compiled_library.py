@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-pthread")
 _LOG = logging.getLogger(__name__)
@@ -60,6 +61,22 @@ def compiled_library(source: Path, definitions: Mapping[str, str]) -> ctypes.CDL
             return ctypes.CDLL(str(library))
         except OSError as error:
             raise CompilerError(f"the compiled {source.name} cannot be loaded: {error}") from None
+
+
+def compiled_function(source: Path, definitions: Mapping[str, str], name: str, otherwise: str) -> Any:
+    """Returns a function of :func:`compiled_library`; None if there is none on this machine, which is logged.
+
+    Args:
+        source: C++ file.
+        definitions: macros to compile it with.
+        name: name of the function.
+        otherwise: what happens without it, for the log.
+    """
+    try:
+        return getattr(compiled_library(source, definitions), name)
+    except CompilerError as error:
+        _LOG.warning("%s: %s", otherwise, error)
+        return None
 
 
 def _compile(source: Path, definitions: Mapping[str, str], compiler: tuple[str, ...], library: Path) -> None:

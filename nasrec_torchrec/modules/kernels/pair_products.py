@@ -1,7 +1,6 @@
 """Products of all pairs of tokens as an operator of PyTorch: ``torch.ops.nasrec.pair_products``."""
 
 import ctypes
-import logging
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nasrec_torchrec.modules.kernels.compiled_library import CompilerError, compiled_library
+from nasrec_torchrec.modules.kernels.compiled_library import compiled_function
 
-SCALARS = {torch.float32: "float", torch.float64: "double"}
+SCALARS = torch.float32, torch.float64
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_LOG = logging.getLogger(__name__)
 
 
 @torch.compiler.assume_constant_result
@@ -32,11 +30,9 @@ def has_kernel(double: bool = False) -> bool:
 
 @cache
 def _kernel(double: bool) -> Any:
-    try:
-        return compiled_library(_SOURCE, {"NASREC_SCALAR": "double" if double else "float"}).nasrec_pair_products
-    except CompilerError as error:
-        _LOG.warning("products of pairs run as a matrix product, several times slower: %s", error)
-        return None
+    definitions = {"NASREC_SCALAR": "double" if double else "float"}
+    otherwise = "products of pairs run as a matrix product, several times slower"
+    return compiled_function(_SOURCE, definitions, "nasrec_pair_products", otherwise)
 
 
 def _run(tokens: Tensor, products: Tensor, tokens_grad: Tensor | None = None) -> None:

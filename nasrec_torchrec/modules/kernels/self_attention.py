@@ -2,7 +2,6 @@
 
 import ctypes
 import importlib.util
-import logging
 import os
 from functools import cache
 from pathlib import Path
@@ -12,14 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nasrec_torchrec.modules.kernels.compiled_library import CompilerError, compiled_library
+from nasrec_torchrec.modules.kernels.compiled_library import compiled_function
 
 MAX_HEAD_DIM = 8
 SWITCH = "NASREC_ATTENTION"
-_SCALARS = {torch.float32: "float", torch.float64: "double"}
+_SCALARS = torch.float32, torch.float64
 _CUDA_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _SOURCE = Path(__file__).with_suffix(".cpp")
-_LOG = logging.getLogger(__name__)
 
 
 @torch.compiler.assume_constant_result
@@ -60,11 +58,8 @@ def _triton() -> Any:
 @cache
 def _kernel(head_dim: int, double: bool) -> Any:
     definitions = {"NASREC_SCALAR": "double" if double else "float", "NASREC_HEAD_DIM": str(head_dim)}
-    try:
-        return compiled_library(_SOURCE, definitions).nasrec_self_attention
-    except CompilerError as error:
-        _LOG.warning("attention runs as scaled_dot_product_attention, several times slower: %s", error)
-        return None
+    otherwise = "attention runs as scaled_dot_product_attention, several times slower"
+    return compiled_function(_SOURCE, definitions, "nasrec_self_attention", otherwise)
 
 
 def _run(backwards: bool, heads: int, *tensors: Tensor) -> None:
@@ -88,7 +83,7 @@ def _threads(pairs: int) -> int:
 def _check(qkv: Tensor, heads: int) -> None:
     if qkv.dim() != 3 or heads < 1 or qkv.shape[2] % (3 * heads) or not qkv.shape[2]:
         raise ValueError(f"qkv: expected shape (B, N, 3 * heads * head_dim), found {tuple(qkv.shape)}, heads {heads}")
-    types = _CUDA_TYPES if qkv.device.type == "cuda" else tuple(_SCALARS)
+    types = _CUDA_TYPES if qkv.device.type == "cuda" else _SCALARS
     if qkv.dtype not in types or qkv.shape[2] // (3 * heads) > MAX_HEAD_DIM:
         names = " or ".join(str(kind).removeprefix("torch.") for kind in types)
         raise ValueError(

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import on_threads
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -85,15 +86,7 @@ def test_gradients_are_those_of_small_differences():
 
 def test_threads_do_not_change_a_bit():
     assert has_kernel()
-    tokens, results = torch.randn(300, 16, 46, requires_grad=True), []
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            out = pair_products(tokens)
-            results.append((out, torch.autograd.grad(out.square().sum(), tokens)[0]))
-    finally:
-        torch.set_num_threads(threads)
+    results = on_threads(pair_products, torch.randn(300, 16, 46, requires_grad=True))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
